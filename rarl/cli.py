@@ -1,0 +1,139 @@
+"""The command line. It only assembles: every command is a few lines around one function."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rarl.config import Config, load_config
+from rarl.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+app = typer.Typer(
+    help="Reasoning-aware reinforcement learning for medical vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tiny = typer.Typer(help="The tiny world: a real model and phantom radiographs, small enough for a laptop.")
+app.add_typer(tiny, name="tiny", no_args_is_help=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")]
+
+
+def main() -> None:
+    """Entry point: a UserError becomes one line and exit code 2."""
+    run_and_explain(app)
+
+
+def run_and_explain(function: Any, *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command()
+def train(config: Path, overrides: Overrides = None) -> None:
+    """Measures the base model, trains, measures again."""
+    train_config(load_config(config, overrides))
+
+
+@app.command(name="eval")
+def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], overrides: Overrides = None) -> None:
+    """Measures a run's adapter beside its base, or the base model of a configuration."""
+    from rarl.display import Display
+    from rarl.run import evaluate_only
+
+    display = Display()
+    if target.is_dir():
+        if not (target / "config.yaml").is_file():
+            raise UserError(f"{target}: holds no config.yaml, so it is not a run directory")
+        config = load_config(target / "config.yaml", [*(overrides or []), f"run_dir={target}"])
+    else:
+        config = load_config(target, overrides)
+    display.results(evaluate_only(config, display))
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Of data, sampling and adapter.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
+) -> None:
+    """Trains the tiny model on phantom radiographs: the whole path in a few minutes on a CPU."""
+    path = REPOSITORY / "configs" / "demo.yaml"
+    train_config(load_config(path, [f"seed={seed}", f"run_dir={out or f'runs/demo-{seed}'}"]))
+
+
+def train_config(config: Config) -> None:
+    from rarl.display import Display
+    from rarl.run import train_and_evaluate
+    from rarl.training.curve import draw_curve
+
+    display = Display()
+    summary = train_and_evaluate(config, display)
+    run_dir = Path(config.run_dir)
+    draw_curve(run_dir / "metrics.jsonl", run_dir / "curve.png")
+    display.results(summary)
+    seconds = summary["seconds"]
+    display.note(f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
+    display.note(f"adapter {run_dir / 'adapter'}, curve {run_dir / 'curve.png'}, summary {run_dir / 'summary.json'}")
+
+
+@app.command()
+def plan(
+    config: Path,
+    overrides: Overrides = None,
+    gpu_gib: Annotated[float, typer.Option(help="Memory of the card.")] = 40.0,
+) -> None:
+    """Estimates whether a configuration fits a GPU, part by part. Needs neither the GPU nor the model."""
+    from rarl.display import Display
+    from rarl.planning import model_shapes, plan_memory
+    from rarl.resources import resolve_model
+
+    loaded = load_config(config, overrides)
+    path = loaded.model.path if "/" in loaded.model.path else resolve_model(loaded.model.path)
+    memory = plan_memory(loaded, model_shapes(path), gpu_gib)
+    Display().memory(memory)
+    if memory.shortfalls():
+        raise UserError("; ".join(memory.shortfalls()))
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help="The published layout: vqa-rad.")],
+    src: Annotated[Path, typer.Argument(help="Its folder, as downloaded.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
+    split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
+    test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.")] = 0,
+    phrases: Annotated[str, typer.Option(help="VQA-RAD's phrase types to keep.")] = "freeform,para",
+) -> None:
+    """Converts a published data set to the Parquet schema that training reads."""
+    from rarl.data.convert import prepare_dataset
+    from rarl.display import Display
+
+    Display().note(prepare_dataset(source, src, out, split, test_share, seed, tuple(phrases.split(","))))
+
+
+@tiny.command()
+def build(
+    seed: Annotated[int, typer.Option()] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("runs/tiny-base"),
+) -> None:
+    """Trains the tiny base model from scratch (about four minutes on two cores)."""
+    from rarl.display import Display
+    from rarl.tiny.build import STEPS, build_base
+
+    display = Display()
+    with display.counting("building the tiny base", STEPS) as advance:
+        build_base(seed, out, lambda step, loss: advance(1))
+    display.note(f"base model of seed {seed} in {out}")

@@ -1,0 +1,62 @@
+"""Starting Ray on this machine, or joining the cluster that a job was submitted to, without its noise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+import ray.data
+
+from rarl.errors import UserError
+
+
+@contextmanager
+def ray_session(log_folder: Path) -> Iterator[None]:
+    """Within it Ray is up, and everything that Ray and the libraries print on the driver goes to
+    `log_folder`/driver.log. A `Display` made before keeps the terminal."""
+    log_folder.mkdir(parents=True, exist_ok=True)
+    with output_in(log_folder / "driver.log"):
+        joined = ray.is_initialized()
+        if not joined:
+            start_or_join()
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
+            yield
+        finally:
+            if not joined:
+                ray.shutdown()
+
+
+@contextmanager
+def output_in(path: Path) -> Iterator[None]:
+    """Sends standard output and error, those of native code too, to the end of a file for a while."""
+    with path.open("ab") as log:
+        kept = [(number, os.dup(number)) for number in (1, 2)]
+        try:
+            for number, _ in kept:
+                os.dup2(log.fileno(), number)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, original in kept:
+                os.dup2(original, number)
+                os.close(original)
+
+
+def start_or_join() -> None:
+    """Joins the cluster named by RAY_ADDRESS (`ray job submit` sets it), or starts one here."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**quiet)
+        else:
+            # At least two: the actors' shares add up to more than one, and a machine with one core would wait forever.
+            ray.init(num_cpus=max(2, os.cpu_count() or 2), **quiet)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,181 @@
+"""One configuration tree. `load_config` reads YAML, applies `key=value` overrides and names every mistake in one line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rarl.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraConfig(Section):
+    """The adapter: always on the seven linear kinds of the language model, never on the vision tower (vLLM would
+    ignore that part), and without dropout (the sampler has none, and the sampler must be the policy)."""
+
+    rank: Positive = 8
+    alpha: Positive = 16
+
+
+class ModelConfig(Section):
+    path: str  # a folder, a Hub id, or `module:function` that returns a folder
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on a GPU
+    lora: LoraConfig = LoraConfig()
+
+
+class DataConfig(Section):
+    train: str  # canonical Parquet (file or folder), or `module:function` that writes one
+    eval: dict[str, str] = {}  # name → the same; measured before and after training
+    max_pixels: Positive | None = None  # images are shrunk to at most this area; None: the processor's own bound
+    on_bad_row: Literal["fail", "skip"] = "fail"
+
+
+class RolloutConfig(Section):
+    num_actors: Positive = 1
+    group_size: Annotated[int, Field(ge=2)] = 8  # completions per prompt
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_completion_tokens: Positive = 512
+    max_model_length: Positive = 2048  # prompt with image tokens, and completion
+    kv_cache_mib: Positive = 128  # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
+    gpu_memory_share: Fraction = 0.4  # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
+
+
+class GrpoConfig(Section):
+    clip: Fraction = 0.2  # ε of the clipped ratio
+    kl_beta: Annotated[float, Field(ge=0)] = 0.0  # weight of the KL to the base model; 0 skips the reference pass
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0  # C of truncated importance sampling
+
+
+class TrainConfig(Section):
+    steps: Positive = 200
+    prompts_per_step: Positive = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    micro_batch_size: Positive = 8  # completions per forward and backward pass; bounds the trainer's memory
+    # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001 in float32,
+    # 0.1 in bfloat16, where rounding alone gives about 0.01.
+    max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_every: Positive = 20
+    keep_checkpoints: Positive = 2
+    max_restarts: Annotated[int, Field(ge=0)] = 1  # of the train worker after a crash
+
+
+class EvaluationConfig(Section):
+    max_examples: Positive | None = None  # per data set; None: all
+    max_completion_tokens: Positive | None = None  # None: as in rollout
+
+
+class Config(Section):
+    """Everything that decides what a run does. Written to `config.yaml` in the run directory."""
+
+    run_dir: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: dict[str, float] = {"format": 0.2, "accuracy": 1.0}  # name or `module:function` → weight
+    grpo: GrpoConfig = GrpoConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file and applies overrides such as `rollout.group_size=4` (values are YAML).
+
+    Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a wrong value.
+    """
+    tree = read_yaml(Path(path))
+    for override in overrides or []:
+        apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + describe(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; configurations are YAML files such as configs/demo.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values at the top level, found {type(tree).__name__}")
+    return tree
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Sets one dotted key in place."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': write key=value, for example rollout.group_size=4")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is not valid YAML") from None
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override '{override}': '{part}' is not a group of keys")
+    node[leaf] = parsed
+
+
+def describe(error: ValidationError) -> str:
+    """The first mistake of a validation as one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        nearest = nearest_key(key)
+        return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
+    if first["type"] == "missing":
+        return f"key '{key}' is missing"
+    return f"key '{key}': {first['msg']}, got {first['input']!r}"
+
+
+def nearest_key(unknown: str) -> str | None:
+    """The known dotted key most like `unknown`; a leaf that exists in another group counts as near."""
+    known = list(known_keys(Config))
+    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    leaf = unknown.rsplit(".", 1)[-1]
+    leaves = {key.rsplit(".", 1)[-1]: key for key in known}
+    near = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
+    return leaves[near[0]] if near else None
+
+
+def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def dump_config(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)

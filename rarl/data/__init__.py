@@ -1,0 +1,1 @@
+"""Sources → one Parquet schema → a Ray Data stream of prepared examples."""

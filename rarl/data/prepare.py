@@ -1,0 +1,47 @@
+"""Example → PreparedExample: what the sampler and the trainer need, computed once, in Ray Data's workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarl.data.images import decode_image, fit_image
+from rarl.prompts import render_prompt
+from rarl.schema import Example
+
+
+@dataclass(frozen=True)
+class PreparedExample:
+    """`example` comes without its image file; the pixels below replace it.
+
+    prompt: text with one image placeholder, for the sampler.
+    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the sampler.
+    prompt_token_ids: (P,) int64 with the placeholder expanded, for the trainer.
+    patches: (patches, channels * temporal * patch * patch) float32, the image processor's output, for the trainer.
+    grid: (3,) int64, patches along time, height and width.
+    """
+
+    example: Example
+    prompt: str
+    pixels: NDArray[np.uint8]
+    prompt_token_ids: NDArray[np.int64]
+    patches: NDArray[np.float32]
+    grid: NDArray[np.int64]
+
+
+def prepare_example(example: Example, processor: Any, max_pixels: int | None) -> PreparedExample:
+    """Decodes, fits and tokenises. Raises BadImage."""
+    pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
+    prompt = render_prompt(processor, example)
+    encoded = processor(text=[prompt], images=[pixels], return_tensors="np")
+    return PreparedExample(
+        example=replace(example, image=b""),
+        prompt=prompt,
+        pixels=pixels,
+        prompt_token_ids=np.asarray(encoded["input_ids"][0], dtype=np.int64),
+        patches=np.asarray(encoded["pixel_values"], dtype=np.float32),
+        grid=np.asarray(encoded["image_grid_thw"][0], dtype=np.int64),
+    )

@@ -1,0 +1,79 @@
+"""The Ray Data streams: prepared examples in the order of the steps, or in the order of the rows."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from rarl.data.check import READ_CPUS
+from rarl.data.order import StepOrder
+from rarl.data.parquet import ParquetRows
+from rarl.data.prepare import PreparedExample, prepare_example
+
+
+@dataclass(frozen=True)
+class PreparerSettings:
+    """What a Ray Data worker needs to prepare rows: picklable, no models."""
+
+    data_path: str
+    model_path: str
+    max_pixels: int | None
+
+
+class Preparer:
+    """A Ray Data actor: row numbers in, prepared examples out, one processor for its lifetime."""
+
+    def __init__(self, settings: PreparerSettings) -> None:
+        from transformers import AutoProcessor
+
+        self.rows = ParquetRows(settings.data_path)
+        self.processor = AutoProcessor.from_pretrained(settings.model_path)
+        self.max_pixels = settings.max_pixels
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        examples = self.rows.read(batch["row"].to_pylist())
+        prepared = [prepare_example(e, self.processor, self.max_pixels) for e in examples]
+        # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
+        return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
+
+
+def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Dataset:
+    """Streams the rows named in `blocks` (column `row`) through preparers, keeping their order."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    return ray.data.from_arrow(blocks).map_batches(
+        Preparer,
+        fn_constructor_args=[settings],
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=READ_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=4),
+    )
+
+
+def training_stream(settings: PreparerSettings, order: StepOrder, start: int, stop: int) -> Dataset:
+    """Steps `start` to `stop` - 1, a block each, with the columns `step`, `row` and `prepared`."""
+    blocks = []
+    for step in range(start, stop):
+        rows = order.rows_of(step)
+        blocks.append(pa.table({"step": np.full(len(rows), step), "row": rows}))
+    return prepared_stream(settings, blocks)
+
+
+def ordered_stream(settings: PreparerSettings, rows: np.ndarray, block_rows: int = 32) -> Dataset:
+    """The given rows in the given order, for evaluation."""
+    blocks = [pa.table({"row": rows[i : i + block_rows]}) for i in range(0, len(rows), block_rows)]
+    return prepared_stream(settings, blocks)
+
+
+def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:
+    """The `prepared` column of a batch."""
+    column: Iterable[bytes] = batch["prepared"].to_pylist() if isinstance(batch, pa.Table) else batch["prepared"]
+    return [pickle.loads(value) for value in column]

@@ -1,0 +1,152 @@
+"""What a person sees: live progress on a terminal, a few plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rarl.planning import MemoryPlan
+from rarl.training.metrics import read_metrics
+
+PLAIN_LINES = 10  # per training run, where there is no terminal
+
+
+class Display:
+    """All of the program's output to people. Results can be read from files; nothing parses this.
+
+    Writes to a copy of standard output, which stays the terminal's while the libraries' output goes to a log file.
+    """
+
+    def __init__(self) -> None:
+        sys.stdout.flush()
+        self.console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False)
+
+    def note(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A spinner while something of unknown length goes on."""
+        if self.console.is_terminal:
+            with self.console.status(f"{what} …"):
+                yield
+        else:
+            self.note(f"{what} …")
+            yield
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], Any]]:
+        """A bar for `total` things; yields a function that is told how many more are done."""
+        if not self.console.is_terminal:
+            self.note(f"{what} ({total}) …")
+            yield lambda _: None
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=total)
+            yield lambda done: progress.advance(task, done)
+
+    @contextmanager
+    def training(self, metrics: Path, steps: int) -> Iterator[Callable[[], Any]]:
+        """Follows a metrics file; yields the function that looks for news."""
+        if not self.console.is_terminal:
+            yield plain_lines(self, metrics, steps)
+            return
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("starting the worker", total=steps)
+
+            def refresh() -> None:
+                rows = read_metrics(metrics)
+                if rows:
+                    progress.update(task, completed=rows[-1]["step"], description=describe(rows))
+
+            yield refresh
+            refresh()
+
+    def results(self, summary: dict[str, Any]) -> None:
+        """Before → after with 95 % intervals."""
+        table = Table(title="greedy accuracy in %, with 95 % intervals (bootstrap over images)")
+        for column in ("data set", "questions", "base", "trained", "difference in points"):
+            table.add_column(column, justify="left" if column == "data set" else "right")
+        for name, base in summary["base"].items():
+            add_rows(table, name, base, summary["trained"].get(name), summary["difference"].get(name))
+        self.console.print(table)
+
+    def memory(self, plan: MemoryPlan) -> None:
+        """A memory plan, part by part."""
+        table = Table(title=f"estimated GPU memory in GiB, card of {plan.card:.0f}")
+        table.add_column("part")
+        table.add_column("GiB", justify="right")
+        for title, parts, limit in (
+            ("trainer", plan.trainer, plan.card - plan.sampler_share),
+            ("sampler (vLLM)", plan.sampler, plan.sampler_share),
+        ):
+            table.add_row(title, f"{sum(parts.values()):.1f} of {limit:.1f}", style="bold")
+            for part, size in parts.items():
+                table.add_row(f"  {part}", f"{size:.1f}")
+        self.console.print(table)
+
+
+def add_rows(table: Table, name: str, base: dict[str, Any], trained: Any, change: Any) -> None:
+    """One row for the data set, and one for each answer type where there are several."""
+    points = f"{change['points']:+.1f} [{change['ci95'][0]:+.1f}, {change['ci95'][1]:+.1f}]" if change else ""
+    table.add_row(name, str(base["n"]), percent(base), percent(trained), points)
+    if len(base["by_type"]) > 1:
+        for kind, part in base["by_type"].items():
+            after = trained["by_type"][kind] if trained else None
+            table.add_row(f"  {kind}", str(part["n"]), percent(part), percent(after), "", style="dim")
+
+
+def percent(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    low, high = result["ci95"]
+    return f"{100 * result['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def describe(rows: list[dict[str, Any]]) -> str:
+    """The mean of the last ten steps: single steps are too noisy to read."""
+    recent = rows[-10:]
+    seconds = sum(row["seconds/step"] for row in recent)
+    tokens = sum(row["completion_tokens/total"] for row in recent)
+    parts = [f"reward {mean(recent, 'reward/mean'):.2f}"]
+    if recent[-1].get("reward/accuracy") is not None:
+        parts.append(f"accuracy {mean(recent, 'reward/accuracy'):.2f}")
+    return "  ".join([*parts, f"{tokens / seconds:,.0f} tokens/s"])
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) / len(values)
+
+
+def plain_lines(display: Display, metrics: Path, steps: int) -> Callable[[], Any]:
+    """Prints about `PLAIN_LINES` lines over a run."""
+    every = max(1, steps // PLAIN_LINES)
+    printed = 0
+
+    def refresh() -> None:
+        nonlocal printed
+        rows = read_metrics(metrics)
+        if not rows or rows[-1]["step"] // every <= printed:
+            return
+        printed = rows[-1]["step"] // every
+        left = mean(rows[-10:], "seconds/step") * (steps - rows[-1]["step"])
+        display.note(f"step {rows[-1]['step']}/{steps}  {describe(rows)}  {left / 60:.1f} min left")
+
+    return refresh

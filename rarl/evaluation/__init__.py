@@ -1,0 +1,1 @@
+"""Metrics per dataset, and the comparison of runs."""

@@ -1,0 +1,1 @@
+"""Rewards → advantages → loss → gradient: the policy model and its update."""

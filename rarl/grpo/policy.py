@@ -1,0 +1,62 @@
+"""The policy: a frozen Qwen2-VL with a LoRA adapter on its language model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+# The language model's linear layers alone: vLLM would silently ignore an adapter on the vision tower.
+TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def load_policy(model_path: str, dtype: str, device: str, rank: int, alpha: int, seed: int) -> PeftModel:
+    """Base weights in `dtype`, adapter weights in float32; only the adapter has gradients.
+
+    The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on `seed` alone.
+    """
+    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    torch.manual_seed(seed)
+    adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
+    policy = get_peft_model(model, adapter)
+    policy.to(device).train()
+    return policy
+
+
+def adapter_parameters(policy: PeftModel) -> list[torch.nn.Parameter]:
+    return [p for p in policy.parameters() if p.requires_grad]
+
+
+def adapter_arrays(policy: PeftModel) -> dict[str, NDArray[np.float32]]:
+    """The adapter under PEFT's own file names, as float32 arrays of their own memory."""
+    state = get_peft_model_state_dict(policy)
+    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def adapter_config(policy: PeftModel) -> dict[str, Any]:
+    """`adapter_config.json` as PEFT writes it."""
+    config: dict[str, Any] = policy.peft_config["default"].to_dict()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+
+
+def save_adapter(policy: PeftModel, folder: Path) -> None:
+    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it."""
+    policy.save_pretrained(folder)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """Tensors and configuration of a PEFT folder, as `adapter_arrays` and `adapter_config` give them."""
+    tensors = {name: tensor.float().numpy() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    return tensors, json.loads((folder / "adapter_config.json").read_text())
+
+
+def load_adapter(policy: PeftModel, folder: Path) -> None:
+    """Restores weights that `save_adapter` wrote into a policy of the same shape."""
+    set_peft_model_state_dict(policy, load_file(folder / "adapter_model.safetensors"))

@@ -1,0 +1,35 @@
+"""Which device and number format a configuration means on this machine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from rarl.config import Config
+from rarl.errors import UserError
+
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+def resolve_device(config: Config) -> Device:
+    """Raises UserError when a GPU is asked for and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch sees no GPU here; run on a machine with one, or set device=cpu")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def resolve_dtype(config: Config, device: Device) -> Dtype:
+    if config.model.dtype == "auto":
+        return "float32" if device == "cpu" else "bfloat16"
+    return config.model.dtype
+
+
+def resolve_mismatch_bound(config: Config, dtype: Dtype) -> float:
+    """See `train.max_sampler_mismatch`."""
+    if config.train.max_sampler_mismatch is not None:
+        return config.train.max_sampler_mismatch
+    return 0.001 if dtype == "float32" else 0.1

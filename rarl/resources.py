@@ -1,0 +1,56 @@
+"""Where a configuration's model and data sets are: folders, Hub ids, or functions that make them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rarl.config import IMPORT_PATH
+from rarl.errors import UserError
+from rarl.imports import import_object
+
+
+def resolve_model(path: str) -> str:
+    """A local folder with a model. Hub ids are looked up in the local cache, then downloaded.
+
+    Raises UserError when it cannot be had.
+    """
+    if IMPORT_PATH.match(path):
+        return str(import_object(path)())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path={path}: the folder holds no config.json, so it is not a model")
+        return str(folder.resolve())
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(f"model.path={path}: no such folder, and not a Hub id of the form owner/name")
+    return download_model(path)
+
+
+def download_model(hub_id: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(hub_id, local_files_only=True)
+    except Exception:  # absent or incomplete in the cache, in whatever way: the download below says what is wrong
+        pass
+    try:
+        return snapshot_download(hub_id)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.path={hub_id}: not in the local cache, and it could not be downloaded ({reason}); "
+            "copy the model to a folder and set model.path to it"
+        ) from None
+
+
+def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
+    """A canonical Parquet file or folder. A `module:function` is called once with the file to write and the seed."""
+    if not IMPORT_PATH.match(path):
+        where = Path(path).expanduser()
+        if not where.exists():
+            raise UserError(f"{key}={path}: no such file or folder; make a data set with `rarl prepare`")
+        return str(where.resolve())
+    made = folder / f"{key}.parquet"
+    if not made.exists():
+        import_object(path)(made, seed)
+    return str(made.resolve())

@@ -1,0 +1,1 @@
+"""Answer → named scores → one reward."""

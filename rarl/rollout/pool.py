@@ -1,0 +1,77 @@
+"""All sampler actors behind one handle: work is spread over them, an adapter goes to each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rarl.errors import UserError
+from rarl.rollout.environment import sampler_environment
+from rarl.rollout.sampler import Sampler, SampleRequest, SamplerSettings, SamplingSettings
+from rarl.schema import Rollout
+
+SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
+START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
+
+
+class SamplerPool:
+    """Cheap to copy between processes: it holds actor handles only."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self.actors = actors
+
+    @classmethod
+    def start(cls, settings: SamplerSettings, num_actors: int, log_folder: Path) -> SamplerPool:
+        """Starts the actors and waits until every engine is up."""
+        actors = []
+        for index in range(num_actors):
+            own = SamplerSettings(**{**vars(settings), "log_path": str(log_folder / f"sampler-{index}.log")})
+            gpus = settings.gpu_memory_share if settings.device == "cuda" else 0
+            environment = {"env_vars": sampler_environment(settings.device, index)}
+            remote = ray.remote(num_cpus=SAMPLER_CPUS, num_gpus=gpus, runtime_env=environment, max_restarts=0)(Sampler)
+            actors.append(remote.remote(own))
+        try:
+            ray.get([actor.ready.remote() for actor in actors], timeout=START_TIMEOUT)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(f"the vLLM engines were not up after {START_TIMEOUT} s; see {log_folder}") from None
+        except ray.exceptions.RayError as error:
+            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+            raise UserError(f"a vLLM engine did not start: {last}; its log is in {log_folder}") from None
+        return cls(actors)
+
+    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
+        """Sends the adapter once to the object store and loads it in every actor; returns the bytes loaded by one."""
+        shared = ray.put(tensors)
+        sizes = get_or_explain([actor.load_adapter.remote(version, shared, peft_config) for actor in self.actors])
+        return int(sizes[0])
+
+    def generate(
+        self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
+    ) -> list[list[Rollout]]:
+        """A group of rollouts per request, in the order of the requests, whichever actor made them."""
+        parts = [requests[index :: len(self.actors)] for index in range(len(self.actors))]
+        pending = [
+            actor.generate.remote(part, sampling, use_adapter)
+            for actor, part in zip(self.actors, parts, strict=True)
+            if part
+        ]
+        groups: list[list[Rollout]] = [[] for _ in requests]
+        for index, done in enumerate(get_or_explain(pending)):
+            groups[index :: len(self.actors)] = done
+        return groups
+
+    def stop(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def get_or_explain(pending: list[Any]) -> list[Any]:
+    """The actors' results. A failed engine may hold half-finished requests, so its error is final: UserError."""
+    try:
+        results: list[Any] = ray.get(pending)
+    except ray.exceptions.RayError as error:
+        last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        raise UserError(f"a vLLM engine failed: {last}; see sampler-*.log in the run's logs") from None
+    return results

@@ -1,0 +1,179 @@
+"""One vLLM engine in one Ray actor: samples answers, and swaps adapters under a fresh name and id.
+
+vLLM keys its prefix cache by the adapter's name and its loaded weights by the adapter's id. Reusing either makes it
+sample from stale keys or stale weights without a word, so both count up for as long as the actor lives.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rarl.rollout.environment import log_output_to
+from rarl.schema import Rollout
+
+# Sampling one of these would leave a completion whose image tokens have no image.
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+BAN_BIAS = -100.0  # added to the banned logits, by sampler and trainer alike
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima that vLLM accepts
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What an engine needs to start."""
+
+    model_path: str
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    lora_rank: int
+    max_model_length: int
+    kv_cache_mib: int
+    gpu_memory_share: float
+    log_path: str
+    max_sequences: int = 128
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One prompt. `pixels` is (height, width, 3) uint8; completion g of the group is drawn with `seed` + g."""
+
+    example_id: str
+    prompt: str
+    pixels: NDArray[np.uint8]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """`temperature` 0 is greedy."""
+
+    group_size: int
+    temperature: float
+    max_tokens: int
+
+
+class Sampler:
+    """The actor's class. Not thread-safe, and need not be: Ray calls one method at a time."""
+
+    def __init__(self, settings: SamplerSettings) -> None:
+        log_output_to(Path(settings.log_path))
+        from vllm import LLM
+
+        hardware: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_share}
+        if settings.device == "cpu":
+            hardware = {
+                "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+                "enforce_eager": True,
+                # A prompt in pieces makes vLLM rewind the random generator of its request, which torch's CPU
+                # generators cannot do ("CPU Generator does not use offset").
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(4096, 8 * settings.max_model_length),
+            }
+        self.engine = LLM(
+            settings.model_path,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_length,
+            max_num_seqs=settings.max_sequences,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            enable_lora=True,
+            max_loras=1,
+            max_cpu_loras=2,
+            max_lora_rank=next(r for r in LORA_RANKS if r >= settings.lora_rank),
+            # The log-prob of the distribution that was drawn from: after banned tokens and temperature.
+            logprobs_mode="processed_logprobs",
+            seed=0,
+            disable_log_stats=True,
+            **hardware,
+        )
+        self.banned = banned_token_ids(self.engine.get_tokenizer())
+        self.adapter: Any = None
+        self.version = -1
+        self.swaps = 0
+        shared_memory = Path("/dev/shm")
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="rarl-adapter-", dir=shared_memory if shared_memory.is_dir() else None)
+        )
+
+    def ready(self) -> bool:
+        """Returns once the engine is up."""
+        return True
+
+    def load_adapter(self, version: int, tensors: Mapping[str, NDArray[Any]], peft_config: Mapping[str, Any]) -> int:
+        """Replaces the current adapter (float32 arrays under PEFT's own names); returns the bytes of the tensors."""
+        import torch
+        from safetensors.torch import save_file
+        from vllm.lora.request import LoRARequest
+
+        self.swaps += 1
+        folder = self.folder / f"swap-{self.swaps}"
+        folder.mkdir()
+        restored = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+        save_file(restored, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(dict(peft_config)))
+        fresh = LoRARequest(f"policy-v{version}-swap{self.swaps}", self.swaps, str(folder))
+        if not self.engine.llm_engine.add_lora(fresh):
+            raise RuntimeError(f"vLLM refused adapter version {version}")
+        if self.adapter is not None:
+            self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
+            shutil.rmtree(self.adapter.lora_path)
+        self.adapter, self.version = fresh, version
+        return sum(tensor.nbytes for tensor in restored.values())
+
+    def generate(
+        self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
+    ) -> list[list[Rollout]]:
+        """`group_size` rollouts per request, in the order of the requests."""
+        from vllm import SamplingParams
+
+        inputs: list[Any] = []
+        parameters = []
+        for request in requests:
+            image = Image.fromarray(request.pixels)
+            inputs.append({"prompt": request.prompt, "multi_modal_data": {"image": image}})
+            parameters.append(
+                SamplingParams(
+                    n=sampling.group_size,
+                    temperature=sampling.temperature,
+                    seed=request.seed if sampling.temperature > 0 else None,
+                    max_tokens=sampling.max_tokens,
+                    logprobs=0,
+                    logit_bias={token: BAN_BIAS for token in self.banned},
+                )
+            )
+        adapter = self.adapter if use_adapter else None
+        version = self.version if use_adapter else -1
+        outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        return [to_rollouts(r.example_id, output, version) for r, output in zip(requests, outputs, strict=True)]
+
+
+def banned_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of the vision tokens, which must not be sampled."""
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in VISION_TOKENS]
+
+
+def to_rollouts(example_id: str, output: Any, version: int) -> list[Rollout]:
+    rollouts = []
+    for completion in sorted(output.outputs, key=lambda c: c.index):
+        ids = list(completion.token_ids)
+        logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
+        rollouts.append(
+            Rollout(
+                example_id=example_id,
+                prompt_token_ids=list(output.prompt_token_ids),
+                completion_token_ids=ids,
+                sampler_logprobs=logprobs,
+                text=completion.text,
+                finish_reason="stop" if completion.finish_reason == "stop" else "length",
+                adapter_version=version,
+            )
+        )
+    return rollouts

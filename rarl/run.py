@@ -1,0 +1,208 @@
+"""A whole run: check data, measure the base, train, measure again, summarise. Assembled here, done elsewhere.
+
+Every finished part is on disk, so the same command after an interruption does only what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.data import Dataset
+from transformers import AutoProcessor
+
+from rarl.cluster import ray_session
+from rarl.config import Config
+from rarl.data.check import CheckedRows, check_rows
+from rarl.data.order import StepOrder
+from rarl.data.stream import PreparerSettings, ordered_stream
+from rarl.display import Display
+from rarl.evaluation.evaluate import (
+    Prediction,
+    difference,
+    load_predictions,
+    predict,
+    save_predictions,
+    summarise,
+)
+from rarl.files import write_text
+from rarl.grpo.policy import read_adapter
+from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound
+from rarl.planning import require_memory
+from rarl.resources import resolve_data, resolve_model
+from rarl.rewards.registry import find_rewards
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SamplerSettings, banned_token_ids
+from rarl.training.driver import run_training
+from rarl.training.loop import LoopInputs
+from rarl.training.metrics import read_metrics
+from rarl.training.run_dir import RunDir, open_run_dir
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A configuration with every name looked up on this machine."""
+
+    config: Config
+    run_dir: RunDir
+    device: Device
+    dtype: Dtype
+    model_path: str
+    train_data: str
+    eval_data: dict[str, str]
+
+    def preparer(self, data_path: str) -> PreparerSettings:
+        return PreparerSettings(data_path, self.model_path, self.config.data.max_pixels)
+
+
+def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
+    """Returns the summary that it also writes to `summary.json`. Raises UserError."""
+    started = time.time()
+    setup = resolve(config)
+    finished = setup.run_dir.read_summary()
+    if finished is not None:
+        display.note(f"{setup.run_dir.path} is already finished; this is its result")
+        return finished
+    display.note(f"run directory {setup.run_dir.path}")
+    with ray_session(setup.run_dir.logs):
+        checked = check_data(setup, display)
+        with display.working("starting vLLM"):
+            pool = start_pool(setup)
+        streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
+        base = evaluate_all(setup, streams, pool, "base", display)
+        train_seconds = train(setup, checked["train"], pool, display)
+        pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
+        trained = evaluate_all(setup, streams, pool, "trained", display)
+        pool.stop()
+    seconds = {"train": train_seconds, "total": time.time() - started}
+    summary = summary_of(base, trained, checked) | {"seconds": seconds}
+    write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def evaluate_only(config: Config, display: Display, out: RunDir | None = None) -> dict[str, Any]:
+    """Measures the base model of a configuration, and the adapter of its run directory where there is one."""
+    setup = resolve(config)
+    with ray_session(setup.run_dir.logs):
+        checked = {name: check_one(setup, path, display, name) for name, path in setup.eval_data.items()}
+        with display.working("starting vLLM"):
+            pool = start_pool(setup)
+        streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
+        base = evaluate_all(setup, streams, pool, "base", display)
+        trained: dict[str, list[Prediction]] = {}
+        if setup.run_dir.adapter.is_dir():
+            pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
+            trained = evaluate_all(setup, streams, pool, "trained", display)
+        pool.stop()
+    return summary_of(base, trained, checked)
+
+
+def resolve(config: Config) -> Setup:
+    """Looks up device, model and data, and opens the run directory: everything that can fail before Ray starts."""
+    find_rewards(config.rewards)
+    device = resolve_device(config)
+    model_path = resolve_model(config.model.path)
+    run_dir = open_run_dir(config)
+    train_data = resolve_data("data.train", config.data.train, config.seed, run_dir.data)
+    eval_data = {
+        name: resolve_data(f"data.eval.{name}", path, config.seed, run_dir.data)
+        for name, path in config.data.eval.items()
+    }
+    if device == "cuda":
+        require_memory(config, model_path)
+    return Setup(config, run_dir, device, resolve_dtype(config, device), model_path, train_data, eval_data)
+
+
+def check_data(setup: Setup, display: Display) -> dict[str, CheckedRows]:
+    """Training data under "train", and every evaluation set under its name."""
+    return {
+        name: check_one(setup, path, display, name)
+        for name, path in {"train": setup.train_data, **setup.eval_data}.items()
+    }
+
+
+def check_one(setup: Setup, path: str, display: Display, name: str) -> CheckedRows:
+    with display.working(f"checking {name} data"):
+        checked = check_rows(path, setup.config.data.on_bad_row)
+    if checked.bad:
+        lines = "".join(f"row {bad.row}: {bad.reason}\n" for bad in checked.bad)
+        write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
+        display.note(f"{name}: {len(checked.bad)} bad rows skipped, listed in skipped-{name}.txt; {checked.bad[0].reason}")
+    return checked
+
+
+def start_pool(setup: Setup) -> SamplerPool:
+    rollout = setup.config.rollout
+    settings = SamplerSettings(
+        model_path=setup.model_path,
+        device=setup.device,
+        dtype=setup.dtype,
+        lora_rank=setup.config.model.lora.rank,
+        max_model_length=rollout.max_model_length,
+        kv_cache_mib=rollout.kv_cache_mib,
+        gpu_memory_share=rollout.gpu_memory_share,
+        log_path="",
+    )
+    return SamplerPool.start(settings, rollout.num_actors, setup.run_dir.logs)
+
+
+def evaluation_stream(setup: Setup, name: str, checked: CheckedRows) -> Dataset:
+    """Prepared once and kept in Ray's object store, since it is read before and after training."""
+    rows = checked.good[: setup.config.evaluation.max_examples]
+    return ordered_stream(setup.preparer(setup.eval_data[name]), rows).materialize()
+
+
+def evaluate_all(
+    setup: Setup, streams: dict[str, Dataset], pool: SamplerPool, label: str, display: Display
+) -> dict[str, list[Prediction]]:
+    """Predictions by data set, from disk where an interrupted run already made them."""
+    tokens = setup.config.evaluation.max_completion_tokens or setup.config.rollout.max_completion_tokens
+    results = {}
+    for name, stream in streams.items():
+        path = setup.run_dir.path / "evaluation" / f"{label}-{name}.parquet"
+        if path.exists():
+            results[name] = load_predictions(path)
+            continue
+        with display.counting(f"measuring {label} on {name}", stream.count()) as advance:
+            results[name] = predict(stream, pool, tokens, use_adapter=label != "base", advance=advance)
+        save_predictions(results[name], path)
+    return results
+
+
+def train(setup: Setup, checked: CheckedRows, pool: SamplerPool, display: Display) -> float:
+    """Makes the steps that are missing; returns the seconds that all steps took, this worker's start included."""
+    config = setup.config
+    earlier = read_metrics(setup.run_dir.metrics)
+    before = sum(row["seconds/step"] for row in earlier)
+    if setup.run_dir.adapter.is_dir():
+        return float(before)
+    order = StepOrder(np.asarray(checked.good), config.train.prompts_per_step, config.seed)
+    processor = AutoProcessor.from_pretrained(setup.model_path)
+    inputs = LoopInputs(
+        config=config,
+        run_dir=setup.run_dir,
+        model_path=setup.model_path,
+        device=setup.device,
+        dtype=setup.dtype,
+        mismatch_bound=resolve_mismatch_bound(config, setup.dtype),
+        banned_token_ids=banned_token_ids(processor.tokenizer),
+        pool=pool,
+    )
+    started = time.time()
+    with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
+        run_training(inputs, order, setup.preparer(setup.train_data), refresh)
+    return before + time.time() - started
+
+
+def summary_of(
+    base: dict[str, list[Prediction]], trained: dict[str, list[Prediction]], checked: dict[str, CheckedRows]
+) -> dict[str, Any]:
+    return {
+        "base": {name: summarise(predictions) for name, predictions in base.items()},
+        "trained": {name: summarise(predictions) for name, predictions in trained.items()},
+        "difference": {name: difference(base[name], trained[name]) for name in trained},
+        "skipped_rows": {name: len(rows.bad) for name, rows in checked.items()},
+    }

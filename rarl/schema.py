@@ -1,0 +1,59 @@
+"""The nouns that travel between folders. Plain, typed and picklable: they cross process borders through Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+AnswerType = Literal["closed", "choice", "open"]
+ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with one question and its reference answer.
+
+    `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has `options`, one of which
+    is the answer; `open` is free text. `image` holds the encoded file (JPEG, PNG, …), not pixels. `image_id` is equal
+    for two examples exactly when they show the same image: intervals and splits treat it as the unit.
+    """
+
+    id: str
+    image: bytes
+    image_id: str
+    question: str
+    answer: str
+    answer_type: AnswerType
+    options: tuple[str, ...] | None = None
+    rationale: str | None = None
+    modality: str | None = None
+    organ: str | None = None
+    dataset: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion.
+
+    `prompt_token_ids` is the prompt with the image placeholder already expanded. `completion_token_ids` ends with the
+    end-of-turn token when `finish_reason` is "stop"; "length" means that it was cut. `sampler_logprobs[t]` is the
+    log-probability (nats) that the sampler gave to `completion_token_ids[t]` under the distribution it drew from:
+    after banned tokens and temperature.
+    """
+
+    example_id: str
+    prompt_token_ids: list[int]
+    completion_token_ids: list[int]
+    sampler_logprobs: list[float]
+    text: str
+    finish_reason: Literal["stop", "length"]
+    adapter_version: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Rewards of one rollout by name, each in [0, 1] or None where it could not be scored, and their weighted sum."""
+
+    rewards: dict[str, float | None] = field(default_factory=dict)
+    total: float = 0.0

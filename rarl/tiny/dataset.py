@@ -1,0 +1,81 @@
+"""Phantoms as Examples: the tiny world's data sets."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rarl.data.parquet import write_examples
+from rarl.schema import AnswerType, Example
+from rarl.tiny.phantoms import (
+    WORDINGS,
+    Domain,
+    Facts,
+    Question,
+    answer_for,
+    draw_facts,
+    draw_image,
+    options_for,
+    questions_for,
+    rationale_for,
+)
+
+MODALITY: dict[Domain, str] = {"seen": "phantom-xray", "unseen": "phantom-mr"}
+ANSWER_TYPE: dict[Question, AnswerType] = {"organ": "choice", "lesion": "closed", "side": "choice"}
+
+
+def make_example(
+    facts: Facts, domain: Domain, question: Question, image: bytes, image_id: str, rng: np.random.Generator
+) -> Example:
+    """One question about one picture, in one of the domain's wordings, options in random order."""
+    return Example(
+        id=f"{image_id}-{question}",
+        image=image,
+        image_id=image_id,
+        question=str(rng.choice(WORDINGS[domain][question])),
+        answer=answer_for(question, facts),
+        answer_type=ANSWER_TYPE[question],
+        options=options_for(question, rng),
+        rationale=rationale_for(question, facts),
+        modality=MODALITY[domain],
+        organ=facts.organ,
+        dataset=f"phantoms-{domain}",
+    )
+
+
+def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Example]:
+    """`count` questions about as many pictures as they need, a pure function of domain, seed and split."""
+    rng = np.random.default_rng([seed, *f"{domain}/{split}".encode()])
+    examples: list[Example] = []
+    picture = 0
+    while len(examples) < count:
+        facts = draw_facts(rng, domain)
+        encoded = io.BytesIO()
+        Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
+        name = f"{domain}-{split}-{picture:05d}"
+        examples += [make_example(facts, domain, q, encoded.getvalue(), name, rng) for q in questions_for(facts)]
+        picture += 1
+    return examples[:count]
+
+
+# What `configs/demo.yaml` names. 960 training questions: the method is meant for a few hundred to a thousand.
+
+
+def write_train(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 960, seed, "train"))
+
+
+def write_seen_test(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 400, seed, "test"))
+
+
+def write_unseen_test(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("unseen", 400, seed, "test"))
+
+
+def base_model() -> Path:
+    """The base checkpoint that ships with the package."""
+    return Path(__file__).parent / "base"

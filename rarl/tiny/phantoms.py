@@ -1,0 +1,154 @@
+"""Phantom radiographs: outlines of four body parts, noise, and now and then a lesion, with questions about them.
+
+Two domains. `seen` is trained on: chest and brain, bright structures on black, fine noise. `unseen` is only measured:
+abdomen and knee, inverted contrast over a grey gradient, coarse noise, fainter lesions, other wording.
+Every picture is a pure function of a numpy generator, so a data set is a pure function of its seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Domain = Literal["seen", "unseen"]
+Question = Literal["organ", "lesion", "side"]
+
+SIZE = 112  # pixels: 8 x 8 patches of 14, merged 2 x 2 into 16 image tokens
+ORGANS = ("chest", "brain", "abdomen", "knee")
+DOMAIN_ORGANS: dict[Domain, tuple[str, ...]] = {"seen": ("chest", "brain"), "unseen": ("abdomen", "knee")}
+SIDES = ("left", "right")
+QUESTIONS: tuple[Question, ...] = ("organ", "lesion", "side")
+
+WORDINGS: dict[Domain, dict[Question, tuple[str, ...]]] = {
+    "seen": {
+        "organ": ("Which body part is shown?", "What does this image show?"),
+        "lesion": ("Is there a lesion?", "Does this image show a lesion?"),
+        "side": ("Where is the lesion?", "In which half is the lesion?"),
+    },
+    "unseen": {
+        "organ": ("Name the body part in this scan.",),
+        "lesion": ("Can a lesion be seen in this scan?",),
+        "side": ("Which half of the scan holds the lesion?",),
+    },
+}
+SIGNS = {
+    "chest": "two lungs between ribs",
+    "brain": "a skull around two halves",
+    "abdomen": "two kidneys beside a spine",
+    "knee": "two bones with a gap",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture shows: the truth from which image, answers and rationales are made."""
+
+    organ: str
+    side: str | None  # half of the picture with the lesion; None without one
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a picture is taken. Contrast and noise are in units of the full grey range."""
+
+    inverted: bool
+    lesion_contrast: float
+    noise: float
+    noise_grain: int  # pixels
+    gradient: float
+
+
+LOOKS: dict[Domain, Look] = {
+    "seen": Look(inverted=False, lesion_contrast=0.55, noise=0.08, noise_grain=1, gradient=0.0),
+    "unseen": Look(inverted=True, lesion_contrast=0.45, noise=0.10, noise_grain=2, gradient=0.15),
+}
+
+
+def draw_facts(rng: np.random.Generator, domain: Domain) -> Facts:
+    """A picture's facts: each organ of the domain equally likely, a lesion in two of three, in either half."""
+    organ = str(rng.choice(DOMAIN_ORGANS[domain]))
+    return Facts(organ, str(rng.choice(SIDES)) if rng.random() < 2 / 3 else None)
+
+
+def ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> NDArray[np.float64]:
+    """A (SIZE, SIZE) mask in [0, 1] with a soft edge of about one pixel; centre and radii are (x, y) in pixels."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    distance = np.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2)
+    return np.clip((1 - distance) * min(radii) + 0.5, 0, 1)
+
+
+def outline(organ: str, rng: np.random.Generator) -> NDArray[np.float64]:
+    """The organ as grey values in [0, 1] on black, jittered in place and size."""
+    cx, cy = SIZE / 2 + rng.uniform(-4, 4, 2)
+    scale = rng.uniform(0.9, 1.08)
+
+    def blob(dx: float, dy: float, rx: float, ry: float) -> NDArray[np.float64]:
+        return ellipse((cx + dx * scale, cy + dy * scale), (rx * scale, ry * scale))
+
+    if organ == "chest":
+        body = 0.45 * blob(0, 0, 50, 48) - 0.3 * blob(-21, 0, 16, 36) - 0.3 * blob(21, 0, 16, 36)
+        ribs = sum(blob(0, dy, 46, 1.6) for dy in range(-32, 33, 13))
+        return np.clip(body + 0.12 * ribs, 0, 1)
+    if organ == "brain":
+        return np.clip(0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40), 0, 1)
+    if organ == "abdomen":
+        body = 0.2 * blob(0, 0, 52, 40) + 0.3 * blob(-28, 6, 9, 17) + 0.3 * blob(28, 6, 9, 17)
+        return np.clip(body + 0.25 * blob(0, 18, 8, 6), 0, 1)
+    return np.clip(0.4 * blob(0, -33, 21, 28) + 0.4 * blob(0, 33, 21, 28) + 0.12 * blob(0, 0, 30, 52), 0, 1)
+
+
+def draw_image(facts: Facts, domain: Domain, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Renders (SIZE, SIZE) uint8."""
+    look = LOOKS[domain]
+    picture = outline(facts.organ, rng)
+    if facts.side is not None:
+        x = SIZE / 2 + (-1 if facts.side == "left" else 1) * rng.uniform(14, 28)
+        y = SIZE / 2 + rng.uniform(-28, 28)
+        radii = rng.uniform(7, 11, 2)
+        picture = picture + look.lesion_contrast * ellipse((x, y), (radii[0], radii[1]))
+    grain = rng.normal(0, look.noise, (SIZE // look.noise_grain, SIZE // look.noise_grain))
+    picture = picture + np.kron(grain, np.ones((look.noise_grain, look.noise_grain)))
+    picture = picture + look.gradient * np.linspace(0, 1, SIZE)[:, None]
+    if look.inverted:
+        picture = 1 - picture
+    return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def questions_for(facts: Facts) -> tuple[Question, ...]:
+    """Where the lesion is, is asked only when there is one."""
+    return QUESTIONS if facts.side is not None else ("organ", "lesion")
+
+
+def options_for(question: Question, rng: np.random.Generator) -> tuple[str, ...] | None:
+    if question == "lesion":
+        return None
+    return tuple(str(o) for o in rng.permutation(ORGANS if question == "organ" else SIDES))
+
+
+def answer_for(question: Question, facts: Facts) -> str:
+    if question == "organ":
+        return facts.organ
+    if question == "lesion":
+        return "no" if facts.side is None else "yes"
+    assert facts.side is not None, "where a lesion is can only be answered when there is one"
+    return facts.side
+
+
+def rationale_for(question: Question, facts: Facts) -> str:
+    """One sentence of evidence: what is shown and where, from which the answer follows."""
+    if question == "organ":
+        return f"There is {SIGNS[facts.organ]}."
+    if facts.side is None:
+        return "There is no round spot in either half."
+    return f"There is a round spot in the {facts.side} half."
+
+
+def corrupt(question: Question, facts: Facts, rng: np.random.Generator) -> Facts:
+    """Facts drawn at random among those that make the question answerable: what an uncertain model might claim."""
+    if question == "organ":
+        return replace(facts, organ=str(rng.choice(ORGANS)))
+    absent = question == "lesion" and rng.random() < 0.5
+    return replace(facts, side=None if absent else str(rng.choice(SIDES)))

@@ -1,0 +1,100 @@
+"""The run directory: one folder that holds everything a run reads from its past and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rarl.config import Config, dump_config
+from rarl.errors import UserError
+from rarl.files import write_text
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths only; see README.md for what each file holds."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The results of a finished run, or None."""
+        if not self.summary.is_file():
+            return None
+        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        return summary
+
+
+def open_run_dir(config: Config) -> RunDir:
+    """Makes the folder, or continues one that was made with the same configuration.
+
+    Raises UserError when it holds another configuration or cannot be written.
+    """
+    run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
+    try:
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        if run_dir.config.exists():
+            refuse_other(run_dir, config)
+        elif any(run_dir.path.iterdir()):
+            raise UserError(f"{run_dir.path}: not empty and not a run directory; choose another run_dir")
+        else:
+            write_text(run_dir.config, dump_config(config))
+    except OSError as error:
+        raise UserError(f"{run_dir.path}: cannot be used as run directory: {error.strerror or error}") from None
+    return run_dir
+
+
+def refuse_other(run_dir: RunDir, config: Config) -> None:
+    """Compares key by key; `run_dir` itself may be spelled otherwise, since the folder may have moved."""
+    held, wanted = flatten(yaml.safe_load(run_dir.config.read_text())), flatten(config.model_dump())
+    for key in sorted({*held, *wanted} - {"run_dir"}):
+        if held.get(key) != wanted.get(key):
+            raise UserError(
+                f"{run_dir.path}: already holds a run with another configuration ({key} is {held.get(key)!r} there, "
+                f"{wanted.get(key)!r} here); choose another run_dir, or delete that folder"
+            )
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix.rstrip("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.")
+    return flat

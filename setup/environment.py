@@ -1,0 +1,85 @@
+"""Makes `.venv`: installs RARL with the right build of vLLM and repairs what the plain install breaks.
+
+    python3 setup/environment.py [VENV_DIR]
+
+1. The extra is `gpu` when an NVIDIA driver answers, `cpu` otherwise.
+2. The CPU build of vLLM needs a CPU build of torch. Plain pip finds one where the machine offers it; where it does not,
+   uv repeats the install with `--torch-backend cpu`, which adds PyTorch's own CPU index for torch's packages alone.
+3. torchaudio and torchcodec are dependencies of vLLM that RARL does not use; where they do not import they are removed.
+   torchvision is needed; where it does not import, `torchvision_schemas.py` (see there) is installed beside it.
+
+Only the standard library is used: this runs before anything is installed.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+STAMP = "rarl-environment-complete"
+
+
+def main() -> None:
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / ".venv").resolve()
+    if sys.version_info < (3, 11):
+        sys.exit(f"RARL needs Python 3.11 or newer, this is {sys.version.split()[0]}: run `make PYTHON=python3.12 …`")
+    started = time.time()
+    extra = "gpu" if has_nvidia_driver() else "cpu"
+    print(f"Installing RARL with the `{extra}` extra into {directory} (a few minutes, about 4 GB) …", flush=True)
+    venv.create(directory, with_pip=True)
+    python = directory / "bin" / "python"
+    install(python, f"{REPOSITORY}[{extra},dev]", cpu=extra == "cpu", log=directory / "install.log")
+    repair_companions(python)
+    (directory / STAMP).touch()
+    print(f"Environment ready after {time.time() - started:.0f} s.", flush=True)
+
+
+def has_nvidia_driver() -> bool:
+    """True when `nvidia-smi` exists and lists at least one GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listed.returncode == 0 and "GPU" in listed.stdout
+
+
+def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
+    """Plain pip first; for the CPU build, uv with PyTorch's CPU index when pip finds no such wheel."""
+    with log.open("w") as output:
+        plain = [str(python), "-m", "pip", "install", "--progress-bar", "off", "-e", requirement]
+        if subprocess.run(plain, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0:
+            return
+        no_wheel = "No matching distribution found for torch==" in log.read_text()
+        if cpu and no_wheel:
+            print("No CPU build of torch found by pip: installing with PyTorch's CPU index (uv) …", flush=True)
+            subprocess.run([str(python), "-m", "pip", "install", "uv"], stdout=output, stderr=output, check=False)
+            indexed = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend", "cpu"]
+            done = subprocess.run([*indexed, "-e", requirement], stdout=output, stderr=subprocess.STDOUT, check=False)
+            if done.returncode == 0:
+                return
+    tail = "\n".join(log.read_text().splitlines()[-15:])
+    sys.exit(f"{tail}\n\nThe installation failed; the whole log is {log}")
+
+
+def imports(python: Path, module: str) -> bool:
+    return subprocess.run([str(python), "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+
+
+def repair_companions(python: Path) -> None:
+    """Removes or mends the CUDA-built companions of torch that cannot be imported beside a CPU torch."""
+    for module in ("torchaudio", "torchcodec"):
+        if not imports(python, module):
+            subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", module], check=True)
+    if not imports(python, "torchvision"):
+        where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        site = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
+        shutil.copy(REPOSITORY / "setup" / "torchvision_schemas.py", site / "rarl_torchvision_schemas.py")
+        (site / "rarl_torchvision_schemas.pth").write_text("import rarl_torchvision_schemas\n")
+        if not imports(python, "torchvision"):
+            sys.exit("torchvision cannot be imported beside the installed torch, and declaring its operators did not help")
+
+
+if __name__ == "__main__":
+    main()
