@@ -135,5 +135,5 @@ def build(
 
     display = Display()
     with display.counting("building the tiny base", STEPS) as advance:
-        build_base(seed, out, lambda step, loss: advance(1))
+        build_base(seed, out, advance)
     display.note(f"base model of seed {seed} in {out}")

@@ -1,4 +1,4 @@
-"""One configuration tree. `load_config` reads YAML, applies `key=value` overrides and names every mistake in one line."""
+"""One configuration tree. `load_config` reads YAML, applies `key=value` overrides, names a mistake in one line."""
 
 from __future__ import annotations
 

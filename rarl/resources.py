@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH
+from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.imports import import_object
 
@@ -43,13 +44,18 @@ def download_model(hub_id: str) -> str:
         ) from None
 
 
+def find_data(key: str, path: str) -> None:
+    """Raises UserError when a Parquet file or folder is missing or lacks a column. Functions are called later."""
+    if not IMPORT_PATH.match(path):
+        if not Path(path).expanduser().exists():
+            raise UserError(f"{key}={path}: no such file or folder; make a data set with `rarl prepare`")
+        ParquetRows(Path(path).expanduser())
+
+
 def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
     """A canonical Parquet file or folder. A `module:function` is called once with the file to write and the seed."""
     if not IMPORT_PATH.match(path):
-        where = Path(path).expanduser()
-        if not where.exists():
-            raise UserError(f"{key}={path}: no such file or folder; make a data set with `rarl prepare`")
-        return str(where.resolve())
+        return str(Path(path).expanduser().resolve())
     made = folder / f"{key}.parquet"
     if not made.exists():
         import_object(path)(made, seed)

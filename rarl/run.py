@@ -32,7 +32,7 @@ from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound
 from rarl.planning import require_memory
-from rarl.resources import resolve_data, resolve_model
+from rarl.resources import find_data, resolve_data, resolve_model
 from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings, banned_token_ids
@@ -105,14 +105,15 @@ def resolve(config: Config) -> Setup:
     find_rewards(config.rewards)
     device = resolve_device(config)
     model_path = resolve_model(config.model.path)
-    run_dir = open_run_dir(config)
-    train_data = resolve_data("data.train", config.data.train, config.seed, run_dir.data)
-    eval_data = {
-        name: resolve_data(f"data.eval.{name}", path, config.seed, run_dir.data)
-        for name, path in config.data.eval.items()
-    }
     if device == "cuda":
         require_memory(config, model_path)
+    sources = {"data.train": config.data.train} | {f"data.eval.{name}": p for name, p in config.data.eval.items()}
+    for key, path in sources.items():
+        find_data(key, path)
+    run_dir = open_run_dir(config)
+    data = {key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()}
+    train_data = data.pop("data.train")
+    eval_data = {key.removeprefix("data.eval."): path for key, path in data.items()}
     return Setup(config, run_dir, device, resolve_dtype(config, device), model_path, train_data, eval_data)
 
 
@@ -130,7 +131,9 @@ def check_one(setup: Setup, path: str, display: Display, name: str) -> CheckedRo
     if checked.bad:
         lines = "".join(f"row {bad.row}: {bad.reason}\n" for bad in checked.bad)
         write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
-        display.note(f"{name}: {len(checked.bad)} bad rows skipped, listed in skipped-{name}.txt; {checked.bad[0].reason}")
+        display.note(
+            f"{name}: {len(checked.bad)} bad rows skipped, listed in skipped-{name}.txt; {checked.bad[0].reason}"
+        )
     return checked
 
 
@@ -160,6 +163,7 @@ def evaluate_all(
 ) -> dict[str, list[Prediction]]:
     """Predictions by data set, from disk where an interrupted run already made them."""
     tokens = setup.config.evaluation.max_completion_tokens or setup.config.rollout.max_completion_tokens
+    length = setup.config.rollout.max_model_length
     results = {}
     for name, stream in streams.items():
         path = setup.run_dir.path / "evaluation" / f"{label}-{name}.parquet"
@@ -167,7 +171,7 @@ def evaluate_all(
             results[name] = load_predictions(path)
             continue
         with display.counting(f"measuring {label} on {name}", stream.count()) as advance:
-            results[name] = predict(stream, pool, tokens, use_adapter=label != "base", advance=advance)
+            results[name] = predict(stream, pool, tokens, length, use_adapter=label != "base", advance=advance)
         save_predictions(results[name], path)
     return results
 

@@ -24,7 +24,7 @@ STAMP = "rarl-environment-complete"
 
 def main() -> None:
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / ".venv").resolve()
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - this runs before pip could refuse
         sys.exit(f"RARL needs Python 3.11 or newer, this is {sys.version.split()[0]}: run `make PYTHON=python3.12 …`")
     started = time.time()
     extra = "gpu" if has_nvidia_driver() else "cpu"
@@ -78,7 +78,9 @@ def repair_companions(python: Path) -> None:
         shutil.copy(REPOSITORY / "setup" / "torchvision_schemas.py", site / "rarl_torchvision_schemas.py")
         (site / "rarl_torchvision_schemas.pth").write_text("import rarl_torchvision_schemas\n")
         if not imports(python, "torchvision"):
-            sys.exit("torchvision cannot be imported beside the installed torch, and declaring its operators did not help")
+            sys.exit(
+                "torchvision cannot be imported beside the installed torch, and declaring its operators did not help"
+            )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and neither resizes again: the processor's size rule leaves a picture alone that
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class BadImage(ValueError):
 def decode_image(encoded: bytes) -> Image.Image:
     """Decodes to RGB. 16-bit greys are scaled to 8 bits by their own range, as viewers do. Raises BadImage."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
         if image.width * image.height > MAX_ENCODED_PIXELS:
             raise BadImage(f"{image.width}x{image.height} pixels are more than {MAX_ENCODED_PIXELS}")
         image.load()
@@ -45,18 +46,23 @@ def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) 
     """Resizes to the processor's grid within its bounds and `max_pixels`; (height, width, 3) uint8. Raises BadImage."""
     lower, upper = pixel_bounds(image_processor, max_pixels)
     factor = image_processor.patch_size * image_processor.merge_size
-    width, height = 0, 0
-    fitted = image.size
     try:
-        while fitted != (width, height):  # one pass of the rule overshoots the bound for very long pictures
-            width, height = fitted
-            rows, columns = smart_resize(height, width, factor, lower, upper)
-            fitted = (columns, rows)
+        height, width = smart_resize(image.height, image.width, factor, lower, upper)
     except ValueError as error:
         raise BadImage(f"{image.width}x{image.height} pixels: {error}") from None
+    if not lower <= height * width <= upper:  # the rule overshoots its own bounds for long or small pictures
+        height, width = nearest_grid(image.height / image.width, factor, lower, upper)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int, int]:
+    """(height, width) in multiples of `factor` with an area within the bounds, nearest to height / width = `ratio`."""
+    most = upper // factor**2
+    cells = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c * factor**2 >= lower]
+    rows, columns = min(cells, key=lambda rc: (abs(math.log(rc[0] / rc[1] / ratio)), -rc[0] * rc[1]))
+    return rows * factor, columns * factor
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:

@@ -59,11 +59,11 @@ def to_row(example: Example) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> Example:
+    """Columns that are absent count as null."""
     options = row.get("options")
-    optional = {name: row.get(name) for name in ("rationale", "modality", "organ")}
-    required = {name: row[name] for name in REQUIRED}
-    labels = {name: row.get(name) or "" for name in ("dataset", "split")}
-    return Example(options=None if options is None else tuple(options), **required, **optional, **labels)
+    known = {name: row.get(name) for name in SCHEMA.names}
+    texts = {name: row.get(name) or "" for name in ("dataset", "split")}
+    return Example(**known | texts | {"options": None if options is None else tuple(options)})
 
 
 class ParquetRows:

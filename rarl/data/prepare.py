@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.images import decode_image, fit_image
+from rarl.errors import UserError
 from rarl.prompts import render_prompt
 from rarl.schema import Example
 
@@ -45,3 +46,14 @@ def prepare_example(example: Example, processor: Any, max_pixels: int | None) ->
         patches=np.asarray(encoded["pixel_values"], dtype=np.float32),
         grid=np.asarray(encoded["image_grid_thw"][0], dtype=np.int64),
     )
+
+
+def require_room(prepared: PreparedExample, max_completion_tokens: int, max_model_length: int) -> None:
+    """Raises UserError when prompt and completion do not fit the sampler's context."""
+    needed = len(prepared.prompt_token_ids) + max_completion_tokens
+    if needed > max_model_length:
+        raise UserError(
+            f"example '{prepared.example.id}': its prompt of {len(prepared.prompt_token_ids)} tokens and a completion "
+            f"of up to {max_completion_tokens} do not fit rollout.max_model_length={max_model_length}: raise it to "
+            f"{needed}, or lower data.max_pixels or the completion's length"
+        )

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data import Dataset
 
+from rarl.data.prepare import require_room
 from rarl.data.stream import unpack
 from rarl.evaluation.intervals import interval95
 from rarl.files import replacing
@@ -56,13 +57,20 @@ def grade(example: Example, rollout: Rollout) -> Prediction:
 
 
 def predict(
-    stream: Dataset, pool: SamplerPool, max_tokens: int, use_adapter: bool, advance: Callable[[int], Any]
+    stream: Dataset,
+    pool: SamplerPool,
+    max_tokens: int,
+    max_model_length: int,
+    use_adapter: bool,
+    advance: Callable[[int], Any],
 ) -> list[Prediction]:
     """One prediction per row of an evaluation stream, in its order; `advance(n)` is called for every n done."""
     greedy = SamplingSettings(group_size=1, temperature=0.0, max_tokens=max_tokens)
     predictions: list[Prediction] = []
     for batch in stream.iter_batches(batch_size=REQUESTS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"):
         prepared = unpack(batch)
+        for one in prepared:
+            require_room(one, max_tokens, max_model_length)
         requests = [SampleRequest(p.example.id, p.prompt, p.pixels) for p in prepared]
         groups = pool.generate(requests, greedy, use_adapter)
         predictions += [grade(p.example, group[0]) for p, group in zip(prepared, groups, strict=True)]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class ForwardPass(Protocol):
 
 def plain_forward(policy: PeftModel, groups: list[Group], distribution: SamplingDistribution) -> Tensor:
     """Every completion with its own copy of prompt and image. The head runs on completion positions only."""
-    model = policy.get_base_model()
+    model: Any = policy.get_base_model()
     device = model.device
     sequences, prompts = [], []
     for group in groups:
@@ -56,7 +56,9 @@ def plain_forward(policy: PeftModel, groups: list[Group], distribution: Sampling
             prompts.append(len(group.prompt_token_ids))
     lengths = [len(sequence) for sequence in sequences]
     input_ids = pad_sequence(sequences, batch_first=True, padding_value=0)
-    attention_mask = torch.arange(input_ids.shape[1], device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+    attention_mask = (
+        torch.arange(input_ids.shape[1], device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+    )
     repeats = [len(group.completions) for group in groups]
     patches = [torch.from_numpy(g.patches) for g, n in zip(groups, repeats, strict=True) for _ in range(n)]
     grids = [torch.from_numpy(g.grid) for g, n in zip(groups, repeats, strict=True) for _ in range(n)]

@@ -18,7 +18,7 @@ def accuracy_reward(
 ) -> list[float | None]:
     """1 or 0 for closed and choice questions, token F1 for open ones; 0 where no answer is tagged."""
     rows = zip(completions, answer, answer_type, options, strict=True)
-    return [grade_answer(parse_reply(text).answer, *reference) for text, *reference in rows]
+    return [grade_answer(parse_reply(text).answer, wanted, kind, choices) for text, wanted, kind, choices in rows]
 
 
 def grade_answer(given: str | None, reference: str, answer_type: str, options: Sequence[str] | None) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 from rarl.errors import UserError
 from rarl.imports import import_object
@@ -11,18 +10,23 @@ from rarl.rewards.accuracy import accuracy_reward
 from rarl.rewards.format import format_reward
 from rarl.schema import Example, Score
 
-
-class Reward(Protocol):
-    """TRL's signature. All sequences are aligned; `columns` are the fields of `Example` by name (without the image).
-    Returns a value in [0, 1] per completion, or None where the completion cannot be scored."""
-
-    def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[object]
-    ) -> list[float | None]: ...
-
+# TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or None where it cannot
+# be scored. All are aligned sequences; `columns` are the fields of `Example` by name, without the image.
+Reward = Callable[..., list[float | None]]
 
 REWARDS: dict[str, Reward] = {"format": format_reward, "accuracy": accuracy_reward}
-COLUMNS = ("id", "image_id", "question", "answer", "answer_type", "options", "rationale", "modality", "organ", "dataset")
+COLUMNS = (
+    "id",
+    "image_id",
+    "question",
+    "answer",
+    "answer_type",
+    "options",
+    "rationale",
+    "modality",
+    "organ",
+    "dataset",
+)
 
 
 def find_rewards(weights: Mapping[str, float]) -> dict[str, Reward]:
@@ -33,7 +37,9 @@ def find_rewards(weights: Mapping[str, float]) -> dict[str, Reward]:
 def import_reward(name: str) -> Reward:
     if ":" not in name:
         known = ", ".join(REWARDS)
-        raise UserError(f"rewards: unknown reward '{name}'; known are {known}, or give an import path 'module:function'")
+        raise UserError(
+            f"rewards: unknown reward '{name}'; known are {known}, or give an import path 'module:function'"
+        )
     found: Reward = import_object(name)
     return found
 

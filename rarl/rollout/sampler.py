@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarl.rollout.cpu_lora import use_one_slot_operators
 from rarl.rollout.environment import log_output_to
 from rarl.schema import Rollout
 
@@ -68,11 +69,16 @@ class Sampler:
         log_output_to(Path(settings.log_path))
         from vllm import LLM
 
+        if settings.device == "cpu":
+            use_one_slot_operators()
         hardware: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_share}
         if settings.device == "cpu":
             hardware = {
                 "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
                 "enforce_eager": True,
+                # The G completions of a group share the prompt's whole blocks; the CPU build's default of 128 tokens
+                # is longer than many prompts.
+                "block_size": 32,
                 # A prompt in pieces makes vLLM rewind the random generator of its request, which torch's CPU
                 # generators cannot do ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
@@ -146,7 +152,7 @@ class Sampler:
                     seed=request.seed if sampling.temperature > 0 else None,
                     max_tokens=sampling.max_tokens,
                     logprobs=0,
-                    logit_bias={token: BAN_BIAS for token in self.banned},
+                    logit_bias=dict.fromkeys(self.banned, BAN_BIAS),
                 )
             )
         adapter = self.adapter if use_adapter else None

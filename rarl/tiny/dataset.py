@@ -39,7 +39,7 @@ def make_example(
         answer=answer_for(question, facts),
         answer_type=ANSWER_TYPE[question],
         options=options_for(question, rng),
-        rationale=rationale_for(question, facts),
+        rationale=rationale_for(facts),
         modality=MODALITY[domain],
         organ=facts.organ,
         dataset=f"phantoms-{domain}",

@@ -7,7 +7,7 @@ Every picture is a pure function of a numpy generator, so a data set is a pure f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -35,10 +35,10 @@ WORDINGS: dict[Domain, dict[Question, tuple[str, ...]]] = {
     },
 }
 SIGNS = {
-    "chest": "two lungs between ribs",
-    "brain": "a skull around two halves",
-    "abdomen": "two kidneys beside a spine",
-    "knee": "two bones with a gap",
+    "chest": "Two lungs between ribs.",
+    "brain": "A skull around two halves.",
+    "abdomen": "Two kidneys beside a spine.",
+    "knee": "Two bones with a gap.",
 }
 
 
@@ -90,7 +90,7 @@ def outline(organ: str, rng: np.random.Generator) -> NDArray[np.float64]:
 
     if organ == "chest":
         body = 0.45 * blob(0, 0, 50, 48) - 0.3 * blob(-21, 0, 16, 36) - 0.3 * blob(21, 0, 16, 36)
-        ribs = sum(blob(0, dy, 46, 1.6) for dy in range(-32, 33, 13))
+        ribs = np.sum([blob(0, dy, 46, 1.6) for dy in range(-32, 33, 13)], axis=0)
         return np.clip(body + 0.12 * ribs, 0, 1)
     if organ == "brain":
         return np.clip(0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40), 0, 1)
@@ -137,18 +137,13 @@ def answer_for(question: Question, facts: Facts) -> str:
     return facts.side
 
 
-def rationale_for(question: Question, facts: Facts) -> str:
-    """One sentence of evidence: what is shown and where, from which the answer follows."""
-    if question == "organ":
-        return f"There is {SIGNS[facts.organ]}."
-    if facts.side is None:
-        return "There is no round spot in either half."
-    return f"There is a round spot in the {facts.side} half."
+def rationale_for(facts: Facts) -> str:
+    """The evidence, from which every answer about the picture follows: what is shown, and what lies where."""
+    spot = "No round spot." if facts.side is None else f"A round spot in the {facts.side} half."
+    return f"{SIGNS[facts.organ]} {spot}"
 
 
 def corrupt(question: Question, facts: Facts, rng: np.random.Generator) -> Facts:
     """Facts drawn at random among those that make the question answerable: what an uncertain model might claim."""
-    if question == "organ":
-        return replace(facts, organ=str(rng.choice(ORGANS)))
-    absent = question == "lesion" and rng.random() < 0.5
-    return replace(facts, side=None if absent else str(rng.choice(SIDES)))
+    absent = question != "side" and rng.random() < 1 / 3
+    return Facts(str(rng.choice(ORGANS)), None if absent else str(rng.choice(SIDES)))

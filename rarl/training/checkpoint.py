@@ -24,9 +24,7 @@ def report_checkpoint(
         save_adapter(policy, Path(folder) / "adapter")
         torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, f"{folder}/optimizer.pt")
         (Path(folder) / "state.json").write_text(json.dumps({"step": step}))
-        ray.train.report(
-            metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}"
-        )
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}")
 
 
 def restore_checkpoint(policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> int:

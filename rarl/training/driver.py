@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -39,8 +38,7 @@ def run_training(
             storage_path=str(inputs.run_dir.path),
             failure_config=FailureConfig(max_failures=config.train.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
-            # Waiting threads must not spin: sampler, trainer and Ray Data share the cores.
-            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+            worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
         ),
     )
     result = wait_for(trainer.fit, on_poll, inputs)

@@ -23,7 +23,7 @@ from peft import PeftModel
 
 from rarl.config import Config
 from rarl.data.order import sampling_seed
-from rarl.data.prepare import PreparedExample
+from rarl.data.prepare import PreparedExample, require_room
 from rarl.data.stream import unpack
 from rarl.errors import UserError
 from rarl.grpo.advantages import group_advantages
@@ -136,6 +136,8 @@ def sample(inputs: LoopInputs, step: int, batch: list[PreparedExample]) -> list[
     """A group of rollouts per prompt. Raises UserError when sampler and trainer tokenise a prompt differently."""
     config = inputs.config
     size = config.rollout.group_size
+    for prepared in batch:
+        require_room(prepared, config.rollout.max_completion_tokens, config.rollout.max_model_length)
     seeds = [sampling_seed(config.seed, step, position, size) for position in range(len(batch))]
     requests = [SampleRequest(p.example.id, p.prompt, p.pixels, s) for p, s in zip(batch, seeds, strict=True)]
     settings = SamplingSettings(size, config.rollout.temperature, config.rollout.max_completion_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ class RunDir:
     def data(self) -> Path:
         return self.path / "data"
 
+    def holds_results(self) -> bool:
+        """True once anything was measured or trained."""
+        return any((self.path / name).exists() for name in ("evaluation", "checkpoints", "metrics.jsonl", "adapter"))
+
     def read_summary(self) -> dict[str, Any] | None:
         """The results of a finished run, or None."""
         if not self.summary.is_file():
@@ -61,33 +66,39 @@ class RunDir:
 
 
 def open_run_dir(config: Config) -> RunDir:
-    """Makes the folder, or continues one that was made with the same configuration.
+    """Makes the folder, or continues one that was made with the same configuration. One that holds no results yet,
+    because an attempt failed early, is taken over.
 
-    Raises UserError when it holds another configuration or cannot be written.
+    Raises UserError when it holds results of another configuration or cannot be written.
     """
     run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
-        if run_dir.config.exists():
-            refuse_other(run_dir, config)
-        elif any(run_dir.path.iterdir()):
+        if not run_dir.config.exists() and any(run_dir.path.iterdir()):
             raise UserError(f"{run_dir.path}: not empty and not a run directory; choose another run_dir")
-        else:
+        changed = run_dir.config.exists() and changed_key(run_dir, config)
+        if changed and run_dir.holds_results():
+            raise UserError(
+                f"{run_dir.path}: already holds a run with another configuration ({changed}); choose another run_dir, "
+                "or delete that folder"
+            )
+        if changed:
+            shutil.rmtree(run_dir.data, ignore_errors=True)  # made by the other configuration, with its seed
+        if changed or not run_dir.config.exists():
             write_text(run_dir.config, dump_config(config))
     except OSError as error:
         raise UserError(f"{run_dir.path}: cannot be used as run directory: {error.strerror or error}") from None
     return run_dir
 
 
-def refuse_other(run_dir: RunDir, config: Config) -> None:
-    """Compares key by key; `run_dir` itself may be spelled otherwise, since the folder may have moved."""
+def changed_key(run_dir: RunDir, config: Config) -> str | None:
+    """The first key that differs from the folder's own configuration, in words. `run_dir` itself may be spelled
+    otherwise, since the folder may have moved."""
     held, wanted = flatten(yaml.safe_load(run_dir.config.read_text())), flatten(config.model_dump())
     for key in sorted({*held, *wanted} - {"run_dir"}):
         if held.get(key) != wanted.get(key):
-            raise UserError(
-                f"{run_dir.path}: already holds a run with another configuration ({key} is {held.get(key)!r} there, "
-                f"{wanted.get(key)!r} here); choose another run_dir, or delete that folder"
-            )
+            return f"{key} is {held.get(key)!r} there, {wanted.get(key)!r} here"
+    return None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

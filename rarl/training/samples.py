@@ -12,7 +12,12 @@ from rarl.schema import Example, Rollout, Score
 
 
 def write_samples(
-    folder: Path, step: int, examples: list[Example], rollouts: list[Rollout], scores: list[Score], advantages: list[float]
+    folder: Path,
+    step: int,
+    examples: list[Example],
+    rollouts: list[Rollout],
+    scores: list[Score],
+    advantages: list[float],
 ) -> None:
     """One file a step, one row a completion; the four sequences are aligned. A reward that is None is null."""
     columns = {
@@ -28,6 +33,8 @@ def write_samples(
         "advantage": advantages,
         "reward": [s.total for s in scores],
     }
-    columns |= {f"reward/{name}": pa.array([s.rewards[name] for s in scores], pa.float64()) for name in scores[0].rewards}
+    columns |= {
+        f"reward/{name}": pa.array([s.rewards[name] for s in scores], pa.float64()) for name in scores[0].rewards
+    }
     with replacing(folder / f"step_{step:06d}.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)

@@ -1,0 +1,80 @@
+"""Shared parts. Engines start once per session: a Ray cluster, one sampler pool, one processor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rarl.data.parquet import write_examples
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SamplerSettings
+from rarl.schema import Example
+from rarl.tiny.dataset import base_model, draw_examples
+
+VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
+
+
+@pytest.fixture(scope="session")
+def model_path() -> str:
+    return str(base_model())
+
+
+@pytest.fixture(scope="session")
+def processor(model_path: str) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model_path)
+
+
+@pytest.fixture(scope="session")
+def examples() -> list[Example]:
+    return draw_examples("seen", 12, seed=5, split="test") + draw_examples("unseen", 12, seed=5, split="test")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, examples: list[Example]) -> Path:
+    path = tmp_path / "examples.parquet"
+    write_examples(path, examples)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sampler_settings(model_path: str) -> SamplerSettings:
+    return SamplerSettings(
+        model_path=model_path,
+        device="cpu",
+        dtype="float32",
+        lora_rank=8,
+        max_model_length=256,
+        kv_cache_mib=64,
+        gpu_memory_share=0.4,
+        log_path="",
+    )
+
+
+@pytest.fixture(scope="session")
+def pool(ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory: Any) -> Iterator[SamplerPool]:
+    """Two engines: whatever is asserted of samples holds across actors."""
+    started = SamplerPool.start(sampler_settings, 2, tmp_path_factory.mktemp("sampler-logs"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def vqa_rad() -> Path:
+    if not VQA_RAD.is_dir():
+        pytest.skip(f"VQA-RAD is not at {VQA_RAD}; set RARL_VQA_RAD to its folder")
+    return VQA_RAD.resolve()

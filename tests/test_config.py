@@ -1,0 +1,89 @@
+"""Configuration files: what is read, and that every mistake is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rarl.config import Config, dump_config, load_config
+from rarl.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+MINIMAL = "run_dir: runs/x\nmodel: {path: a/b}\ndata: {train: t.parquet}\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_parse_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+def test_overrides_reach_nested_keys_and_are_typed(minimal: Path) -> None:
+    config = load_config(
+        minimal,
+        ["rollout.group_size=4", "train.learning_rate=1e-5", "data.eval.mine=x.parquet", "data.max_pixels=null"],
+    )
+    assert config.rollout.group_size == 4
+    assert config.train.learning_rate == 1e-5
+    assert config.data.eval == {"mine": "x.parquet"}
+    assert config.data.max_pixels is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.grup_size=4", "unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'?"),
+        ("group_size=4", "unknown key 'group_size'; did you mean 'rollout.group_size'?"),
+        ("train.lerning_rate=1", "did you mean 'train.learning_rate'?"),
+        ("zzzzzzzz=1", "unknown key 'zzzzzzzz'"),
+        ("train.steps=ten", "key 'train.steps': Input should be a valid integer"),
+        ("train.steps=0", "key 'train.steps': Input should be greater than 0, got 0"),
+        ("data.on_bad_row=ignore", "key 'data.on_bad_row': Input should be 'fail' or 'skip', got 'ignore'"),
+        ("rollout", "write key=value"),
+        ("run_dir.x=1", "'run_dir' is not a group of keys"),
+    ],
+)
+def test_wrong_overrides_are_named(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(minimal, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"run_dir: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"- a\n- b\n", "expected keys and values at the top level, found list"),
+        (b"run_dir: x\nmodel: {path: a/b}\n", "key 'data' is missing"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_every_key_has_a_default_but_three() -> None:
+    required = [name for name, field in Config.model_fields.items() if field.is_required()]
+    assert required == ["run_dir", "model", "data"]

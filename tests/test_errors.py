@@ -1,0 +1,97 @@
+"""What a user can get wrong, through the command line: one line each, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rarl.config import load_config
+from rarl.data.parquet import write_examples
+from rarl.schema import Example
+from rarl.training.run_dir import open_run_dir
+from tests.runs import REPOSITORY, SHORT, assert_one_line_error, rarl
+
+DEMO = "configs/demo.yaml"
+
+
+def test_missing_configuration(tmp_path: Path) -> None:
+    assert_one_line_error(rarl("train", tmp_path / "none.yaml"), "none.yaml: no such file")
+
+
+def test_unknown_key_and_wrong_type() -> None:
+    assert_one_line_error(rarl("train", DEMO, "rollout.grup_size=4"), "did you mean 'rollout.group_size'?")
+    assert_one_line_error(rarl("train", DEMO, "train.steps=many"), "train.steps", "valid integer")
+
+
+def test_missing_data_and_missing_column(tmp_path: Path) -> None:
+    run = f"run_dir={tmp_path / 'run'}"
+    missing = tmp_path / "none.parquet"
+    assert_one_line_error(rarl("train", DEMO, run, f"data.train={missing}"), f"data.train={missing}: no such file")
+    bare = tmp_path / "bare.parquet"
+    pq.write_table(pa.table({"id": ["1"]}), bare)
+    other = f"run_dir={tmp_path / 'other'}"
+    assert_one_line_error(rarl("train", DEMO, other, f"data.train={bare}"), "column 'image' is missing (it has: id)")
+
+
+@pytest.mark.slow
+def test_a_corrupt_image_and_a_wrong_answer_are_named_by_row(tmp_path: Path, examples: list[Example]) -> None:
+    damaged, wrong = tmp_path / "damaged.parquet", tmp_path / "wrong.parquet"
+    write_examples(damaged, [*examples[:3], replace(examples[3], image=b"\xff\xd8 broken"), *examples[4:]])
+    write_examples(wrong, [replace(examples[0], answer="spleen"), *examples[1:]])
+    for path, parts in (
+        (damaged, ("row 3:", "cannot be decoded", "data.on_bad_row=skip")),
+        (wrong, ("row 0:", "'spleen' is not among the options")),
+    ):
+        done = rarl("train", DEMO, f"run_dir={tmp_path / path.stem}", f"data.train={path}", *SHORT)
+        assert_one_line_error(done, *parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_gpu_where_one_is_required(tmp_path: Path) -> None:
+    done = rarl("train", "configs/vqa_rad_qwen2vl_2b.yaml", f"run_dir={tmp_path / 'run'}")
+    assert_one_line_error(done, "device=cuda, but PyTorch sees no GPU here")
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_model(tmp_path: Path) -> None:
+    run = f"run_dir={tmp_path / 'run'}"
+    assert_one_line_error(rarl("train", DEMO, run, "model.path=/no/such/model"), "model.path=/no/such/model")
+    hub = rarl("train", DEMO, run, "model.path=nobody/no-such-model")
+    assert_one_line_error(hub, "model.path=nobody/no-such-model: not in the local cache")
+    (tmp_path / "empty").mkdir()
+    assert_one_line_error(rarl("train", DEMO, run, f"model.path={tmp_path / 'empty'}"), "holds no config.json")
+
+
+def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = load_config(REPOSITORY / DEMO, [f"run_dir={run}"])
+    open_run_dir(config)
+    open_run_dir(load_config(REPOSITORY / DEMO, [f"run_dir={run}", "seed=3"]))  # nothing is there yet to be lost
+    (run / "metrics.jsonl").touch()
+    assert_one_line_error(
+        rarl("train", DEMO, f"run_dir={run}", "seed=3", "train.steps=7"),
+        "already holds a run with another configuration (train.steps is 80 there, 7 here)",
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert_one_line_error(rarl("train", DEMO, f"run_dir={tmp_path / 'mine'}"), "not empty and not a run directory")
+    file = tmp_path / "file"
+    file.write_text("")
+    assert_one_line_error(rarl("train", DEMO, f"run_dir={file}"), "cannot be used as run directory")
+
+
+def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
+    assert_one_line_error(rarl("eval", tmp_path), "holds no config.yaml, so it is not a run directory")
+
+
+def test_a_plan_needs_neither_gpu_nor_model() -> None:
+    done = rarl("plan", "configs/vqa_rad_qwen2vl_2b.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "estimated GPU memory in GiB, card of 40" in done.stdout
+    small = rarl("plan", "configs/vqa_rad_qwen2vl_2b.yaml", "--gpu-gib", "12")
+    assert_one_line_error(small, "the trainer needs", "leaves no cache for keys and values")

@@ -1,0 +1,165 @@
+"""`rarl prepare vqa-rad`: made fixtures in the published layouts, and the real data where it is at hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rarl.data.convert import prepare_dataset
+from rarl.data.parquet import ParquetRows
+from rarl.errors import UserError
+from rarl.schema import Example
+
+PHRASES = ("freeform", "para")
+
+
+def picture(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (20, 30), (shade, shade, shade)).save(out, format="JPEG")
+    return out.getvalue()
+
+
+def record(qid: int, image: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "qid": qid,
+        "image_name": f"synpic{image}.jpg",
+        "image_organ": "CHEST",
+        "answer": "Yes",
+        "answer_type": "CLOSED",
+        "question_type": "PRES",
+        "question": "Is there a mass? ",
+        "phrase_type": "freeform",
+    } | changes
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """The authors' layout: one JSON, a folder of images."""
+    folder = tmp_path / "original"
+    (folder / "images").mkdir(parents=True)
+    for image in range(4):
+        (folder / "images" / f"synpic{image}.jpg").write_bytes(picture(40 * image))
+    records = [
+        record(1, 0),
+        record(2, 0, answer="right lower lobe", answer_type="OPEN", phrase_type="para", image_organ="ABD"),
+        record(3, 1, answer_type="CLOSED "),
+        record(4, 2, phrase_type="frame"),
+        record(5, 2, answer=3, answer_type="OPEN", phrase_type="test_freeform"),
+        record(6, 3, phrase_type="test_para"),
+    ]
+    (folder / "records.json").write_text(json.dumps(records))
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """The hub's layout: Parquet files with image {bytes, path}, question, answer."""
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, answers in {"train": ["yes", "no", "left lung"], "test": ["no"]}.items():
+        images = pa.array([{"bytes": picture(60), "path": None} for _ in answers], kind)
+        table = pa.table({"image": images, "question": ["What?"] * len(answers), "answer": answers})
+        pq.write_table(table, folder / f"{split}-00000-of-00001-abc.parquet")
+    return folder.parent
+
+
+def read(path: Path) -> list[Example]:
+    rows = ParquetRows(path)
+    return rows.read(list(range(len(rows))))
+
+
+def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
+    report = prepare_dataset("vqa-rad", original, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    train, test = read(tmp_path / "out" / "train.parquet"), read(tmp_path / "out" / "test.parquet")
+    assert [e.id for e in train] == ["vqa-rad-1", "vqa-rad-2", "vqa-rad-3"]
+    assert [e.id for e in test] == ["vqa-rad-5", "vqa-rad-6"]
+    assert [(e.answer_type, e.answer, e.organ) for e in train] == [
+        ("closed", "Yes", "chest"),
+        ("open", "right lower lobe", "abdomen"),
+        ("closed", "Yes", "chest"),
+    ]
+    assert train[0].question == "Is there a mass?"
+    assert train[0].image == (original / "images" / "synpic0.jpg").read_bytes()
+    assert test[0].answer == "3"
+    assert "6 records read, 5 of phrase type freeform or para kept" in report
+    assert "1 answer types had a stray blank" in report
+    assert "no image is in more than one split" in report
+
+
+def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> None:
+    report = prepare_dataset("vqa-rad", hub, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    train = read(tmp_path / "out" / "train.parquet")
+    assert [(e.answer, e.answer_type, e.split) for e in train] == [
+        ("yes", "closed", "train"),
+        ("no", "closed", "train"),
+        ("left lung", "open", "train"),
+    ]
+    assert "1 images are in more than one split" in report
+
+
+def test_an_image_disjoint_split_shares_no_image(original: Path, tmp_path: Path) -> None:
+    prepare_dataset("vqa-rad", original, tmp_path / "out", "image-disjoint", 0.5, 3, PHRASES)
+    images = [{e.image_id for e in read(tmp_path / "out" / f"{split}.parquet")} for split in ("train", "test")]
+    assert not images[0] & images[1]
+    assert len(images[1]) == 2
+    again = tmp_path / "again"
+    prepare_dataset("vqa-rad", original, again, "image-disjoint", 0.5, 3, PHRASES)
+    assert (again / "test.parquet").read_bytes() == (tmp_path / "out" / "test.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_name": "none.jpg"}, "record 0: image 'none.jpg' is nowhere below the source folder"),
+        ({"answer_type": "MAYBE"}, "record 0: answer_type 'MAYBE' is neither CLOSED nor OPEN"),
+        ({"phrase_type": "frame"}, "none of the 1 records is left"),
+    ],
+)
+def test_faulty_records_are_named(original: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (original / "records.json").write_text(json.dumps([record(1, 0, **change)]))
+    with pytest.raises(UserError) as caught:
+        prepare_dataset("vqa-rad", original, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_keys_columns_files_and_wrong_names_are_named(original: Path, hub: Path, tmp_path: Path) -> None:
+    def error(source: str, src: Path, split: str = "official") -> str:
+        with pytest.raises(UserError) as caught:
+            prepare_dataset(source, src, tmp_path / "out", split, 0.2, 0, PHRASES)
+        return str(caught.value)
+
+    assert "source 'vqarad' is unknown; known are: vqa-rad" in error("vqarad", original)
+    assert "split 'random' is unknown" in error("vqa-rad", original, "random")
+    assert "no such folder" in error("vqa-rad", tmp_path / "none")
+    (tmp_path / "bare").mkdir()
+    assert "holds neither a JSON file" in error("vqa-rad", tmp_path / "bare")
+    (original / "records.json").write_text('[{"qid": 1}]')
+    assert "record 0: key 'image_name' is missing" in error("vqa-rad", original)
+    (original / "records.json").write_text("{")
+    assert "not readable as JSON" in error("vqa-rad", original)
+    pq.write_table(pa.table({"question": ["q"]}), hub / "data" / "train-0.parquet")
+    assert "column 'image' is missing (it has: question)" in error("vqa-rad", hub)
+
+
+def test_the_real_vqa_rad(vqa_rad: Path, tmp_path: Path) -> None:
+    report = prepare_dataset("vqa-rad", vqa_rad, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    assert "3,064 records read, 1,797 of phrase type freeform or para kept" in report
+    assert "2 answer types had a stray blank" in report
+    examples = read(tmp_path / "out" / "train.parquet")
+    assert len(examples) == 1797
+    assert Counter(e.answer_type for e in examples) == {"closed": 1027, "open": 770}
+    everything = prepare_dataset(
+        "vqa-rad", vqa_rad, tmp_path / "all", "image-disjoint", 0.2, 0, ("freeform", "para", "frame")
+    )
+    assert "3,064 of phrase type" in everything
+    assert "no image is in more than one split" in everything

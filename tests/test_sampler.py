@@ -1,0 +1,146 @@
+"""The sampler is the policy: vLLM's log-probs against transformers + peft on the same tokens, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.errors import UserError
+from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
+from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SampleRequest, SamplingSettings, banned_token_ids
+from rarl.schema import Example, Rollout
+
+SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
+    return [prepare_example(example, processor, None) for example in examples[8:16]]
+
+
+@pytest.fixture(scope="module")
+def policy(model_path: str) -> Any:
+    return load_policy(model_path, "float32", "cpu", rank=8, alpha=16, seed=0)
+
+
+def randomise(policy: Any, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in adapter_parameters(policy):
+        torch.nn.init.normal_(parameter, std=0.05)
+
+
+def requests(prepared: list[PreparedExample], seed: int = 0) -> list[SampleRequest]:
+    return [SampleRequest(p.example.id, p.prompt, p.pixels, 1000 * (seed + 1) + 8 * i) for i, p in enumerate(prepared)]
+
+
+def largest_difference(
+    policy: Any, prepared: list[PreparedExample], rollouts: list[list[Rollout]], temperature: float, banned: list[int]
+) -> float:
+    """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
+    groups = [
+        Group(p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group])
+        for p, group in zip(prepared, rollouts, strict=True)
+    ]
+    with torch.no_grad():
+        rows = plain_forward(policy, groups, SamplingDistribution(temperature, banned))
+    flat = [r for group in rollouts for r in group]
+    return max(
+        float((rows[i, : len(r.sampler_logprobs)] - torch.tensor(r.sampler_logprobs)).abs().max())
+        for i, r in enumerate(flat)
+    )
+
+
+@pytest.mark.slow
+def test_logprobs_agree_for_base_first_adapter_and_after_ten_swaps(
+    pool: SamplerPool, policy: Any, prepared: list[PreparedExample], processor: Any
+) -> None:
+    banned = banned_token_ids(processor.tokenizer)
+    base = pool.generate(requests(prepared), SAMPLING, use_adapter=False)
+    with policy.disable_adapter():
+        assert largest_difference(policy, prepared, base, 1.0, banned) < 1e-4
+
+    versions = []
+    for version in range(1, 12):
+        randomise(policy, version)
+        loaded = pool.publish(version, adapter_arrays(policy), adapter_config(policy))
+        assert loaded == sum(array.nbytes for array in adapter_arrays(policy).values())
+        if version in (1, 11):
+            sampled = pool.generate(requests(prepared), SAMPLING)
+            assert largest_difference(policy, prepared, sampled, 1.0, banned) < 1e-4
+            assert {r.adapter_version for group in sampled for r in group} == {version}
+            versions.append(sampled)
+    with policy.disable_adapter():
+        assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, "the adapter must do something"
+    assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, "and swaps must replace it"
+
+
+@pytest.mark.slow
+def test_logprobs_agree_at_another_temperature(
+    pool: SamplerPool, policy: Any, prepared: list[PreparedExample], processor: Any
+) -> None:
+    banned = banned_token_ids(processor.tokenizer)
+    randomise(policy, 77)
+    pool.publish(77, adapter_arrays(policy), adapter_config(policy))
+    warm = pool.generate(requests(prepared), SamplingSettings(4, 1.5, 24))
+    assert largest_difference(policy, prepared, warm, 1.5, banned) < 1e-4
+
+
+@pytest.mark.slow
+def test_prompt_tokens_are_equal_on_both_sides(
+    pool: SamplerPool, prepared: list[PreparedExample], processor: Any
+) -> None:
+    sampled = pool.generate(requests(prepared), SamplingSettings(1, 1.0, 1), use_adapter=False)
+    for own, group in zip(prepared, sampled, strict=True):
+        assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
+        placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        assert group[0].prompt_token_ids.count(placeholder) == int(np.prod(own.grid)) // 4
+
+
+@pytest.mark.slow
+def test_samples_depend_on_the_seed_alone_whichever_actor_draws_them(
+    pool: SamplerPool, prepared: list[PreparedExample]
+) -> None:
+    def drawn(actors: SamplerPool, seed: int) -> list[list[list[int]]]:
+        groups = actors.generate(requests(prepared, seed), SAMPLING, use_adapter=False)
+        return [[r.completion_token_ids for r in group] for group in groups]
+
+    both = drawn(pool, 0)
+    assert drawn(pool, 0) == both
+    assert drawn(SamplerPool(pool.actors[1:]), 0) == both
+    assert drawn(pool, 1) != both
+    assert any(len({tuple(c) for c in group}) > 1 for group in both), "the completions of a group must differ"
+
+
+@pytest.mark.slow
+def test_vision_tokens_are_never_sampled_and_ends_are_told(
+    pool: SamplerPool, prepared: list[PreparedExample], policy: Any, processor: Any
+) -> None:
+    """A random adapter makes the model babble: it would sample them soon."""
+    torch.manual_seed(5)
+    for parameter in adapter_parameters(policy):
+        torch.nn.init.normal_(parameter, std=1.0)
+    pool.publish(100, adapter_arrays(policy), adapter_config(policy))
+    groups = pool.generate(requests(prepared), SamplingSettings(8, 2.0, 64))
+    banned = set(banned_token_ids(processor.tokenizer))
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    rollouts = [r for group in groups for r in group]
+    assert sum(len(r.completion_token_ids) for r in rollouts) > 1000
+    for rollout in rollouts:
+        assert not banned & set(rollout.completion_token_ids)
+        assert len(rollout.sampler_logprobs) == len(rollout.completion_token_ids)
+        assert (rollout.completion_token_ids[-1] == end) == (rollout.finish_reason == "stop")
+        assert len(rollout.completion_token_ids) == 64 or rollout.finish_reason == "stop"
+
+
+@pytest.mark.slow
+def test_a_failing_engine_is_one_clear_error(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
+    too_long = SampleRequest("x", prepared[0].prompt + "word " * 2000, prepared[0].pixels)
+    with pytest.raises(UserError, match="a vLLM engine failed"):
+        pool.generate([too_long], SAMPLING, use_adapter=False)
+    assert len(pool.generate(requests(prepared), SAMPLING, use_adapter=False)) == len(prepared)

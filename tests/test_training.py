@@ -1,0 +1,249 @@
+"""Whole runs: what they leave behind, that they continue after a kill, and that a stale sampler stops them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from ray import cloudpickle
+
+import tests.test_training
+from rarl.config import load_config
+from rarl.data.order import StepOrder
+from rarl.data.stream import PreparerSettings
+from rarl.errors import UserError
+from rarl.grpo.policy import adapter_parameters, load_policy, read_adapter
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import banned_token_ids
+from rarl.training.driver import run_training
+from rarl.training.loop import LoopInputs
+from rarl.training.metrics import read_metrics
+from rarl.training.run_dir import open_run_dir
+from tests.runs import REPOSITORY, SHORT, assert_one_line_error, environment, rarl
+
+pytestmark = pytest.mark.slow
+
+STABLE_KEYS = {
+    "step",
+    "reward/mean",
+    "reward/format",
+    "reward/accuracy",
+    "sampler_mismatch",
+    "kl",
+    "grad_norm",
+    "completion_tokens",
+    "seconds/rollout",
+    "seconds/reward",
+    "seconds/update",
+    "seconds/publish",
+    "seconds/step",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: Any) -> Path:
+    """A short run of the demo's configuration, four steps."""
+    run = tmp_path_factory.mktemp("runs") / "short"
+    done = rarl("train", "configs/demo.yaml", f"run_dir={run}", *SHORT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "step 4/4" in done.stdout
+    assert "phantoms-unseen" in done.stdout
+    assert "Ray" not in done.stdout.replace("phantoms", ""), "start-up noise belongs in the log files"
+    return run
+
+
+def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row.keys() >= STABLE_KEYS
+        assert row.keys() == rows[0].keys()
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["sampler_mismatch"] < 1e-5
+        assert 0 < row["seconds/rollout"] < row["seconds/step"]
+    assert rows[0]["kl"] == 0.0, "the first step's policy is the base model"
+    assert rows[-1]["kl"] > 0
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_samples_hold_every_completion_with_its_scores(finished: Path) -> None:
+    files = sorted((finished / "samples").glob("*.parquet"))
+    assert [file.stem for file in files] == [f"step_{step:06d}" for step in (1, 2, 3, 4)]
+    rows = pq.read_table(files[2]).to_pylist()
+    assert len(rows) == 16
+    metrics = read_metrics(finished / "metrics.jsonl")[2]
+    for row in rows:
+        assert row["question"]
+        assert row["image_id"].startswith("seen-train-")
+        assert row["adapter_version"] == 2
+        assert row["reward"] == pytest.approx(0.2 * row["reward/format"] + row["reward/accuracy"])
+    assert np.mean([row["reward"] for row in rows]) == pytest.approx(metrics["reward/mean"])
+
+
+def test_the_adapter_is_a_standard_peft_folder(finished: Path, model_path: str) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, finished / "adapter")
+    names = [name for name, _ in loaded.named_parameters() if "lora_B" in name]
+    assert len(names) == 4 * 7
+    assert all("visual" not in name for name in names)
+    assert any(p.abs().max() > 0 for name, p in loaded.named_parameters() if "lora_B" in name)
+    saved, _ = read_adapter(finished / "checkpoints" / "step_000004" / "adapter")
+    final, _ = read_adapter(finished / "adapter")
+    assert all(np.array_equal(saved[name], final[name]) for name in final)
+
+
+def test_the_summary_compares_base_and_trained(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    for name in ("phantoms-seen", "phantoms-unseen"):
+        for label in ("base", "trained"):
+            result = summary[label][name]
+            assert result["n"] == 30
+            assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
+        points = 100 * (summary["trained"][name]["accuracy"] - summary["base"][name]["accuracy"])
+        assert summary["difference"][name]["points"] == pytest.approx(points)
+        assert len(summary["difference"][name]["ci95"]) == 2
+    assert 0 < summary["seconds"]["train"] < summary["seconds"]["total"]
+    assert (finished / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")}
+    again = rarl("train", "configs/demo.yaml", f"run_dir={finished}", *SHORT)
+    assert again.returncode == 0
+    assert "already finished" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")} == before
+    other = rarl("train", "configs/demo.yaml", f"run_dir={finished}", *SHORT, "seed=9")
+    assert_one_line_error(other, "already holds a run with another configuration (seed is 0 there, 9 here)")
+
+
+def test_eval_measures_a_run_again(finished: Path) -> None:
+    (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
+    done = rarl("eval", finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "measuring trained on phantoms-seen (30)" in done.stdout
+    assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
+
+
+def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = ["train", "configs/demo.yaml", f"run_dir={run}", *SHORT]
+    command = [sys.executable, "-c", "from rarl.cli import main; main()", *arguments]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment(), stdout=out, stderr=out, start_new_session=True
+        )
+        deadline = time.time() + 300
+        while len(read_metrics(run / "metrics.jsonl")) < 3 and time.time() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 3 <= len(read_metrics(run / "metrics.jsonl"))
+    assert not (run / "summary.json").exists()
+    done = rarl(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    continued, undisturbed = read_metrics(run / "metrics.jsonl"), read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in continued] == [1, 2, 3, 4]
+    for own, other in zip(continued, undisturbed, strict=True):
+        for key in ("reward/mean", "reward/accuracy", "completion_tokens", "kl", "grad_norm", "loss"):
+            assert own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (own["step"], key)
+
+
+class StalePool(SamplerPool):
+    """A deliberate fault: adapters after version 1 never reach the samplers."""
+
+    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
+        return super().publish(version, tensors, peft_config) if version <= 1 else 0
+
+
+def test_a_stale_sampler_stops_the_run_with_a_clear_message(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+) -> None:
+    cloudpickle.register_pickle_by_value(tests.test_training)
+    overrides = [f"run_dir={tmp_path / 'stale'}", f"data.train={dataset}", *SHORT, "train.steps=8"]
+    config = load_config(REPOSITORY / "configs/demo.yaml", [*overrides, "train.learning_rate=0.01"])
+    run_dir = open_run_dir(config)
+    inputs = LoopInputs(
+        config=config,
+        run_dir=run_dir,
+        model_path=model_path,
+        device="cpu",
+        dtype="float32",
+        mismatch_bound=1e-3,
+        banned_token_ids=banned_token_ids(processor.tokenizer),
+        pool=StalePool(pool.actors),
+    )
+    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+    with pytest.raises(UserError) as caught:
+        run_training(inputs, order, PreparerSettings(str(dataset), model_path, None), lambda: None)
+    assert "the sampler does not sample from the policy" in str(caught.value)
+    assert "stale" in str(caught.value)
+    rows = read_metrics(run_dir.metrics)
+    assert [row["step"] for row in rows] == [1, 2], "step 3 is the first whose sampler is stale"
+    assert all(row["sampler_mismatch"] < 1e-5 for row in rows)
+    assert not run_dir.adapter.exists()
+
+
+def test_real_radiographs_train_end_to_end(vqa_rad: Path, tmp_path: Path) -> None:
+    data = tmp_path / "vqa-rad"
+    assert rarl("prepare", "vqa-rad", vqa_rad, data, "--split", "image-disjoint").returncode == 0
+    run = tmp_path / "run"
+    done = rarl(
+        "train",
+        "configs/vqa_rad_tiny.yaml",
+        f"run_dir={run}",
+        f"data.train={data / 'train.parquet'}",
+        f"data.eval.vqa-rad={data / 'test.parquet'}",
+        *SHORT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = read_metrics(run / "metrics.jsonl")
+    assert len(rows) == 4
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary["base"]["vqa-rad"]["by_type"]) == {"closed", "open"}
+    assert summary["skipped_rows"] == {"train": 0, "vqa-rad": 0}
+
+
+def test_bad_rows_are_skipped_counted_and_listed(tmp_path: Path, examples: list[Any]) -> None:
+    from dataclasses import replace
+
+    from rarl.data.parquet import write_examples
+
+    path = tmp_path / "data.parquet"
+    write_examples(path, [*examples[:5], replace(examples[5], image=b"broken"), *examples[6:]])
+    run = tmp_path / "run"
+    overrides = [f"run_dir={run}", f"data.train={path}", *SHORT, "train.steps=1", "data.on_bad_row=skip"]
+    done = rarl("train", "configs/demo.yaml", *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout
+    assert (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{examples[5].id}': image cannot")
+    assert json.loads((run / "summary.json").read_text())["skipped_rows"]["train"] == 1
+
+
+def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_path: str) -> None:
+    """The checkpoint holds all that the next step depends on."""
+    from rarl.grpo.policy import load_adapter
+
+    policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0)
+    folder = finished / "checkpoints" / "step_000004"
+    load_adapter(policy, folder / "adapter")
+    tensors, _ = read_adapter(folder / "adapter")
+    assert sum(p.numel() for p in adapter_parameters(policy)) == sum(array.size for array in tensors.values())
+    state = torch.load(folder / "optimizer.pt", weights_only=True)
+    assert {entry["step"].item() for entry in state["optimizer"]["state"].values()} == {4.0}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 4}
