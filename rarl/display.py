@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -80,9 +81,9 @@ class Display:
 
     def results(self, summary: dict[str, Any]) -> None:
         """Before → after with 95 % intervals."""
-        table = Table(title="greedy accuracy in %, with 95 % intervals (bootstrap over images)")
-        for column in ("data set", "questions", "base", "trained", "difference in points"):
-            table.add_column(column, justify="left" if column == "data set" else "right")
+        table = Table(title="greedy accuracy in %, difference in points, with 95 % intervals", box=box.SIMPLE_HEAD)
+        for column in ("data set", "n", "base", "trained", "difference"):
+            table.add_column(column, justify="left" if column == "data set" else "right", no_wrap=True)
         for name, base in summary["base"].items():
             add_rows(table, name, base, summary["trained"].get(name), summary["difference"].get(name))
         self.console.print(table)
@@ -104,7 +105,7 @@ class Display:
 
 def add_rows(table: Table, name: str, base: dict[str, Any], trained: Any, change: Any) -> None:
     """One row for the data set, and one for each answer type where there are several."""
-    points = f"{change['points']:+.1f} [{change['ci95'][0]:+.1f}, {change['ci95'][1]:+.1f}]" if change else ""
+    points = f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})" if change else ""
     table.add_row(name, str(base["n"]), percent(base), percent(trained), points)
     if len(base["by_type"]) > 1:
         for kind, part in base["by_type"].items():
@@ -116,7 +117,7 @@ def percent(result: dict[str, Any] | None) -> str:
     if result is None:
         return ""
     low, high = result["ci95"]
-    return f"{100 * result['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * result['accuracy']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def describe(rows: list[dict[str, Any]]) -> str:

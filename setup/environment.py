@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -29,8 +28,11 @@ def main() -> None:
     started = time.time()
     extra = "gpu" if has_nvidia_driver() else "cpu"
     print(f"Installing RARL with the `{extra}` extra into {directory} (a few minutes, about 4 GB) …", flush=True)
-    venv.create(directory, with_pip=True)
     python = directory / "bin" / "python"
+    if not python.exists():
+        made = subprocess.run([sys.executable, "-m", "venv", str(directory)], check=False)
+        if made.returncode != 0:
+            sys.exit("Python could not make a virtual environment; on Debian and Ubuntu, install python3-venv")
     install(python, f"{REPOSITORY}[{extra},dev]", cpu=extra == "cpu", log=directory / "install.log")
     repair_companions(python)
     (directory / STAMP).touch()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,35 +25,51 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.slow
-def test_a_submitted_job_trains(tmp_path: Path) -> None:
+def ray(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, *arguments], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
+    """A head node of its own, with its environment variables and its job address."""
     variables = environment() | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
-    port, dashboard = free_port(), free_port()
-
-    def ray(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [RAY, *arguments], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+    address = f"http://127.0.0.1:{(dashboard := free_port())}"
+    assert ray(variables, "get-auth-token", "--generate").returncode == 0
+    head = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    with (tmp_path / "head.log").open("w") as log:
+        # Not `ray stop` at the end: it would stop every cluster of this machine, those of other tests too.
+        process = subprocess.Popen(
+            [RAY, *head, *ports], env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-
-    head = ["start", "--head", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"]
-    variables["RAY_TMPDIR"] = str(tmp_path)
-    token = ray("get-auth-token", "--generate")
-    started = ray(*head, "--node-ip-address=127.0.0.1", "--disable-usage-stats")
-    assert started.returncode == 0, token.stdout + token.stderr + started.stdout + started.stderr
     try:
-        run = tmp_path / "run"
-        script = f"{sys.executable} jobs/train.py configs/demo.yaml run_dir={run} {' '.join(SHORT)}"
-        address = f"http://127.0.0.1:{dashboard}"
-        package = tmp_path / "package"  # a working directory of the size of a checkout, without environment and runs
-        subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(package)], check=True)
-        submit = ["job", "submit", "--address", address, "--working-dir", str(package), "--", *script.split()]
-        done = ray(*submit)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
-        assert json.loads((run / "summary.json").read_text())["trained"]["phantoms-seen"]["n"] == 30
-        failing = ray(*submit[:-len(SHORT)], "train.stepz=1")
-        assert failing.returncode == 1
-        assert "did you mean 'train.steps'?" in failing.stdout + failing.stderr
+        deadline = time.time() + 120
+        while ray(variables, "job", "list", "--address", address).returncode != 0:
+            assert time.time() < deadline, (tmp_path / "head.log").read_text()
+            time.sleep(1)
+        yield variables, address
     finally:
-        ray("stop", "--force")
-        assert os.path.exists(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains(cluster: tuple[dict[str, str], str], tmp_path: Path) -> None:
+    variables, address = cluster
+    package = tmp_path / "package"  # a fresh checkout: no environment, no runs
+    subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(package)], check=True)
+    run = tmp_path / "run"
+    submit = ["job", "submit", "--address", address, "--working-dir", str(package), "--", sys.executable]
+    job = ["jobs/train.py", "configs/demo.yaml", f"run_dir={run}"]
+    done = ray(variables, *submit, *job, *SHORT)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
+    assert json.loads((run / "summary.json").read_text())["trained"]["phantoms-seen"]["n"] == 30
+    failing = ray(variables, *submit, *job, "train.stepz=1")
+    assert failing.returncode == 1
+    assert "did you mean 'train.steps'?" in failing.stdout + failing.stderr

@@ -152,7 +152,7 @@ def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Pat
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert 3 <= len(read_metrics(run / "metrics.jsonl"))
+    assert len(read_metrics(run / "metrics.jsonl")) >= 3
     assert not (run / "summary.json").exists()
     done = rarl(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
