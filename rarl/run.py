@@ -68,10 +68,11 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         return finished
     display.note(f"run directory {setup.run_dir.path}")
     with ray_session(setup.run_dir.logs):
-        checked = check_data(setup, display)
-        with display.working("starting vLLM"):
-            pool = start_pool(setup)
+        pool = launch_pool(setup)  # comes up while the data is checked and prepared
+        checked = check_data(setup, display, {"train": setup.train_data, **setup.eval_data})
         streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
+        with display.working("starting vLLM"):
+            pool.wait_until_ready()
         base = evaluate_all(setup, streams, pool, "base", display)
         train_seconds = train(setup, checked["train"], pool, display)
         pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
@@ -83,14 +84,15 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     return summary
 
 
-def evaluate_only(config: Config, display: Display, out: RunDir | None = None) -> dict[str, Any]:
+def evaluate_only(config: Config, display: Display) -> dict[str, Any]:
     """Measures the base model of a configuration, and the adapter of its run directory where there is one."""
     setup = resolve(config)
     with ray_session(setup.run_dir.logs):
-        checked = {name: check_one(setup, path, display, name) for name, path in setup.eval_data.items()}
-        with display.working("starting vLLM"):
-            pool = start_pool(setup)
+        pool = launch_pool(setup)
+        checked = check_data(setup, display, setup.eval_data)
         streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
+        with display.working("starting vLLM"):
+            pool.wait_until_ready()
         base = evaluate_all(setup, streams, pool, "base", display)
         trained: dict[str, list[Prediction]] = {}
         if setup.run_dir.adapter.is_dir():
@@ -117,27 +119,22 @@ def resolve(config: Config) -> Setup:
     return Setup(config, run_dir, device, resolve_dtype(config, device), model_path, train_data, eval_data)
 
 
-def check_data(setup: Setup, display: Display) -> dict[str, CheckedRows]:
-    """Training data under "train", and every evaluation set under its name."""
-    return {
-        name: check_one(setup, path, display, name)
-        for name, path in {"train": setup.train_data, **setup.eval_data}.items()
-    }
-
-
-def check_one(setup: Setup, path: str, display: Display, name: str) -> CheckedRows:
-    with display.working(f"checking {name} data"):
-        checked = check_rows(path, setup.config.data.on_bad_row)
-    if checked.bad:
-        lines = "".join(f"row {bad.row}: {bad.reason}\n" for bad in checked.bad)
-        write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
-        display.note(
-            f"{name}: {len(checked.bad)} bad rows skipped, listed in skipped-{name}.txt; {checked.bad[0].reason}"
-        )
+def check_data(setup: Setup, display: Display, data: dict[str, str]) -> dict[str, CheckedRows]:
+    """Checks every data set, names and paths of which are given."""
+    checked = {}
+    for name, path in data.items():
+        with display.working(f"checking {name} data"):
+            checked[name] = check_rows(path, setup.config.data.on_bad_row)
+        bad = checked[name].bad
+        if bad:
+            lines = "".join(f"row {one.row}: {one.reason}\n" for one in bad)
+            write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
+            listed = f"listed in skipped-{name}.txt; the first: {bad[0].reason}"
+            display.note(f"{name}: {len(bad)} bad rows skipped, {listed}")
     return checked
 
 
-def start_pool(setup: Setup) -> SamplerPool:
+def launch_pool(setup: Setup) -> SamplerPool:
     rollout = setup.config.rollout
     settings = SamplerSettings(
         model_path=setup.model_path,
@@ -149,7 +146,7 @@ def start_pool(setup: Setup) -> SamplerPool:
         gpu_memory_share=rollout.gpu_memory_share,
         log_path="",
     )
-    return SamplerPool.start(settings, rollout.num_actors, setup.run_dir.logs)
+    return SamplerPool.launch(settings, rollout.num_actors, setup.run_dir.logs)
 
 
 def evaluation_stream(setup: Setup, name: str, checked: CheckedRows) -> Dataset:

@@ -11,6 +11,7 @@
 Only the standard library is used: this runs before anything is installed.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,7 @@ def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
         plain = [str(python), "-m", "pip", "install", "--progress-bar", "off", "-e", requirement]
         if subprocess.run(plain, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0:
             return
-        no_wheel = "No matching distribution found for torch==" in log.read_text()
-        if cpu and no_wheel:
+        if cpu and re.search(r"torch==[\d.]+\+cpu", log.read_text()):  # named in pip's complaint alone
             print("No CPU build of torch found by pip: installing with PyTorch's CPU index (uv) …", flush=True)
             subprocess.run([str(python), "-m", "pip", "install", "uv"], stdout=output, stderr=output, check=False)
             indexed = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend", "cpu"]

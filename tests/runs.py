@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RARL = str(Path(sys.executable).parent / "rarl")
 # Few steps, few questions: whole runs whose results mean nothing but whose every part is real.
 SHORT = [
     "train.steps=4",
@@ -25,7 +26,7 @@ def environment() -> dict[str, str]:
 
 def rarl(*arguments: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
-    command = [sys.executable, "-c", "from rarl.cli import main; main()", *map(str, arguments)]
+    command = [RARL, *map(str, arguments)]
     return subprocess.run(
         command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )

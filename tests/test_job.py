@@ -46,7 +46,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
         )
     try:
         deadline = time.time() + 120
-        while ray(variables, "job", "list", "--address", address).returncode != 0:
+        # The job server answers before its agent can start jobs.
+        while ray(variables, "job", "submit", "--address", address, "--", "true").returncode != 0:
             assert time.time() < deadline, (tmp_path / "head.log").read_text()
             time.sleep(1)
         yield variables, address

@@ -7,8 +7,8 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from ray import cloudpickle
 import tests.test_training
 from rarl.config import load_config
 from rarl.data.order import StepOrder
+from rarl.data.parquet import write_examples
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
-from rarl.grpo.policy import adapter_parameters, load_policy, read_adapter
+from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import banned_token_ids
+from rarl.schema import Example
 from rarl.training.driver import run_training
 from rarl.training.loop import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.run_dir import open_run_dir
-from tests.runs import REPOSITORY, SHORT, assert_one_line_error, environment, rarl
+from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl
 
 pytestmark = pytest.mark.slow
 
@@ -142,7 +144,7 @@ def test_eval_measures_a_run_again(finished: Path) -> None:
 def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     arguments = ["train", "configs/demo.yaml", f"run_dir={run}", *SHORT]
-    command = [sys.executable, "-c", "from rarl.cli import main; main()", *arguments]
+    command = [RARL, *arguments]
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(), stdout=out, stderr=out, start_new_session=True
@@ -219,26 +221,26 @@ def test_real_radiographs_train_end_to_end(vqa_rad: Path, tmp_path: Path) -> Non
     assert summary["skipped_rows"] == {"train": 0, "vqa-rad": 0}
 
 
-def test_bad_rows_are_skipped_counted_and_listed(tmp_path: Path, examples: list[Any]) -> None:
-    from dataclasses import replace
-
-    from rarl.data.parquet import write_examples
-
+def test_bad_rows_are_skipped_counted_and_listed_and_a_users_reward_is_found(
+    tmp_path: Path, examples: list[Example]
+) -> None:
     path = tmp_path / "data.parquet"
     write_examples(path, [*examples[:5], replace(examples[5], image=b"broken"), *examples[6:]])
     run = tmp_path / "run"
-    overrides = [f"run_dir={run}", f"data.train={path}", *SHORT, "train.steps=1", "data.on_bad_row=skip"]
+    rewards = "rewards={accuracy: 1.0, 'tests.test_rewards:half': 0.5}"
+    overrides = [f"run_dir={run}", f"data.train={path}", *SHORT, "train.steps=1", "data.on_bad_row=skip", rewards]
     done = rarl("train", "configs/demo.yaml", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout
     assert (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{examples[5].id}': image cannot")
     assert json.loads((run / "summary.json").read_text())["skipped_rows"]["train"] == 1
+    (row,) = read_metrics(run / "metrics.jsonl")
+    assert "reward/tests.test_rewards:half" in row
+    assert "reward/format" not in row
 
 
 def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_path: str) -> None:
     """The checkpoint holds all that the next step depends on."""
-    from rarl.grpo.policy import load_adapter
-
     policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0)
     folder = finished / "checkpoints" / "step_000004"
     load_adapter(policy, folder / "adapter")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from rarl.errors import UserError
 
@@ -44,6 +43,9 @@ def decode_image(encoded: bytes) -> Image.Image:
 
 def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:
     """Resizes to the processor's grid within its bounds and `max_pixels`; (height, width, 3) uint8. Raises BadImage."""
+    # Imported here: workers that only decode start several seconds sooner without it.
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
     lower, upper = pixel_bounds(image_processor, max_pixels)
     factor = image_processor.patch_size * image_processor.merge_size
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,25 @@ class SamplerPool:
         self.actors = actors
 
     @classmethod
-    def start(cls, settings: SamplerSettings, num_actors: int, log_folder: Path) -> SamplerPool:
-        """Starts the actors and waits until every engine is up."""
+    def launch(cls, settings: SamplerSettings, num_actors: int, log_folder: Path) -> SamplerPool:
+        """Starts the actors without waiting for them; see `wait_until_ready`."""
         actors = []
         for index in range(num_actors):
-            own = SamplerSettings(**{**vars(settings), "log_path": str(log_folder / f"sampler-{index}.log")})
+            own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
             gpus = settings.gpu_memory_share if settings.device == "cuda" else 0
             environment = {"env_vars": sampler_environment(settings.device, index)}
             remote = ray.remote(num_cpus=SAMPLER_CPUS, num_gpus=gpus, runtime_env=environment, max_restarts=0)(Sampler)
             actors.append(remote.remote(own))
-        try:
-            ray.get([actor.ready.remote() for actor in actors], timeout=START_TIMEOUT)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(f"the vLLM engines were not up after {START_TIMEOUT} s; see {log_folder}") from None
-        except ray.exceptions.RayError as error:
-            last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-            raise UserError(f"a vLLM engine did not start: {last}; its log is in {log_folder}") from None
         return cls(actors)
+
+    def wait_until_ready(self) -> None:
+        """Returns when every engine is up. Raises UserError when one does not come up."""
+        try:
+            ray.get([actor.ready.remote() for actor in self.actors], timeout=START_TIMEOUT)
+        except ray.exceptions.GetTimeoutError:
+            raise UserError(f"the vLLM engines were not up after {START_TIMEOUT} s; see sampler-*.log") from None
+        except ray.exceptions.RayError as error:
+            raise UserError(f"a vLLM engine did not start: {last_line(error)}; see sampler-*.log") from None
 
     def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
         """Sends the adapter once to the object store and loads it in every actor; returns the bytes loaded by one."""
@@ -72,6 +75,10 @@ def get_or_explain(pending: list[Any]) -> list[Any]:
     try:
         results: list[Any] = ray.get(pending)
     except ray.exceptions.RayError as error:
-        last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
-        raise UserError(f"a vLLM engine failed: {last}; see sampler-*.log in the run's logs") from None
+        raise UserError(f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs") from None
     return results
+
+
+def last_line(error: Exception) -> str:
+    """What went wrong inside the actor: the end of Ray's copy of its stack trace."""
+    return [line for line in str(error).splitlines() if line.strip()][-1].strip()
