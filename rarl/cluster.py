@@ -57,6 +57,7 @@ def start_or_join() -> None:
             ray.init(**quiet)
         else:
             # At least two: the actors' shares add up to more than one, and a machine with one core would wait forever.
-            ray.init(num_cpus=max(2, os.cpu_count() or 2), **quiet)
+            # "local": without it Ray would join whatever cluster somebody started on this machine.
+            ray.init("local", num_cpus=max(2, os.cpu_count() or 2), **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None

@@ -52,11 +52,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
             time.sleep(1)
         yield variables, address
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ sample from stale keys or stale weights without a word, so both count up for as 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -104,10 +103,6 @@ class Sampler:
         self.adapter: Any = None
         self.version = -1
         self.swaps = 0
-        shared_memory = Path("/dev/shm")
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="rarl-adapter-", dir=shared_memory if shared_memory.is_dir() else None)
-        )
 
     def ready(self) -> bool:
         """Returns once the engine is up."""
@@ -120,17 +115,16 @@ class Sampler:
         from vllm.lora.request import LoRARequest
 
         self.swaps += 1
-        folder = self.folder / f"swap-{self.swaps}"
-        folder.mkdir()
         restored = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        save_file(restored, folder / "adapter_model.safetensors")
-        (folder / "adapter_config.json").write_text(json.dumps(dict(peft_config)))
-        fresh = LoRARequest(f"policy-v{version}-swap{self.swaps}", self.swaps, str(folder))
-        if not self.engine.llm_engine.add_lora(fresh):
-            raise RuntimeError(f"vLLM refused adapter version {version}")
+        # vLLM reads adapters from files only. It keeps what it has read, so the files may go at once.
+        with tempfile.TemporaryDirectory(prefix="rarl-adapter-", dir=memory_backed_folder()) as folder:
+            save_file(restored, f"{folder}/adapter_model.safetensors")
+            Path(folder, "adapter_config.json").write_text(json.dumps(dict(peft_config)))
+            fresh = LoRARequest(f"policy-v{version}-swap{self.swaps}", self.swaps, folder)
+            if not self.engine.llm_engine.add_lora(fresh):
+                raise RuntimeError(f"vLLM refused adapter version {version}")
         if self.adapter is not None:
             self.engine.llm_engine.remove_lora(self.adapter.lora_int_id)
-            shutil.rmtree(self.adapter.lora_path)
         self.adapter, self.version = fresh, version
         return sum(tensor.nbytes for tensor in restored.values())
 
@@ -159,6 +153,12 @@ class Sampler:
         version = self.version if use_adapter else -1
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         return [to_rollouts(r.example_id, output, version) for r, output in zip(requests, outputs, strict=True)]
+
+
+def memory_backed_folder() -> Path | None:
+    """Where small files cost no disk; None (the default temporary folder) where the system has no such place."""
+    shared_memory = Path("/dev/shm")
+    return shared_memory if shared_memory.is_dir() else None
 
 
 def banned_token_ids(tokenizer: Any) -> list[int]:
