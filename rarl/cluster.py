@@ -58,6 +58,7 @@ def start_or_join() -> None:
         else:
             # At least two: the actors' shares add up to more than one, and a machine with one core would wait forever.
             # "local": without it Ray would join whatever cluster somebody started on this machine.
-            ray.init("local", num_cpus=max(2, os.cpu_count() or 2), **quiet)
+            # No dashboard: it only slows starting and stopping a cluster that nobody else looks at.
+            ray.init("local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -17,9 +18,14 @@ def resolve_device(config: Config) -> Device:
     """Raises UserError when a GPU is asked for and there is none."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but PyTorch sees no GPU here; run on a machine with one, or set device=cpu")
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
+    device: Device = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    local = "RAY_ADDRESS" not in os.environ
+    if device == "cuda" and local and config.rollout.num_actors > torch.cuda.device_count():
+        raise UserError(
+            f"rollout.num_actors={config.rollout.num_actors}, but this machine has {torch.cuda.device_count()} GPU(s): "
+            "each actor needs one, which the first shares with the trainer"
+        )
+    return device
 
 
 def resolve_dtype(config: Config, device: Device) -> Dtype:

@@ -85,7 +85,7 @@ def train(inputs: LoopInputs) -> int:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
     rewards = find_rewards(config.rewards)
     done = restore_checkpoint(policy, optimizer, scheduler)
-    published = publish(inputs.pool, policy, version=done)
+    publish(inputs.pool, policy, version=done)
 
     with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=done + 1) as log:
         for step, batch in step_batches(config.train.prompts_per_step, first_step=done + 1):
