@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from ray.data import Dataset
 from transformers import AutoProcessor
 
@@ -67,19 +68,12 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
-    with ray_session(setup.run_dir.logs):
-        pool = launch_pool(setup)  # comes up while the data is checked and prepared
-        checked = check_data(setup, display, {"train": setup.train_data, **setup.eval_data})
-        streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
-        with display.working("starting vLLM"):
-            pool.wait_until_ready()
-        base = evaluate_all(setup, streams, pool, "base", display)
-        train_seconds = train(setup, checked["train"], pool, display)
-        pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
-        trained = evaluate_all(setup, streams, pool, "trained", display)
-        pool.stop()
+    with session(setup, display, {"train": setup.train_data, **setup.eval_data}) as live:
+        base = evaluate_all(setup, live, "base", display)
+        train_seconds = train(setup, live, display)
+        trained = evaluate_adapter(setup, live, display)
     seconds = {"train": train_seconds, "total": time.time() - started}
-    summary = summary_of(base, trained, checked) | {"seconds": seconds}
+    summary = summary_of(base, trained, live.checked) | {"seconds": seconds}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -87,19 +81,32 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
 def evaluate_only(config: Config, display: Display) -> dict[str, Any]:
     """Measures the base model of a configuration, and the adapter of its run directory where there is one."""
     setup = resolve(config)
+    with session(setup, display, setup.eval_data) as live:
+        base = evaluate_all(setup, live, "base", display)
+        trained = evaluate_adapter(setup, live, display) if setup.run_dir.adapter.is_dir() else {}
+    return summary_of(base, trained, live.checked)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is up while a run works: engines, the checked rows by data set, the prepared evaluation sets."""
+
+    pool: SamplerPool
+    checked: dict[str, CheckedRows]
+    streams: dict[str, Dataset]
+
+
+@contextmanager
+def session(setup: Setup, display: Display, data: dict[str, str]) -> Iterator[Session]:
+    """Ray, engines and checked data; the engines come up while the data is checked and prepared."""
     with ray_session(setup.run_dir.logs):
         pool = launch_pool(setup)
-        checked = check_data(setup, display, setup.eval_data)
+        checked = check_data(setup, display, data)
         streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
         with display.working("starting vLLM"):
             pool.wait_until_ready()
-        base = evaluate_all(setup, streams, pool, "base", display)
-        trained: dict[str, list[Prediction]] = {}
-        if setup.run_dir.adapter.is_dir():
-            pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
-            trained = evaluate_all(setup, streams, pool, "trained", display)
+        yield Session(pool, checked, streams)
         pool.stop()
-    return summary_of(base, trained, checked)
 
 
 def resolve(config: Config) -> Setup:
@@ -155,32 +162,36 @@ def evaluation_stream(setup: Setup, name: str, checked: CheckedRows) -> Dataset:
     return ordered_stream(setup.preparer(setup.eval_data[name]), rows).materialize()
 
 
-def evaluate_all(
-    setup: Setup, streams: dict[str, Dataset], pool: SamplerPool, label: str, display: Display
-) -> dict[str, list[Prediction]]:
+def evaluate_adapter(setup: Setup, live: Session, display: Display) -> dict[str, list[Prediction]]:
+    """As `evaluate_all`, with the run's own adapter."""
+    live.pool.publish(setup.config.train.steps, *read_adapter(setup.run_dir.adapter))
+    return evaluate_all(setup, live, "trained", display)
+
+
+def evaluate_all(setup: Setup, live: Session, label: str, display: Display) -> dict[str, list[Prediction]]:
     """Predictions by data set, from disk where an interrupted run already made them."""
-    tokens = setup.config.evaluation.max_completion_tokens or setup.config.rollout.max_completion_tokens
-    length = setup.config.rollout.max_model_length
+    config = setup.config
+    tokens = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     results = {}
-    for name, stream in streams.items():
+    for name, stream in live.streams.items():
         path = setup.run_dir.path / "evaluation" / f"{label}-{name}.parquet"
         if path.exists():
             results[name] = load_predictions(path)
             continue
         with display.counting(f"measuring {label} on {name}", stream.count()) as advance:
-            results[name] = predict(stream, pool, tokens, length, use_adapter=label != "base", advance=advance)
+            length = config.rollout.max_model_length
+            results[name] = predict(stream, live.pool, tokens, length, use_adapter=label != "base", advance=advance)
         save_predictions(results[name], path)
     return results
 
 
-def train(setup: Setup, checked: CheckedRows, pool: SamplerPool, display: Display) -> float:
+def train(setup: Setup, live: Session, display: Display) -> float:
     """Makes the steps that are missing; returns the seconds that all steps took, this worker's start included."""
     config = setup.config
-    earlier = read_metrics(setup.run_dir.metrics)
-    before = sum(row["seconds/step"] for row in earlier)
+    before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
-        return float(before)
-    order = StepOrder(np.asarray(checked.good), config.train.prompts_per_step, config.seed)
+        return before
+    order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
     processor = AutoProcessor.from_pretrained(setup.model_path)
     inputs = LoopInputs(
         config=config,
@@ -190,7 +201,7 @@ def train(setup: Setup, checked: CheckedRows, pool: SamplerPool, display: Displa
         dtype=setup.dtype,
         mismatch_bound=resolve_mismatch_bound(config, setup.dtype),
         banned_token_ids=banned_token_ids(processor.tokenizer),
-        pool=pool,
+        pool=live.pool,
     )
     started = time.time()
     with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
