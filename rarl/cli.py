@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +38,13 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends a run with one line. Inside the commands, since typer would swallow it outside."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr)
         sys.exit(130)
@@ -60,7 +69,8 @@ def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], o
         config = load_config(target / "config.yaml", [*(overrides or []), f"run_dir={target}"])
     else:
         config = load_config(target, overrides)
-    display.results(evaluate_only(config, display))
+    with interruptible():
+        display.results(evaluate_only(config, display))
 
 
 @app.command()
@@ -79,7 +89,8 @@ def train_config(config: Config) -> None:
     from rarl.training.curve import draw_curve
 
     display = Display()
-    summary = train_and_evaluate(config, display)
+    with interruptible():
+        summary = train_and_evaluate(config, display)
     run_dir = Path(config.run_dir)
     draw_curve(run_dir / "metrics.jsonl", run_dir / "curve.png")
     display.results(summary)

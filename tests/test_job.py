@@ -56,7 +56,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 
 @pytest.mark.slow
-def test_a_submitted_job_trains(cluster: tuple[dict[str, str], str], tmp_path: Path) -> None:
+def test_submitted_jobs_train_and_evaluate(cluster: tuple[dict[str, str], str], tmp_path: Path) -> None:
     variables, address = cluster
     package = tmp_path / "package"  # a fresh checkout: no environment, no runs
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(package)], check=True)
@@ -67,6 +67,9 @@ def test_a_submitted_job_trains(cluster: tuple[dict[str, str], str], tmp_path: P
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
     assert json.loads((run / "summary.json").read_text())["trained"]["phantoms-seen"]["n"] == 30
+    measured = ray(variables, *submit, "jobs/evaluate.py", str(run))
+    assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-3000:]
+    assert "phantoms-unseen" in measured.stdout
     failing = ray(variables, *submit, *job, "train.stepz=1")
     assert failing.returncode == 1
     assert "did you mean 'train.steps'?" in failing.stdout + failing.stderr

@@ -165,6 +165,26 @@ def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Pat
             assert own[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), (own["step"], key)
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "interrupted"
+    process = subprocess.Popen(
+        [RARL, "train", "configs/demo.yaml", f"run_dir={run}", *SHORT],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.time() + 120
+    while not (run / "logs" / "driver.log").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(8)  # somewhere among the starting of engines and the checking of data
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted; the same command continues where this one stopped\n"
+
+
 class StalePool(SamplerPool):
     """A deliberate fault: adapters after version 1 never reach the samplers."""
 
