@@ -33,6 +33,7 @@ from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound
 from rarl.planning import require_memory
+from rarl.prompts import render_prompt
 from rarl.resources import find_data, resolve_data, resolve_model
 from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
@@ -56,7 +57,7 @@ class Setup:
     eval_data: dict[str, str]
 
     def preparer(self, data_path: str) -> PreparerSettings:
-        return PreparerSettings(data_path, self.model_path, self.config.data.max_pixels)
+        return PreparerSettings(data_path, self.model_path, render_prompt, self.config.data.max_pixels)
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:

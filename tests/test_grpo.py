@@ -20,6 +20,7 @@ from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
 from rarl.grpo.loss import LossInputs, grpo_loss
 from rarl.grpo.policy import adapter_parameters, load_policy
 from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateSettings, micro_batches, update_policy
+from rarl.prompts import render_prompt
 from rarl.rollout.sampler import BAN_BIAS
 from rarl.schema import Example
 
@@ -107,7 +108,9 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
         picture = Image.open(io.BytesIO(example.image)).resize(size)
         encoded = io.BytesIO()
         picture.save(encoded, format="PNG")
-        made.append(prepare_example(Example(**{**vars(example), "image": encoded.getvalue()}), processor, None))
+        made.append(
+            prepare_example(Example(**{**vars(example), "image": encoded.getvalue()}), processor, render_prompt)
+        )
     return made
 
 

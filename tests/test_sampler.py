@@ -12,6 +12,7 @@ from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
+from rarl.prompts import render_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings, banned_token_ids
 from rarl.schema import Example, Rollout
@@ -21,7 +22,7 @@ SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
 
 @pytest.fixture(scope="module")
 def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
-    return [prepare_example(example, processor, None) for example in examples[8:16]]
+    return [prepare_example(example, processor, render_prompt) for example in examples[8:16]]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from rarl.data.check import find_fault
 from rarl.data.prepare import prepare_example
+from rarl.prompts import render_prompt
 from rarl.rewards.accuracy import is_correct
 from rarl.rewards.parsing import parse_reply
 from rarl.schema import Example
@@ -81,7 +82,7 @@ def greedy(model: Any, processor: Any, examples: list[Example]) -> list[str]:
     replies = []
     for start in range(0, len(examples), 50):
         part = examples[start : start + 50]
-        prompts = [prepare_example(e, processor, None).prompt for e in part]
+        prompts = [prepare_example(e, processor, render_prompt).prompt for e in part]
         images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in part]
         batch = processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt")
         with torch.no_grad():

@@ -25,6 +25,7 @@ from rarl.data.parquet import write_examples
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
+from rarl.prompts import render_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import banned_token_ids
 from rarl.schema import Example
@@ -211,7 +212,7 @@ def test_a_stale_sampler_stops_the_run_with_a_clear_message(
     )
     order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
     with pytest.raises(UserError) as caught:
-        run_training(inputs, order, PreparerSettings(str(dataset), model_path, None), lambda: None)
+        run_training(inputs, order, PreparerSettings(str(dataset), model_path, render_prompt), lambda: None)
     assert "the sampler does not sample from the policy" in str(caught.value)
     assert "stale" in str(caught.value)
     rows = read_metrics(run_dir.metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from rarl.data.images import decode_image, fit_image
 from rarl.errors import UserError
-from rarl.prompts import render_prompt
 from rarl.schema import Example
 
 
@@ -33,10 +33,16 @@ class PreparedExample:
     grid: NDArray[np.int64]
 
 
-def prepare_example(example: Example, processor: Any, max_pixels: int | None) -> PreparedExample:
+# How an example becomes the prompt's text, with one image placeholder: (processor, example) → text.
+RenderPrompt = Callable[[Any, Example], str]
+
+
+def prepare_example(
+    example: Example, processor: Any, render: RenderPrompt, max_pixels: int | None = None
+) -> PreparedExample:
     """Decodes, fits and tokenises. Raises BadImage."""
     pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
-    prompt = render_prompt(processor, example)
+    prompt = render(processor, example)
     encoded = processor(text=[prompt], images=[pixels], return_tensors="np")
     return PreparedExample(
         example=replace(example, image=b""),

@@ -15,16 +15,17 @@ from ray.data import ActorPoolStrategy, Dataset
 from rarl.data.check import READ_CPUS
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
-from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
 
 
 @dataclass(frozen=True)
 class PreparerSettings:
-    """What a Ray Data worker needs to prepare rows: picklable, no models."""
+    """What a Ray Data worker needs to prepare rows: picklable, no models. `render` is pickled by its import path."""
 
     data_path: str
     model_path: str
-    max_pixels: int | None
+    render: RenderPrompt
+    max_pixels: int | None = None
 
 
 class Preparer:
@@ -35,11 +36,11 @@ class Preparer:
 
         self.rows = ParquetRows(settings.data_path)
         self.processor = AutoProcessor.from_pretrained(settings.model_path)
-        self.max_pixels = settings.max_pixels
+        self.render, self.max_pixels = settings.render, settings.max_pixels
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         examples = self.rows.read(batch["row"].to_pylist())
-        prepared = [prepare_example(e, self.processor, self.max_pixels) for e in examples]
+        prepared = [prepare_example(e, self.processor, self.render, self.max_pixels) for e in examples]
         # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
         return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
 
