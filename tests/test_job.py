@@ -45,7 +45,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
             [RAY, *head, *ports], env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        deadline = time.time() + 120
+        deadline = time.time() + 300
         # The job server answers before its agent can start jobs.
         while ray(variables, "job", "submit", "--address", address, "--", "true").returncode != 0:
             assert time.time() < deadline, (tmp_path / "head.log").read_text()
