@@ -38,7 +38,8 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     assert ray(variables, "get-auth-token", "--generate").returncode == 0
     head = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}"]
+    # The agent starts the jobs. Its port is fixed by default, and the cluster of other tests may hold it.
+    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
     with (tmp_path / "head.log").open("w") as log:
         # Not `ray stop` at the end: it would stop every cluster of this machine, those of other tests too.
         process = subprocess.Popen(
