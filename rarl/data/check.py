@@ -30,7 +30,6 @@ class BadRow:
 class CheckedRows:
     """The rows that can be used, ascending, and those that were left out."""
 
-    path: str
     good: NDArray[np.int64]
     bad: list[BadRow]
 
@@ -81,4 +80,4 @@ def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
     good = np.setdiff1d(numbers, np.array([b.row for b in bad], dtype=np.int64))
     if not len(good):
         raise UserError(f"{path}: not one of the {len(numbers)} rows can be used; the first: {bad[0].reason}")
-    return CheckedRows(path, good, bad)
+    return CheckedRows(good, bad)

@@ -77,7 +77,7 @@ class ParquetRows:
         files = sorted(self.path.glob("*.parquet")) if self.path.is_dir() else [self.path]
         if not files or not all(file.is_file() for file in files):
             raise UserError(f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`")
-        self.files = [open_parquet(file) for file in files]
+        self.files = [open_parquet(file, advice="; convert it with `rarl prepare`") for file in files]
         self.groups = [(f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)]
         self.starts = [0]  # row number at which each group starts, and the total
         for f, g in self.groups:
@@ -104,13 +104,14 @@ class ParquetRows:
         return examples
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path, required: Sequence[str] = REQUIRED, advice: str = "") -> pq.ParquetFile:
+    """Raises UserError when the file is not Parquet or lacks a required column; `advice` then ends the message."""
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    missing = [name for name in REQUIRED if name not in file.schema_arrow.names]
+    missing = [name for name in required if name not in file.schema_arrow.names]
     if missing:
         has = ", ".join(file.schema_arrow.names)
-        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {has}); convert it with `rarl prepare`")
+        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {has}){advice}")
     return file

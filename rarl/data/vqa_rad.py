@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
 from rarl.schema import AnswerType, Example
 
@@ -118,13 +116,6 @@ def read_hub(paths: list[Path]) -> Conversion:
 
 
 def hub_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    missing = [name for name in ("image", "question", "answer") if name not in file.schema_arrow.names]
-    if missing:
-        has = ", ".join(file.schema_arrow.names)
-        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {has})")
+    file = open_parquet(path, required=("image", "question", "answer"))
     for batch in file.iter_batches(batch_size=64):
         yield from batch.to_pylist()
