@@ -48,15 +48,29 @@ class RolloutConfig(Section):
     group_size: Annotated[int, Field(ge=2)] = 8  # completions per prompt
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_completion_tokens: Positive = 512
+    # Updates between the adapter that samples and the policy that learns. 1: the next batch is sampled while this one
+    # trains; the importance weight corrects for it. 0: strictly on-policy.
+    max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
     kv_cache_mib: Positive = 128  # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
     gpu_memory_share: Fraction = 0.4  # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
 
 
 class GrpoConfig(Section):
-    clip: Fraction = 0.2  # ε of the clipped ratio
+    """None takes what the loss's own paper uses; see the table in rarl/grpo/loss.py."""
+
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    clip: Annotated[float, Field(gt=0)] | None = None  # ε of the ratio's lower bound, and of the upper one
+    clip_high: Annotated[float, Field(gt=0)] | None = None  # ε of the upper bound, where it is another
+    scale_advantages: bool | None = None  # by the group's standard deviation
+    drop_truncated: bool | None = None  # leave out completions that were cut off at max_completion_tokens
     kl_beta: Annotated[float, Field(ge=0)] = 0.0  # weight of the KL to the base model; 0 skips the reference pass
-    importance_cap: Annotated[float, Field(ge=1)] = 2.0  # C of truncated importance sampling
+    importance: Literal["truncated", "masked", "none"] = "truncated"  # correction for what the sampler drew from
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0  # C: the largest weight; "masked" drops tokens above it
+    epochs: Positive = 1  # optimizer steps per batch; the ratio leaves 1, and clipping begins, with the second
+    # Batches that a step may draw to replace groups without spread, from which nothing is learnt (DAPO, section 3.2).
+    # 0: such groups stay in, with zero advantage.
+    max_refills: Annotated[int, Field(ge=0)] = 0
 
 
 class TrainConfig(Section):
@@ -66,7 +80,8 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     schedule: Literal["constant", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    micro_batch_size: Positive = 8  # completions per forward and backward pass; bounds the trainer's memory
+    micro_batch_tokens: Positive = 4096  # per forward and backward pass, a prompt counted once; bounds memory
+    gradient_checkpointing: bool = False  # recompute each layer in the backward pass: a third slower, little memory
     # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001 in float32,
     # 0.1 in bfloat16, where rounding alone gives about 0.01.
     max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None

@@ -128,6 +128,8 @@ def describe(rows: list[dict[str, Any]]) -> str:
     parts = [f"reward {mean(recent, 'reward/mean'):.2f}"]
     if recent[-1].get("reward/accuracy") is not None:
         parts.append(f"accuracy {mean(recent, 'reward/accuracy'):.2f}")
+    if recent[-1].get("shared_prefix") == 0:
+        parts.append("slow plain pass, see logs/train-worker.log")
     return "  ".join([*parts, f"{tokens / seconds:,.0f} tokens/s"])
 
 

@@ -1,6 +1,6 @@
 """How much GPU memory a configuration needs: weights twice, adapter, activations, and vLLM's share.
 
-Estimates from the model's shapes, not measurements; the activation part is an upper bound for the plain forward.
+Estimates from the model's shapes, not measurements.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rarl.config import Config
 from rarl.errors import UserError
 
 GIB = 1024**3
+HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
 CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
 # Shapes of the model that the recipes name, so that a plan needs no download.
 QWEN2_VL_2B = {
@@ -48,8 +49,8 @@ class MemoryPlan:
         need = sum(self.trainer.values())
         if need > left:
             problems.append(
-                f"the trainer needs {need:.1f} GiB but has {left:.1f}: lower train.micro_batch_size, "
-                "rollout.max_completion_tokens or rollout.gpu_memory_share"
+                f"the trainer needs {need:.1f} GiB but has {left:.1f}: lower train.micro_batch_tokens or "
+                "rollout.gpu_memory_share, or set train.gradient_checkpointing"
             )
         if self.sampler["cache for keys and values"] <= 0:
             problems.append(
@@ -64,17 +65,19 @@ def plan_memory(config: Config, model: Any, card_gib: float) -> MemoryPlan:
     text = model.text_config
     parameters, adapter = count_parameters(model, config.model.lora.rank)
     weights = 2 * parameters / GIB  # bfloat16
-    tokens = config.train.micro_batch_size * config.rollout.max_model_length
-    # Per token and layer, bfloat16: about 34 hidden-sized and 4 MLP-sized tensors are kept for the backward pass
-    # (Korthikanti et al., arXiv 2205.05198, section 4.1, with attention probabilities left out: SDPA keeps none).
-    per_token = text.num_hidden_layers * (34 * text.hidden_size + 8 * text.intermediate_size)
-    logits = config.train.micro_batch_size * config.rollout.max_completion_tokens * text.vocab_size * 4 * 2
+    tokens = config.train.micro_batch_tokens
+    # What `grpo/shared_prefix.py` keeps of a token in a layer for the backward pass: about six hidden-sized tensors,
+    # queries, keys and values before and after rotation, and four MLP-sized ones; bfloat16.
+    heads = 2 * text.hidden_size + 4 * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    per_layer = 2 * (6 * text.hidden_size + heads + 4 * text.intermediate_size)
+    layers = 2 if config.train.gradient_checkpointing else text.num_hidden_layers
+    kept = tokens * (layers * per_layer + 2 * text.num_hidden_layers * text.hidden_size)
     share = config.rollout.gpu_memory_share * card_gib
     trainer = {
         "base weights": weights,
         "adapter, gradient, optimizer": 16 * adapter / GIB,  # float32: weight, gradient, two moments
-        "activations": tokens * per_token / GIB,
-        "log-probs over the vocabulary": logits / GIB,
+        "activations": kept / GIB,
+        "log-probs over the vocabulary": 2 * HEAD_CHUNK_GIB,
         "context": CONTEXT_GIB,
     }
     working = 0.05 * card_gib  # vLLM's own activations while it profiles

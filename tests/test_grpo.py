@@ -1,103 +1,36 @@
-"""Advantages, loss, log-probs and update against naive references written independently of them."""
+"""Log-probs and update: against the model's own forward, and against each other however the step is cut."""
 
 from __future__ import annotations
 
 import copy
 import io
-import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from peft import PeftModel
 from PIL import Image
 
 from rarl.data.prepare import PreparedExample, prepare_example
-from rarl.grpo.advantages import group_advantages
-from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
-from rarl.grpo.loss import LossInputs, grpo_loss
-from rarl.grpo.policy import adapter_parameters, load_policy
-from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateSettings, micro_batches, update_policy
+from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
+from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.loss import LOSSES, LossSettings
+from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.update import (
+    SamplerMismatch,
+    ScoredGroup,
+    UpdateSettings,
+    measure_mismatch,
+    micro_batches,
+    update_policy,
+)
+from rarl.grpo.vision import VisionCache
 from rarl.prompts import render_prompt
 from rarl.rollout.sampler import BAN_BIAS
 from rarl.schema import Example
-
-
-def test_advantages_are_standardised_within_the_group() -> None:
-    result = group_advantages([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5]])
-    deviation = math.sqrt(4 * 0.25 / 3)
-    assert result[0] == pytest.approx(np.array([1, -1, -1, 1]) * 0.5 / (deviation + 1e-4))
-    assert result[1].tolist() == [0.0, 0.0, 0.0, 0.0]
-    assert result.dtype == np.float32
-
-
-def naive_loss(rows: list[dict[str, Any]], clip: float, beta: float, cap: float) -> float:
-    """The loss of the docstring, token by token in plain Python floats."""
-    total = 0.0
-    for row in rows:
-        tokens = []
-        for new, old, sampler, reference in zip(row["new"], row["old"], row["sampler"], row["reference"], strict=True):
-            ratio = math.exp(new - old)
-            clipped = min(max(ratio, 1 - clip), 1 + clip)
-            weight = min(math.exp(old - sampler), cap)
-            kl = math.exp(reference - new) - (reference - new) - 1
-            tokens.append(-weight * min(ratio * row["advantage"], clipped * row["advantage"]) + beta * kl)
-        total += sum(tokens) / len(tokens)
-    return total
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 6), beta=st.sampled_from([0.0, 0.1]))
-def test_loss_equals_the_naive_reference(seed: int, rows: int, beta: float) -> None:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(1, 9, rows)
-    width = int(lengths.max())
-    arrays = {name: -rng.exponential(1, (rows, width)) for name in ("new", "old", "sampler", "reference")}
-    arrays["old"] = arrays["new"] + rng.normal(0, 0.3, (rows, width))
-    advantages = rng.normal(0, 1, rows)
-    inputs = LossInputs(
-        logprobs=torch.tensor(arrays["new"], requires_grad=True),
-        old_logprobs=torch.tensor(arrays["old"]),
-        sampler_logprobs=torch.tensor(arrays["sampler"]),
-        reference_logprobs=torch.tensor(arrays["reference"]) if beta else None,
-        advantages=torch.tensor(advantages),
-        mask=torch.arange(width)[None] < torch.tensor(lengths)[:, None],
-    )
-    out = grpo_loss(inputs, clip=0.2, kl_beta=beta, importance_cap=2.0)
-    expected = naive_loss(
-        [
-            {name: array[i, : lengths[i]] for name, array in arrays.items()} | {"advantage": advantages[i]}
-            for i in range(rows)
-        ],
-        0.2,
-        beta,
-        2.0,
-    )
-    assert out.loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    out.loss.backward()
-    gradient = inputs.logprobs.grad
-    assert gradient is not None
-    assert torch.isfinite(gradient).all()
-    assert (gradient[~inputs.mask] == 0).all(), "padding must not be trained on"
-
-
-def test_the_gradient_vanishes_where_the_ratio_is_clipped() -> None:
-    logprobs = torch.tensor([[0.0, 0.0]], requires_grad=True)
-    inputs = LossInputs(
-        logprobs=logprobs,
-        old_logprobs=torch.tensor([[-1.0, 0.0]]),  # the first token's ratio is e, beyond 1.2
-        sampler_logprobs=torch.tensor([[-1.0, 0.0]]),
-        reference_logprobs=None,
-        advantages=torch.tensor([1.0]),
-        mask=torch.ones(1, 2, dtype=torch.bool),
-    )
-    out = grpo_loss(inputs, clip=0.2, kl_beta=0.0, importance_cap=2.0)
-    out.loss.backward()
-    assert logprobs.grad is not None
-    assert logprobs.grad.tolist() == [[0.0, -0.5]]
-    assert out.clipped.item() == 1.0
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +49,8 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
 
 def make_groups(prepared: list[PreparedExample], rng: np.random.Generator) -> list[Group]:
     return [
-        Group(p.prompt_token_ids, p.patches, p.grid, [rng.integers(0, 256, n).tolist() for n in lengths])
-        for p, lengths in zip(prepared, [(1, 7, 3), (12, 2, 5), (4, 9, 1)], strict=True)
+        Group(p.prompt_token_ids, p.patches, p.grid, [rng.integers(0, 256, n).tolist() for n in lengths], key)
+        for key, (p, lengths) in enumerate(zip(prepared, [(1, 7, 3), (12, 2, 5), (4, 9, 1)], strict=True))
     ]
 
 
@@ -153,7 +86,7 @@ def test_plain_forward_equals_the_models_own_forward(
 ) -> None:
     groups = make_groups(prepared, np.random.default_rng(0))
     distribution = SamplingDistribution(temperature, [480, 481])
-    rows = plain_forward(policy, groups, distribution)
+    rows = plain_forward(policy, groups, distribution, VisionCache()).logprobs
     index = 0
     for group in groups:
         for completion in group.completions:
@@ -167,7 +100,7 @@ def test_plain_forward_equals_the_models_own_forward(
 def scored(groups: list[Group], policy: Any, rng: np.random.Generator) -> list[ScoredGroup]:
     """Groups whose sampler is the policy itself."""
     with torch.no_grad():
-        rows = plain_forward(policy, groups, SamplingDistribution(1.0, [])).tolist()
+        rows = plain_forward(policy, groups, SamplingDistribution(1.0, []), VisionCache()).logprobs.tolist()
     result = []
     for group in groups:
         own = [rows.pop(0)[: len(completion)] for completion in group.completions]
@@ -176,53 +109,137 @@ def scored(groups: list[Group], policy: Any, rng: np.random.Generator) -> list[S
 
 
 SETTINGS = UpdateSettings(
-    clip=0.2, kl_beta=0.1, importance_cap=2.0, max_grad_norm=1.0, micro_batch_size=4, max_sampler_mismatch=1e-3
+    loss=LossSettings("grpo", (0.2, 0.2), kl_beta=0.1, importance="truncated", importance_cap=2.0),
+    epochs=1,
+    max_grad_norm=1.0,
+    micro_batch_tokens=100,
+    shared_prefix=True,
+    max_completion_tokens=12,
+    max_drift=1e-3,
 )
+DISTRIBUTION = SamplingDistribution(1.0, [])
 
 
-def test_the_size_of_a_micro_batch_changes_nothing(policy: Any, prepared: list[PreparedExample]) -> None:
+def weights(policy: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in adapter_parameters(policy)])
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
+    policy: Any, prepared: list[PreparedExample], loss: str
+) -> None:
+    """Two epochs, so that the ratio leaves 1, with a KL, cut in several ways, through both passes."""
     results = []
-    for size in (1, 4, 100):
+    chosen = replace(SETTINGS, loss=replace(SETTINGS.loss, loss=loss, clip=LOSSES[loss].clip), epochs=2)
+    ways: list[tuple[ForwardPass, bool, int]] = [
+        (plain_forward, False, 10**6),
+        (plain_forward, False, 1),
+        (SharedPrefixForward(), True, 10**6),
+        (SharedPrefixForward(), True, 60),
+    ]
+    for forward, shared, budget in ways:
         twin = copy.deepcopy(policy)
         rng = np.random.default_rng(0)
         groups = scored(make_groups(prepared, rng), twin, rng)
-        settings_ = UpdateSettings(**{**vars(SETTINGS), "micro_batch_size": size})
-        optimizer = torch.optim.SGD(adapter_parameters(twin), lr=1.0)
-        stats = update_policy(twin, optimizer, groups, plain_forward, SamplingDistribution(1.0, []), settings_)
-        results.append((stats, torch.cat([p.detach().flatten() for p in adapter_parameters(twin)])))
-    for stats, weights in results[1:]:
-        torch.testing.assert_close(weights, results[0][1], atol=1e-6, rtol=0)
+        optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
+        settings = replace(chosen, micro_batch_tokens=budget, shared_prefix=shared)
+        results.append((update_policy(twin, optimizer, groups, forward, DISTRIBUTION, settings), weights(twin)))
+    for stats, after in results[1:]:
+        torch.testing.assert_close(after, results[0][1], atol=2e-6, rtol=0)
         assert stats.loss == pytest.approx(results[0][0].loss, abs=1e-5)
         assert stats.kl == pytest.approx(results[0][0].kl, rel=1e-4)
-    start = torch.cat([p.detach().flatten() for p in adapter_parameters(policy)])
-    assert not torch.equal(start, results[0][1])
+        assert stats.entropy == pytest.approx(results[0][0].entropy, rel=1e-4)
+    assert not torch.equal(weights(policy), results[0][1])
     assert results[0][0].kl is not None
     assert results[0][0].kl > 0
 
 
-def test_micro_batches_keep_every_completion_once(prepared: list[PreparedExample], policy: Any) -> None:
+def test_without_a_weight_the_reference_pass_is_skipped(policy: Any, prepared: list[PreparedExample]) -> None:
+    calls: list[bool] = []
+
+    def counting(
+        policy: PeftModel, groups: list[Group], distribution: SamplingDistribution, vision: VisionCache
+    ) -> ForwardOutput:
+        calls.append(torch.is_grad_enabled())
+        return plain_forward(policy, groups, distribution, vision)
+
     rng = np.random.default_rng(0)
     groups = scored(make_groups(prepared, rng), policy, rng)
-    parts = list(micro_batches(groups, 4))
-    assert [sum(len(s.group.completions) for s in part) for part in parts] == [4, 4, 1]
+    for beta, expected in ((0.0, [True]), (0.1, [True, False])):
+        calls.clear()
+        twin = copy.deepcopy(policy)
+        optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
+        settings = replace(SETTINGS, loss=replace(SETTINGS.loss, kl_beta=beta), micro_batch_tokens=10**6)
+        stats = update_policy(twin, optimizer, groups, counting, DISTRIBUTION, settings)
+        assert calls == expected
+        assert (stats.kl is None) == (beta == 0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_micro_batches_keep_every_completion_once(prepared: list[PreparedExample], policy: Any, shared: bool) -> None:
+    rng = np.random.default_rng(0)
+    groups = scored(make_groups(prepared, rng), policy, rng)
+    prompts = [len(g.group.prompt_token_ids) for g in groups]
+    budget = max(prompts) + 12 if shared else 2 * max(prompts) + 16
+    parts = list(micro_batches(groups, budget, shared))
+    for part in parts:
+        cost = sum(
+            sum(len(c) for c in s.group.completions)
+            + len(s.group.prompt_token_ids) * (1 if shared else len(s.group.completions))
+            for s in part
+        )
+        assert cost <= budget
+    assert len(parts) > len(groups), "the budget must cut a group for this test to mean anything"
     flat = [c for part in parts for s in part for c in s.group.completions]
     assert flat == [c for s in groups for c in s.group.completions]
     assert np.concatenate([s.advantages for part in parts for s in part]).tolist() == (
         np.concatenate([s.advantages for s in groups]).tolist()
     )
+    assert len(list(micro_batches(groups, 10**6, shared))) == 1
+    alone = list(micro_batches(groups, 1, shared))
+    assert [len(s.group.completions) for part in alone for s in part] == [1] * 9
+
+
+def off_by(policy: Any, prepared: list[PreparedExample], difference: float) -> list[ScoredGroup]:
+    rng = np.random.default_rng(0)
+    return [
+        ScoredGroup(s.group, [[x - difference for x in row] for row in s.sampler_logprobs], s.advantages)
+        for s in scored(make_groups(prepared, rng), policy, rng)
+    ]
 
 
 def test_a_sampler_with_other_weights_is_refused_before_the_weights_change(
     policy: Any, prepared: list[PreparedExample]
 ) -> None:
     twin = copy.deepcopy(policy)
-    rng = np.random.default_rng(0)
-    groups = [
-        ScoredGroup(s.group, [[x - 0.01 for x in row] for row in s.sampler_logprobs], s.advantages)
-        for s in scored(make_groups(prepared, rng), twin, rng)
-    ]
+    groups = off_by(twin, prepared, 0.01)
     optimizer = torch.optim.SGD(adapter_parameters(twin), lr=1.0)
     with pytest.raises(SamplerMismatch, match=r"differ by 0\.01 on average .* bound of 0\.001"):
-        update_policy(twin, optimizer, groups, plain_forward, SamplingDistribution(1.0, []), SETTINGS)
-    for before, after in zip(adapter_parameters(policy), adapter_parameters(twin), strict=True):
-        assert torch.equal(before, after)
+        update_policy(twin, optimizer, groups, plain_forward, DISTRIBUTION, SETTINGS)
+    assert torch.equal(weights(twin), weights(policy))
+
+
+def test_a_batch_that_is_meant_to_differ_is_trained_on(policy: Any, prepared: list[PreparedExample]) -> None:
+    twin = copy.deepcopy(policy)
+    optimizer = torch.optim.SGD(adapter_parameters(twin), lr=1.0)
+    groups = off_by(twin, prepared, 0.01)
+    stats = update_policy(twin, optimizer, groups, plain_forward, DISTRIBUTION, replace(SETTINGS, max_drift=None))
+    assert stats.drift == pytest.approx(0.01, abs=1e-5)
+    assert not torch.equal(weights(twin), weights(policy))
+
+
+def test_the_mismatch_of_an_older_adapter_is_measured_with_that_adapter(
+    policy: Any, prepared: list[PreparedExample]
+) -> None:
+    twin = copy.deepcopy(policy)
+    group = off_by(twin, prepared, 0.0)[1]
+    older = adapter_arrays(twin)
+    with torch.no_grad():
+        for parameter in adapter_parameters(twin):
+            parameter.add_(0.05)
+    current = weights(twin)
+    assert measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)[0] > 1e-3
+    with other_adapter(twin, older):
+        mean, largest = measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)
+    assert mean <= largest < 1e-5
+    assert torch.equal(weights(twin), current), "its own weights are back, bit for bit"

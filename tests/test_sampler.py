@@ -10,8 +10,10 @@ import torch
 
 from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
-from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
+from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.vision import VisionCache
 from rarl.prompts import render_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings, banned_token_ids
@@ -45,11 +47,12 @@ def largest_difference(
 ) -> float:
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
-        Group(p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group])
-        for p, group in zip(prepared, rollouts, strict=True)
+        Group(p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key)
+        for key, (p, group) in enumerate(zip(prepared, rollouts, strict=True))
     ]
     with torch.no_grad():
-        rows = plain_forward(policy, groups, SamplingDistribution(temperature, banned))
+        distribution = SamplingDistribution(temperature, banned)
+        rows = SharedPrefixForward()(policy, groups, distribution, VisionCache()).logprobs
     flat = [r for group in rollouts for r in group]
     return max(
         float((rows[i, : len(r.sampler_logprobs)] - torch.tensor(r.sampler_logprobs)).abs().max())

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import banned_token_ids
 from rarl.schema import Example
 from rarl.training.driver import run_training
-from rarl.training.loop import LoopInputs
+from rarl.training.loop import LoopInputs, LoopOutcome
 from rarl.training.metrics import read_metrics
-from rarl.training.run_dir import open_run_dir
+from rarl.training.run_dir import RunDir, open_run_dir
 from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl
 
 pytestmark = pytest.mark.slow
@@ -46,10 +47,16 @@ STABLE_KEYS = {
     "kl",
     "grad_norm",
     "completion_tokens",
+    "entropy",
+    "drift",
+    "staleness",
+    "shared_prefix",
+    "seconds/data",
     "seconds/rollout",
     "seconds/reward",
     "seconds/update",
     "seconds/publish",
+    "seconds/other",
     "seconds/step",
 }
 
@@ -75,7 +82,9 @@ def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
         assert row.keys() == rows[0].keys()
         assert all(math.isfinite(value) for value in row.values())
         assert row["sampler_mismatch"] < 1e-5
-        assert 0 < row["seconds/rollout"] < row["seconds/step"]
+        phases = ("data", "rollout", "reward", "update", "publish", "other")
+        assert sum(row[f"seconds/{name}"] for name in phases) == pytest.approx(row["seconds/step"])
+        assert row["published_bytes"] == 2 * (2 * 128 * 8 * 7 + 0)
     assert rows[0]["kl"] == 0.0, "the first step's policy is the base model"
     assert rows[-1]["kl"] > 0
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
@@ -193,12 +202,22 @@ class StalePool(SamplerPool):
         return super().publish(version, tensors, peft_config) if version <= 1 else 0
 
 
-def test_a_stale_sampler_stops_the_run_with_a_clear_message(
-    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
-) -> None:
+class LyingPool(SamplerPool):
+    """A worse one: the samplers say that they have the new adapter, and have the first."""
+
+    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
+        if version <= 1:
+            self.first = tensors
+        return super().publish(version, self.first, peft_config)
+
+
+def train_on(
+    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
+) -> tuple[RunDir, Callable[[], LoopOutcome]]:
+    """A run by the engines of the test session, without measurements before and after."""
     cloudpickle.register_pickle_by_value(tests.test_training)
-    overrides = [f"run_dir={tmp_path / 'stale'}", f"data.train={dataset}", *SHORT, "train.steps=8"]
-    config = load_config(REPOSITORY / "configs/demo.yaml", [*overrides, "train.learning_rate=0.01"])
+    common = [f"run_dir={run}", f"data.train={dataset}", *SHORT]
+    config = load_config(REPOSITORY / "configs/demo.yaml", [*common, *overrides])
     run_dir = open_run_dir(config)
     inputs = LoopInputs(
         config=config,
@@ -208,17 +227,81 @@ def test_a_stale_sampler_stops_the_run_with_a_clear_message(
         dtype="float32",
         mismatch_bound=1e-3,
         banned_token_ids=banned_token_ids(processor.tokenizer),
-        pool=StalePool(pool.actors),
+        pool=pool,
     )
     order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+    preparer = PreparerSettings(str(dataset), model_path, render_prompt)
+    return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "staleness", "finished_steps"),
+    [(StalePool, 0, 2), (StalePool, 1, 3), (LyingPool, 0, 2), (LyingPool, 1, 3)],
+)
+def test_a_stale_sampler_stops_the_run_with_a_clear_message(
+    pool: SamplerPool,
+    tmp_path: Path,
+    dataset: Path,
+    model_path: str,
+    processor: Any,
+    fault: type[SamplerPool],
+    staleness: int,
+    finished_steps: int,
+) -> None:
+    overrides = ["train.steps=8", "train.learning_rate=0.01", f"rollout.max_staleness={staleness}"]
+    faulty = fault(pool.actors)
+    run_dir, run = train_on(faulty, tmp_path / "stale", dataset, model_path, processor, *overrides)
     with pytest.raises(UserError) as caught:
-        run_training(inputs, order, PreparerSettings(str(dataset), model_path, render_prompt), lambda: None)
+        run()
     assert "the sampler does not sample from the policy" in str(caught.value)
     assert "stale" in str(caught.value)
     rows = read_metrics(run_dir.metrics)
-    assert [row["step"] for row in rows] == [1, 2], "step 3 is the first whose sampler is stale"
+    assert [row["step"] for row in rows] == list(range(1, finished_steps + 1)), "the next step is the first stale one"
     assert all(row["sampler_mismatch"] < 1e-5 for row in rows)
     assert not run_dir.adapter.exists()
+
+
+def test_one_update_of_staleness_is_measured_against_the_adapter_that_sampled(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+) -> None:
+    """With overlap, refills and two epochs at once."""
+    overrides = [
+        "train.learning_rate=0.003",
+        "rollout.max_staleness=1",
+        "grpo.max_refills=2",
+        "grpo.epochs=2",
+        "grpo.loss=dapo",
+        "rollout.max_completion_tokens=24",
+    ]
+    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    assert run().steps == 4
+    rows = read_metrics(run_dir.metrics)
+    assert rows[0]["staleness"] == 0
+    for row in rows:
+        assert 0 <= row["staleness"] <= 1
+        assert row["sampler_mismatch"] < 1e-5
+        assert row["groups/trained"] <= 4
+        assert row["groups/sampled"] in (4, 8, 12)
+        assert row["groups/trained"] == 4 or row["groups/sampled"] == 12
+        assert row["shared_prefix"] == 1
+    assert rows[1]["staleness"] > 0
+    assert max(row["drift"] for row in rows[1:]) > 1e-4, "the policy has moved since it sampled"
+    state = json.loads((run_dir.path / "checkpoints/step_000004/state.json").read_text())
+    assert state == {"step": 4, "batches": sum(row["groups/sampled"] for row in rows) / 4}
+
+
+def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+) -> None:
+    overrides = ["rewards={'tests.test_rewards:half': 1.0}", "grpo.max_refills=1", "train.steps=2"]
+    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run()
+    for row in read_metrics(run_dir.metrics):
+        assert (row["groups/sampled"], row["groups/trained"], row["groups_without_spread"]) == (8, 0, 1)
+        assert row["loss"] is None
+        assert row["sampler_mismatch"] is None
+    tensors, _ = read_adapter(run_dir.adapter)
+    assert all(not array.any() for name, array in tensors.items() if "lora_B" in name)
 
 
 def test_real_radiographs_train_end_to_end(vqa_rad: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Datas
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READ_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=4),
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources()["CPU"]) // 4)),
     )
 
 

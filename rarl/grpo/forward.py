@@ -1,52 +1,45 @@
-"""Log-probs of completions under the policy: the plain forward, one full sequence per completion.
-
-`ForwardPass` is the interface. A faster pass that shares the prompt within a group has the same signature.
-"""
+"""Log-probs of completions under the policy: the interface, and the plain way, one full sequence per completion."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.vision import VisionCache
 from rarl.rollout.sampler import BAN_BIAS
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt and its completions, on the CPU.
+class ForwardOutput:
+    """Of all N completions of all groups in order, padded with zeros on the right to T tokens; float32.
 
-    prompt_token_ids: (P,) int64, image placeholder expanded. patches: (patches, D) float32. grid: (3,) int64.
-    completions: token ids of each, of any length from 1.
+    logprobs: (N, T), with gradient. entropy: (N, T) in nats, without.
     """
 
-    prompt_token_ids: NDArray[np.int64]
-    patches: NDArray[np.float32]
-    grid: NDArray[np.int64]
-    completions: list[list[int]]
-
-
-@dataclass(frozen=True)
-class SamplingDistribution:
-    """How the sampler's distribution differs from the model's softmax: it is what log-probs are taken of."""
-
-    temperature: float
-    banned_token_ids: list[int]
+    logprobs: Tensor
+    entropy: Tensor
 
 
 class ForwardPass(Protocol):
-    def __call__(self, policy: PeftModel, groups: list[Group], distribution: SamplingDistribution) -> Tensor:
-        """(N, T) float32 log-probs of all completions of all groups in order, padded with zeros on the right."""
+    def __call__(
+        self, policy: PeftModel, groups: list[Group], distribution: SamplingDistribution, vision: VisionCache
+    ) -> ForwardOutput: ...
 
 
-def plain_forward(policy: PeftModel, groups: list[Group], distribution: SamplingDistribution) -> Tensor:
-    """Every completion with its own copy of prompt and image. The head runs on completion positions only."""
+def plain_forward(
+    policy: PeftModel, groups: list[Group], distribution: SamplingDistribution, vision: VisionCache
+) -> ForwardOutput:
+    """Every completion with its own copy of prompt and image, through the model's own forward.
+
+    For any model that transformers can run, and the yardstick of the shared-prefix pass, with which it has no code in
+    common. `vision` is not used. The head runs on completion positions only.
+    """
     model: Any = policy.get_base_model()
     device = model.device
     sequences, prompts = [], []
@@ -74,12 +67,14 @@ def plain_forward(policy: PeftModel, groups: list[Group], distribution: Sampling
         completion_logprobs(model.lm_head(hidden[i, p - 1 : n - 1]), input_ids[i, p:n], distribution)
         for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
     ]
-    return pad_sequence(rows, batch_first=True)
+    logprobs, entropy = (pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True))
+    return ForwardOutput(logprobs, entropy)
 
 
-def completion_logprobs(logits: Tensor, token_ids: Tensor, distribution: SamplingDistribution) -> Tensor:
-    """(t, vocabulary) logits and (t,) ids → (t,) log-probs under the distribution that the sampler draws from."""
+def completion_logprobs(logits: Tensor, token_ids: Tensor, distribution: SamplingDistribution) -> tuple[Tensor, Tensor]:
+    """(t, vocabulary) logits and (t,) ids → (t,) log-probs and (t,) entropies of what the sampler draws from."""
     bias = torch.zeros(logits.shape[-1], device=logits.device)
     bias[distribution.banned_token_ids] = BAN_BIAS
     logprobs = torch.log_softmax((logits.float() + bias) / distribution.temperature, dim=-1)
-    return logprobs.gather(-1, token_ids[:, None]).squeeze(-1)
+    entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(dim=-1)
+    return logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy

@@ -1,8 +1,23 @@
-"""The clipped GRPO loss with truncated importance sampling. A plain function of tensors."""
+"""The losses, as plain functions of tensors: an objective per token, and how tokens are averaged over a step.
+
+| name | paper | objective | average | clip | advantages | cut-off completions |
+| --- | --- | --- | --- | --- | --- | --- |
+| grpo | DeepSeekMath, arXiv 2402.03300, eq. 3 | clipped ratio | per completion | 0.2 | over std | kept |
+| dr_grpo | Liu et al., arXiv 2503.20783, eq. 3 | clipped ratio | over a fixed length | 0.2 | plain | kept |
+| dapo | Yu et al., arXiv 2503.14476, eq. 8 | clipped ratio | over all tokens | 0.2, 0.28 | over std | left out |
+| gspo | Zheng et al., arXiv 2507.18071, eq. 5 | ratio of sequences | per completion | 3e-4, 4e-4 | over std | kept |
+| cispo | MiniMax-M1, arXiv 2506.13585, eq. 4 | clipped weight on log π | over all tokens | none, 4 | over std | kept |
+
+Every objective is multiplied by an importance weight π_old / π_sampler for sampling with another engine, or an older
+adapter, than the trainer's (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,37 +44,121 @@ class LossInputs:
 
 
 @dataclass(frozen=True)
+class StepTotals:
+    """What averages are taken over: the whole step, so that the size of a micro-batch changes nothing."""
+
+    completions: int
+    tokens: int
+    max_completion_tokens: int
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """`clip` is (ε low, ε high). `importance_cap` is C: "truncated" takes min(w, C), "masked" drops tokens above C."""
+
+    loss: str
+    clip: tuple[float, float]
+    kl_beta: float
+    importance: Literal["truncated", "masked", "none"]
+    importance_cap: float
+
+
+@dataclass(frozen=True)
 class LossOutput:
-    """`loss` is the sum over the N completions of their mean token loss: the caller divides by the step's completions,
-    so that the size of a micro-batch changes nothing. The rest are sums over tokens, without gradient."""
+    """`loss` is this micro-batch's part of the step's loss: parts add up. The rest are sums over tokens, detached."""
 
     loss: Tensor
     kl: Tensor
     clipped: Tensor
 
 
-def grpo_loss(inputs: LossInputs, clip: float, kl_beta: float, importance_cap: float) -> LossOutput:
-    """GRPO (arXiv 2402.03300, equation 3) against the sampler as behaviour policy.
+# Ratio or log-probs and (N, 1) advantages → (N, T) loss per token, and (N, T) bool where a bound stops the gradient.
+Objective = Callable[[LossInputs, tuple[float, float]], tuple[Tensor, Tensor]]
+Average = Callable[[Tensor, Tensor, StepTotals], Tensor]
 
-    Per token: - w * min(r A, clip(r, 1 - ε, 1 + ε) A) + β KL, where r = π / π_old, and w = min(π_old / π_sampler, C) is
-    the truncated importance weight that corrects for sampling with another engine than the trainer's (Yao et al. 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training").
-    """
-    mask = inputs.mask.float()
-    advantage = inputs.advantages[:, None]
-    ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
-    bounded = ratio.clamp(1 - clip, 1 + clip)
-    weight = torch.exp(inputs.old_logprobs - inputs.sampler_logprobs).clamp(max=importance_cap)
-    surrogate = torch.minimum(ratio * advantage, bounded * advantage)
-    per_token = -weight * surrogate
-    kl = torch.zeros_like(per_token)
+
+def compute_loss(inputs: LossInputs, totals: StepTotals, settings: LossSettings) -> LossOutput:
+    """One micro-batch's part of a step's loss, by the loss that `settings` names."""
+    kind = LOSSES[settings.loss]
+    per_token, clipped = kind.objective(inputs, settings.clip)
+    per_token = per_token * importance_weight(inputs, settings)
+    kl = torch.zeros_like(inputs.logprobs)
     if inputs.reference_logprobs is not None:
         kl = k3_divergence(inputs.logprobs, inputs.reference_logprobs)
-        per_token = per_token + kl_beta * kl
-    lengths = mask.sum(dim=1)
-    loss = ((per_token * mask).sum(dim=1) / lengths).sum()
-    clipped = (bounded * advantage < ratio * advantage).float() * mask
-    return LossOutput(loss, (kl.detach() * mask).sum(), clipped.sum())
+        per_token = per_token + settings.kl_beta * kl
+    mask = inputs.mask.to(per_token.dtype)
+    loss = kind.average(per_token * mask, mask, totals)
+    return LossOutput(loss, (kl.detach() * mask).sum(), (clipped * mask).sum())
+
+
+def clipped_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """- min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) with r = π / π_old (PPO, arXiv 1707.06347, eq. 7)."""
+    return pessimistic(torch.exp(inputs.logprobs - inputs.old_logprobs), inputs.advantages[:, None], clip)
+
+
+def clipped_sequence_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """The same with one ratio per completion, the geometric mean of its tokens' (GSPO eq. 7), for all of its tokens."""
+    mask = inputs.mask.to(inputs.logprobs.dtype)
+    log_ratio = ((inputs.logprobs - inputs.old_logprobs) * mask).sum(dim=1) / mask.sum(dim=1)
+    loss, clipped = pessimistic(torch.exp(log_ratio)[:, None], inputs.advantages[:, None], clip)
+    return loss.expand_as(mask), clipped.expand_as(mask)
+
+
+def pessimistic(ratio: Tensor, advantage: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
+    return -torch.minimum(ratio * advantage, bounded * advantage), bounded * advantage < ratio * advantage
+
+
+def clipped_weight(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """- sg(clip(r)) A log π: the ratio is a constant weight, so no token's gradient is cut off (CISPO eq. 4, 5)."""
+    ratio = torch.exp(inputs.logprobs.detach() - inputs.old_logprobs)
+    bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
+    return -bounded * inputs.advantages[:, None] * inputs.logprobs, bounded != ratio
+
+
+def per_completion(per_token: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
+    """Mean over each completion's tokens, then over completions: long answers are diluted."""
+    return (per_token.sum(dim=1) / mask.sum(dim=1)).sum() / totals.completions
+
+
+def per_length_limit(per_token: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
+    """Sum over tokens by a constant, so that length changes no token's weight."""
+    return per_token.sum() / (totals.completions * totals.max_completion_tokens)
+
+
+def per_token_mean(per_token: Tensor, mask: Tensor, totals: StepTotals) -> Tensor:
+    """Mean over all tokens of the step: every token counts the same."""
+    return per_token.sum() / totals.tokens
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A row of the table above: the objective, its average, and the settings of its paper, used where none is given."""
+
+    objective: Objective
+    average: Average
+    clip: tuple[float, float] = (0.2, 0.2)
+    scale_advantages: bool = True
+    drop_truncated: bool = False
+
+
+LOSSES = {
+    "grpo": Loss(clipped_ratio, per_completion),
+    "dr_grpo": Loss(clipped_ratio, per_length_limit, scale_advantages=False),
+    "dapo": Loss(clipped_ratio, per_token_mean, clip=(0.2, 0.28), drop_truncated=True),
+    "gspo": Loss(clipped_sequence_ratio, per_completion, clip=(3e-4, 4e-4)),
+    "cispo": Loss(clipped_weight, per_token_mean, clip=(math.inf, 4.0)),
+}
+
+
+def importance_weight(inputs: LossInputs, settings: LossSettings) -> Tensor:
+    """(N, T) w = π_old / π_sampler, bounded above by C: the variance of a plain weight has no bound."""
+    if settings.importance == "none":
+        return torch.ones_like(inputs.old_logprobs)
+    weight = torch.exp(inputs.old_logprobs - inputs.sampler_logprobs)
+    if settings.importance == "truncated":
+        return weight.clamp(max=settings.importance_cap)
+    return weight * (weight <= settings.importance_cap)
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
+
+from rarl.grpo.vision import PatchProjection
 
 # The language model's linear layers alone: vLLM would silently ignore an adapter on the vision tower.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -23,6 +27,8 @@ def load_policy(model_path: str, dtype: str, device: str, rank: int, alpha: int,
     The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on `seed` alone.
     """
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype))
+    embedding = model.model.visual.patch_embed
+    embedding.proj = PatchProjection(embedding.proj)
     torch.manual_seed(seed)
     adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
     policy = get_peft_model(model, adapter)
@@ -60,3 +66,18 @@ def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str
 def load_adapter(policy: PeftModel, folder: Path) -> None:
     """Restores weights that `save_adapter` wrote into a policy of the same shape."""
     set_peft_model_state_dict(policy, load_file(folder / "adapter_model.safetensors"))
+
+
+@contextmanager
+def other_adapter(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> Iterator[None]:
+    """Inside, the policy has this adapter (as `adapter_arrays` gives it); afterwards its own again, bit for bit."""
+    own = adapter_arrays(policy)
+    set_arrays(policy, arrays)
+    try:
+        yield
+    finally:
+        set_arrays(policy, own)
+
+
+def set_arrays(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> None:
+    set_peft_model_state_dict(policy, {name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,25 @@ from rarl.schema import Rollout
 
 SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
 START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
+
+
+@dataclass(frozen=True)
+class PendingRollouts:
+    """Work in flight: actor i has every `stride`-th of the `requests` requests, from i on."""
+
+    parts: list[Any]
+    requests: int
+    stride: int
+
+    def wait(self) -> None:
+        """Returns when all is done, well or not."""
+        ray.wait(self.parts, num_returns=len(self.parts), fetch_local=False)
+
+    def result(self) -> list[list[Rollout]]:
+        groups: list[list[Rollout]] = [[] for _ in range(self.requests)]
+        for index, done in enumerate(get_or_explain(self.parts)):
+            groups[index :: self.stride] = done
+        return groups
 
 
 class SamplerPool:
@@ -54,16 +73,20 @@ class SamplerPool:
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> list[list[Rollout]]:
         """A group of rollouts per request, in the order of the requests, whichever actor made them."""
-        parts = [requests[index :: len(self.actors)] for index in range(len(self.actors))]
+        return self.submit(requests, sampling, use_adapter).result()
+
+    def submit(
+        self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
+    ) -> PendingRollouts:
+        """As `generate`, without waiting. The adapter that is loaded now is the one that samples."""
+        count = len(self.actors)
+        parts = [requests[index::count] for index in range(count)]
         pending = [
             actor.generate.remote(part, sampling, use_adapter)
             for actor, part in zip(self.actors, parts, strict=True)
             if part
         ]
-        groups: list[list[Rollout]] = [[] for _ in requests]
-        for index, done in enumerate(get_or_explain(pending)):
-            groups[index :: len(self.actors)] = done
-        return groups
+        return PendingRollouts(pending, len(requests), count)
 
     def stop(self) -> None:
         for actor in self.actors:

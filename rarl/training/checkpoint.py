@@ -1,10 +1,11 @@
-"""What a continued run needs: adapter, optimizer and step. Data and seeds follow from the step alone."""
+"""What a continued run needs: adapter, optimizer, step and batches drawn. Data and seeds follow from the numbers."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,37 @@ from ray.train import Checkpoint
 from rarl.grpo.policy import load_adapter, save_adapter
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Finished steps, and batches of prompts that they drew: more than steps where groups were refilled."""
+
+    step: int
+    batches: int
+
+
 def report_checkpoint(
-    policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any, step: int, metrics: dict[str, Any]
+    policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any, progress: Progress, metrics: dict[str, Any]
 ) -> None:
-    """Hands the state after `step` finished steps to Ray Train, which stores it in the run directory."""
+    """Hands the state after a finished step to Ray Train, which stores it in the run directory."""
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(policy, Path(folder) / "adapter")
         torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, f"{folder}/optimizer.pt")
-        (Path(folder) / "state.json").write_text(json.dumps({"step": step}))
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=f"step_{step:06d}")
+        (Path(folder) / "state.json").write_text(json.dumps(asdict(progress)))
+        name = f"step_{progress.step:06d}"
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
-def restore_checkpoint(policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> int:
-    """Restores the newest checkpoint that Ray Train knows of; returns the number of finished steps, 0 without one."""
+def restore_checkpoint(policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> Progress:
+    """Restores the newest checkpoint that Ray Train knows of, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return Progress(0, 0)
     with checkpoint.as_directory() as folder:
         load_adapter(policy, Path(folder) / "adapter")
         state = torch.load(f"{folder}/optimizer.pt", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-        return int(json.loads((Path(folder) / "state.json").read_text())["step"])
+        return Progress(**json.loads((Path(folder) / "state.json").read_text()))
 
 
 def publish_final_adapter(policy: PeftModel, folder: Path) -> None:

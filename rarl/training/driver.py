@@ -32,7 +32,7 @@ def run_training(
         train_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(gpu), resources_per_worker=resources),
-        datasets={"train": training_stream(preparer, order, 0, config.train.steps)},
+        datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
         run_config=RunConfig(
             name="checkpoints",
             storage_path=str(inputs.run_dir.path),

@@ -2,44 +2,45 @@
 
     take a batch from the Ray Data shard → ask the vLLM actors for rollouts → score → update → publish the adapter.
 
-Each step is strictly on-policy: its rollouts come from the adapter that the step before it published. The sampler's
-log-probs are compared with the policy's in every step, and the run stops when they part.
+With `max_staleness` 0 a step's rollouts come from the adapter that the step before it published. With 1 the next batch
+is sampled while this one trains, by the adapter of the step before. Either way the sampler's log-probs are compared in
+every step with those of the policy that it should hold, and the run stops when they part.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray.train
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from rarl.config import Config
-from rarl.data.order import sampling_seed
-from rarl.data.prepare import PreparedExample, require_room
-from rarl.data.stream import unpack
+from rarl.data.prepare import PreparedExample
 from rarl.errors import UserError
 from rarl.grpo.advantages import group_advantages
-from rarl.grpo.forward import Group, SamplingDistribution, plain_forward
-from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
-from rarl.grpo.update import ScoredGroup, UpdateSettings, UpdateStats, update_policy
+from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy, other_adapter
+from rarl.grpo.self_check import Chosen, choose_forward
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateStats, check_mismatch, measure_mismatch, update_policy
 from rarl.hardware import Device, Dtype
 from rarl.rewards.registry import find_rewards, score_completions
 from rarl.rollout.environment import log_output_to
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings
 from rarl.schema import Rollout, Score
-from rarl.training.checkpoint import publish_final_adapter, report_checkpoint, restore_checkpoint
+from rarl.training.checkpoint import Progress, publish_final_adapter, report_checkpoint, restore_checkpoint
 from rarl.training.metrics import MetricsLog
+from rarl.training.rollouts import RolloutStream
 from rarl.training.run_dir import RunDir
 from rarl.training.samples import write_samples
+from rarl.training.settings import resolve_loss, update_settings
+from rarl.training.step_metrics import has_spread, reward_metrics, rollout_metrics, update_metrics
+from rarl.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ class LoopOutcome:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The groups that a step sampled, and which of them it trains on."""
+
+    prompts: list[PreparedExample]
+    groups: list[list[Rollout]]
+    scores: list[list[Score]]
+    trained: list[int]
+
+
 def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them."""
     inputs = settings["inputs"]
@@ -84,33 +95,43 @@ def train(inputs: LoopInputs) -> int:
     optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
     rewards = find_rewards(config.rewards)
-    done = restore_checkpoint(policy, optimizer, scheduler)
-    publish(inputs.pool, policy, version=done)
+    progress = restore_checkpoint(policy, optimizer, scheduler)
+    adapter = Published(inputs.pool, policy, progress.step)
+    stream = RolloutStream(config, inputs.pool, taken=progress.batches)
+    chosen: Chosen | None = None
 
-    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=done + 1) as log:
-        for step, batch in step_batches(config.train.prompts_per_step, first_step=done + 1):
-            clock = Stopwatch()
-            groups = sample(inputs, step, batch)
-            clock.lap("rollout")
-            scores = score(config, rewards, batch, groups)
-            advantages = group_advantages([[s.total for s in group] for group in scores])
-            clock.lap("reward")
-            scored = [scored_group(*row) for row in zip(batch, groups, advantages, strict=True)]
-            stats = update(inputs, policy, optimizer, scored)
-            learning_rate = scheduler.get_last_lr()[0]
-            scheduler.step()
-            clock.lap("update")
-            published = publish(inputs.pool, policy, version=step)
-            clock.lap("publish")
-            save_samples(inputs.run_dir.samples, step, batch, groups, scores, advantages)
-            extra = {"learning_rate": learning_rate, "published_bytes": published}
-            row = {"step": step, **reward_metrics(scores), **rollout_metrics(groups), **update_metrics(stats), **extra}
-            log.write(row | clock.seconds())
-            done = step
+    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=progress.step + 1) as metrics:
+        clock = Stopwatch()
+        for step in range(progress.step + 1, config.train.steps + 1):
+            drawn = draw(config, rewards, stream, clock, overlap=step < config.train.steps)
+            with clock.phase("update"):
+                advantages = step_advantages(config, drawn)
+                scored = scored_groups(config, drawn, advantages)
+                if chosen is None and scored:
+                    chosen = self_check(inputs, policy, scored[0].group)
+                mismatch = adapter.check_stale(inputs, drawn, scored, chosen)
+                stats = update(inputs, policy, optimizer, scored, chosen, on_policy=mismatch is None)
+                learning_rate = scheduler.get_last_lr()[0]
+                scheduler.step()
+            stream.settle(clock)
+            with clock.phase("publish"):
+                published = adapter.publish(step)
+            save_samples(inputs.run_dir.samples, step, drawn, advantages)
+            row = {
+                "step": step,
+                **reward_metrics(drawn.scores),
+                **rollout_metrics(drawn.groups, len(drawn.trained), version=step - 1),
+                **update_metrics(stats, mismatch),
+                "shared_prefix": float(chosen.shared) if chosen else None,
+                "learning_rate": learning_rate,
+                "published_bytes": published,
+                **clock.lap(),
+            }
+            metrics.write(row)
             if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                report_checkpoint(policy, optimizer, scheduler, step, row)
+                report_checkpoint(policy, optimizer, scheduler, Progress(step, stream.taken), row)
     publish_final_adapter(policy, inputs.run_dir.adapter)
-    return done
+    return config.train.steps
 
 
 def rate_factor(step: int, config: Config) -> float:
@@ -123,33 +144,23 @@ def rate_factor(step: int, config: Config) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def step_batches(prompts_per_step: int, first_step: int) -> Iterator[tuple[int, list[PreparedExample]]]:
-    """(step, prompts) from this worker's shard, from `first_step` on; steps count from 1."""
-    shard = ray.train.get_dataset_shard("train")
-    for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
-        step = int(batch["step"][0].as_py()) + 1
-        if step >= first_step:
-            yield step, unpack(batch)
-
-
-def sample(inputs: LoopInputs, step: int, batch: list[PreparedExample]) -> list[list[Rollout]]:
-    """A group of rollouts per prompt. Raises UserError when sampler and trainer tokenise a prompt differently."""
-    config = inputs.config
-    size = config.rollout.group_size
-    for prepared in batch:
-        require_room(prepared, config.rollout.max_completion_tokens, config.rollout.max_model_length)
-    seeds = [sampling_seed(config.seed, step, position, size) for position in range(len(batch))]
-    requests = [SampleRequest(p.example.id, p.prompt, p.pixels, s) for p, s in zip(batch, seeds, strict=True)]
-    settings = SamplingSettings(size, config.rollout.temperature, config.rollout.max_completion_tokens)
-    groups = inputs.pool.generate(requests, settings)
-    for prepared, group in zip(batch, groups, strict=True):
-        if group[0].prompt_token_ids != prepared.prompt_token_ids.tolist():
-            raise UserError(
-                f"example '{prepared.example.id}': sampler and trainer disagree on the prompt's tokens "
-                f"({len(group[0].prompt_token_ids)} and {len(prepared.prompt_token_ids)}); model and processor of "
-                f"{inputs.model_path} do not fit together"
-            )
-    return groups
+def draw(config: Config, rewards: Any, stream: RolloutStream, clock: Stopwatch, overlap: bool) -> Drawn:
+    """Samples and scores the groups of one step: one batch, or as many as it takes, within bounds, to have
+    `prompts_per_step` groups with spread (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2)."""
+    wanted, refills = config.train.prompts_per_step, config.grpo.max_refills
+    drawn = Drawn([], [], [], [])
+    for _ in range(1 + refills):
+        batch = stream.take(clock)
+        if overlap and config.rollout.max_staleness > 0:
+            stream.prefetch(clock)
+        with clock.phase("reward"):
+            scores = score(config, rewards, batch.prompts, batch.groups)
+        useful = [len(drawn.groups) + i for i, group in enumerate(scores) if refills == 0 or has_spread(group)]
+        trained = (drawn.trained + useful)[:wanted]
+        drawn = Drawn(drawn.prompts + batch.prompts, drawn.groups + batch.groups, drawn.scores + scores, trained)
+        if len(trained) == wanted:
+            break
+    return drawn
 
 
 def score(config: Config, rewards: Any, batch: list[PreparedExample], groups: list[list[Rollout]]) -> list[list[Score]]:
@@ -165,90 +176,98 @@ def score(config: Config, rewards: Any, batch: list[PreparedExample], groups: li
     return [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
-def scored_group(prepared: PreparedExample, rollouts: list[Rollout], advantages: Any) -> ScoredGroup:
-    completions = [rollout.completion_token_ids for rollout in rollouts]
-    group = Group(prepared.prompt_token_ids, prepared.patches, prepared.grid, completions)
-    return ScoredGroup(group, [rollout.sampler_logprobs for rollout in rollouts], advantages)
+def step_advantages(config: Config, drawn: Drawn) -> NDArray[Any]:
+    """(groups, G) of all groups, the ones that are not trained on included."""
+    rewards = [[score.total for score in group] for group in drawn.scores]
+    return group_advantages(rewards, resolve_loss(config.grpo).scale_advantages)
+
+
+def scored_groups(config: Config, drawn: Drawn, advantages: NDArray[Any]) -> list[ScoredGroup]:
+    """What the update is given: the groups to train on, without cut-off completions where the loss leaves them out."""
+    drop = resolve_loss(config.grpo).drop_truncated
+    result = []
+    for index in drawn.trained:
+        prompt, rollouts = drawn.prompts[index], drawn.groups[index]
+        rows = [i for i, rollout in enumerate(rollouts) if not (drop and rollout.finish_reason == "length")]
+        if rows:
+            completions = [rollouts[i].completion_token_ids for i in rows]
+            group = Group(prompt.prompt_token_ids, prompt.patches, prompt.grid, completions, key=index)
+            sampled = [rollouts[i].sampler_logprobs for i in rows]
+            result.append(ScoredGroup(group, sampled, advantages[index, rows]))
+    return result
+
+
+def self_check(inputs: LoopInputs, policy: PeftModel, group: Group) -> Chosen:
+    """Decides once per worker which forward pass it trains with."""
+    fast = SharedPrefixForward(inputs.config.train.gradient_checkpointing)
+    chosen = choose_forward(policy, group, distribution_of(inputs), fast)
+    print(f"shared-prefix pass: {chosen.shared}, difference from the plain pass: {chosen.difference}", flush=True)
+    return chosen
+
+
+def distribution_of(inputs: LoopInputs) -> SamplingDistribution:
+    return SamplingDistribution(inputs.config.rollout.temperature, inputs.banned_token_ids)
 
 
 def update(
-    inputs: LoopInputs, policy: PeftModel, optimizer: torch.optim.Optimizer, groups: list[ScoredGroup]
-) -> UpdateStats:
-    grpo, train = inputs.config.grpo, inputs.config.train
-    settings = UpdateSettings(
-        clip=grpo.clip,
-        kl_beta=grpo.kl_beta,
-        importance_cap=grpo.importance_cap,
-        max_grad_norm=train.max_grad_norm,
-        micro_batch_size=train.micro_batch_size,
-        max_sampler_mismatch=inputs.mismatch_bound,
-    )
-    distribution = SamplingDistribution(inputs.config.rollout.temperature, inputs.banned_token_ids)
-    return update_policy(policy, optimizer, groups, plain_forward, distribution, settings)
+    inputs: LoopInputs,
+    policy: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    groups: list[ScoredGroup],
+    chosen: Chosen | None,
+    on_policy: bool,
+) -> UpdateStats | None:
+    """None, and the weights as they were, where no group is left to learn from."""
+    if chosen is None or not groups:
+        return None
+    settings = update_settings(inputs.config, chosen.shared)
+    if on_policy:
+        settings = replace(settings, max_drift=inputs.mismatch_bound)
+    return update_policy(policy, optimizer, groups, chosen.forward, distribution_of(inputs), settings)
 
 
-def publish(pool: SamplerPool, policy: PeftModel, version: int) -> int:
-    """Loads the current adapter into every sampler; returns its bytes."""
-    return pool.publish(version, adapter_arrays(policy), adapter_config(policy))
+class Published:
+    """The adapter that the samplers hold, and the one before it, to check answers that are one update old."""
+
+    def __init__(self, pool: SamplerPool, policy: PeftModel, version: int) -> None:
+        self.pool, self.policy = pool, policy
+        self.versions: dict[int, dict[str, NDArray[Any]]] = {}
+        self.publish(version)
+
+    def publish(self, version: int) -> int:
+        """Loads the current adapter into every sampler; returns its bytes."""
+        arrays = adapter_arrays(self.policy)
+        self.versions = {v: kept for v, kept in self.versions.items() if v == version - 1} | {version: arrays}
+        return self.pool.publish(version, arrays, adapter_config(self.policy))
+
+    def check_stale(
+        self, inputs: LoopInputs, drawn: Drawn, groups: list[ScoredGroup], chosen: Chosen | None
+    ) -> tuple[float, float] | None:
+        """For a batch that an older adapter sampled: mean and largest log-prob difference of one group from that very
+        adapter, put back for the moment. None for a batch of the current one, which the update checks as a whole.
+
+        Raises SamplerMismatch.
+        """
+        if chosen is None or not groups:
+            return None
+        version, current = min(drawn.groups[g.group.key][0].adapter_version for g in groups), max(self.versions)
+        if version == current:
+            return None
+        allowed = inputs.config.rollout.max_staleness
+        if current - version > allowed:
+            raise SamplerMismatch(
+                f"the sampler does not sample from the policy: its adapter is stale, of step {version} where the "
+                f"policy is of step {current} and rollout.max_staleness is {allowed}; the weights were not changed"
+            )
+        oldest = next(g for g in groups if drawn.groups[g.group.key][0].adapter_version == version)
+        with other_adapter(self.policy, self.versions[version]):
+            mean, largest = measure_mismatch(self.policy, oldest, chosen.forward, distribution_of(inputs))
+        check_mismatch(mean, largest, inputs.mismatch_bound)
+        return mean, largest
 
 
-def save_samples(
-    folder: Path,
-    step: int,
-    batch: list[PreparedExample],
-    groups: list[list[Rollout]],
-    scores: list[list[Score]],
-    advantages: Any,
-) -> None:
-    examples = [p.example for p, group in zip(batch, groups, strict=True) for _ in group]
-    rollouts = [rollout for group in groups for rollout in group]
-    write_samples(folder, step, examples, rollouts, [s for group in scores for s in group], advantages.ravel().tolist())
-
-
-def reward_metrics(scores: list[list[Score]]) -> dict[str, float | None]:
-    """Means over the completions that could be scored, and the share of groups from which nothing can be learnt."""
-    flat = [score for group in scores for score in group]
-    metrics: dict[str, float | None] = {"reward/mean": float(np.mean([s.total for s in flat]))}
-    for name in flat[0].rewards:
-        values = [v for s in flat if (v := s.rewards[name]) is not None]
-        metrics[f"reward/{name}"] = float(np.mean(values)) if values else None
-    metrics["groups_without_spread"] = float(np.mean([len({s.total for s in group}) == 1 for group in scores]))
-    return metrics
-
-
-def rollout_metrics(groups: list[list[Rollout]]) -> dict[str, float]:
-    flat = [rollout for group in groups for rollout in group]
-    lengths = [len(rollout.completion_token_ids) for rollout in flat]
-    truncated = [rollout.finish_reason == "length" for rollout in flat]
-    return {
-        "completion_tokens": float(np.mean(lengths)),
-        "completion_tokens/total": float(np.sum(lengths)),
-        "completion_truncated": float(np.mean(truncated)),
-    }
-
-
-def update_metrics(stats: UpdateStats) -> dict[str, float | None]:
-    return {
-        "loss": stats.loss,
-        "grad_norm": stats.grad_norm,
-        "kl": stats.kl,
-        "clipped": stats.clipped,
-        "sampler_mismatch": stats.sampler_mismatch,
-        "sampler_mismatch/max": stats.mismatch_max,
-    }
-
-
-class Stopwatch:
-    """Seconds per phase of a step; `seconds/step` is the whole."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.laps[f"seconds/{phase}"] = now - self.last
-        self.last = now
-
-    def seconds(self) -> dict[str, float]:
-        return self.laps | {"seconds/step": time.perf_counter() - self.started}
+def save_samples(folder: Path, step: int, drawn: Drawn, advantages: NDArray[Any]) -> None:
+    examples = [p.example for p, group in zip(drawn.prompts, drawn.groups, strict=True) for _ in group]
+    rollouts = [rollout for group in drawn.groups for rollout in group]
+    scores = [score for group in drawn.scores for score in group]
+    write_samples(folder, step, examples, rollouts, scores, advantages.ravel().tolist())

@@ -1,0 +1,92 @@
+"""Batches of prompts with their sampled answers, in the order of the data; the next one in flight if that is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ray.train
+
+from rarl.config import Config
+from rarl.data.order import sampling_seed
+from rarl.data.prepare import PreparedExample, require_room
+from rarl.data.stream import unpack
+from rarl.errors import UserError
+from rarl.rollout.pool import PendingRollouts, SamplerPool
+from rarl.rollout.sampler import SampleRequest, SamplingSettings
+from rarl.schema import Rollout
+from rarl.training.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """Prompts and a group of rollouts for each."""
+
+    prompts: list[PreparedExample]
+    groups: list[list[Rollout]]
+
+
+class RolloutStream:
+    """Reads this worker's shard of the data and samples from it, one batch at a time.
+
+    `taken` counts the batches handed out since the beginning of the run: all that a checkpoint needs to know of the
+    data. A batch's seeds depend on its number alone.
+    """
+
+    def __init__(self, config: Config, pool: SamplerPool, taken: int) -> None:
+        self.config, self.pool, self.taken = config, pool, taken
+        self.batches = data_batches(config.train.prompts_per_step, first=taken)
+        self.flying: tuple[list[PreparedExample], PendingRollouts] | None = None
+
+    def take(self, clock: Stopwatch) -> SampledBatch:
+        """The next batch: the one in flight, or one that is sampled now."""
+        prompts, pending = self.flying or self.start(clock)
+        with clock.phase("rollout"):
+            groups = pending.result()
+        self.flying = None
+        self.taken += 1
+        require_equal_prompts(prompts, groups)
+        return SampledBatch(prompts, groups)
+
+    def prefetch(self, clock: Stopwatch) -> None:
+        """Starts the next batch with the adapter that is loaded now."""
+        if self.flying is None:
+            self.flying = self.start(clock)
+
+    def settle(self, clock: Stopwatch) -> None:
+        """Waits for the batch in flight, so that the adapter can be swapped."""
+        if self.flying is not None:
+            with clock.phase("rollout"):
+                self.flying[1].wait()
+
+    def start(self, clock: Stopwatch) -> tuple[list[PreparedExample], PendingRollouts]:
+        with clock.phase("data"):
+            number, prompts = next(self.batches)
+        with clock.phase("rollout"):
+            rollout = self.config.rollout
+            for prepared in prompts:
+                require_room(prepared, rollout.max_completion_tokens, rollout.max_model_length)
+            seeds = [sampling_seed(self.config.seed, number, i, rollout.group_size) for i in range(len(prompts))]
+            requests = [SampleRequest(p.example.id, p.prompt, p.pixels, s) for p, s in zip(prompts, seeds, strict=True)]
+            settings = SamplingSettings(rollout.group_size, rollout.temperature, rollout.max_completion_tokens)
+            return prompts, self.pool.submit(requests, settings)
+
+
+def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
+    """(number, prompts) from this worker's shard, after the first `first`; numbers count from 1."""
+    shard = ray.train.get_dataset_shard("train")
+    for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
+        number = int(batch["step"][0].as_py()) + 1
+        if number > first:
+            yield number, unpack(batch)
+
+
+def require_equal_prompts(prompts: list[PreparedExample], groups: list[list[Rollout]]) -> None:
+    """Raises UserError when sampler and trainer tokenise a prompt differently."""
+    for prepared, group in zip(prompts, groups, strict=True):
+        if group[0].prompt_token_ids != prepared.prompt_token_ids.tolist():
+            raise UserError(
+                f"example '{prepared.example.id}': sampler and trainer disagree on the prompt's tokens "
+                f"({len(group[0].prompt_token_ids)} and {len(prepared.prompt_token_ids)}); the model and its processor "
+                "do not fit together"
+            )

@@ -1,0 +1,181 @@
+"""The shared-prefix pass against the plain one: log-probs, entropies and every gradient."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from torch import Tensor
+
+from rarl.grpo import head, shared_prefix
+from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
+from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.policy import adapter_parameters
+from rarl.grpo.self_check import choose_forward
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.vision import PatchProjection, VisionCache, image_features
+from tests.random_models import random_group, random_policy
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+DISTRIBUTION = SamplingDistribution(0.8, [290, 291])
+MAX_LENGTH = 24
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def policy(request: pytest.FixtureRequest) -> PeftModel:
+    return random_policy(request.param)
+
+
+@pytest.fixture(scope="module")
+def qwen2() -> PeftModel:
+    return random_policy()
+
+
+even = st.sampled_from([2, 4, 6])
+length = st.one_of(st.just(1), st.just(MAX_LENGTH), st.integers(1, MAX_LENGTH))
+group_shape = st.tuples(
+    st.tuples(even, even),
+    st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    st.one_of(st.lists(length, min_size=1, max_size=5), st.builds(lambda n, g: [n] * g, length, st.integers(1, 5))),
+)
+
+
+def gradients(policy: PeftModel, forward: ForwardPass, groups: list[Group], weights: Tensor) -> list[Tensor]:
+    out = forward(policy, groups, DISTRIBUTION, VisionCache())
+    (out.logprobs * weights[: out.logprobs.shape[0], : out.logprobs.shape[1]]).sum().backward()
+    found = [p.grad for p in adapter_parameters(policy)]
+    policy.zero_grad()
+    assert all(g is not None for g in found), "every LoRA weight has a gradient"
+    return [g for g in found if g is not None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(shapes=st.lists(group_shape, min_size=1, max_size=3), seed=st.integers(0, 10**6), checkpointing=st.booleans())
+def test_it_equals_the_plain_pass(policy: PeftModel, shapes: Any, seed: int, checkpointing: bool) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [random_group(rng, grid, text, lengths, i) for i, (grid, text, lengths) in enumerate(shapes)]
+    fast = SharedPrefixForward(checkpointing)
+    expected = plain_forward(policy, groups, DISTRIBUTION, VisionCache())
+    found = fast(policy, groups, DISTRIBUTION, VisionCache())
+    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.entropy, expected.entropy, atol=1e-5, rtol=0)
+    with torch.no_grad(), policy.disable_adapter():
+        base = plain_forward(policy, groups, DISTRIBUTION, VisionCache()).logprobs
+        off = fast(policy, groups, DISTRIBUTION, VisionCache()).logprobs
+    torch.testing.assert_close(off, base, atol=1e-5, rtol=0)
+    assert (base - expected.logprobs).abs().max() > 1e-3, "the adapter must matter for this test to mean anything"
+
+    weights = torch.from_numpy(rng.standard_normal((30, MAX_LENGTH)).astype(np.float32))
+    plain = gradients(policy, plain_forward, groups, weights)
+    shared = gradients(policy, fast, groups, weights)
+    for one, other in zip(plain, shared, strict=True):
+        assert (one - other).norm() <= 1e-5 * one.norm()
+
+
+def test_the_rotary_positions_matter(qwen2: PeftModel) -> None:
+    """Positions that simply count on from the prompt's length, as for text, are not what the model means."""
+    group = random_group(np.random.default_rng(0), (6, 6), (2, 3), [5, 5])
+    right = shared_prefix.rotary_positions(qwen2.get_base_model(), group)
+    assert right[:, -1].tolist() == [right.max().item()] * 3
+    assert right.max().item() < len(group.prompt_token_ids) - 1
+
+
+def test_the_vision_tower_runs_once_per_group_and_update(qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    visual: Any = qwen2.get_base_model().model.visual
+    handle = visual.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    rng = np.random.default_rng(0)
+    groups = [random_group(rng, (2, 4), (2, 2), [3, 1, 4], key=0), random_group(rng, (4, 4), (2, 2), [2], key=1)]
+    cache = VisionCache()
+    for _ in range(3):
+        out = SharedPrefixForward()(qwen2, groups, DISTRIBUTION, cache)
+    handle.remove()
+    assert seen == [8, 16]
+    assert all(not f.tokens.requires_grad for f in cache.stored.values())
+    assert torch.equal(out.logprobs, SharedPrefixForward()(qwen2, groups, DISTRIBUTION, VisionCache()).logprobs)
+
+
+def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of two rows the result is the same, and no larger product with the head is ever asked for."""
+    rows: list[int] = []
+    real: Callable[..., None] = head.product
+
+    def recording(left: Tensor, right: Tensor, out: Tensor) -> None:
+        rows.append(len(left))
+        real(left, right, out)
+
+    group = random_group(np.random.default_rng(0), (2, 2), (2, 2), [5, 4])
+    whole = SharedPrefixForward()(qwen2, [group], DISTRIBUTION, VisionCache())
+    monkeypatch.setattr(head, "product", recording)
+    monkeypatch.setattr(head, "chunk_bytes", lambda device: 2 * 4 * 300)
+    chunked = SharedPrefixForward()(qwen2, [group], DISTRIBUTION, VisionCache())
+    assert rows == [2, 2, 2, 2, 1]
+    torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(chunked.entropy, whole.entropy, atol=1e-6, rtol=0)
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(qwen2: PeftModel) -> None:
+    group = random_group(np.random.default_rng(0), (6, 6), (4, 4), [MAX_LENGTH] * 4)
+
+    def saved(forward: SharedPrefixForward) -> int:
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size() if not tensor.is_leaf else 0
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            forward(qwen2, [group], DISTRIBUTION, VisionCache())
+        return total
+
+    assert saved(SharedPrefixForward(checkpointing=True)) < 0.6 * saved(SharedPrefixForward())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_patch_projection_is_the_convolution(family: str) -> None:
+    model: Any = random_policy(family).get_base_model()
+    group = random_group(np.random.default_rng(0), (4, 6), (1, 1), [1])
+    expected = image_features(model, group).tokens
+    embedding = model.model.visual.patch_embed
+    embedding.proj = PatchProjection(embedding.proj)
+    torch.testing.assert_close(image_features(model, group).tokens, expected, atol=1e-6, rtol=1e-5)
+
+
+class Broken(SharedPrefixForward):
+    """Off by a constant: what a change in transformers could bring."""
+
+    def __call__(self, *args: Any) -> ForwardOutput:
+        out = super().__call__(*args)
+        return replace(out, logprobs=out.logprobs + 0.01)
+
+
+def test_the_self_check_falls_back_to_the_plain_pass(qwen2: PeftModel, caplog: pytest.LogCaptureFixture) -> None:
+    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3, 3, 3])
+    chosen = choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward())
+    assert chosen.shared
+    assert chosen.difference is not None
+    assert chosen.difference < 1e-5
+    assert not caplog.records
+    with caplog.at_level(logging.ERROR):
+        chosen = choose_forward(qwen2, group, DISTRIBUTION, Broken())
+    assert not chosen.shared
+    assert chosen.forward is plain_forward
+    assert "differs from the plain one by 0.01 per token" in caplog.text
+
+
+def test_an_unknown_model_trains_with_the_plain_pass(
+    qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rarl.grpo.self_check.SUPPORTED_MODELS", ("other",))
+    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3])
+    assert choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward()).forward is plain_forward
+    assert "no shared-prefix pass for model type 'qwen2_vl'" in caplog.text
