@@ -21,7 +21,7 @@ from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_parameters
 from rarl.grpo.self_check import choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.grpo.vision import PatchProjection, VisionCache, image_features
+from rarl.grpo.vision import VisionCache, image_features, use_patch_projection
 from tests.random_models import random_group, random_policy
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -145,8 +145,7 @@ def test_a_patch_projection_is_the_convolution(family: str) -> None:
     model: Any = random_policy(family).get_base_model()
     group = random_group(np.random.default_rng(0), (4, 6), (1, 1), [1])
     expected = image_features(model, group).tokens
-    embedding = model.model.visual.patch_embed
-    embedding.proj = PatchProjection(embedding.proj)
+    use_patch_projection(model)
     torch.testing.assert_close(image_features(model, group).tokens, expected, atol=1e-6, rtol=1e-5)
 
 

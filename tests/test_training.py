@@ -84,7 +84,8 @@ def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
         assert row["sampler_mismatch"] < 1e-5
         phases = ("data", "rollout", "reward", "update", "publish", "other")
         assert sum(row[f"seconds/{name}"] for name in phases) == pytest.approx(row["seconds/step"])
-        assert row["published_bytes"] == 2 * (2 * 128 * 8 * 7 + 0)
+        # Rank 8 and 4 bytes, for in + out of q, k, v, o, gate, up and down in each of 4 layers.
+        assert row["published_bytes"] == 4 * 8 * 4 * (256 + 192 + 192 + 256 + 512 + 512 + 512)
     assert rows[0]["kl"] == 0.0, "the first step's policy is the base model"
     assert rows[-1]["kl"] > 0
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
@@ -352,4 +353,4 @@ def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_p
     assert sum(p.numel() for p in adapter_parameters(policy)) == sum(array.size for array in tensors.values())
     state = torch.load(folder / "optimizer.pt", weights_only=True)
     assert {entry["step"].item() for entry in state["optimizer"]["state"].values()} == {4.0}
-    assert json.loads((folder / "state.json").read_text()) == {"step": 4}
+    assert json.loads((folder / "state.json").read_text()) == {"step": 4, "batches": 4}

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from rarl.grpo.vision import PatchProjection
+from rarl.grpo.vision import use_patch_projection
 
 # The language model's linear layers alone: vLLM would silently ignore an adapter on the vision tower.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -27,8 +27,7 @@ def load_policy(model_path: str, dtype: str, device: str, rank: int, alpha: int,
     The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on `seed` alone.
     """
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype))
-    embedding = model.model.visual.patch_embed
-    embedding.proj = PatchProjection(embedding.proj)
+    use_patch_projection(model)
     torch.manual_seed(seed)
     adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
     policy = get_peft_model(model, adapter)

@@ -15,31 +15,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from rarl.grpo.attention import Span, attend, group_span
 from rarl.grpo.forward import ForwardOutput
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.head import token_logprobs
-from rarl.grpo.lora_linear import apply_linear
+from rarl.grpo.lora_layers import apply_linear, apply_mlp
 from rarl.grpo.vision import VisionCache
 
 SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # by `model_type`: one decoder with small differences
-
-
-@dataclass(frozen=True)
-class Span:
-    """Where one group lies among the packed rows. `mask` is (longest, prefix + longest) bool: what the rows of a
-    completion attend to. `scatter` maps the padded (G * longest) rows to packed rows, `gather` back; both are None when
-    all completions are equally long."""
-
-    prefix: slice
-    completions: slice
-    shape: tuple[int, int]
-    mask: Tensor
-    scatter: Tensor | None
-    gather: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -121,29 +108,6 @@ def rotary_positions(model: Any, group: Group) -> Tensor:
     return positions[:, 0]
 
 
-def group_span(prefix_start: int, prefix: int, start: int, lengths: list[int], device: torch.device) -> Span:
-    longest = max(lengths)
-    own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-    mask = torch.cat([own.new_ones(longest, prefix), own], dim=1)
-    scatter = gather = None
-    if min(lengths) < longest:
-        counts = torch.tensor(lengths)
-        offsets = torch.cumsum(counts, 0) - counts
-        column = torch.arange(longest)
-        real = column[None] < counts[:, None]
-        # Padding repeats the completion's last row: it is never attended to by a real row, and its output is dropped.
-        scatter = (offsets[:, None] + torch.minimum(column[None], counts[:, None] - 1)).flatten().to(device)
-        gather = real.flatten().nonzero().squeeze(1).to(device)
-    return Span(
-        prefix=slice(prefix_start, prefix_start + prefix),
-        completions=slice(start, start + sum(lengths)),
-        shape=(len(lengths), longest),
-        mask=mask,
-        scatter=scatter,
-        gather=gather,
-    )
-
-
 def embed(model: Any, packed: Packed, groups: list[Group], vision: VisionCache) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(tokens, D) input of the first layer, which of its rows are image tokens, and what the first layers add to those.
 
@@ -162,7 +126,7 @@ def decoder_layer(
     layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packed: Packed, completions_only: bool = False
 ) -> Tensor:
     """(tokens, D) → (tokens, D); with `completions_only`, only the rows of the completions come out."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention = layer.self_attn
     first = packed.first if completions_only else 0
     normed = layer.input_layernorm(hidden)
     head_dim = attention.head_dim
@@ -171,55 +135,33 @@ def decoder_layer(
     v = apply_linear(attention.v_proj, normed).unflatten(-1, (-1, head_dim))
     if hasattr(attention, "q_norm"):  # Qwen3-VL
         q, k = attention.q_norm(q), attention.k_norm(k)
-    q, k = rotate(q, cos[first:], sin[first:]), rotate(k, cos, sin)
-    attended = attend(q, k, v, packed, first)
+    q, k = Rotate.apply(q, cos[first:], sin[first:]), Rotate.apply(k, cos, sin)
+    attended = attend(q, k, v, packed.spans, first)
     hidden = hidden[first:] + apply_linear(attention.o_proj, attended)
     normed = layer.post_attention_layernorm(hidden)
-    gate, up = apply_linear(mlp.gate_proj, normed), apply_linear(mlp.up_proj, normed)
-    return hidden + apply_linear(mlp.down_proj, mlp.act_fn(gate) * up)
+    return hidden + apply_mlp(layer.mlp, normed)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of (tokens, heads, d) by (tokens, 1, d)."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
+class Rotate(torch.autograd.Function):
+    """Rotary embedding of (tokens, heads, d) by (tokens, 1, d) cosines and sines, whose two halves are equal."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotated(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return rotated(grads[0], cos, -sin), None, None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, first: int) -> Tensor:
-    """(rows, heads, d) queries and (tokens, kv heads, d) keys and values → (rows, heads * d). Row i of the queries is
-    packed row first + i."""
-    outputs = []
-    if first == 0:
-        outputs = [prefix_attention(q[s.prefix], k[s.prefix], v[s.prefix]) for s in packed.spans]
-    for span in packed.spans:
-        rows = slice(span.completions.start - first, span.completions.stop - first)
-        outputs.append(completion_attention(q[rows], k, v, span))
-    return torch.cat(outputs).flatten(1)
-
-
-def prefix_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal self-attention of one prompt: (P, heads, d) → (P, heads, d)."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out[0].transpose(0, 1)
-
-
-def completion_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """The G completions of one group, each over the shared prefix and itself: (rows, heads, d) → (rows, heads, d).
-
-    Heads that share keys are folded into the rows, so that keys are not repeated for them.
-    """
-    group, longest = span.shape
-    heads, kv_heads, d = q.shape[1], k.shape[1], q.shape[2]
-    folded = heads // kv_heads
-    own_k, own_v = k[span.completions], v[span.completions]
-    if span.scatter is not None:
-        q, own_k, own_v = q[span.scatter], own_k[span.scatter], own_v[span.scatter]
-    q = q.view(group, longest, kv_heads, folded, d).permute(0, 2, 3, 1, 4).reshape(group, kv_heads, folded * longest, d)
-    keys, values = (
-        torch.cat([x[span.prefix].expand(group, -1, -1, -1), own.view(group, longest, kv_heads, d)], 1).transpose(1, 2)
-        for x, own in ((k, own_k), (v, own_v))
-    )
-    out = functional.scaled_dot_product_attention(q, keys, values, attn_mask=span.mask.repeat(folded, 1))
-    out = out.view(group, kv_heads, folded, longest, d).permute(0, 3, 1, 2, 4).reshape(group * longest, heads, d)
-    return out if span.gather is None else out[span.gather]
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half]
+    low, high = x.split(half, dim=-1)
+    out = torch.empty_like(x)
+    torch.mul(low, cos, out=out[..., :half]).addcmul_(high, sin, value=-1)
+    torch.mul(high, cos, out=out[..., half:]).addcmul_(low, sin)
+    return out

@@ -1,0 +1,129 @@
+"""Models, prompts and lengths that the benchmarks share, and what an update costs by arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from rarl.grpo.group import Group
+from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
+from rarl.planning import QWEN2_VL_2B
+from rarl.tiny.dataset import base_model
+
+RANK = 8
+PATCH_VALUES = 3 * 2 * 14 * 14  # of one patch: colours, frames, height, width
+
+
+@dataclass(frozen=True)
+class Case:
+    """`prompt` tokens with image tokens, `completion` tokens each, `group` completions, `side` x `side` patches."""
+
+    name: str
+    model: str
+    prompt: int
+    completion: int
+    group: int
+    side: int
+
+
+CASES = {
+    "tiny": Case("tiny", "tiny", 60, 40, 8, 8),
+    "short": Case("short", "middle", 400, 200, 8, 32),
+    "medium": Case("medium", "middle", 800, 200, 8, 48),
+    "long": Case("long", "middle", 1200, 128, 8, 64),
+}
+
+MIDDLE_TEXT = {
+    "vocab_size": 8000,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+}
+MIDDLE_VISION = {"depth": 6, "embed_dim": 384, "num_heads": 6, "hidden_size": 512, "mlp_ratio": 4}
+
+
+def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftModel:
+    """`tiny` ships with RARL; `middle` and `2b` are random. The adapter is random too, so that no gradient is zero."""
+    if kind == "tiny":
+        policy = load_policy(str(base_model()), "float32", device, RANK, 2 * RANK, seed=0)
+    else:
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = Qwen2VLForConditionalGeneration(model_config(kind, vocabulary))
+        model = model.to(torch.bfloat16) if device == "cuda" else model
+        adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM")
+        policy = get_peft_model(model, adapter).train()
+    for parameter in adapter_parameters(policy):
+        torch.nn.init.normal_(parameter, std=0.02)
+    return policy
+
+
+def model_config(kind: str, vocabulary: int | None) -> Qwen2VLConfig:
+    if kind == "2b":
+        size = {"vocab_size": vocabulary or QWEN2_VL_2B["text_config"]["vocab_size"]}
+        return Qwen2VLConfig(**QWEN2_VL_2B | {"text_config": QWEN2_VL_2B["text_config"] | size})
+    special = {"image_token_id": 7990, "video_token_id": 7991, "vision_start_token_id": 7992}
+    return Qwen2VLConfig(
+        text_config=MIDDLE_TEXT,
+        vision_config=MIDDLE_VISION,
+        vision_end_token_id=7993,
+        tie_word_embeddings=True,
+        **special,
+    )
+
+
+def make_group(case: Case, config: Any, seed: int = 0) -> Group:
+    """Random text around an image, and random completions, all of full length."""
+    rng = np.random.default_rng(seed)
+    ordinary = min(config.image_token_id, config.text_config.vocab_size) - 20
+    image = case.side**2 // 4
+    before = (case.prompt - image) // 2
+    after = case.prompt - image - before
+    ids = [*rng.integers(3, ordinary, before), *[config.image_token_id] * image, *rng.integers(3, ordinary, after)]
+    return Group(
+        prompt_token_ids=np.array(ids, dtype=np.int64),
+        patches=rng.standard_normal((case.side**2, PATCH_VALUES)).astype(np.float32),
+        grid=np.array([1, case.side, case.side], dtype=np.int64),
+        completions=[rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)],
+        key=0,
+    )
+
+
+def update_flops(case: Case, config: Any) -> float:
+    """Floating-point operations that a shared-prefix update cannot do without: products with weights and attention.
+
+    Forward, and backward through frozen weights, which need the gradient of the input only: a weight costs 4 operations
+    per token, the adapter about 6 per weight and token. Attention costs 4 per pair of positions and width forward, and
+    8 backward. The prompt's last token counts with each completion; of the last layer the others need keys and values
+    only. The vision tower runs forward only.
+    """
+    text, vision = config.text_config, config.vision_config
+    d, wide, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+    kv = d * text.num_key_value_heads // text.num_attention_heads
+    p, c = case.prompt - 1, case.group * case.completion
+    weights = 2 * d * d + 2 * d * kv + 3 * d * wide
+    adapter = RANK * (4 * d + 2 * (d + kv) + 3 * (d + wide))
+    rows = (p + c) * (layers - 1) + c  # rows through whole layers
+    linear = rows * (4 * weights + 6 * adapter) + p * (4 * 2 * d * kv)
+    own = case.completion * (case.completion + 1) / 2
+    pairs = case.group * (case.completion * p + own)
+    attention = 12 * d * (layers * pairs + (layers - 1) * p * (p + 1) / 2)
+    head = 4 * c * d * text.vocab_size
+    patches = case.side**2
+    block = 4 * vision.embed_dim**2 + 2 * int(vision.mlp_ratio) * vision.embed_dim**2
+    merger = (4 * vision.embed_dim) ** 2 + 4 * vision.embed_dim * vision.hidden_size
+    tower = 2 * patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim) + 2 * patches / 4 * merger
+    tower += 4 * vision.depth * patches**2 * vision.embed_dim
+    return float(linear + attention + head + tower)

@@ -1,0 +1,148 @@
+"""Seconds of a whole training step, generation to published adapter: RARL and TRL side by side.
+
+    python bench/step.py [--json FILE] [--steps 12]
+    python bench/step.py --device cuda --tokenizer QWEN2_VL_FOLDER
+
+The tiny model, phantom questions, 16 prompts x 8 answers, the same rewards, adapter and machine; medians over the steps
+after the first three. RARL runs as `rarl train` does, with Ray, Ray Data and two vLLM engines; TRL runs as its own
+trainer does, once with its defaults and once tuned. With `--device cuda`, RARL alone, on a random Qwen2-VL-2B.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from measure import write_rows
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROMPTS, GROUP, MAX_TOKENS, WARM_UP = 16, 8, 48, 3
+
+
+def rarl_step(steps: int, overrides: list[str], device: str) -> dict[str, Any]:
+    """Medians of a real run's own metrics, and on a GPU the most memory that all its processes together held."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [str(Path(sys.executable).parent / "rarl"), "train", "configs/demo.yaml", f"run_dir={run}"]
+        command += [f"train.steps={steps}", f"train.prompts_per_step={PROMPTS}", f"rollout.group_size={GROUP}"]
+        command += ["data.eval={}", "grpo.kl_beta=0", f"train.checkpoint_every={steps}", *overrides]
+        memory = GpuMemory() if device == "cuda" else None
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(f"rarl: {done.stderr[-2000:]}")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+    keys = [key for key in rows[0] if key.startswith("seconds/")] + ["completion_tokens/total", "published_bytes"]
+    found = {key.removeprefix("seconds/"): statistics.median(row[key] for row in rows) for key in keys}
+    found["tokens_per_second"] = sum(r["completion_tokens/total"] for r in rows) / sum(r["seconds/step"] for r in rows)
+    return found | ({"stack_peak_mb": memory.stop()} if memory else {})
+
+
+class GpuMemory:
+    """Watches how much of the GPU is taken, whoever takes it."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self.read = torch.cuda.mem_get_info
+        self.start, self.peak, self.running = self.used(), 0.0, True
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def used(self) -> float:
+        free, total = self.read()
+        return (total - free) / 2**20
+
+    def watch(self) -> None:
+        while self.running:
+            self.peak = max(self.peak, self.used() - self.start)
+            time.sleep(0.1)
+
+    def stop(self) -> float:
+        self.running = False
+        self.thread.join()
+        return self.peak
+
+
+def trl_step(steps: int, tuned: bool, use_vllm: bool = False) -> dict[str, Any]:
+    """In a process of its own, with as many threads as there are cores."""
+    call = f"trl_steps({steps}, {PROMPTS}, {GROUP}, {MAX_TOKENS}, tuned={tuned}, use_vllm={use_vllm})"
+    code = f"import json; from trl_baseline import trl_steps; print(json.dumps({call}))"
+    place = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"TRL: {done.stderr[-2000:]}")
+    return {"step": statistics.median(json.loads(done.stdout.splitlines()[-1])[WARM_UP:])}
+
+
+def random_2b(folder: Path, tokenizer: Path) -> None:
+    """A random Qwen2-VL-2B with the tokenizer and processor of `tokenizer`, saved as a model folder."""
+    from cases import make_policy
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(tokenizer)
+    vocabulary = -(-len(processor.tokenizer) // 128) * 128
+    make_policy("2b", "cuda", vocabulary).unload().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title=f"one step, {PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores; medians, seconds")
+    phases = ("step", "data", "rollout", "reward", "update", "publish", "other")
+    for column in ("system", *phases, "TRL tuned / this"):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for row in rows:
+        cells = [f"{row[name]:.3f}" if name in row else "" for name in phases]
+        ratio = f"{row['ratio_to_trl_tuned']:.2f}" if row.get("ratio_to_trl_tuned") else ""
+        table.add_row(row["system"], *cells, ratio)
+    Console().print(table)
+    own = rows[0]
+    rest = own["data"] + own["publish"] + own["other"]
+    print(f"publish {100 * own['publish'] / own['step']:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes")
+    print(f"all but generation, reward and update {100 * rest / own['step']:.1f} %")
+    print(f"{own['tokens_per_second']:.0f} completion tokens/s")
+    if "stack_peak_mb" in own:
+        print(f"GPU memory of all processes together {own['stack_peak_mb']:.0f} MB")
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the rows there")] = None,
+    steps: int = 12,
+    device: str = "cpu",
+    tokenizer: Annotated[Path | None, typer.Option(help="folder of Qwen2-VL's processor, for --device cuda")] = None,
+) -> None:
+    if device == "cuda":
+        if tokenizer is None:
+            sys.exit("--device cuda needs --tokenizer, the folder of Qwen2-VL's processor files")
+        with tempfile.TemporaryDirectory() as folder:
+            random_2b(Path(folder), tokenizer)
+            overrides = ["device=cuda", f"model.path={folder}", "model.dtype=bfloat16", "rollout.num_actors=1"]
+            overrides += ["rollout.max_completion_tokens=200", "rollout.max_model_length=1024"]
+            rows = [{"system": "RARL", **rarl_step(steps, overrides, device)}]
+    else:
+        rows = [
+            {"system": "RARL", **rarl_step(steps, [], device)},
+            {"system": "RARL, staleness 1", **rarl_step(steps, ["rollout.max_staleness=1"], device)},
+            {"system": "TRL tuned", **trl_step(steps, tuned=True)},
+            {"system": "TRL defaults", **trl_step(steps, tuned=False)},
+        ]
+        for row in rows:
+            row["ratio_to_trl_tuned"] = rows[2]["step"] / row["step"]
+    for row in rows:
+        row |= {"case": "step", "prompt": 60, "completion": MAX_TOKENS, "group": GROUP, "seconds": row["step"]}
+    show(rows)
+    write_rows(json_file, rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)

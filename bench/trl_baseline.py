@@ -1,0 +1,138 @@
+"""TRL's GRPO as it is: its own trainer, its own loss."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rarl.grpo.group import Group
+from rarl.grpo.policy import TARGETS
+from rarl.prompts import chat_messages
+from rarl.rewards.accuracy import accuracy_reward
+from rarl.rewards.format import format_reward
+from rarl.tiny.dataset import base_model, draw_examples
+
+
+def trl_update(policy: PeftModel, group: Group, advantages: torch.Tensor) -> Callable[[], None]:
+    """`_compute_loss` and backward, tuned: no gradient checkpointing, no pass for old log-probs, no KL."""
+    count, length = len(group.completions), len(group.completions[0])
+    device = policy.get_base_model().device
+    arguments = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=device.type == "cpu",
+        bf16=device.type == "cuda",
+        gradient_checkpointing=False,
+        beta=0.0,
+        num_generations=count,
+        per_device_train_batch_size=count,
+        max_completion_length=length,
+        loss_type="grpo",
+        report_to=[],
+    )
+    trainer: Any = GRPOTrainer(
+        model=policy,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": ["a"] * count}),
+        processing_class=AutoProcessor.from_pretrained(base_model()),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    prompt = torch.from_numpy(group.prompt_token_ids)[None].repeat(count, 1)
+    completions = torch.tensor(group.completions)
+    image = (prompt == policy.get_base_model().config.image_token_id).int()
+    batch = {
+        "prompt_ids": prompt,
+        "prompt_mask": torch.ones_like(prompt),
+        "completion_ids": completions,
+        "completion_mask": torch.ones_like(completions),
+        "advantages": advantages,
+        "num_items_in_batch": torch.tensor(completions.numel()),
+        "pixel_values": torch.from_numpy(group.patches).repeat(count, 1),
+        "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(count, 1),
+        "mm_token_type_ids": torch.cat([image, torch.zeros_like(completions, dtype=torch.int32)], dim=1),
+    }
+    inputs = {key: value.to(device) for key, value in batch.items()} | {"num_images": [1] * count}
+
+    def update() -> None:
+        trainer._compute_loss(trainer.model, inputs).backward()
+
+    return update
+
+
+def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool, use_vllm: bool) -> list[float]:
+    """Seconds of each step of a TRL training on phantom questions with the tiny model and RARL's rewards."""
+    count = prompts * group
+    # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's default.
+    batch = count if tuned else 8
+    arguments = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        beta=0.0,
+        num_generations=group,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=count // batch,
+        max_completion_length=max_tokens,
+        max_steps=steps,
+        learning_rate=1e-3,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_vllm=use_vllm,
+        **({"gradient_checkpointing": False} if tuned else {}),
+    )
+    examples = draw_examples("seen", steps * prompts, 0, "bench")
+    columns = ("answer", "answer_type", "options", "question")
+    rows: dict[str, list[Any]] = {name: [getattr(e, name) for e in examples] for name in columns}
+    rows["prompt"] = [chat_messages(e) for e in examples]
+    rows["image"] = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples]
+    clock = StepTimes()
+    path = str(base_model())
+    trainer = GRPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
+        reward_funcs=[text_reward(format_reward), text_reward(accuracy_reward)],
+        args=arguments,
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=AutoProcessor.from_pretrained(path),
+        peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"),
+        callbacks=[clock],
+    )
+    trainer.train()
+    return clock.seconds
+
+
+def text_reward(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """TRL hands over conversations; the rewards want the text of the reply."""
+
+    def on_text(completions: list[Any], **columns: Any) -> Any:
+        texts = [message[0]["content"] for message in completions]
+        return reward(completions=[t if isinstance(t, str) else t[0]["text"] for t in texts], **columns)
+
+    on_text.__name__ = reward.__name__
+    return on_text
+
+
+class StepTimes(TrainerCallback):
+    """The whole time from one step's end to the next one's."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.last = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.last = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
