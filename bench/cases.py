@@ -72,8 +72,8 @@ def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftMo
 
 def model_config(kind: str, vocabulary: int | None) -> Qwen2VLConfig:
     if kind == "2b":
-        size = {"vocab_size": vocabulary or QWEN2_VL_2B["text_config"]["vocab_size"]}
-        return Qwen2VLConfig(**QWEN2_VL_2B | {"text_config": QWEN2_VL_2B["text_config"] | size})
+        text = QWEN2_VL_2B["text_config"] | ({"vocab_size": vocabulary} if vocabulary else {})
+        return Qwen2VLConfig(**QWEN2_VL_2B | {"text_config": text})
     special = {"image_token_id": 7990, "video_token_id": 7991, "vision_start_token_id": 7992}
     return Qwen2VLConfig(
         text_config=MIDDLE_TEXT,
@@ -109,21 +109,43 @@ def update_flops(case: Case, config: Any) -> float:
     8 backward. The prompt's last token counts with each completion; of the last layer the others need keys and values
     only. The vision tower runs forward only.
     """
-    text, vision = config.text_config, config.vision_config
-    d, wide, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    kv = d * text.num_key_value_heads // text.num_attention_heads
+    text = config.text_config
     p, c = case.prompt - 1, case.group * case.completion
+    rows = (p + c) * (text.num_hidden_layers - 1) + c  # rows through whole layers
+    keys = 2 * text.hidden_size * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    own = case.completion * (case.completion + 1) / 2
+    pairs = text.num_hidden_layers * case.group * (case.completion * p + own)
+    pairs += (text.num_hidden_layers - 1) * p * (p + 1) / 2
+    attention = 12 * text.hidden_size * pairs
+    return rows * per_row(text) + p * 4 * keys + attention + head_flops(case, text) + tower_flops(case, config)
+
+
+def plain_flops(case: Case, config: Any) -> float:
+    """The same with every completion as a sequence of its own, and the vision tower once for each."""
+    text = config.text_config
+    length = case.prompt + case.completion
+    attention = 12 * text.hidden_size * text.num_hidden_layers * length * (length + 1) / 2
+    sequence = length * text.num_hidden_layers * per_row(text) + attention + tower_flops(case, config)
+    return case.group * sequence + head_flops(case, text)
+
+
+def per_row(text: Any) -> float:
+    """Of one token in one layer: products with frozen weights and the adapter, forward and backward."""
+    d, wide = text.hidden_size, text.intermediate_size
+    kv = d * text.num_key_value_heads // text.num_attention_heads
     weights = 2 * d * d + 2 * d * kv + 3 * d * wide
     adapter = RANK * (4 * d + 2 * (d + kv) + 3 * (d + wide))
-    rows = (p + c) * (layers - 1) + c  # rows through whole layers
-    linear = rows * (4 * weights + 6 * adapter) + p * (4 * 2 * d * kv)
-    own = case.completion * (case.completion + 1) / 2
-    pairs = case.group * (case.completion * p + own)
-    attention = 12 * d * (layers * pairs + (layers - 1) * p * (p + 1) / 2)
-    head = 4 * c * d * text.vocab_size
-    patches = case.side**2
-    block = 4 * vision.embed_dim**2 + 2 * int(vision.mlp_ratio) * vision.embed_dim**2
+    return float(4 * weights + 6 * adapter)
+
+
+def head_flops(case: Case, text: Any) -> float:
+    return 4.0 * case.group * case.completion * text.hidden_size * text.vocab_size
+
+
+def tower_flops(case: Case, config: Any) -> float:
+    """Of one picture, forward."""
+    vision, patches = config.vision_config, case.side**2
+    block = (4 + 2 * int(vision.mlp_ratio)) * vision.embed_dim**2
     merger = (4 * vision.embed_dim) ** 2 + 4 * vision.embed_dim * vision.hidden_size
-    tower = 2 * patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim) + 2 * patches / 4 * merger
-    tower += 4 * vision.depth * patches**2 * vision.embed_dim
-    return float(linear + attention + head + tower)
+    products = patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim) + patches / 4 * merger
+    return 2.0 * products + 4.0 * vision.depth * patches**2 * vision.embed_dim

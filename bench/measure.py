@@ -18,10 +18,10 @@ def peak_memory_mb(function: Callable[[], Any], device: str) -> float:
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         function()
         torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**20
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
     before = resident_kib("VmHWM")
     function()

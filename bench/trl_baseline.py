@@ -74,6 +74,7 @@ def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool
     count = prompts * group
     # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's default.
     batch = count if tuned else 8
+    options: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -89,7 +90,7 @@ def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool
         save_strategy="no",
         disable_tqdm=True,
         use_vllm=use_vllm,
-        **({"gradient_checkpointing": False} if tuned else {}),
+        **options,
     )
     examples = draw_examples("seen", steps * prompts, 0, "bench")
     columns = ("answer", "answer_type", "options", "question")

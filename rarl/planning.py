@@ -19,7 +19,7 @@ GIB = 1024**3
 HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
 CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
 # Shapes of the model that the recipes name, so that a plan needs no download.
-QWEN2_VL_2B = {
+QWEN2_VL_2B: dict[str, Any] = {
     "text_config": {
         "vocab_size": 151936,
         "hidden_size": 1536,
