@@ -67,9 +67,9 @@ def plan_memory(config: Config, model: Any, card_gib: float) -> MemoryPlan:
     weights = 2 * parameters / GIB  # bfloat16
     tokens = config.train.micro_batch_tokens
     # What `grpo/shared_prefix.py` keeps of a token in a layer for the backward pass: about six hidden-sized tensors,
-    # queries, keys and values before and after rotation, and four MLP-sized ones; bfloat16.
+    # queries, keys and values before and after rotation, and two MLP-sized ones; bfloat16.
     heads = 2 * text.hidden_size + 4 * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    per_layer = 2 * (6 * text.hidden_size + heads + 4 * text.intermediate_size)
+    per_layer = 2 * (6 * text.hidden_size + heads + 2 * text.intermediate_size)
     layers = 2 if config.train.gradient_checkpointing else text.num_hidden_layers
     kept = tokens * (layers * per_layer + 2 * text.num_hidden_layers * text.hidden_size)
     share = config.rollout.gpu_memory_share * card_gib
