@@ -75,6 +75,8 @@ def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool
     # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's default.
     batch = count if tuned else 8
     options: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
+    if use_vllm:  # without the pass that its importance sampling needs
+        options |= {"use_vllm": True, "vllm_max_model_length": 256, "vllm_importance_sampling_correction": False}
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -89,7 +91,6 @@ def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
-        use_vllm=use_vllm,
         **options,
     )
     examples = draw_examples("seen", steps * prompts, 0, "bench")

@@ -106,7 +106,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         ratios = (f"{row['ratio_to_trl_tuned']:.2f}", f"{row['memory_ratio_to_trl_tuned']:.1f}")
         seconds_, peak = f"{row['seconds']:.3f}", f"{row['peak_mb']:.0f}"
         table.add_row(shape, row["system"], seconds_, ratios[0], peak, ratios[1], bound)
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def main(
