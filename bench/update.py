@@ -87,6 +87,20 @@ def measure_one(case: Case, system: str, device: str, repeats: int, vocabulary: 
     }
 
 
+def show_profile(case: Case) -> None:
+    """Where the shared-prefix update's time goes, by PyTorch's profiler, after three calls."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(1)
+    policy = make_policy(case.model, "cpu")
+    group = make_group(case, policy.get_base_model().config)
+    update = rarl_update(policy, group, torch.linspace(-1, 1, case.group), shared=True)
+    seconds(update, "cpu", 3)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        update()
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60))
+
+
 def in_own_process(case: str, system: str, arguments: list[str]) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", case, "--only", system, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -115,9 +129,13 @@ def main(
     repeats: int = 3,
     device: str = "cpu",
     tokenizer: Annotated[Path | None, typer.Option(help="folder of Qwen2-VL's tokenizer, for --device cuda")] = None,
+    profile: Annotated[bool, typer.Option(help="instead, where the time of the first case's update goes")] = False,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     names = case or list(CASES)
+    if profile:
+        show_profile(CASES[names[0]])
+        return
     if only is not None:
         vocabulary = None
         if tokenizer is not None:
