@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +47,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted; the same command continues where this one stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
 
 
 @app.command()
