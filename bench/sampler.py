@@ -22,7 +22,7 @@ def measure(one_slot: bool) -> None:
 
     from rarl.data.prepare import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
-    from rarl.prompts import render_prompt
+    from rarl.prompts import plain_prompt
     from rarl.rollout import sampler
     from rarl.tiny.dataset import base_model, draw_examples
 
@@ -36,10 +36,12 @@ def measure(one_slot: bool) -> None:
     processor = AutoProcessor.from_pretrained(path)
     seconds = []
     for repeat in range(REPEATS + 1):
-        prepared = [prepare_example(e, processor, render_prompt) for e in draw_examples("seen", 8, repeat, "bench")]
-        requests = [sampler.SampleRequest(p.example.id, p.prompt, p.pixels, 100 * i) for i, p in enumerate(prepared)]
+        prepared = [prepare_example(e, processor, plain_prompt()) for e in draw_examples("seen", 8, repeat, "bench")]
+        requests = [
+            sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, 100 * i) for i, p in enumerate(prepared)
+        ]
         started = time.perf_counter()
-        groups = engine.generate(requests, sampler.SamplingSettings(8, 1.0, 48))
+        groups = [g for _, g in engine.generate(requests, sampler.SamplingSettings(8, 1.0, 48))]
         seconds.append(time.perf_counter() - started)
         tokens = sum(len(r.completion_token_ids) for group in groups for r in group)
     best, middle = min(seconds[1:]), sorted(seconds[1:])[REPEATS // 2]

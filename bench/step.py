@@ -35,7 +35,7 @@ def rarl_step(steps: int, overrides: list[str], device: str) -> dict[str, Any]:
     """Medians of a real run's own metrics, and on a GPU the most memory that all its processes together held."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [str(Path(sys.executable).parent / "rarl"), "train", "configs/demo.yaml", f"run_dir={run}"]
+        command = [str(Path(sys.executable).parent / "rarl"), "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}"]
         command += [f"train.steps={steps}", f"train.prompts_per_step={PROMPTS}", f"rollout.group_size={GROUP}"]
         command += ["data.eval={}", "grpo.kl_beta=0", f"train.checkpoint_every={steps}", *overrides]
         memory = GpuMemory() if device == "cuda" else None

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rarl.grpo.group import Group
 from rarl.grpo.policy import TARGETS
-from rarl.prompts import chat_messages
+from rarl.prompts import chat_messages, question_text, read_families
 from rarl.rewards.accuracy import accuracy_reward
 from rarl.rewards.format import format_reward
 from rarl.tiny.dataset import base_model, draw_examples
@@ -96,7 +96,8 @@ def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool
     examples = draw_examples("seen", steps * prompts, 0, "bench")
     columns = ("answer", "answer_type", "options", "question")
     rows: dict[str, list[Any]] = {name: [getattr(e, name) for e in examples] for name in columns}
-    rows["prompt"] = [chat_messages(e) for e in examples]
+    plain = read_families()["plain"]
+    rows["prompt"] = [chat_messages(question_text(e, plain, plain.wordings[0])) for e in examples]
     rows["image"] = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples]
     clock = StepTimes()
     path = str(base_model())

@@ -57,6 +57,12 @@ def train(config: Path, overrides: Overrides = None) -> None:
     train_config(load_config(config, overrides))
 
 
+@app.command()
+def sft(config: Path, overrides: Overrides = None) -> None:
+    """Supervised fine-tuning: as `train`, with method=sft."""
+    train_config(load_config(config, [*(overrides or []), "method=sft"]))
+
+
 @app.command(name="eval")
 def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], overrides: Overrides = None) -> None:
     """Measures a run's adapter beside its base, or the base model of a configuration."""
@@ -67,11 +73,13 @@ def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], o
     if target.is_dir():
         if not (target / "config.yaml").is_file():
             raise UserError(f"{target}: holds no config.yaml, so it is not a run directory")
+        own_prompts = load_config(target / "config.yaml").prompts
         config = load_config(target / "config.yaml", [*(overrides or []), f"run_dir={target}"])
     else:
         config = load_config(target, overrides)
+        own_prompts = config.prompts
     with interruptible():
-        display.results(evaluate_only(config, display))
+        display.results(evaluate_only(config, own_prompts, display))
 
 
 @app.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rarl.errors import UserError
 
@@ -32,6 +32,7 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str  # a folder, a Hub id, or `module:function` that returns a folder
+    adapter: str | None = None  # a run directory, or a PEFT folder of the same shape, to start training from
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on a GPU
     lora: LoraConfig = LoraConfig()
 
@@ -90,6 +91,56 @@ class TrainConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 1  # of the train worker after a crash
 
 
+class PromptsConfig(Section):
+    """How a question is asked. Families of wordings are in rarl/prompts.yaml, or in a file of the same form."""
+
+    train: dict[str, Annotated[float, Field(ge=0)]] = {"plain": 1.0}  # family → weight; drawn per question by the seed
+    eval: str = "plain"  # the family, of which the first wording is used
+    templates: str | None = None  # a YAML file, instead of the one that comes with RARL
+
+
+class RewardConfig(Section):
+    """One reward. In YAML a number alone is its weight; null takes the reward out."""
+
+    weight: Annotated[float, Field(ge=0)]  # 0: computed and logged, but not counted
+    gate: str | None = None  # another reward, by whose value this one is multiplied: `format`, or `accuracy`
+    normalise: bool = False  # to mean 0 and standard deviation 1 within each group, before it is weighted
+    options: dict[str, Any] = {}  # keyword arguments of the reward's own
+
+
+def read_rewards(value: Any) -> Any:
+    """Bare weights as settings; rewards that are null left out."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: {"weight": one} if isinstance(one, int | float) else one for name, one in value.items() if one is not None
+    }
+
+
+class JudgeConfig(Section):
+    """Who scores correctness and explanation, for the reward `judge` and in evaluation."""
+
+    # rules: deterministic, no model; openai: any OpenAI-compatible server; serve: RARL's own Ray Serve application
+    backend: Literal["rules", "openai", "serve"] = "rules"
+    url: str | None = None  # openai: up to /v1; serve: http://host:port/judge, or app:NAME in the same Ray cluster
+    model: str | None = None  # openai: the name that the server knows
+    api_key_env: str | None = None  # the environment variable that holds the key
+    concurrency: Positive = 16  # requests in flight
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # of one attempt
+    retries: Annotated[int, Field(ge=0)] = 3  # with back-off
+    on_unreachable: Literal["continue", "stop"] = "continue"  # a reply that could not be judged: count it, or end
+    cache: bool = True  # verdicts are kept in the run directory and never asked for twice
+    evaluate: bool = False  # judge the replies of the measurements too
+
+    @model_validator(mode="after")
+    def complete(self) -> JudgeConfig:
+        if self.backend != "rules" and not self.url:
+            raise ValueError(f"judge.url is needed with judge.backend={self.backend}")
+        if self.backend == "openai" and not self.model:
+            raise ValueError("judge.model is needed with judge.backend=openai")
+        return self
+
+
 class EvaluationConfig(Section):
     max_examples: Positive | None = None  # per data set; None: all
     max_completion_tokens: Positive | None = None  # None: as in rollout
@@ -101,10 +152,18 @@ class Config(Section):
     run_dir: str
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where the prompt asks
+    method: Literal["grpo", "sft"] = "grpo"
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
-    rewards: dict[str, float] = {"format": 0.2, "accuracy": 1.0}  # name or `module:function` → weight
+    prompts: PromptsConfig = PromptsConfig()
+    # name or `module:function` → weight or settings
+    rewards: Annotated[dict[str, RewardConfig], BeforeValidator(read_rewards)] = {
+        "format": RewardConfig(weight=0.2),
+        "accuracy": RewardConfig(weight=1.0),
+    }
+    judge: JudgeConfig = JudgeConfig()
     grpo: GrpoConfig = GrpoConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -118,13 +177,41 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a wrong value.
     """
-    tree = read_yaml(Path(path))
+    tree = read_recipe(Path(path))
     for override in overrides or []:
         apply_override(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(f"{path}: " + describe(error)) from None
+
+
+REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them
+
+
+def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file, over the one that its key `extends` names (relative to its own folder), if it has one."""
+    tree = read_yaml(path)
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: key 'extends': expected the path of a YAML file, got {parent!r}")
+    if path.resolve() in above:
+        raise UserError(f"{path}: extends itself, through {above[-1].name}")
+    return merge(read_recipe(path.parent / parent, (*above, path.resolve())), tree)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`over` upon `base`, group by group; what is in `REPLACED` is not mixed."""
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        if isinstance(value, dict) and isinstance(known, dict) and prefix + key not in REPLACED:
+            merged[key] = merge(known, value, f"{prefix}{key}.")
+        else:
+            merged[key] = value
+    return merged
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -161,7 +248,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 def describe(error: ValidationError) -> str:
     """The first mistake of a validation as one line."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a typo also leaves a key missing
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         nearest = nearest_key(key)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
 
+TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 PLAIN_LINES = 10  # per training run, where there is no terminal
 
 
@@ -81,7 +82,10 @@ class Display:
 
     def results(self, summary: dict[str, Any]) -> None:
         """Before → after with 95 % intervals."""
-        table = Table(title="greedy accuracy in %, difference in points, with 95 % intervals", box=box.SIMPLE_HEAD)
+        table = Table(
+            title="greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals",
+            box=box.SIMPLE_HEAD,
+        )
         for column in ("data set", "n", "base", "trained", "difference"):
             table.add_column(column, justify="left" if column == "data set" else "right", no_wrap=True)
         for name, base in summary["base"].items():
@@ -104,20 +108,30 @@ class Display:
 
 
 def add_rows(table: Table, name: str, base: dict[str, Any], trained: Any, change: Any) -> None:
-    """One row for the data set, and one for each answer type where there are several."""
-    points = f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})" if change else ""
-    table.add_row(name, str(base["n"]), percent(base), percent(trained), points)
+    """One row for the data set's accuracy, one for each answer type where there are several, one for the reasoning."""
+    table.add_row(name, str(base["n"]), percent(base), percent(trained), in_points(change))
     if len(base["by_type"]) > 1:
         for kind, part in base["by_type"].items():
             after = trained["by_type"][kind] if trained else None
             table.add_row(f"  {kind}", str(part["n"]), percent(part), percent(after), "", style="dim")
+    reasoning = base.get("reasoning")
+    if reasoning:
+        after = trained["reasoning"] if trained else None
+        points = in_points(change["reasoning"]) if change else ""
+        table.add_row("  reasoning", str(reasoning["n"]), percent(reasoning), percent(after), points)
+
+
+def in_points(change: dict[str, Any] | None) -> str:
+    return f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})" if change else ""
 
 
 def percent(result: dict[str, Any] | None) -> str:
+    """An accuracy, or another mean in [0, 1]."""
     if result is None:
         return ""
     low, high = result["ci95"]
-    return f"{100 * result['accuracy']:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+    value = result["accuracy"] if "accuracy" in result else result["mean"]
+    return f"{100 * value:.1f} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def describe(rows: list[dict[str, Any]]) -> str:
@@ -125,9 +139,14 @@ def describe(rows: list[dict[str, Any]]) -> str:
     recent = rows[-10:]
     seconds = sum(row["seconds/step"] for row in recent)
     tokens = sum(row["completion_tokens/total"] for row in recent)
-    parts = [f"reward {mean(recent, 'reward/mean'):.2f}"]
-    if recent[-1].get("reward/accuracy") is not None:
-        parts.append(f"accuracy {mean(recent, 'reward/accuracy'):.2f}")
+    parts = [
+        f"reward {mean(recent, 'reward/mean'):.2f}"
+        if "reward/mean" in recent[-1]
+        else f"loss {mean(recent, 'loss'):.3f}"
+    ]
+    for name in ("accuracy", "reasoning"):
+        if recent[-1].get(f"reward/{name}") is not None:
+            parts.append(f"{name} {mean(recent, f'reward/{name}'):.2f}")
     if recent[-1].get("shared_prefix") == 0:
         parts.append("slow plain pass, see logs/train-worker.log")
     return "  ".join([*parts, f"{tokens / seconds:,.0f} tokens/s"])

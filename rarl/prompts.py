@@ -1,40 +1,134 @@
-"""Example → chat messages. One plain prompt that asks for thinking in tags before the answer."""
+"""Example → chat messages. The wordings are data (prompts.yaml); which one an example gets is drawn by the seed."""
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from rarl.schema import Example
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
-THINK_THEN_ANSWER = (
-    "First describe what you see, then answer. Reply as <think>your reasoning</think><answer>your answer</answer>."
-)
+from rarl.config import PromptsConfig, Section, read_yaml
+from rarl.errors import UserError
+from rarl.replies.tags import TAG
+from rarl.schema import Example, Prompt, ReplyForm
+
+BUILT_IN = Path(__file__).with_suffix(".yaml")
 YES_OR_NO = "Answer yes or no."
+FORM_LINES: dict[ReplyForm, str] = {
+    "think": "Reply as <think>your reasoning</think><answer>your answer</answer>.",
+    "structured": "Reply as <think>Findings: ... Impression: ...</think><answer>your answer</answer>.",
+    "answer": "Reply as <answer>your answer</answer>.",
+}
 
 
-def question_text(example: Example) -> str:
-    """The question, its options on one line where it has any, and the instruction."""
-    lines = [example.question]
-    if example.options:
-        lines.append("Options: " + ", ".join(example.options) + ".")
-    elif example.answer_type == "closed" and example.answer.strip().lower() in ("yes", "no"):
-        lines.append(YES_OR_NO)
-    lines.append(THINK_THEN_ANSWER)
+class Family(Section):
+    """Wordings that ask for the same form of reply."""
+
+    form: ReplyForm
+    options: Literal["listed", "lettered", "hidden"] = "listed"
+    wordings: Annotated[list[str], Field(min_length=1)]
+
+
+Families = TypeAdapter(dict[str, Family])
+
+
+@cache
+def read_families(path: Path = BUILT_IN) -> dict[str, Family]:
+    """Raises UserError naming file, family and key."""
+    try:
+        return Families.validate_python(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """Which family and wording an example is asked with. Picklable; calling it makes the prompt.
+
+    In training the family is drawn by weight and the wording evenly, as a function of seed, step and example alone.
+    Without a step, in evaluation, it is the first wording of the heaviest family.
+    """
+
+    families: dict[str, Family]
+    weights: dict[str, float]
+    seed: int
+
+    def __call__(self, processor: Any, example: Example, step: int | None = None) -> Prompt:
+        name, number = self.choose(example.id, step)
+        family = self.families[name]
+        text = question_text(example, family, family.wordings[number])
+        return Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
+
+    def choose(self, example_id: str, step: int | None) -> tuple[str, int]:
+        """Family and number of the wording."""
+        names = sorted(self.weights)
+        if step is None:
+            return max(names, key=lambda name: self.weights[name]), 0
+        digest = hashlib.sha256(f"{self.seed}/{step}/{example_id}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        weights = np.array([self.weights[name] for name in names])
+        name = names[rng.choice(len(names), p=weights / weights.sum())]
+        return name, int(rng.integers(len(self.families[name].wordings)))
+
+
+def training_prompts(config: PromptsConfig, seed: int) -> PromptPlan:
+    """Raises UserError for a family that there is not, or when all weights are 0."""
+    families = read_families(Path(config.templates)) if config.templates else read_families()
+    for name in [*config.train, config.eval]:
+        if name not in families:
+            raise UserError(f"prompts: unknown family '{name}'; known are {', '.join(families)}")
+    if not sum(config.train.values()) > 0:
+        raise UserError("prompts.train: at least one family needs a weight above 0")
+    return PromptPlan(families, config.train, seed)
+
+
+def evaluation_prompts(config: PromptsConfig) -> PromptPlan:
+    """The one prompt of the measurements."""
+    return PromptPlan(training_prompts(config, 0).families, {config.eval: 1.0}, 0)
+
+
+def plain_prompt() -> PromptPlan:
+    """One prompt for everything, the default of training and measurements."""
+    return evaluation_prompts(PromptsConfig())
+
+
+def question_text(example: Example, family: Family, wording: str) -> str:
+    """The question, its options where it has any, the wording, and the form of the reply."""
+    lines = [example.question, *option_lines(example, family), wording, FORM_LINES[family.form]]
     return "\n".join(lines)
 
 
-def chat_messages(example: Example) -> list[dict[str, Any]]:
-    """One user turn: the image, then the text. The image itself travels beside the messages."""
-    content = [{"type": "image"}, {"type": "text", "text": question_text(example)}]
-    return [{"role": "user", "content": content}]
+def option_lines(example: Example, family: Family) -> list[str]:
+    if family.options == "hidden":
+        return []
+    if example.options and family.options == "lettered":
+        return [f"{chr(ord('A') + index)}) {option}" for index, option in enumerate(example.options)]
+    if example.options:
+        return ["Options: " + ", ".join(example.options) + "."]
+    yes_no = example.answer_type == "closed" and example.answer.strip().lower() in ("yes", "no")
+    return [YES_OR_NO] if yes_no else []
 
 
-def render_prompt(processor: Any, example: Example) -> str:
-    """The prompt as text with one image placeholder, through the processor's own chat template."""
-    text: str = processor.apply_chat_template(chat_messages(example), add_generation_prompt=True, tokenize=False)
-    return text
+def chat_messages(text: str, image: bool = True) -> list[dict[str, Any]]:
+    """One user turn: the image, where there is one, then the text. The image itself travels beside the messages."""
+    content: list[dict[str, Any]] = [{"type": "image"}] if image else []
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-def target_text(thinking: str, answer: str) -> str:
-    """The reply that the instruction asks for."""
-    return f"<think>{thinking}</think><answer>{answer}</answer>"
+def render(processor: Any, text: str, image: bool) -> str:
+    """The turn through the processor's own chat template, up to where the reply begins."""
+    messages = chat_messages(text, image)
+    rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return rendered
+
+
+def rederive_text(example: Example, thinking: str) -> str:
+    """The question again, with the reasoning in place of the image (CAPO, arXiv 2506.12849): whoever reasoned well can
+    be followed without looking. Tags inside the reasoning are taken out."""
+    family = Family(form="answer", wordings=["Answer from these findings."])
+    return f"Findings: {TAG.sub(' ', thinking)}\n{question_text(example, family, family.wordings[0])}"

@@ -27,6 +27,15 @@ def resolve_model(path: str) -> str:
     return download_model(path)
 
 
+def resolve_adapter(path: str) -> Path:
+    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is none."""
+    folder = Path(path).expanduser().resolve()
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_model.safetensors").is_file():
+            return candidate
+    raise UserError(f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter")
+
+
 def download_model(hub_id: str) -> str:
     from huggingface_hub import snapshot_download
 

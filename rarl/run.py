@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.data import Dataset
 from transformers import AutoProcessor
 
 from rarl.cluster import ray_session
-from rarl.config import Config
+from rarl.config import Config, PromptsConfig
 from rarl.data.check import CheckedRows, check_rows
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.display import Display
 from rarl.evaluation.evaluate import (
+    Asking,
     Prediction,
     difference,
     load_predictions,
@@ -32,14 +34,16 @@ from rarl.evaluation.evaluate import (
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound
+from rarl.judge.client import open_judge
+from rarl.judge.judge import Judge
 from rarl.planning import require_memory
-from rarl.prompts import render_prompt
-from rarl.resources import find_data, resolve_data, resolve_model
+from rarl.prompts import PromptPlan, evaluation_prompts, training_prompts
+from rarl.resources import find_data, resolve_adapter, resolve_data, resolve_model
 from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings, banned_token_ids
 from rarl.training.driver import run_training
-from rarl.training.loop import LoopInputs
+from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.run_dir import RunDir, open_run_dir
 
@@ -53,11 +57,18 @@ class Setup:
     device: Device
     dtype: Dtype
     model_path: str
+    start_adapter: Path | None
     train_data: str
     eval_data: dict[str, str]
+    other_prompt: str | None  # that the measurements use instead of the run's own
 
-    def preparer(self, data_path: str) -> PreparerSettings:
-        return PreparerSettings(data_path, self.model_path, render_prompt, self.config.data.max_pixels)
+    def predictions(self, label: str, data_set: str) -> Path:
+        """Where the replies of "base" or "trained" are kept."""
+        asked = f"-{self.other_prompt}" if self.other_prompt else ""
+        return self.run_dir.path / "evaluation" / f"{label}-{data_set}{asked}.parquet"
+
+    def preparer(self, data_path: str, prompts: PromptPlan) -> PreparerSettings:
+        return PreparerSettings(data_path, self.model_path, prompts, self.config.data.max_pixels)
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
@@ -79,9 +90,10 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     return summary
 
 
-def evaluate_only(config: Config, display: Display) -> dict[str, Any]:
-    """Measures the base model of a configuration, and the adapter of its run directory where there is one."""
-    setup = resolve(config)
+def evaluate_only(config: Config, own_prompts: PromptsConfig, display: Display) -> dict[str, Any]:
+    """Measures the base model of a configuration, and the adapter of its run directory where there is one.
+    `own_prompts` are the run's; `config` may ask with another `prompts.eval`."""
+    setup = resolve(config, own_prompts)
     with session(setup, display, setup.eval_data) as live:
         base = evaluate_all(setup, live, "base", display)
         trained = evaluate_adapter(setup, live, display) if setup.run_dir.adapter.is_dir() else {}
@@ -93,6 +105,7 @@ class Session:
     """What is up while a run works: engines, the checked rows by data set, the prepared evaluation sets."""
 
     pool: SamplerPool
+    judge: Judge | None
     checked: dict[str, CheckedRows]
     streams: dict[str, Dataset]
 
@@ -106,13 +119,20 @@ def session(setup: Setup, display: Display, data: dict[str, str]) -> Iterator[Se
         streams = {name: evaluation_stream(setup, name, checked[name]) for name in setup.eval_data}
         with display.working("starting vLLM"):
             pool.wait_until_ready()
-        yield Session(pool, checked, streams)
+        judge = open_judge(setup.config.judge, setup.run_dir.judge_cache) if setup.config.judge.evaluate else None
+        yield Session(pool, judge, checked, streams)
+        if judge is not None:
+            judge.close()
         pool.stop()
 
 
-def resolve(config: Config) -> Setup:
-    """Looks up device, model and data, and opens the run directory: everything that can fail before Ray starts."""
+def resolve(config: Config, own_prompts: PromptsConfig | None = None) -> Setup:
+    """Looks up device, model and data, and opens the run directory: everything that can fail before Ray starts.
+    `own_prompts` are those that the run directory was made with, where that is to be let pass."""
+    prompts = own_prompts or config.prompts
     find_rewards(config.rewards)
+    training_prompts(config.prompts, config.seed)
+    start_adapter = resolve_adapter(config.model.adapter) if config.model.adapter else None
     device = resolve_device(config)
     model_path = resolve_model(config.model.path)
     if device == "cuda":
@@ -120,11 +140,13 @@ def resolve(config: Config) -> Setup:
     sources = {"data.train": config.data.train} | {f"data.eval.{name}": p for name, p in config.data.eval.items()}
     for key, path in sources.items():
         find_data(key, path)
-    run_dir = open_run_dir(config)
+    run_dir = open_run_dir(config.model_copy(update={"prompts": prompts}))
+    other_prompt = None if config.prompts.eval == prompts.eval else config.prompts.eval
     data = {key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()}
     train_data = data.pop("data.train")
     eval_data = {key.removeprefix("data.eval."): path for key, path in data.items()}
-    return Setup(config, run_dir, device, resolve_dtype(config, device), model_path, train_data, eval_data)
+    dtype = resolve_dtype(config, device)
+    return Setup(config, run_dir, device, dtype, model_path, start_adapter, train_data, eval_data, other_prompt)
 
 
 def check_data(setup: Setup, display: Display, data: dict[str, str]) -> dict[str, CheckedRows]:
@@ -160,7 +182,9 @@ def launch_pool(setup: Setup) -> SamplerPool:
 def evaluation_stream(setup: Setup, name: str, checked: CheckedRows) -> Dataset:
     """Prepared once and kept in Ray's object store, since it is read before and after training."""
     rows = checked.good[: setup.config.evaluation.max_examples]
-    return ordered_stream(setup.preparer(setup.eval_data[name]), rows).materialize()
+    return ordered_stream(
+        setup.preparer(setup.eval_data[name], evaluation_prompts(setup.config.prompts)), rows
+    ).materialize()
 
 
 def evaluate_adapter(setup: Setup, live: Session, display: Display) -> dict[str, list[Prediction]]:
@@ -175,13 +199,14 @@ def evaluate_all(setup: Setup, live: Session, label: str, display: Display) -> d
     tokens = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     results = {}
     for name, stream in live.streams.items():
-        path = setup.run_dir.path / "evaluation" / f"{label}-{name}.parquet"
+        path = setup.predictions(label, name)
         if path.exists():
             results[name] = load_predictions(path)
             continue
         with display.counting(f"measuring {label} on {name}", stream.count()) as advance:
             length = config.rollout.max_model_length
-            results[name] = predict(stream, live.pool, tokens, length, use_adapter=label != "base", advance=advance)
+            asking = Asking(tokens, length, use_adapter=label != "base")
+            results[name] = predict(stream, live.pool, asking, live.judge, advance)
         save_predictions(results[name], path)
     return results
 
@@ -198,15 +223,17 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         config=config,
         run_dir=setup.run_dir,
         model_path=setup.model_path,
+        start_adapter=setup.start_adapter,
         device=setup.device,
         dtype=setup.dtype,
         mismatch_bound=resolve_mismatch_bound(config, setup.dtype),
         banned_token_ids=banned_token_ids(processor.tokenizer),
         pool=live.pool,
     )
+    preparer = setup.preparer(setup.train_data, training_prompts(config.prompts, config.seed))
     started = time.time()
     with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
-        run_training(inputs, order, setup.preparer(setup.train_data), refresh)
+        run_training(inputs, order, preparer, refresh)
     return before + time.time() - started
 
 

@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+# What a prompt asks for: thinking and answer, each in tags; the same with findings and impression as the thinking; or
+# the tagged answer alone.
+ReplyForm = Literal["think", "structured", "answer"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,16 @@ class Example:
     organ: str | None = None
     dataset: str = ""
     split: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an example is asked with: `text` with one image placeholder, the wording it was made from ("family/number")
+    and the form of reply that it asks for."""
+
+    text: str
+    wording: str
+    form: ReplyForm
 
 
 @dataclass(frozen=True)
@@ -57,3 +70,26 @@ class Score:
 
     rewards: dict[str, float | None] = field(default_factory=dict)
     total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the explanation are in [0, 1].
+
+    "unparsable" (the judge refused, or gave no verdict that can be read) has zeros. "unreachable" has no scores at all:
+    the reply could not be judged, which says nothing about it.
+    """
+
+    status: Literal["scored", "unparsable", "unreachable"]
+    correctness: float | None = None
+    factuality: float | None = None
+    completeness: float | None = None
+    relevance: float | None = None
+    reason: str = ""
+
+    @property
+    def explanation(self) -> float | None:
+        """Mean of the three parts."""
+        parts = (self.factuality, self.completeness, self.relevance)
+        known = [part for part in parts if part is not None]
+        return sum(known) / len(known) if known else None

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 
 from rarl.data.parquet import write_examples
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
 from rarl.tiny.dataset import base_model, draw_examples
+from tests.judge_service import JudgeService, start_judge_service
 
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
 
@@ -79,3 +81,10 @@ def vqa_rad() -> Path:
     if not VQA_RAD.is_dir():
         pytest.skip(f"VQA-RAD is not at {VQA_RAD}; set RARL_VQA_RAD to its folder")
     return VQA_RAD.resolve()
+
+
+@pytest.fixture(scope="session")
+def judge_service(ray_cluster: None) -> Iterator[JudgeService]:
+    """The tiny model and the judge in front of it behind Ray Serve: starts with the first test that asks for it."""
+    yield start_judge_service()
+    serve.shutdown()

@@ -9,7 +9,8 @@ import pytest
 from rarl.config import Config, dump_config, load_config
 from rarl.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("recipes/*/*.yaml")])
 MINIMAL = "run_dir: runs/x\nmodel: {path: a/b}\ndata: {train: t.parquet}\n"
 
 
@@ -20,7 +21,7 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_shipped_configurations_parse_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     copy = tmp_path / "copy.yaml"
@@ -87,3 +88,34 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_every_key_has_a_default_but_three() -> None:
     required = [name for name, field in Config.model_fields.items() if field.is_required()]
     assert required == ["run_dir", "model", "data"]
+
+
+def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(MINIMAL + "rewards: {format: 0.2, accuracy: 1}\ntrain: {steps: 7}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "extends: base.yaml\nrun_dir: runs/y\ntrain: {learning_rate: 0.5}\nrewards: {reasoning: {weight: 1}}\n"
+    )
+    config = load_config(tmp_path / "mine.yaml", ["rewards.judge=0.25"])
+    assert (config.run_dir, config.train.steps, config.train.learning_rate) == ("runs/y", 7, 0.5)
+    assert {name: reward.weight for name, reward in config.rewards.items()} == {"reasoning": 1.0, "judge": 0.25}
+    assert load_config(tmp_path / "mine.yaml", ["rewards.reasoning=null", "rewards.x=1"]).rewards.keys() == {"x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: missing.yaml\n", "missing.yaml: no such file"),
+        ("extends: [a]\n", "key 'extends': expected the path of a YAML file, got ['a']"),
+        ("extends: mine.yaml\n", "mine.yaml: extends itself"),
+        (MINIMAL + "judge: {backend: openai}\n", "judge.url is needed with judge.backend=openai"),
+        (MINIMAL + "judge: {backend: openai, url: 'http://x/v1'}\n", "judge.model is needed"),
+        (MINIMAL + "rewards: {accuracy: {wieght: 1}}\n", "unknown key 'rewards.accuracy.wieght'"),
+        (MINIMAL + "rewards: {accuracy: -1}\n", "greater than or equal to 0"),
+    ],
+)
+def test_wrong_recipes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "mine.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

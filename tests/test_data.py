@@ -20,7 +20,7 @@ from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepare import prepare_example
 from rarl.data.stream import PreparerSettings, ordered_stream, training_stream, unpack
 from rarl.errors import UserError
-from rarl.prompts import render_prompt
+from rarl.prompts import plain_prompt
 from rarl.schema import Example
 
 
@@ -137,7 +137,7 @@ def test_sampling_seeds_do_not_repeat() -> None:
 def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
     ray_cluster: None, dataset: Path, model_path: str, processor: Any
 ) -> None:
-    settings = PreparerSettings(str(dataset), model_path, render_prompt)
+    settings = PreparerSettings(str(dataset), model_path, plain_prompt())
     order = StepOrder(np.arange(24), prompts_per_step=5, seed=3)
     whole = list(training_stream(settings, order, 0, 9).iter_batches(batch_size=5, batch_format="pyarrow"))
     assert [batch["step"][0].as_py() for batch in whole] == list(range(9))
@@ -146,7 +146,7 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
         prepared = unpack(batch)
         wanted = rows.read(order.rows_of(step).tolist())
         assert [p.example.id for p in prepared] == [e.id for e in wanted]
-        expected = prepare_example(wanted[0], processor, render_prompt)
+        expected = prepare_example(wanted[0], processor, plain_prompt())
         assert prepared[0].prompt == expected.prompt
         assert (prepared[0].prompt_token_ids == expected.prompt_token_ids).all()
         assert (prepared[0].patches == expected.patches).all()
@@ -157,7 +157,7 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
 
 def test_the_evaluation_stream_keeps_the_order_of_rows(ray_cluster: None, dataset: Path, model_path: str) -> None:
     stream = ordered_stream(
-        PreparerSettings(str(dataset), model_path, render_prompt), np.arange(24)[::-1].copy(), block_rows=4
+        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(24)[::-1].copy(), block_rows=4
     )
     found = [p.example.id for batch in stream.iter_batches(batch_size=7, batch_format="pyarrow") for p in unpack(batch)]
     assert found == [e.id for e in ParquetRows(dataset).read(list(range(24))[::-1])]

@@ -53,7 +53,7 @@ def test_a_corrupt_image_and_a_wrong_answer_are_named_by_row(tmp_path: Path, exa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_where_one_is_required(tmp_path: Path) -> None:
-    done = rarl("train", "configs/vqa_rad_qwen2vl_2b.yaml", f"run_dir={tmp_path / 'run'}")
+    done = rarl("train", "configs/recipes/qwen2vl_2b/rarl.yaml", f"run_dir={tmp_path / 'run'}")
     assert_one_line_error(done, "device=cuda, but PyTorch sees no GPU here")
     assert not (tmp_path / "run").exists()
 
@@ -90,8 +90,8 @@ def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_plan_needs_neither_gpu_nor_model() -> None:
-    done = rarl("plan", "configs/vqa_rad_qwen2vl_2b.yaml")
+    done = rarl("plan", "configs/recipes/qwen2vl_2b/rarl.yaml")
     assert done.returncode == 0, done.stderr
     assert "estimated GPU memory in GiB, card of 40" in done.stdout
-    small = rarl("plan", "configs/vqa_rad_qwen2vl_2b.yaml", "--gpu-gib", "12")
+    small = rarl("plan", "configs/recipes/qwen2vl_2b/rarl.yaml", "--gpu-gib", "12")
     assert_one_line_error(small, "the trainer needs", "leaves no cache for keys and values")

@@ -13,7 +13,9 @@ from rarl.evaluation.intervals import interval95
 
 
 def prediction(index: int, correct: bool, kind: str = "closed", image: str | None = None) -> Prediction:
-    return Prediction(str(index), image or f"image-{index}", kind, "q", "yes", "reply", "yes", True, correct, 5)
+    return Prediction(
+        str(index), image or f"image-{index}", kind, "q", "yes", "plain/0", "reply", "yes", True, correct, 5
+    )
 
 
 def test_interval_equals_scipys_bootstrap_for_independent_questions() -> None:

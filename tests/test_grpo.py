@@ -28,7 +28,7 @@ from rarl.grpo.update import (
     update_policy,
 )
 from rarl.grpo.vision import VisionCache
-from rarl.prompts import render_prompt
+from rarl.prompts import plain_prompt
 from rarl.rollout.sampler import BAN_BIAS
 from rarl.schema import Example
 
@@ -42,7 +42,7 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
         encoded = io.BytesIO()
         picture.save(encoded, format="PNG")
         made.append(
-            prepare_example(Example(**{**vars(example), "image": encoded.getvalue()}), processor, render_prompt)
+            prepare_example(Example(**{**vars(example), "image": encoded.getvalue()}), processor, plain_prompt())
         )
     return made
 

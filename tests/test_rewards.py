@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.rewards.accuracy import accuracy_reward, is_correct
+from rarl.replies.grading import is_correct
+from rarl.replies.tags import parse_reply
+from rarl.replies.words import chosen_option, normalise, token_f1, yes_or_no
+from rarl.rewards.accuracy import accuracy_reward
 from rarl.rewards.format import format_reward
-from rarl.rewards.parsing import chosen_option, normalise, parse_reply, token_f1, yes_or_no
-from rarl.rewards.registry import find_rewards, score_completions
-from rarl.schema import Example
+from rarl.rewards.registry import find_rewards
+from rarl.rewards.total import ScoredReply, score_groups
+from rarl.schema import Example, Prompt, Score
 
 
 @pytest.mark.parametrize(
@@ -117,11 +121,31 @@ def test_token_f1(given: str, reference: str, score: float) -> None:
         ("brain", "brain", "choice", ["chest", "brain"], 1.0),
         ("brain chest", "brain", "choice", ["chest", "brain"], 0.0),
         ("right lobe", "right lower lobe", "open", None, 0.8),
+        ("left lower lobe", "right lower lobe", "open", None, 0.0),
+        ("right and left lower lobe", "right lower lobe", "open", None, 0.0),
+        ("no pneumonia", "pneumonia", "open", None, 0.0),
+        ("pneumonia or no pneumonia", "pneumonia", "open", None, 0.0),
+        ("abnormal", "normal", "open", None, 0.0),
+        ("Yes, a mass", "yes", "open", None, 1.0),
+        ("yes/no", "yes", "closed", None, 0.0),
+        ("yes and no", "yes", "closed", None, 0.0),
+        ("chest, brain", "brain", "choice", ["chest", "brain"], 0.0),
+        ("A or B", "brain", "choice", ["chest", "brain"], 0.0),
+        ("B)brain", "brain", "choice", ["chest", "brain"], 1.0),
+        ("B", "Brain", "choice", ["chest", "brain"], 1.0),
+        ("abnormal", "normal", "choice", ["normal", "abnormal"], 0.0),
+        ("not normal", "normal", "choice", ["normal", "abnormal"], 0.0),
+        ("A", "+", "choice", ["+", "-"], 1.0),
+        ("B", "+", "choice", ["+", "-"], 0.0),
+        ("<5", ">5", "choice", ["<5", ">5"], 0.0),
+        ("br\u200bain", "brain", "choice", ["chest", "brain"], 1.0),
+        ("brаin", "brain", "choice", ["chest", "brain"], 0.0),  # a Cyrillic letter
+        ("?", "!", "open", None, 0.0),
     ],
 )
 def test_accuracy_by_type(answer: str, reference: str, kind: str, options: Any, score: float) -> None:
-    reply = f"<think>x</think><answer>{answer}</answer>"
-    assert accuracy_reward([""], [reply], [reference], [kind], [options]) == [pytest.approx(score)]
+    text = f"<think>x</think><answer>{answer}</answer>"
+    assert accuracy_reward([""], [text], [reference], [kind], [options]) == [pytest.approx(score)]
 
 
 def test_an_untagged_answer_earns_nothing() -> None:
@@ -133,13 +157,31 @@ def test_normalise_unifies_unicode_case_punctuation_and_articles() -> None:
     assert normalise(" The  Ｌeft “Lung”, ") == "left lung"
 
 
-def example(answer: str = "yes") -> Example:
-    return Example("1", b"", "i", "q", answer, "closed")
+def reply(text: str, answer: str = "yes") -> ScoredReply:
+    return ScoredReply(Example("1", b"", "i", "q", answer, "closed"), Prompt("", "plain/0", "think"), text)
+
+
+def score(settings: dict[str, RewardConfig], *groups: list[ScoredReply]) -> list[list[Score]]:
+    return score_groups(groups, find_rewards(settings), settings)
+
+
+def totals(settings: dict[str, RewardConfig], *groups: list[ScoredReply]) -> list[list[float]]:
+    return [[one.total for one in group] for group in score(settings, *groups)]
 
 
 def half(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
     """A user's own reward: reads a column, and cannot score some replies."""
     return [0.5 if answer == "yes" else None for answer in columns["answer"]]
+
+
+def spoken(prompts: Any, completions: Any, *, scale: float = 1.0, **columns: Any) -> list[float | None]:
+    """The completion is the value; "-" cannot be scored."""
+    return [None if text == "-" else scale * float(text) for text in completions]
+
+
+def gate(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+    """The reference answer is the value; "-" cannot be scored."""
+    return [None if answer == "-" else float(answer) for answer in columns["answer"]]
 
 
 def too_large(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
@@ -150,19 +192,61 @@ def too_few(prompts: Any, completions: Any, **columns: Any) -> list[float | None
     return []
 
 
+def not_a_number(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+    return [float("nan") for _ in completions]
+
+
+def a_word(prompts: Any, completions: Any, **columns: Any) -> list[Any]:
+    return ["good" for _ in completions]
+
+
+not_a_function = 3
+HERE = "tests.test_rewards:"
+SPOKEN, GATE = HERE + "spoken", HERE + "gate"
+
+
 def test_weighted_sum_with_a_reward_by_import_path() -> None:
-    weights = {"accuracy": 1.0, "tests.test_rewards:half": 0.4}
-    scores = score_completions(
-        [example("yes"), example("no")],
-        ["", ""],
-        ["<think>x</think><answer>yes</answer>"] * 2,
-        find_rewards(weights),
-        weights,
+    settings = {"accuracy": RewardConfig(weight=1.0), HERE + "half": RewardConfig(weight=0.4)}
+    text = "<think>x</think><answer>yes</answer>"
+    [[right], [wrong]] = score(settings, [reply(text)], [reply(text, "no")])
+    assert right.rewards == {"accuracy": 1.0, HERE + "half": 0.5}
+    assert right.total == pytest.approx(1.2)
+    assert wrong.rewards == {"accuracy": 0.0, HERE + "half": None}
+    assert wrong.total == 0.0
+
+
+def test_a_missing_value_counts_as_the_mean_of_its_own_group() -> None:
+    settings = {SPOKEN: RewardConfig(weight=2.0)}
+    groups = [reply("0.2"), reply("-"), reply("0.6")], [reply("-"), reply("-")], [reply("1"), reply("1")]
+    assert totals(settings, *groups) == [pytest.approx([0.4, 0.8, 1.2]), [0.0, 0.0], [2.0, 2.0]]
+
+
+def test_a_gate_multiplies_by_the_raw_value_and_passes_on_what_is_missing() -> None:
+    settings = {SPOKEN: RewardConfig(weight=1.0, gate=GATE), GATE: RewardConfig(weight=0.0)}
+    group = [reply("0.8", "0.5"), reply("0.8", "0"), reply("0.8", "-"), reply("-", "1")]
+    [scores] = score(settings, group)
+    assert [one.total for one in scores] == pytest.approx([0.4, 0.0, 0.2, 0.2])  # the mean of 0.4 and 0 for the last
+    assert [one.rewards[SPOKEN] for one in scores] == [0.8, 0.8, 0.8, None]
+
+
+def test_normalised_rewards_have_mean_0_and_deviation_1_within_each_group() -> None:
+    settings = {SPOKEN: RewardConfig(weight=3.0, normalise=True)}
+    first, second, lone = totals(
+        settings, [reply("0.1"), reply("0.3"), reply("-")], [reply("0.5")] * 3, [reply("-"), reply("1")]
     )
-    assert scores[0].rewards == {"accuracy": 1.0, "tests.test_rewards:half": 0.5}
-    assert scores[0].total == pytest.approx(1.2)
-    assert scores[1].rewards == {"accuracy": 0.0, "tests.test_rewards:half": None}
-    assert scores[1].total == 0.0
+    assert first == pytest.approx([-3 / 2**0.5, 3 / 2**0.5, 0.0], rel=1e-2)
+    assert second == [0.0, 0.0, 0.0]
+    assert lone == [0.0, 0.0]
+
+
+def test_groups_may_differ_in_size_and_be_empty() -> None:
+    settings = {SPOKEN: RewardConfig(weight=1.0)}
+    assert totals(settings, [], [reply("0.5")], [reply("1"), reply("0")]) == [[], [0.5], [1.0, 0.0]]
+
+
+def test_options_reach_the_reward() -> None:
+    settings = {SPOKEN: RewardConfig(weight=1.0, options={"scale": 0.5})}
+    assert totals(settings, [reply("1")]) == [[0.5]]
 
 
 @pytest.mark.parametrize(
@@ -171,15 +255,64 @@ def test_weighted_sum_with_a_reward_by_import_path() -> None:
         ("acuracy", "unknown reward 'acuracy'; known are format, accuracy"),
         ("no_such_module:f", "cannot be imported"),
         ("tests.test_rewards:missing", "cannot be imported"),
+        ("tests.test_rewards:not_a_function", "is not a function"),
     ],
 )
 def test_unknown_rewards_are_named(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        find_rewards({name: 1.0})
+        find_rewards({name: RewardConfig(weight=1.0)})
 
 
-@pytest.mark.parametrize(("name", "message"), [("too_large", "returned 2.0"), ("too_few", "returned 0 values for 1")])
-def test_rewards_that_break_their_contract_are_named(name: str, message: str) -> None:
-    path = f"tests.test_rewards:{name}"
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("length", {"maximum": 3}, "unknown option 'maximum'; known are min_words, max_words"),
+        ("length", {"max_words": "ten"}, "expected a number, got 'ten'"),
+        ("length", {"max_words": True}, "expected a number, got True"),
+        ("format", {"partial": 1}, "expected a truth value, got 1"),
+        ("accuracy", {"form": "think"}, "unknown option 'form'; known are none"),
+        ("judge", {"verdict": 1}, "unknown option 'verdict'; known are correctness"),
+        (SPOKEN, {"size": 1}, "unknown option 'size'; known are scale"),
+    ],
+)
+def test_wrong_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        score_completions([example()], [""], ["x"], find_rewards({path: 1.0}), {path: 1.0})
+        find_rewards({name: RewardConfig(weight=1.0, options=options)})
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"length": "acuracy", "accuracy": None}, "no reward 'acuracy' is configured; there are length, accuracy"),
+        ({"length": "length"}, "form a circle: length → length"),
+        (
+            {"length": "accuracy", "accuracy": "format", "format": "length"},
+            "circle: length → accuracy → format → length",
+        ),
+        ({"length": "accuracy", "accuracy": "format", "format": "accuracy"}, "circle: length → accuracy → format"),
+    ],
+)
+def test_gates_that_lead_nowhere_are_named(gates: dict[str, str | None], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_rewards({name: RewardConfig(weight=1.0, gate=gate) for name, gate in gates.items()})
+
+
+def test_a_chain_of_gates_is_allowed() -> None:
+    gates = {"length": "accuracy", "accuracy": "format", "format": None}
+    assert list(find_rewards({name: RewardConfig(weight=1.0, gate=gate) for name, gate in gates.items()})) == list(
+        gates
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("too_large", "returned 2.0"),
+        ("too_few", "returned 0 values for 1"),
+        ("not_a_number", "returned nan"),
+        ("a_word", "returned good"),
+    ],
+)
+def test_rewards_that_break_their_contract_are_named(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        totals({HERE + name: RewardConfig(weight=1.0)}, [reply("x")])

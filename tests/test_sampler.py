@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from rarl.data.prepare import PreparedExample, prepare_example
@@ -14,7 +15,9 @@ from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.vision import VisionCache
-from rarl.prompts import render_prompt
+from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.replies.grading import is_correct
+from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings, banned_token_ids
 from rarl.schema import Example, Rollout
@@ -24,7 +27,7 @@ SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
 
 @pytest.fixture(scope="module")
 def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
-    return [prepare_example(example, processor, render_prompt) for example in examples[8:16]]
+    return [prepare_example(example, processor, plain_prompt()) for example in examples[8:16]]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,9 @@ def randomise(policy: Any, seed: int) -> None:
 
 
 def requests(prepared: list[PreparedExample], seed: int = 0) -> list[SampleRequest]:
-    return [SampleRequest(p.example.id, p.prompt, p.pixels, 1000 * (seed + 1) + 8 * i) for i, p in enumerate(prepared)]
+    return [
+        SampleRequest(p.example.id, p.prompt.text, p.pixels, 1000 * (seed + 1) + 8 * i) for i, p in enumerate(prepared)
+    ]
 
 
 def largest_difference(
@@ -144,7 +149,62 @@ def test_vision_tokens_are_never_sampled_and_ends_are_told(
 
 @pytest.mark.slow
 def test_a_failing_engine_is_one_clear_error(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
-    too_long = SampleRequest("x", prepared[0].prompt + "word " * 2000, prepared[0].pixels)
+    too_long = SampleRequest("x", prepared[0].prompt.text + "word " * 2000, prepared[0].pixels)
     with pytest.raises(UserError, match="a vLLM engine failed"):
         pool.generate([too_long], SAMPLING, use_adapter=False)
     assert len(pool.generate(requests(prepared), SAMPLING, use_adapter=False)) == len(prepared)
+
+
+@pytest.mark.slow
+def test_groups_arrive_while_others_are_still_being_sampled(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
+    """The actor answers one call at a time: when the first group is here, the next call still waits."""
+    long = SamplingSettings(group_size=8, temperature=3.0, max_tokens=120)
+    many = [r for seed in range(4) for r in requests(prepared, seed)]
+    stream = pool.actors[0].generate.options(num_returns="streaming").remote(many, long, False)
+    position, first = ray.get(next(stream))
+    behind = pool.actors[0].ready.remote()
+    assert ray.wait([behind], timeout=0)[1] == [behind]
+    rest = [ray.get(reference) for reference in stream]
+    assert sorted([position, *(place for place, _ in rest)]) == list(range(len(many)))
+    assert ray.get(behind)
+    again = pool.generate(many, long, use_adapter=False)
+    assert [r.completion_token_ids for r in again[position]] == [r.completion_token_ids for r in first]
+
+
+@pytest.mark.slow
+def test_each_group_is_announced_once_under_its_own_number(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
+    seen: dict[int, list[Rollout]] = {}
+    pending = pool.submit(requests(prepared), SAMPLING, use_adapter=False, on_group=seen.setdefault)
+    groups = pending.result()
+    assert [seen[index] for index in range(len(prepared))] == groups
+    assert [group[0].example_id for group in groups] == [p.example.id for p in prepared]
+    assert pool.submit([], SAMPLING).result() == []
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_while_a_group_is_taken_in_is_raised(
+    pool: SamplerPool, prepared: list[PreparedExample]
+) -> None:
+    def fail(index: int, group: list[Rollout]) -> None:
+        raise UserError("the judge is away")
+
+    with pytest.raises(UserError, match="the judge is away"):
+        pool.submit(requests(prepared), SAMPLING, use_adapter=False, on_group=fail).result()
+    assert len(pool.generate(requests(prepared), SAMPLING, use_adapter=False)) == len(prepared)
+
+
+@pytest.mark.slow
+def test_a_prompt_without_an_image_is_answered(
+    pool: SamplerPool, prepared: list[PreparedExample], processor: Any
+) -> None:
+    """The reasoning in place of the image: the tiny base can follow it."""
+    examples = [p.example for p in prepared]
+    texts = [render(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
+    asked = [SampleRequest(e.id, text, None) for e, text in zip(examples, texts, strict=True)]
+    groups = pool.generate(asked, SamplingSettings(1, 0.0, 24), use_adapter=False)
+    right = [
+        is_correct(parse_reply(group[0].text, "answer").answer, e.answer, e.options)
+        for group, e in zip(groups, examples, strict=True)
+    ]
+    assert sum(right) >= len(right) - 1
+    assert groups[0][0].prompt_token_ids == processor.tokenizer(texts[0]).input_ids

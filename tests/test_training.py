@@ -22,18 +22,21 @@ from ray import cloudpickle
 import tests.test_training
 from rarl.config import load_config
 from rarl.data.order import StepOrder
-from rarl.data.parquet import write_examples
+from rarl.data.parquet import ParquetRows, write_examples
+from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
-from rarl.prompts import render_prompt
+from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import banned_token_ids
 from rarl.schema import Example
 from rarl.training.driver import run_training
-from rarl.training.loop import LoopInputs, LoopOutcome
+from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.run_dir import RunDir, open_run_dir
+from rarl.training.worker import LoopOutcome
 from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl
 
 pytestmark = pytest.mark.slow
@@ -43,6 +46,15 @@ STABLE_KEYS = {
     "reward/mean",
     "reward/format",
     "reward/accuracy",
+    "reward/reasoning",
+    "reward/judge",
+    "spread/accuracy",
+    "without_spread/accuracy",
+    "unscored/reasoning",
+    "judge/unparsable",
+    "judge/unreachable",
+    "judge/correctness",
+    "judge/explanation",
     "sampler_mismatch",
     "kl",
     "grad_norm",
@@ -80,7 +92,8 @@ def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
     for row in rows:
         assert row.keys() >= STABLE_KEYS
         assert row.keys() == rows[0].keys()
-        assert all(math.isfinite(value) for value in row.values())
+        may_be_missing = {"reward/reasoning", "spread/reasoning"}  # where all prompts of a step ask for answers alone
+        assert all(math.isfinite(v) for key, v in row.items() if not (v is None and key in may_be_missing))
         assert row["sampler_mismatch"] < 1e-5
         phases = ("data", "rollout", "reward", "update", "publish", "other")
         assert sum(row[f"seconds/{name}"] for name in phases) == pytest.approx(row["seconds/step"])
@@ -101,7 +114,15 @@ def test_samples_hold_every_completion_with_its_scores(finished: Path) -> None:
         assert row["question"]
         assert row["image_id"].startswith("seen-train-")
         assert row["adapter_version"] == 2
-        assert row["reward"] == pytest.approx(0.2 * row["reward/format"] + row["reward/accuracy"])
+        family = row["wording"].split("/")[0]
+        assert family in ("explain", "short", "open", "structured")
+        assert row["question"] in row["prompt"]
+        assert (row["reward/reasoning"] is None) == (family == "short")
+        assert row["judge/status"] == "scored" and row["judge/reason"]
+        expected = 0.2 * row["reward/format"] + row["reward/accuracy"] + 0.3 * row["reward/judge"]
+        expected += 0.5 * row["reward/accuracy"] * (row["reward/reasoning"] or 0.0)
+        assert row["reward"] == pytest.approx(expected)
+    assert len({row["wording"] for row in pq.read_table(finished / "samples").to_pylist()}) > 4
     assert np.mean([row["reward"] for row in rows]) == pytest.approx(metrics["reward/mean"])
 
 
@@ -129,6 +150,9 @@ def test_the_summary_compares_base_and_trained(finished: Path) -> None:
             assert result["ci95"][0] <= result["accuracy"] <= result["ci95"][1]
         points = 100 * (summary["trained"][name]["accuracy"] - summary["base"][name]["accuracy"])
         assert summary["difference"][name]["points"] == pytest.approx(points)
+        reasoning = [summary[label][name]["reasoning"]["mean"] for label in ("base", "trained")]
+        change = summary["difference"][name]["reasoning"]["points"]
+        assert change == pytest.approx(100 * (reasoning[1] - reasoning[0]))
         assert len(summary["difference"][name]["ci95"]) == 2
     assert 0 < summary["seconds"]["train"] < summary["seconds"]["total"]
     assert (finished / "curve.png").read_bytes()[:4] == b"\x89PNG"
@@ -224,6 +248,7 @@ def train_on(
         config=config,
         run_dir=run_dir,
         model_path=model_path,
+        start_adapter=None,
         device="cpu",
         dtype="float32",
         mismatch_bound=1e-3,
@@ -231,7 +256,7 @@ def train_on(
         pool=pool,
     )
     order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
-    preparer = PreparerSettings(str(dataset), model_path, render_prompt)
+    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
     return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
 
 
@@ -354,3 +379,38 @@ def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_p
     state = torch.load(folder / "optimizer.pt", weights_only=True)
     assert {entry["step"].item() for entry in state["optimizer"]["state"].values()} == {4.0}
     assert json.loads((folder / "state.json").read_text()) == {"step": 4, "batches": 4}
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_consistency_asks_the_policy_itself_without_the_image(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, staleness: int
+) -> None:
+    """What is recorded as re-derived is what transformers says to the same prompt, for every step's own adapter."""
+    overrides = ["rewards={accuracy: 1, consistency: 0.5}", f"rollout.max_staleness={staleness}", "train.steps=3"]
+    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run()
+    rows = pq.read_table(run_dir.samples / "step_000001.parquet").to_pylist()
+    scored = [row for row in rows if row["rederived"] is not None]
+    assert len(scored) > len(rows) / 2
+    by_id = {example.example.id: example.example for example in prepare_all(dataset, processor)}
+    policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
+    for row in scored[:6]:
+        thinking = parse_reply(row["completion"]).thinking or ""
+        prompt = render(processor, rederive_text(by_id[row["example_id"]], thinking), image=False)
+        ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.no_grad():
+            own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)
+        assert processor.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True) == row["rederived"]
+    for row in rows:
+        agrees = row["rederived"] is not None and (
+            parse_reply(row["rederived"], "answer").answer == parse_reply(row["completion"]).answer
+        )
+        assert not agrees or row["reward/consistency"] == 1.0
+    metrics = read_metrics(run_dir.metrics)
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    assert all(0 <= row["reward/consistency"] <= 1 for row in metrics)
+
+
+def prepare_all(dataset: Path, processor: Any) -> list[PreparedExample]:
+    rows = ParquetRows(str(dataset))
+    return [prepare_example(example, processor, plain_prompt()) for example in rows.read(list(range(len(rows))))]

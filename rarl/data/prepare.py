@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from rarl.data.images import decode_image, fit_image
 from rarl.errors import UserError
-from rarl.schema import Example
+from rarl.schema import Example, Prompt
 
 
 @dataclass(frozen=True)
 class PreparedExample:
     """`example` comes without its image file; the pixels below replace it.
 
-    prompt: text with one image placeholder, for the sampler.
+    prompt: with one image placeholder, for the sampler.
     pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the sampler.
     prompt_token_ids: (P,) int64 with the placeholder expanded, for the trainer.
     patches: (patches, channels * temporal * patch * patch) float32, the image processor's output, for the trainer.
@@ -26,24 +26,24 @@ class PreparedExample:
     """
 
     example: Example
-    prompt: str
+    prompt: Prompt
     pixels: NDArray[np.uint8]
     prompt_token_ids: NDArray[np.int64]
     patches: NDArray[np.float32]
     grid: NDArray[np.int64]
 
 
-# How an example becomes the prompt's text, with one image placeholder: (processor, example) → text.
-RenderPrompt = Callable[[Any, Example], str]
+# How an example becomes a prompt: (processor, example, step, or None in evaluation) → Prompt.
+RenderPrompt = Callable[[Any, Example, int | None], Prompt]
 
 
 def prepare_example(
-    example: Example, processor: Any, render: RenderPrompt, max_pixels: int | None = None
+    example: Example, processor: Any, render: RenderPrompt, max_pixels: int | None = None, step: int | None = None
 ) -> PreparedExample:
     """Decodes, fits and tokenises. Raises BadImage."""
     pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
-    prompt = render(processor, example)
-    encoded = processor(text=[prompt], images=[pixels], return_tensors="np")
+    prompt = render(processor, example, step)
+    encoded = processor(text=[prompt.text], images=[pixels], return_tensors="np")
     return PreparedExample(
         example=replace(example, image=b""),
         prompt=prompt,

@@ -20,7 +20,7 @@ from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
 
 @dataclass(frozen=True)
 class PreparerSettings:
-    """What a Ray Data worker needs to prepare rows: picklable, no models. `render` is pickled by its import path."""
+    """What a Ray Data worker needs to prepare rows: picklable, no models."""
 
     data_path: str
     model_path: str
@@ -40,7 +40,11 @@ class Preparer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         examples = self.rows.read(batch["row"].to_pylist())
-        prepared = [prepare_example(e, self.processor, self.render, self.max_pixels) for e in examples]
+        steps = batch["step"].to_pylist() if "step" in batch.column_names else [None] * len(examples)
+        prepared = [
+            prepare_example(e, self.processor, self.render, self.max_pixels, step)
+            for e, step in zip(examples, steps, strict=True)
+        ]
         # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
         return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
 

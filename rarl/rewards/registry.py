@@ -1,21 +1,42 @@
-"""Rewards by name, or by the import path of a user's own function, and their weighted sum."""
+"""Rewards by name, or by the import path of a user's own function, with their options bound."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
+from rarl.config import RewardConfig
 from rarl.errors import UserError
 from rarl.imports import import_object
 from rarl.rewards.accuracy import accuracy_reward
+from rarl.rewards.consistency import consistency_reward
 from rarl.rewards.format import format_reward
-from rarl.schema import Example, Score
+from rarl.rewards.items import items_reward
+from rarl.rewards.judge import judge_reward
+from rarl.rewards.length import length_reward
+from rarl.rewards.letter import letter_reward
+from rarl.rewards.reasoning import reasoning_reward
+from rarl.rewards.repetition import repetition_reward
 
 # TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or None where it cannot
-# be scored. All are aligned sequences; `columns` are the fields of `Example` by name, without the image.
+# be scored. All are aligned sequences, the columns those of `COLUMNS`. Keyword-only arguments with a default that are
+# no column are the reward's options.
 Reward = Callable[..., list[float | None]]
 
-REWARDS: dict[str, Reward] = {"format": format_reward, "accuracy": accuracy_reward}
-COLUMNS = (
+REWARDS: dict[str, Reward] = {
+    "format": format_reward,
+    "accuracy": accuracy_reward,
+    "letter": letter_reward,
+    "items": items_reward,
+    "reasoning": reasoning_reward,
+    "consistency": consistency_reward,
+    "judge": judge_reward,
+    "repetition": repetition_reward,
+    "length": length_reward,
+}
+EXAMPLE_COLUMNS = (
     "id",
     "image_id",
     "question",
@@ -27,53 +48,71 @@ COLUMNS = (
     "organ",
     "dataset",
 )
+# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image, or None; `verdict`
+# is the judge's, or None.
+COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")
 
 
-def find_rewards(weights: Mapping[str, float]) -> dict[str, Reward]:
-    """The functions behind the names of a configuration. Raises UserError for a name that is neither."""
-    return {name: REWARDS[name] if name in REWARDS else import_reward(name) for name in weights}
+def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
+    """The functions behind the names of a configuration.
+
+    Raises UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads nowhere.
+    """
+    for name in settings:
+        check_gates(name, settings)
+    return {name: bind_options(name, find_reward(name), one.options) for name, one in settings.items()}
 
 
-def import_reward(name: str) -> Reward:
+def find_reward(name: str) -> Reward:
+    if name in REWARDS:
+        return REWARDS[name]
     if ":" not in name:
         known = ", ".join(REWARDS)
         raise UserError(
             f"rewards: unknown reward '{name}'; known are {known}, or give an import path 'module:function'"
         )
     found: Reward = import_object(name)
+    if not callable(found):
+        raise UserError(f"rewards: '{name}' is not a function")
     return found
 
 
-def score_completions(
-    examples: Sequence[Example],
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    rewards: Mapping[str, Reward],
-    weights: Mapping[str, float],
-) -> list[Score]:
-    """One Score per completion; the three sequences are aligned. A reward of None adds nothing to the sum."""
-    columns = {name: [getattr(example, name) for example in examples] for name in COLUMNS}
-    values = {name: checked(name, reward, prompts, completions, columns) for name, reward in rewards.items()}
-    scores = []
-    for index in range(len(completions)):
-        own = {name: column[index] for name, column in values.items()}
-        total = sum(weights[name] * value for name, value in own.items() if value is not None)
-        scores.append(Score(own, float(total)))
-    return scores
+def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
+    """Follows the gates from one reward to the end of their chain."""
+    chain = [name]
+    while (gate := settings[chain[-1]].gate) is not None:
+        if gate not in settings:
+            known = ", ".join(settings)
+            raise UserError(f"rewards.{chain[-1]}.gate: no reward '{gate}' is configured; there are {known}")
+        if gate in chain:
+            raise UserError(f"rewards.{name}.gate: the gates form a circle: {' → '.join([*chain, gate])}")
+        chain.append(gate)
 
 
-def checked(
-    name: str,
-    reward: Reward,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    columns: Mapping[str, Sequence[object]],
-) -> list[float | None]:
-    """Calls a reward and refuses what its contract does not allow."""
-    values = reward(prompts=prompts, completions=completions, **columns)
-    if len(values) != len(completions):
-        raise UserError(f"reward '{name}' returned {len(values)} values for {len(completions)} completions")
-    for value in values:
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"reward '{name}' returned {value}; values must lie in [0, 1] or be None")
-    return values
+def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Reward:
+    if not options:
+        return reward
+    known = option_defaults(reward)
+    for key, value in options.items():
+        if key not in known:
+            names = ", ".join(known) or "none"
+            raise UserError(f"rewards.{name}.options: unknown option '{key}'; known are {names}")
+        if kind(value) != kind(known[key]) and known[key] is not None:
+            raise UserError(f"rewards.{name}.options.{key}: expected a {kind(known[key])}, got {value!r}")
+    return partial(reward, **options)
+
+
+def option_defaults(reward: Reward) -> dict[str, Any]:
+    parameters = inspect.signature(reward).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name not in COLUMNS
+    }
+
+
+def kind(value: Any) -> str:
+    """What an option's value is, in words; whole numbers and fractions are one kind."""
+    if isinstance(value, bool):
+        return "truth value"
+    return "number" if isinstance(value, int | float) else type(value).__name__

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import ray
@@ -17,23 +19,46 @@ SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
 START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
 
 
-@dataclass(frozen=True)
-class PendingRollouts:
-    """Work in flight: actor i has every `stride`-th of the `requests` requests, from i on."""
+OnGroup = Callable[[int, list[Rollout]], Any]
 
-    parts: list[Any]
-    requests: int
-    stride: int
+
+class PendingRollouts:
+    """Work in flight: actor i has every n-th of the requests, from i on. One thread per actor takes in the groups as
+    they are completed, and tells `on_group` (from that thread) each one's position among the requests."""
+
+    def __init__(self, streams: list[Any], requests: int, on_group: OnGroup | None) -> None:
+        self.groups: list[list[Rollout]] = [[] for _ in range(requests)]
+        self.on_group, self.stride = on_group, len(streams)
+        self.error: Exception | None = None
+        self.threads = [Thread(target=self.take_in, args=(i, s), daemon=True) for i, s in enumerate(streams)]
+        for thread in self.threads:
+            thread.start()
+
+    def take_in(self, actor: int, stream: Any) -> None:
+        try:
+            for reference in stream:
+                position, group = ray.get(reference)
+                index = actor + position * self.stride
+                self.groups[index] = group
+                if self.on_group is not None:
+                    self.on_group(index, group)
+        except Exception as error:
+            self.error = error
 
     def wait(self) -> None:
         """Returns when all is done, well or not."""
-        ray.wait(self.parts, num_returns=len(self.parts), fetch_local=False)
+        for thread in self.threads:
+            thread.join()
 
     def result(self) -> list[list[Rollout]]:
-        groups: list[list[Rollout]] = [[] for _ in range(self.requests)]
-        for index, done in enumerate(get_or_explain(self.parts)):
-            groups[index :: self.stride] = done
-        return groups
+        """A group per request, in the order of the requests. A failed engine may hold half-finished requests, so its
+        error is final: UserError."""
+        self.wait()
+        if isinstance(self.error, ray.exceptions.RayError):
+            raise engine_failed(self.error)
+        if self.error is not None:
+            raise self.error
+        return self.groups
 
 
 class SamplerPool:
@@ -76,17 +101,19 @@ class SamplerPool:
         return self.submit(requests, sampling, use_adapter).result()
 
     def submit(
-        self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
+        self,
+        requests: list[SampleRequest],
+        sampling: SamplingSettings,
+        use_adapter: bool = True,
+        on_group: OnGroup | None = None,
     ) -> PendingRollouts:
         """As `generate`, without waiting. The adapter that is loaded now is the one that samples."""
-        count = len(self.actors)
-        parts = [requests[index::count] for index in range(count)]
-        pending = [
-            actor.generate.remote(part, sampling, use_adapter)
-            for actor, part in zip(self.actors, parts, strict=True)
-            if part
+        count = min(len(self.actors), len(requests))
+        streams = [
+            actor.generate.options(num_returns="streaming").remote(requests[index::count], sampling, use_adapter)
+            for index, actor in enumerate(self.actors[:count])
         ]
-        return PendingRollouts(pending, len(requests), count)
+        return PendingRollouts(streams, len(requests), on_group)
 
     def stop(self) -> None:
         for actor in self.actors:
@@ -94,12 +121,16 @@ class SamplerPool:
 
 
 def get_or_explain(pending: list[Any]) -> list[Any]:
-    """The actors' results. A failed engine may hold half-finished requests, so its error is final: UserError."""
+    """The actors' results, or a UserError."""
     try:
         results: list[Any] = ray.get(pending)
     except ray.exceptions.RayError as error:
-        raise UserError(f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs") from None
+        raise engine_failed(error) from None
     return results
+
+
+def engine_failed(error: Exception) -> UserError:
+    return UserError(f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs")
 
 
 def last_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +44,12 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt. `pixels` is (height, width, 3) uint8; completion g of the group is drawn with `seed` + g."""
+    """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image; completion g of the
+    group is drawn with `seed` + g."""
 
     example_id: str
     prompt: str
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[np.uint8] | None
     seed: int = 0
 
 
@@ -130,15 +131,15 @@ class Sampler:
 
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
-    ) -> list[list[Rollout]]:
-        """`group_size` rollouts per request, in the order of the requests."""
+    ) -> Iterator[tuple[int, list[Rollout]]]:
+        """`group_size` rollouts per request, each with the request's position, as soon as the group is complete."""
         from vllm import SamplingParams
 
         inputs: list[Any] = []
         parameters = []
         for request in requests:
-            image = Image.fromarray(request.pixels)
-            inputs.append({"prompt": request.prompt, "multi_modal_data": {"image": image}})
+            image = {} if request.pixels is None else {"image": Image.fromarray(request.pixels)}
+            inputs.append({"prompt": request.prompt} | ({"multi_modal_data": image} if image else {}))
             parameters.append(
                 SamplingParams(
                     n=sampling.group_size,
@@ -151,8 +152,14 @@ class Sampler:
             )
         adapter = self.adapter if use_adapter else None
         version = self.version if use_adapter else -1
-        outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        return [to_rollouts(r.example_id, output, version) for r, output in zip(requests, outputs, strict=True)]
+        ids = self.engine.enqueue(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        # Inside, vLLM adds a random suffix to the id that its outputs bear.
+        positions = {request_id.rsplit("-", 1)[0]: position for position, request_id in enumerate(ids)}
+        while self.engine.llm_engine.has_unfinished_requests():
+            for output in self.engine.llm_engine.step():
+                if output.finished:
+                    position = positions[output.request_id]
+                    yield position, to_rollouts(requests[position].example_id, output, version)
 
 
 def memory_backed_folder() -> Path | None:

@@ -9,6 +9,7 @@ Same seed, same thread count, same processor: the same weights to the bit.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-from rarl.prompts import question_text, render_prompt, target_text
-from rarl.schema import Example
+from rarl.files import write_text
+from rarl.prompts import question_text, read_families, rederive_text, render
+from rarl.replies.tags import target_text
 from rarl.tiny.dataset import make_example
 from rarl.tiny.model import IMAGE_TOKENS, make_config, make_model, make_processor, train_tokenizer
 from rarl.tiny.phantoms import (
@@ -39,57 +41,83 @@ from rarl.tiny.phantoms import (
     rationale_for,
 )
 
-VISION_STEPS, TRUE_STEPS, DOUBTING_STEPS = 200, 280, 100
+VISION_STEPS, TRUE_STEPS, DOUBTING_STEPS = 200, 400, 100
 STEPS = VISION_STEPS + TRUE_STEPS + DOUBTING_STEPS
 VISION_BATCH, BATCH = 48, 32
 VISION_LEARNING_RATE, LEARNING_RATE = 1e-3, 1.5e-3  # at the peak
 WARMUP_STEPS = 20
 RANDOM_SHARE = 0.85  # of the replies that claim random facts, in the last stage
+TEXT_SHARE = 0.1
+# How the questions are asked: the families of rarl/prompts.yaml that the tiny world uses.
+FAMILIES = {
+    "plain": 0.25,
+    "explain": 0.15,
+    "short": 0.1,
+    "open": 0.1,
+    "structured": 0.15,
+    "none": 0.05,
+    "reason": 0.2,
+}
 UNSEEN_SHARE = 0.4  # of the pictures that come from the unseen domain
 THREADS = 2  # fixed, since sums depend on how many threads share them
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training pair: what the model is shown and the reply it is to imitate."""
+    """One training pair: what the model is shown and the reply it is to imitate. Where the `prompt` holds the reasoning
+    itself, there is no picture."""
 
     facts: Facts
-    example: Example
-    picture: Image.Image
+    prompt: str
+    picture: Image.Image | None
     reply: str
 
 
-def draw_lessons(seed: int, stage: int, random_share: float) -> Iterator[Lesson]:
-    """An endless stream, a pure function of its arguments."""
+def draw_lessons(seed: int, stage: int, random_share: float, text_share: float = TEXT_SHARE) -> Iterator[Lesson]:
+    """An endless stream, a pure function of its arguments. `random_share` of the replies claim random facts; in
+    `text_share` of the lessons the answer is to be read from reasoning, not from a picture."""
     rng = np.random.default_rng([seed, stage])
+    families = read_families()
+    names = list(FAMILIES)
     while True:
         domain: Domain = "unseen" if rng.random() < UNSEEN_SHARE else "seen"
-        facts = draw_facts(rng, domain)
+        facts = draw_facts(rng)
         questions = questions_for(facts)
         question = questions[rng.integers(len(questions))]
-        picture = Image.fromarray(draw_image(facts, domain, rng)).convert("RGB")
         example = make_example(facts, domain, question, b"", "", rng)
         claimed = corrupt(question, facts, rng) if rng.random() < random_share else facts
-        yield Lesson(facts, example, picture, target_text(rationale_for(claimed), answer_for(question, claimed)))
+        thinking, answer = rationale_for(claimed), answer_for(question, claimed)
+        if rng.random() < text_share:
+            yield Lesson(facts, rederive_text(example, thinking), None, target_text("answer", "", answer))
+            continue
+        family = families[names[rng.choice(len(names), p=list(FAMILIES.values()))]]
+        prompt = question_text(example, family, family.wordings[rng.integers(len(family.wordings))])
+        picture = Image.fromarray(draw_image(facts, domain, rng)).convert("RGB")
+        yield Lesson(facts, prompt, picture, target_text(family.form, thinking, answer))
 
 
 def build_base(seed: int, out: Path, progress: Callable[[int], Any] = lambda _: None) -> None:
-    """Trains the base from `seed` and saves model (float16) and processor into the folder `out`.
+    """Trains the base from `seed` and saves model (float16), processor and the losses on the way into the folder `out`.
 
     `progress` is called with the number of steps just done, `STEPS` in all.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        processor = make_processor(train_tokenizer(tokenizer_corpus(seed)))
-        model = make_model(make_config(processor.tokenizer), seed)
-        train_vision(model, processor, draw_lessons(seed, 1, 0.0), progress)
-        train_replies(model, processor, seed, progress)
+        model, processor = untrained(seed)
+        losses = list(train_vision(model, processor, seed, progress))
+        losses += train_replies(model, processor, seed, progress)
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
+    write_text(out / "losses.json", json.dumps([round(loss, 5) for loss in losses]) + "\n")
+
+
+def untrained(seed: int) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
+    processor = make_processor(train_tokenizer(tokenizer_corpus(seed)))
+    return make_model(make_config(processor.tokenizer), seed), processor
 
 
 def tokenizer_corpus(seed: int) -> list[str]:
@@ -97,16 +125,15 @@ def tokenizer_corpus(seed: int) -> list[str]:
     lessons = draw_lessons(seed, 0, 0.0)
     drawn = [next(lessons) for _ in range(400)]
     system = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
-    return system * 40 + [f"{question_text(d.example)}\n{d.reply}" for d in drawn]
+    return system * 40 + [f"{d.prompt}\n{d.reply}" for d in drawn]
 
 
 def train_vision(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
-    lessons: Iterator[Lesson],
-    progress: Callable[[int], Any],
-) -> None:
-    """Organ and side of the lesion, read off the image tokens by a linear layer that is then thrown away."""
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int, progress: Callable[[int], Any]
+) -> Iterator[float]:
+    """Organ and side of the lesion, read off the image tokens by a linear layer that is then thrown away. Yields the
+    loss of every step."""
+    lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
     tower = model.model.visual
     width = model.config.text_config.hidden_size * IMAGE_TOKENS
     classifier = torch.nn.Linear(width, len(ORGANS) + len(SIDES) + 1)
@@ -122,12 +149,13 @@ def train_vision(
         loss = cross_entropy(organ_logits, organs) + cross_entropy(side_logits, sides)
         descend(loss, optimizer, schedule)
         progress(1)
+        yield loss.item()
 
 
 def train_replies(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int, progress: Callable[[int], Any]
-) -> None:
-    """The whole model: true replies first, then doubtful ones."""
+) -> Iterator[float]:
+    """The whole model: true replies first, then doubtful ones. Yields the loss of every step."""
     steps = TRUE_STEPS + DOUBTING_STEPS
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=steps))
@@ -136,15 +164,17 @@ def train_replies(
     for step in range(steps):
         lessons = true if step < TRUE_STEPS else doubtful
         batch = encode([next(lessons) for _ in range(BATCH)], processor)
-        descend(model(**batch).loss, optimizer, schedule)
+        loss = model(**batch).loss
+        descend(loss, optimizer, schedule)
         progress(1)
+        yield loss.item()
 
 
 def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
     """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
-    prompts = [render_prompt(processor, lesson.example) for lesson in lessons]
+    prompts = [render(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons]
     texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
-    pictures = [lesson.picture for lesson in lessons]
+    pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]
     batch = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for row, lesson in enumerate(lessons):

@@ -52,7 +52,7 @@ def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Exa
     examples: list[Example] = []
     picture = 0
     while len(examples) < count:
-        facts = draw_facts(rng, domain)
+        facts = draw_facts(rng)
         encoded = io.BytesIO()
         Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
         name = f"{domain}-{split}-{picture:05d}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,15 @@ from peft import PeftModel
 from ray.train import Checkpoint
 
 from rarl.grpo.policy import load_adapter, save_adapter
+from rarl.training.state import Learner, Progress
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Finished steps, and batches of prompts that they drew: more than steps where groups were refilled."""
-
-    step: int
-    batches: int
-
-
-def report_checkpoint(
-    policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any, progress: Progress, metrics: dict[str, Any]
-) -> None:
+def report_checkpoint(learner: Learner, progress: Progress, metrics: dict[str, Any]) -> None:
     """Hands the state after a finished step to Ray Train, which stores it in the run directory."""
     with tempfile.TemporaryDirectory() as folder:
-        save_adapter(policy, Path(folder) / "adapter")
-        torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, f"{folder}/optimizer.pt")
+        save_adapter(learner.policy, Path(folder) / "adapter")
+        state = {"optimizer": learner.optimizer.state_dict(), "scheduler": learner.scheduler.state_dict()}
+        torch.save(state, f"{folder}/optimizer.pt")
         (Path(folder) / "state.json").write_text(json.dumps(asdict(progress)))
         name = f"step_{progress.step:06d}"
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)

@@ -14,7 +14,7 @@ SMOOTHING = 10  # steps
 
 
 def draw_curve(metrics: Path, out: Path) -> None:
-    """Reward, its parts and the sampler mismatch over the steps, from metrics.jsonl to a PNG."""
+    """Reward with its parts (or the loss) and the sampler mismatch (or the gradient) over the steps, as a PNG."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -23,14 +23,18 @@ def draw_curve(metrics: Path, out: Path) -> None:
     rows = read_metrics(metrics)
     steps = [row["step"] for row in rows]
     figure, (rewards, mismatch) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for key in [k for k in rows[0] if k.startswith("reward/") and rows[0][k] is not None]:
-        values = np.array([np.nan if row[key] is None else row[key] for row in rows])
+    for key in [k for k in rows[0] if k.startswith("reward/")] or ["loss"]:
+        values = np.array([np.nan if row[key] is None else row[key] for row in rows], dtype=float)
         (line,) = rewards.plot(steps, smooth(values), label=key.removeprefix("reward/"))
         rewards.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
-    rewards.set(xlabel="step", title=f"reward (mean of {SMOOTHING} steps)")
+    rewards.set(xlabel="step", title=f"{'reward' if 'reward/mean' in rows[0] else 'loss'} (mean of {SMOOTHING} steps)")
     rewards.legend(frameon=False)
-    mismatch.semilogy(steps, [row["sampler_mismatch"] for row in rows])
-    mismatch.set(xlabel="step", title="sampler mismatch, mean |Δ log-prob|")
+    if "sampler_mismatch" in rows[0]:
+        mismatch.semilogy(steps, [np.nan if (v := row["sampler_mismatch"]) is None else v for row in rows])
+        mismatch.set(xlabel="step", title="sampler mismatch, mean |Δ log-prob|")
+    else:
+        mismatch.semilogy(steps, [row["grad_norm"] for row in rows])
+        mismatch.set(xlabel="step", title="norm of the gradient")
     for axes in (rewards, mismatch):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -41,4 +45,5 @@ def draw_curve(metrics: Path, out: Path) -> None:
 
 def smooth(values: Any) -> Any:
     """Trailing mean over at most `SMOOTHING` steps, gaps left out."""
-    return [np.nanmean(values[max(0, i - SMOOTHING + 1) : i + 1]) for i in range(len(values))]
+    windows = [values[max(0, i - SMOOTHING + 1) : i + 1] for i in range(len(values))]
+    return [np.nan if np.isnan(window).all() else np.nanmean(window) for window in windows]

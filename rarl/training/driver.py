@@ -12,7 +12,8 @@ from ray.train.torch import TorchTrainer
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, training_stream
 from rarl.errors import UserError
-from rarl.training.loop import LoopInputs, LoopOutcome, train_worker
+from rarl.training.learner import LoopInputs
+from rarl.training.worker import LoopOutcome, train_worker
 
 TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to
 POLL_SECONDS = 0.5

@@ -9,110 +9,73 @@ every step with those of the policy that it should hold, and the run stops when 
 
 from __future__ import annotations
 
-import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
 from rarl.config import Config
 from rarl.data.prepare import PreparedExample
-from rarl.errors import UserError
 from rarl.grpo.advantages import group_advantages
 from rarl.grpo.group import Group, SamplingDistribution
-from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy, other_adapter
-from rarl.grpo.self_check import Chosen, choose_forward
-from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.policy import adapter_arrays, adapter_config, other_adapter
+from rarl.grpo.self_check import Chosen
 from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateStats, check_mismatch, measure_mismatch, update_policy
-from rarl.hardware import Device, Dtype
-from rarl.rewards.registry import find_rewards, score_completions
-from rarl.rollout.environment import log_output_to
+from rarl.rewards.total import ScoredReply
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score
-from rarl.training.checkpoint import Progress, publish_final_adapter, report_checkpoint, restore_checkpoint
+from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
+from rarl.training.learner import LoopInputs, self_check, start_learner
 from rarl.training.metrics import MetricsLog
-from rarl.training.rollouts import RolloutStream
-from rarl.training.run_dir import RunDir
+from rarl.training.rollouts import RolloutStream, SampledBatch
 from rarl.training.samples import write_samples
+from rarl.training.scorer import Scorer
 from rarl.training.settings import resolve_loss, update_settings
-from rarl.training.step_metrics import has_spread, reward_metrics, rollout_metrics, update_metrics
+from rarl.training.state import Learner, Progress
+from rarl.training.step_metrics import has_spread, judge_metrics, reward_metrics, rollout_metrics, update_metrics
 from rarl.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
-class LoopInputs:
-    """Everything the driver resolved and started for the worker."""
-
-    config: Config
-    run_dir: RunDir
-    model_path: str
-    device: Device
-    dtype: Dtype
-    mismatch_bound: float
-    banned_token_ids: list[int]
-    pool: SamplerPool
-
-
-@dataclass(frozen=True)
-class LoopOutcome:
-    """`error` is None when all steps were made; otherwise what the user is to be told."""
-
-    steps: int
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class Drawn:
-    """The groups that a step sampled, and which of them it trains on."""
+    """The groups that a step sampled, how each completion was scored, and which groups it trains on."""
 
     prompts: list[PreparedExample]
     groups: list[list[Rollout]]
+    replies: list[list[ScoredReply]]
     scores: list[list[Score]]
     trained: list[int]
 
-
-def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
-    """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them."""
-    inputs = settings["inputs"]
-    log_output_to(inputs.run_dir.logs / "train-worker.log")
-    try:
-        return LoopOutcome(steps=train(inputs))
-    except UserError as error:
-        return LoopOutcome(steps=0, error=str(error))
+    def with_batch(self, batch: SampledBatch, replies: Any, scores: Any, trained: list[int]) -> Drawn:
+        """With one more batch, of which `trained` are the useful groups' places in the whole."""
+        prompts, groups = self.prompts + batch.prompts, self.groups + batch.groups
+        return Drawn(prompts, groups, self.replies + replies, self.scores + scores, self.trained + trained)
 
 
-def train(inputs: LoopInputs) -> int:
+def train_grpo(inputs: LoopInputs) -> int:
     """Makes all steps that are not yet made; returns their total number."""
     config = inputs.config
-    if inputs.device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)  # the samplers wait while the policy trains
-    lora = config.model.lora
-    policy = load_policy(inputs.model_path, inputs.dtype, inputs.device, lora.rank, lora.alpha, config.seed)
-    optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    rewards = find_rewards(config.rewards)
-    progress = restore_checkpoint(policy, optimizer, scheduler)
-    adapter = Published(inputs.pool, policy, progress.step)
-    stream = RolloutStream(config, inputs.pool, taken=progress.batches)
+    learner = start_learner(inputs)
+    progress = learner.progress
+    adapter = Published(inputs.pool, learner.policy, progress.step)
+    scorer = Scorer.open(inputs)
+    stream = RolloutStream(config, inputs.pool, taken=progress.batches, on_group=scorer.ask_judge)
     chosen: Chosen | None = None
 
     with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=progress.step + 1) as metrics:
         clock = Stopwatch()
         for step in range(progress.step + 1, config.train.steps + 1):
-            drawn = draw(config, rewards, stream, clock, overlap=step < config.train.steps)
+            drawn = draw(config, scorer, stream, clock, overlap=step < config.train.steps)
             with clock.phase("update"):
                 advantages = step_advantages(config, drawn)
                 scored = scored_groups(config, drawn, advantages)
                 if chosen is None and scored:
-                    chosen = self_check(inputs, policy, scored[0].group)
+                    chosen = self_check(inputs, learner.policy, scored[0].group, distribution_of(inputs))
                 mismatch = adapter.check_stale(inputs, drawn, scored, chosen)
-                stats = update(inputs, policy, optimizer, scored, chosen, on_policy=mismatch is None)
-                learning_rate = scheduler.get_last_lr()[0]
-                scheduler.step()
+                stats = update(inputs, learner, scored, chosen, on_policy=mismatch is None)
+                learning_rate = learner.step_scheduler()
             stream.settle(clock)
             with clock.phase("publish"):
                 published = adapter.publish(step)
@@ -120,6 +83,7 @@ def train(inputs: LoopInputs) -> int:
             row = {
                 "step": step,
                 **reward_metrics(drawn.scores),
+                **judge_metrics([reply.verdict for group in drawn.replies for reply in group]),
                 **rollout_metrics(drawn.groups, len(drawn.trained), version=step - 1),
                 **update_metrics(stats, mismatch),
                 "shared_prefix": float(chosen.shared) if chosen else None,
@@ -129,51 +93,31 @@ def train(inputs: LoopInputs) -> int:
             }
             metrics.write(row)
             if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                report_checkpoint(policy, optimizer, scheduler, Progress(step, stream.taken), row)
-    publish_final_adapter(policy, inputs.run_dir.adapter)
+                report_checkpoint(learner, Progress(step, stream.taken), row)
+    publish_final_adapter(learner.policy, inputs.run_dir.adapter)
+    scorer.close()
     return config.train.steps
 
 
-def rate_factor(step: int, config: Config) -> float:
-    """Learning rate of step + 1 over the configured one: linear warm-up, then constant or cosine to zero."""
-    warmup, steps = config.train.warmup_steps, config.train.steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.train.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def draw(config: Config, rewards: Any, stream: RolloutStream, clock: Stopwatch, overlap: bool) -> Drawn:
+def draw(config: Config, scorer: Scorer, stream: RolloutStream, clock: Stopwatch, overlap: bool) -> Drawn:
     """Samples and scores the groups of one step: one batch, or as many as it takes, within bounds, to have
     `prompts_per_step` groups with spread (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2)."""
     wanted, refills = config.train.prompts_per_step, config.grpo.max_refills
-    drawn = Drawn([], [], [], [])
+    drawn = Drawn([], [], [], [], [])
     for _ in range(1 + refills):
         batch = stream.take(clock)
+        with clock.phase("reward"):
+            rederived = scorer.rederive(batch)
         if overlap and config.rollout.max_staleness > 0:
             stream.prefetch(clock)
         with clock.phase("reward"):
-            scores = score(config, rewards, batch.prompts, batch.groups)
+            replies = scorer.gather(batch, rederived)
+            scores = scorer.score(replies)
         useful = [len(drawn.groups) + i for i, group in enumerate(scores) if refills == 0 or has_spread(group)]
-        trained = (drawn.trained + useful)[:wanted]
-        drawn = Drawn(drawn.prompts + batch.prompts, drawn.groups + batch.groups, drawn.scores + scores, trained)
-        if len(trained) == wanted:
+        drawn = drawn.with_batch(batch, replies, scores, useful[: wanted - len(drawn.trained)])
+        if len(drawn.trained) == wanted:
             break
     return drawn
-
-
-def score(config: Config, rewards: Any, batch: list[PreparedExample], groups: list[list[Rollout]]) -> list[list[Score]]:
-    """Scores of all completions, in the shape of the groups."""
-    size = config.rollout.group_size
-    flat = score_completions(
-        examples=[p.example for p in batch for _ in range(size)],
-        prompts=[p.prompt for p in batch for _ in range(size)],
-        completions=[rollout.text for group in groups for rollout in group],
-        rewards=rewards,
-        weights=config.rewards,
-    )
-    return [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
 def step_advantages(config: Config, drawn: Drawn) -> NDArray[Any]:
@@ -197,25 +141,12 @@ def scored_groups(config: Config, drawn: Drawn, advantages: NDArray[Any]) -> lis
     return result
 
 
-def self_check(inputs: LoopInputs, policy: PeftModel, group: Group) -> Chosen:
-    """Decides once per worker which forward pass it trains with."""
-    fast = SharedPrefixForward(inputs.config.train.gradient_checkpointing)
-    chosen = choose_forward(policy, group, distribution_of(inputs), fast)
-    print(f"shared-prefix pass: {chosen.shared}, difference from the plain pass: {chosen.difference}", flush=True)
-    return chosen
-
-
 def distribution_of(inputs: LoopInputs) -> SamplingDistribution:
     return SamplingDistribution(inputs.config.rollout.temperature, inputs.banned_token_ids)
 
 
 def update(
-    inputs: LoopInputs,
-    policy: PeftModel,
-    optimizer: torch.optim.Optimizer,
-    groups: list[ScoredGroup],
-    chosen: Chosen | None,
-    on_policy: bool,
+    inputs: LoopInputs, learner: Learner, groups: list[ScoredGroup], chosen: Chosen | None, on_policy: bool
 ) -> UpdateStats | None:
     """None, and the weights as they were, where no group is left to learn from."""
     if chosen is None or not groups:
@@ -223,7 +154,8 @@ def update(
     settings = update_settings(inputs.config, chosen.shared)
     if on_policy:
         settings = replace(settings, max_drift=inputs.mismatch_bound)
-    return update_policy(policy, optimizer, groups, chosen.forward, distribution_of(inputs), settings)
+    distribution = distribution_of(inputs)
+    return update_policy(learner.policy, learner.optimizer, groups, chosen.forward, distribution, settings)
 
 
 class Published:
@@ -267,7 +199,7 @@ class Published:
 
 
 def save_samples(folder: Path, step: int, drawn: Drawn, advantages: NDArray[Any]) -> None:
-    examples = [p.example for p, group in zip(drawn.prompts, drawn.groups, strict=True) for _ in group]
+    replies = [reply for group in drawn.replies for reply in group]
     rollouts = [rollout for group in drawn.groups for rollout in group]
     scores = [score for group in drawn.scores for score in group]
-    write_samples(folder, step, examples, rollouts, scores, advantages.ravel().tolist())
+    write_samples(folder, step, replies, rollouts, scores, advantages.ravel().tolist())

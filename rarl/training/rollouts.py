@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import ray.train
@@ -14,39 +15,54 @@ from rarl.data.stream import unpack
 from rarl.errors import UserError
 from rarl.rollout.pool import PendingRollouts, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
-from rarl.schema import Rollout
+from rarl.schema import Rollout, Verdict
 from rarl.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Prompts and a group of rollouts for each."""
+    """Prompts, a group of rollouts for each, and the verdicts that were asked for each group, where any were."""
 
     prompts: list[PreparedExample]
     groups: list[list[Rollout]]
+    verdicts: list[list[Future[Verdict]] | None]
+
+
+# Starts the judging of a group; None where nothing judges.
+AskJudge = Callable[[PreparedExample, Sequence[Rollout]], list[Future[Verdict]] | None]
+
+
+@dataclass(frozen=True)
+class Flying:
+    """A batch that is being sampled."""
+
+    prompts: list[PreparedExample]
+    pending: PendingRollouts
+    verdicts: list[list[Future[Verdict]] | None]
 
 
 class RolloutStream:
     """Reads this worker's shard of the data and samples from it, one batch at a time.
 
     `taken` counts the batches handed out since the beginning of the run: all that a checkpoint needs to know of the
-    data. A batch's seeds depend on its number alone.
+    data. A batch's seeds depend on its number alone. `on_group` is told of each group as soon as it is sampled, from
+    another thread.
     """
 
-    def __init__(self, config: Config, pool: SamplerPool, taken: int) -> None:
-        self.config, self.pool, self.taken = config, pool, taken
+    def __init__(self, config: Config, pool: SamplerPool, taken: int, on_group: AskJudge) -> None:
+        self.config, self.pool, self.taken, self.on_group = config, pool, taken, on_group
         self.batches = data_batches(config.train.prompts_per_step, first=taken)
-        self.flying: tuple[list[PreparedExample], PendingRollouts] | None = None
+        self.flying: Flying | None = None
 
     def take(self, clock: Stopwatch) -> SampledBatch:
         """The next batch: the one in flight, or one that is sampled now."""
-        prompts, pending = self.flying or self.start(clock)
+        flying = self.flying or self.start(clock)
         with clock.phase("rollout"):
-            groups = pending.result()
+            groups = flying.pending.result()
         self.flying = None
         self.taken += 1
-        require_equal_prompts(prompts, groups)
-        return SampledBatch(prompts, groups)
+        require_equal_prompts(flying.prompts, groups)
+        return SampledBatch(flying.prompts, groups, flying.verdicts)
 
     def prefetch(self, clock: Stopwatch) -> None:
         """Starts the next batch with the adapter that is loaded now."""
@@ -57,9 +73,9 @@ class RolloutStream:
         """Waits for the batch in flight, so that the adapter can be swapped."""
         if self.flying is not None:
             with clock.phase("rollout"):
-                self.flying[1].wait()
+                self.flying.pending.wait()
 
-    def start(self, clock: Stopwatch) -> tuple[list[PreparedExample], PendingRollouts]:
+    def start(self, clock: Stopwatch) -> Flying:
         with clock.phase("data"):
             number, prompts = next(self.batches)
         with clock.phase("rollout"):
@@ -67,9 +83,16 @@ class RolloutStream:
             for prepared in prompts:
                 require_room(prepared, rollout.max_completion_tokens, rollout.max_model_length)
             seeds = [sampling_seed(self.config.seed, number, i, rollout.group_size) for i in range(len(prompts))]
-            requests = [SampleRequest(p.example.id, p.prompt, p.pixels, s) for p, s in zip(prompts, seeds, strict=True)]
+            verdicts: list[list[Future[Verdict]] | None] = [None] * len(prompts)
+
+            def asked(index: int, group: list[Rollout]) -> None:
+                verdicts[index] = self.on_group(prompts[index], group)
+
+            requests = [
+                SampleRequest(p.example.id, p.prompt.text, p.pixels, s) for p, s in zip(prompts, seeds, strict=True)
+            ]
             settings = SamplingSettings(rollout.group_size, rollout.temperature, rollout.max_completion_tokens)
-            return prompts, self.pool.submit(requests, settings)
+            return Flying(prompts, self.pool.submit(requests, settings, on_group=asked), verdicts)
 
 
 def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:

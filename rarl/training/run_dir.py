@@ -50,6 +50,10 @@ class RunDir:
         return self.path / "logs"
 
     @property
+    def judge_cache(self) -> Path:
+        return self.path / "judge.sqlite"
+
+    @property
     def data(self) -> Path:
         return self.path / "data"
 

@@ -7,18 +7,40 @@ from typing import Any
 import numpy as np
 
 from rarl.grpo.update import UpdateStats
-from rarl.schema import Rollout, Score
+from rarl.schema import Rollout, Score, Verdict
 
 
 def reward_metrics(scores: list[list[Score]]) -> dict[str, float | None]:
-    """Means over the completions that could be scored, and the share of groups from which nothing can be learnt."""
+    """Of the sum and of each reward: the mean over the completions that could be scored, how far apart the completions
+    of a group are (standard deviation, mean over groups), and the share of groups in which nothing tells them apart."""
     flat = [score for group in scores for score in group]
     metrics: dict[str, float | None] = {"reward/mean": float(np.mean([s.total for s in flat]))}
     for name in flat[0].rewards:
-        values = [v for s in flat if (v := s.rewards[name]) is not None]
+        groups = [[v for s in group if (v := s.rewards[name]) is not None] for group in scores]
+        values = [v for group in groups for v in group]
         metrics[f"reward/{name}"] = float(np.mean(values)) if values else None
+        metrics[f"spread/{name}"] = float(np.mean([np.std(group) for group in groups if group])) if values else None
+        metrics[f"without_spread/{name}"] = float(np.mean([len(set(group)) < 2 for group in groups]))
+        metrics[f"unscored/{name}"] = 1 - len(values) / len(flat)
+    metrics["spread/mean"] = float(np.mean([np.std([s.total for s in group]) for group in scores]))
     metrics["groups_without_spread"] = float(np.mean([not has_spread(group) for group in scores]))
     return metrics
+
+
+def judge_metrics(verdicts: list[Verdict | None]) -> dict[str, float | None]:
+    """Shares of the completions that were judged; nothing where no judge is asked."""
+    asked = [verdict for verdict in verdicts if verdict is not None]
+    if not asked:
+        return {}
+    shares = {
+        f"judge/{status}": float(np.mean([verdict.status == status for verdict in asked]))
+        for status in ("unparsable", "unreachable")
+    }
+    means: dict[str, float | None] = {}
+    for name in ("correctness", "explanation"):
+        known = [value for verdict in asked if (value := getattr(verdict, name)) is not None]
+        means[f"judge/{name}"] = float(np.mean(known)) if known else None
+    return shares | means
 
 
 def has_spread(scores: list[Score]) -> bool:

@@ -1,0 +1,1 @@
+"""The judge: an LLM, or rules, that scores correctness and explanation."""

@@ -1,0 +1,118 @@
+"""The judge as a Ray Serve application: `rarl.judge.app:build`.
+
+    serve run configs/judge/rules.yaml
+    curl localhost:8000/judge/health
+
+`POST /score` takes {"candidates": […]} and answers {"verdicts": […]} in the same order; `score` does the same for
+handles. Every candidate gets a verdict, at worst "unreachable".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException, Response
+from pydantic import Field, ValidationError
+from ray import serve
+
+from rarl.config import JudgeConfig, describe
+from rarl.errors import UserError
+from rarl.judge.client import open_judge
+from rarl.judge.rubric import unreachable
+from rarl.judge.serve_backend import MISCONFIGURED
+from rarl.judge.wire import (
+    MAX_BATCH,
+    MAX_CHARACTERS,
+    CandidateMessage,
+    ScoreRequest,
+    reply_of,
+)
+from rarl.schema import Verdict
+
+LOG = logging.getLogger("ray.serve")
+api = FastAPI(title="RARL judge")
+
+
+class AppConfig(JudgeConfig):
+    """The arguments of `build`: a judge's configuration, and how it is deployed."""
+
+    backend: Literal["rules", "openai"] = "rules"  # the application does not ask another one
+    on_unreachable: Literal["continue"] = "continue"  # whether to stop is for the run that asks
+    cache_path: str | None = None  # verdicts are kept here; None: nowhere
+    num_replicas: Annotated[int, Field(gt=0)] = 1
+    num_cpus: Annotated[float, Field(gt=0)] = 0.1  # of each replica: it only waits for the model
+    max_ongoing_requests: Annotated[int, Field(gt=0)] = 256  # of each replica; more wait in the queue
+
+
+def verdict_or_error(result: Verdict | BaseException) -> Verdict:
+    """A mistake of ours costs one candidate its verdict, and not the others of its batch theirs."""
+    if isinstance(result, UserError):
+        raise result
+    if isinstance(result, BaseException):
+        LOG.error("judging a candidate failed", exc_info=result)
+        return unreachable(f"{type(result).__name__}: {result}")
+    return result
+
+
+@serve.deployment(name="JudgeService")
+@serve.ingress(api)  # copies the class here and now: what it uses must be defined above
+class JudgeService:
+    """One judge per replica; its own thread does the asking, so health checks are answered meanwhile."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.config = config
+        self.judge = open_judge(config, Path(config.cache_path) if config.cache_path else None)
+
+    @api.post("/score")
+    async def score_over_http(self, request: ScoreRequest) -> Response:
+        if len(request.candidates) > MAX_BATCH:
+            raise HTTPException(413, f"at most {MAX_BATCH} candidates in one request")
+        if any(candidate.characters() > MAX_CHARACTERS for candidate in request.candidates):
+            raise HTTPException(413, f"at most {MAX_CHARACTERS} characters in one candidate")
+        try:
+            return Response(await self.verdicts(request.candidates), media_type="application/json")
+        except UserError as error:
+            raise HTTPException(MISCONFIGURED, str(error)) from None
+
+    @api.get("/health")
+    async def health(self) -> dict[str, Any]:
+        counts = self.judge.counts()
+        return {
+            "backend": self.config.backend,
+            "model": self.config.model,
+            "scored": counts.scored,
+            "unparsable": counts.unparsable,
+            "unreachable": counts.unreachable,
+            "cached": counts.cached,
+        }
+
+    async def score(self, candidates: list[dict[str, Any]]) -> bytes:
+        """For handles: a ScoreReply as JSON. Raises UserError where the judge's own backend is set up wrongly."""
+        return await self.verdicts(ScoreRequest.model_validate({"candidates": candidates}).candidates)
+
+    async def verdicts(self, messages: list[CandidateMessage]) -> bytes:
+        futures = self.judge.submit([message.candidate() for message in messages])
+        results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+        return reply_of([verdict_or_error(result) for result in results])
+
+    def __del__(self) -> None:
+        if judge := getattr(self, "judge", None):
+            judge.close()
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application from the keys of `judge` in a run's configuration and those of AppConfig."""
+    try:
+        config = AppConfig.model_validate(args)
+    except ValidationError as error:
+        raise UserError(f"judge application: {describe(error)}") from None
+    service: Any = JudgeService  # the decorators make a Deployment of it, which their types do not say
+    deployment = service.options(
+        num_replicas=config.num_replicas,
+        max_ongoing_requests=config.max_ongoing_requests,
+        ray_actor_options={"num_cpus": config.num_cpus},
+    )
+    return deployment.bind(config)

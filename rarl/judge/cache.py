@@ -1,0 +1,99 @@
+"""Verdicts on disk, by the content of what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rarl.judge.candidate import Candidate
+from rarl.judge.messages import RUBRIC_VERSION
+from rarl.schema import Verdict
+
+BUSY_SECONDS = 30.0  # another process may be writing
+LOG = logging.getLogger(__name__)
+
+
+def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
+    """Hex SHA-256 over who is asked, in which words, and about what."""
+    content = json.dumps([RUBRIC_VERSION, list(identity), asdict(candidate)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class VerdictCache:
+    """A SQLite file, for any number of threads and processes. It only saves time: when it fails, verdicts are asked
+    for again. A file that is no database is moved aside, to `moved_aside`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.moved_aside: Path | None = None
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = connect(path)
+        except sqlite3.OperationalError:
+            raise  # locked, read-only, no space: the file itself may be well
+        except sqlite3.DatabaseError as error:
+            self.moved_aside = move_aside(path)
+            LOG.warning("%s is damaged (%s); moved to %s, starting afresh", path, error, self.moved_aside.name)
+            self._connection = connect(path)
+
+    def get(self, key: str) -> Verdict | None:
+        try:
+            with self._lock:
+                row = self._connection.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+            return Verdict(**json.loads(row[0])) if row else None
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            LOG.warning("%s: a verdict could not be read (%s); asking again", self.path, error)
+            return None
+
+    def put(self, key: str, verdict: Verdict) -> None:
+        """Keeps a verdict; the first one for a key stays. "Unreachable" says nothing, and is not kept."""
+        if verdict.status == "unreachable":
+            return
+        try:
+            with self._lock, self._connection:
+                row = (key, json.dumps(asdict(verdict)))
+                self._connection.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
+        except sqlite3.Error as error:
+            LOG.warning("%s: a verdict could not be kept (%s)", self.path, error)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.DatabaseError where the file is damaged."""
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise sqlite3.DatabaseError(found)
+        return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def move_aside(path: Path) -> Path:
+    """Renames the file to the first free `name.damaged-N`; its journals, which belong to it, go."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(target)
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    return target

@@ -1,0 +1,157 @@
+"""A judge without a model: deterministic, at once. The embedded default, and the truth on phantoms, where every claim
+can be checked against the rationale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from rarl.judge.candidate import Candidate
+from rarl.judge.judge import Judge, counted
+from rarl.judge.rubric import ITEMS
+from rarl.replies.findings import Claim, FindingsMatch, conflict, content_words, match_claims, split_claims
+from rarl.replies.grading import grade_answer, is_correct
+from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
+from rarl.replies.words import normalise, words
+from rarl.schema import Verdict
+
+NEARLY_RIGHT = 0.5  # token F1 from which an answer in free text has only minor errors
+GOOD = 0.75  # precision and recall of an explanation that is called good
+MOST_WORDS = 50  # of an explanation, beside three times those of the rationale
+FEWEST_DIFFERENT = 0.4  # share of different words in a text of 20 and more
+ANSWER = re.compile(r"<answer>.*?</answer>|</?(?:think|answer)>", re.DOTALL)
+SENTENCE = re.compile(r"[.;!?\n]+")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`match` is None without a rationale: nothing is known then of what the image shows."""
+
+    text: str
+    match: FindingsMatch | None
+    to_judge: bool
+    addresses_question: bool
+    no_padding: bool
+
+    @property
+    def good(self) -> bool:
+        """Checked, true, nearly complete and to the point."""
+        known = self.match is not None and not self.match.contradicted
+        precise = known and self.match is not None and min(self.match.precision, self.match.recall) >= GOOD
+        return precise and self.addresses_question and self.no_padding
+
+
+class RulesJudge(Judge):
+    """`judge_by_rules` behind the interface of all judges: its futures are done when they are returned."""
+
+    def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
+        futures: list[Future[Verdict]] = []
+        for candidate in candidates:
+            verdict = judge_by_rules(candidate)
+            self._count(counted(verdict))
+            futures.append(Future())
+            futures[-1].set_result(verdict)
+        return futures
+
+    def close(self) -> None:
+        """There is nothing to give up."""
+
+
+def judge_by_rules(candidate: Candidate) -> Verdict:
+    """Correctness: 0 without an answer, 1 for a wrong one, 2 for one that is right, 3 for one with a good explanation.
+
+    Factuality is the precision of the explanation's claims, 0 where one contradicts the rationale; completeness is
+    their recall; both are None without a rationale, and correctness is then at most 2. Relevance is the mean of
+    "addresses the question" and "no padding". A reply that speaks to the judge has neither, and is never factual.
+    """
+    if not any(char.isalnum() for char in candidate.answer or ""):
+        return Verdict("scored", 0.0, 0.0, 0.0, 0.0, "no answer can be read")
+    explanation = read_explanation(candidate)
+    right = grade(candidate)
+    correctness = 3.0 if right == "right" and explanation.good else 1.0 if right == "wrong" else 2.0
+    match = explanation.match
+    factuality = match.precision if match else None
+    if explanation.to_judge or (match and match.contradicted):
+        factuality = 0.0
+    return Verdict(
+        status="scored",
+        correctness=correctness,
+        factuality=factuality,
+        completeness=match.recall if match else None,
+        relevance=(explanation.addresses_question + explanation.no_padding) / 2,
+        reason=describe(right, explanation),
+    )
+
+
+def grade(candidate: Candidate) -> str:
+    if is_correct(candidate.answer, candidate.reference, candidate.options):
+        return "right"
+    free_text = not candidate.options and normalise(candidate.reference) not in ("yes", "no")
+    nearly = free_text and grade_answer(candidate.answer, candidate.reference, "open", None) >= NEARLY_RIGHT
+    return "nearly right" if nearly else "wrong"
+
+
+def read_explanation(candidate: Candidate) -> Explanation:
+    """The thinking, or where its tags are wrong, the reply without its answer."""
+    text = candidate.thinking if candidate.thinking is not None else ANSWER.sub(" ", candidate.reply).strip()
+    rationale = candidate.rationale or ""
+    references = split_claims(rationale)
+    match = match_claims(findings_in(text, candidate, references), references) if references else None
+    names_items = any(name in candidate.reply for name in ITEMS)  # whoever knows the rubric's names fills it in
+    to_judge = addresses_the_judge(candidate.reply) or names_items
+    answer_alone = set(words(text)) <= set(words(candidate.answer or ""))
+    about = match.recall > 0 or match.contradicted > 0 if match else shares_words(text, candidate)
+    return Explanation(
+        text=text,
+        match=match,
+        to_judge=to_judge,
+        addresses_question=about and not answer_alone and not to_judge,
+        no_padding=bool(text) and not to_judge and not padded(text, candidate.rationale),
+    )
+
+
+def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) -> list[Claim]:
+    """What the explanation claims to see: its clauses without the conclusions that hold nothing beyond question and
+    answer, unless they deny what is true."""
+    answers = [content_words(candidate.reference), content_words(candidate.answer or "")]
+    known = content_words(candidate.question).union({"answer"}, *answers)
+
+    def only_concludes(claim: Claim) -> bool:
+        return claim.words <= known and (states_answer(claim, answers) or concludes(claim))
+
+    claims = split_claims(text)
+    return [c for c in claims if not only_concludes(c) or any(conflict(c, one) for one in references)]
+
+
+def shares_words(text: str, candidate: Candidate) -> bool:
+    """A word of four letters or more of the question, the options or the reference answer."""
+    known = " ".join((candidate.question, *(candidate.options or ()), candidate.reference))
+    return bool({word for word in words(known) if len(word) > 3} & set(words(text)))
+
+
+def padded(text: str, rationale: str | None) -> bool:
+    """A sentence said twice, few different words, or far more words than the rationale needs."""
+    sentences = [sentence for part in SENTENCE.split(text) if (sentence := normalise(part))]
+    if len(set(sentences)) < len(sentences):
+        return True
+    said = words(text)
+    if len(said) >= 20 and len(set(said)) / len(said) < FEWEST_DIFFERENT:
+        return True
+    return rationale is not None and len(said) > MOST_WORDS + 3 * len(words(rationale))
+
+
+def describe(right: str, explanation: Explanation) -> str:
+    parts = [f"{right} answer"]
+    if explanation.to_judge:
+        parts.append("speaks to the judge")
+    if not explanation.text:
+        parts.append("no explanation")
+    elif explanation.match is None:
+        parts.append("no rationale to check the explanation by")
+    elif explanation.match.contradicted:
+        parts.append("the explanation contradicts the rationale")
+    if explanation.text and not explanation.no_padding and not explanation.to_judge:
+        parts.append("padded")
+    return ", ".join(parts)

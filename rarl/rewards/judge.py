@@ -1,0 +1,37 @@
+"""`judge`: what the judge thought of the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rarl.schema import Verdict
+
+MAX_CORRECTNESS = 3
+
+
+def judge_reward(
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    verdict: Sequence[Verdict | None],
+    correctness: float = 0.5,
+    **columns: Any,
+) -> list[float | None]:
+    """Pays `correctness` × the correctness grade over 3 + (1 − `correctness`) × the mean of factuality, completeness
+    and relevance (RARL, arXiv 2506.06600: correctness and explanation; the three parts are MedR-Bench's).
+
+    0 for a verdict that could not be parsed, so that confusing the judge never pays; None where it was not reached.
+    """
+    return [score_verdict(one, correctness) for one in verdict]
+
+
+def score_verdict(verdict: Verdict | None, weight: float) -> float | None:
+    if verdict is None or verdict.status == "unreachable":
+        return None
+    if verdict.status == "unparsable":
+        return 0.0
+    graded = None if verdict.correctness is None else verdict.correctness / MAX_CORRECTNESS
+    if graded is None or verdict.explanation is None:
+        return verdict.explanation if graded is None else graded
+    return weight * graded + (1 - weight) * verdict.explanation

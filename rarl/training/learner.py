@@ -1,0 +1,70 @@
+"""What both kinds of training begin with: policy, optimizer, schedule, and the state of the last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from rarl.config import Config
+from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
+from rarl.grpo.self_check import Chosen, choose_forward
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.hardware import Device, Dtype
+from rarl.rollout.pool import SamplerPool
+from rarl.training.checkpoint import restore_checkpoint
+from rarl.training.run_dir import RunDir
+from rarl.training.state import Learner
+
+
+@dataclass(frozen=True)
+class LoopInputs:
+    """Everything the driver resolved and started for the worker."""
+
+    config: Config
+    run_dir: RunDir
+    model_path: str
+    start_adapter: Path | None
+    device: Device
+    dtype: Dtype
+    mismatch_bound: float
+    banned_token_ids: list[int]
+    pool: SamplerPool
+
+
+def start_learner(inputs: LoopInputs) -> Learner:
+    """A fresh or given adapter, or the newest checkpoint of this run."""
+    config = inputs.config
+    if inputs.device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)  # the samplers wait while the policy trains
+    lora = config.model.lora
+    policy = load_policy(inputs.model_path, inputs.dtype, inputs.device, lora.rank, lora.alpha, config.seed)
+    if inputs.start_adapter is not None:
+        load_adapter(policy, inputs.start_adapter)
+    optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
+    return Learner(policy, optimizer, scheduler, restore_checkpoint(policy, optimizer, scheduler))
+
+
+def rate_factor(step: int, config: Config) -> float:
+    """Learning rate of step + 1 over the configured one: linear warm-up, then constant or cosine to zero."""
+    warmup, steps = config.train.warmup_steps, config.train.steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.train.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def self_check(inputs: LoopInputs, policy: PeftModel, group: Group, distribution: SamplingDistribution) -> Chosen:
+    """Decides once per worker which forward pass it trains with."""
+    chosen = choose_forward(
+        policy, group, distribution, SharedPrefixForward(inputs.config.train.gradient_checkpointing)
+    )
+    print(f"shared-prefix pass: {chosen.shared}, difference from the plain pass: {chosen.difference}", flush=True)
+    return chosen

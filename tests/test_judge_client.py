@@ -1,0 +1,466 @@
+"""The judge's client: its cache, and what it makes of servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rarl.config import JudgeConfig
+from rarl.errors import UserError
+from rarl.judge.cache import VerdictCache, verdict_key
+from rarl.judge.candidate import Candidate
+from rarl.judge.client import open_judge
+from rarl.judge.judge import JudgeCounts
+from rarl.judge.messages import judge_messages
+from rarl.judge.openai_backend import OpenAIBackend
+from rarl.judge.remote import RemoteJudge
+from rarl.judge.rubric import (
+    schema,
+    unparsable,
+    unreachable,
+)
+from rarl.judge.wire import CandidateMessage, ScoreReply, candidate_json, reply_of
+from rarl.schema import Verdict
+from tests.judge_faults import (
+    FAULTS,
+    FaultyServer,
+    candidates,
+    checklist,
+    completion,
+    free_port,
+    message_of,
+    praise,
+    serving,
+)
+
+GOOD = json.dumps(checklist("fine"))
+
+# Cache
+
+SCORED = Verdict("scored", 2.0, 0.5, 1.0, 0.5, "so so")
+
+
+def test_the_key_is_the_content() -> None:
+    (base,) = candidates(1)
+    changed: list[Candidate] = [
+        replace(base, question="?"),
+        replace(base, options=None),
+        replace(base, options=("right", "left")),
+        replace(base, reference="right"),
+        replace(base, rationale=None),
+        replace(base, rationale=""),
+        replace(base, reply=base.reply + " "),
+        replace(base, thinking=None),
+        replace(base, answer=None),
+        replace(base, answer="\ud800"),
+    ]
+    keys = [verdict_key(("openai", "http://a/v1", "m"), one) for one in (base, *changed)]
+    keys += [verdict_key(who, base) for who in (("openai", "http://b/v1", "m"), ("openai", "http://a/v1", "n"), ("s",))]
+    assert len(set(keys)) == len(keys)
+    assert verdict_key(("openai", "http://a/v1", "m"), replace(base)) == keys[0]
+
+
+def test_the_key_depends_on_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = verdict_key(("a",), candidates(1)[0])
+    monkeypatch.setattr("rarl.judge.cache.RUBRIC_VERSION", "another")
+    assert verdict_key(("a",), candidates(1)[0]) != before
+
+
+def test_verdicts_outlive_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "verdicts.sqlite"
+    cache = VerdictCache(path)
+    verdicts = {"a": SCORED, "b": unparsable("no json"), "c": Verdict("scored", 3.0, None, None, 1.0, "µ 漢")}
+    for key, verdict in verdicts.items():
+        cache.put(key, verdict)
+    cache.put("d", unreachable("down"))
+    cache.put("a", unparsable("a second one changes nothing"))
+    cache.close()
+    again = VerdictCache(path)
+    assert {key: again.get(key) for key in verdicts} == verdicts
+    assert again.get("d") is None and again.get("e") is None and len(again) == 3
+    again.close()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty_pages"])
+def test_a_damaged_cache_is_moved_aside(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    cache = VerdictCache(path)
+    for index in range(500):
+        cache.put(str(index), SCORED)
+    cache.close()
+    content = path.read_bytes()
+    spoilt = {
+        "garbage": b"not a database at all " * 100,
+        "truncated": content[: len(content) // 2],
+        "empty_pages": content[:4096] + bytes(len(content) - 4096),
+    }[damage]
+    for _ in range(2):  # a second time beside the first
+        path.write_bytes(spoilt)
+        cache = VerdictCache(path)
+        assert cache.moved_aside is not None and cache.moved_aside.read_bytes() == spoilt
+        assert len(cache) == 0
+        cache.put("1", SCORED)
+        assert cache.get("1") == SCORED
+        cache.close()
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 2
+
+
+def test_an_unreadable_row_is_asked_again(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "verdicts.sqlite")
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as other:
+        other.execute("INSERT INTO verdicts VALUES ('a', '{'), ('b', '{\"stars\": 3}'), ('c', '7')")
+    assert [cache.get(key) for key in "abc"] == [None] * 3
+    cache.close()
+
+
+def test_a_cache_that_fails_costs_only_time(tmp_path: Path) -> None:
+    cache = VerdictCache(tmp_path / "verdicts.sqlite")
+    with sqlite3.connect(tmp_path / "verdicts.sqlite") as other:
+        other.execute("DROP TABLE verdicts")
+    cache.put("a", SCORED)
+    assert cache.get("a") is None
+    cache.close()
+
+
+def test_many_threads_and_two_connections(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.sqlite"
+    caches = [VerdictCache(path), VerdictCache(path)]
+
+    def work(index: int) -> Verdict | None:
+        cache = caches[index % 2]
+        cache.put(str(index // 4), SCORED)
+        return cache.get(str(index // 4))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(400))) == [SCORED] * 400
+    assert [len(cache) for cache in caches] == [100, 100]
+    for cache in caches:
+        cache.close()
+
+
+def test_a_cache_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = JudgeConfig(backend="openai", url="http://localhost:1/v1", model="m")
+    with pytest.raises(UserError, match=r"cache=false"):
+        open_judge(config, tmp_path / "file" / "verdicts.sqlite")
+
+
+# What travels
+
+
+def test_candidates_and_verdicts_travel_as_json() -> None:
+    for candidate in (*candidates(2), replace(candidates(1)[0], options=None, rationale=None, thinking=None)):
+        assert CandidateMessage.model_validate(candidate_json(candidate)).candidate() == candidate
+    cut = candidate_json(replace(candidates(1)[0], reply="cut \ud83d"))
+    broken = CandidateMessage.model_validate_json(json.dumps(cut))
+    assert broken.candidate().reply == "cut ?"
+    verdicts = [SCORED, unparsable("x"), unreachable("y"), Verdict("scored", 2.0, None, None, 1.0, "z")]
+    assert [m.verdict() for m in ScoreReply.model_validate_json(reply_of(verdicts)).verdicts] == verdicts
+
+
+# The client
+
+Start = Callable[..., tuple[RemoteJudge, FaultyServer]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a server and a judge that asks it."""
+    stack: list[Any] = []
+
+    def begin(
+        answer: Any = praise, *, timeout: float = 30, key: str | None = None, cache: bool = False, **options: Any
+    ) -> tuple[RemoteJudge, FaultyServer]:
+        server_options = {
+            name: options.pop(name) for name in ("faults", "rate", "seed", "slow_seconds") if name in options
+        }
+        server = FaultyServer(answer, **server_options)
+        address = serving(server)
+        url = address.__enter__()
+        stack.append(lambda: address.__exit__(None, None, None))
+        backend = OpenAIBackend(f"{url}/v1", "m", key, "JUDGE_KEY" if key else None, timeout)
+        kept = VerdictCache(tmp_path / "verdicts.sqlite") if cache else None
+        judge = RemoteJudge(backend, kept, **{"first_wait": 0.01, **options})
+        stack.append(judge.close)
+        return judge, server
+
+    yield begin
+    for undo in reversed(stack):
+        undo()
+
+
+def test_a_request_is_deterministic_and_constrained(start: Start) -> None:
+    requests: list[dict[str, Any]] = []
+
+    async def record(body: bytes) -> tuple[int, bytes]:
+        requests.append(json.loads(body))
+        return await praise(body)
+
+    judge, server = start(record, key="secret")
+    assert judge.score(candidates(1)) == [Verdict("scored", 3.0, 1.0, 1.0, 1.0, "")]
+    (request,) = requests
+    assert (request["temperature"], request["model"], request["seed"]) == (0, "m", 0)
+    assert request["max_completion_tokens"] == 512
+    assert request["response_format"]["json_schema"]["strict"] is True
+    assert request["response_format"]["json_schema"]["schema"] == schema()
+    assert request["messages"] == judge_messages(candidates(1)[0])
+    assert server.headers[0]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        completion("I cannot help with that."),
+        completion(None, refusal="I cannot help with that."),
+        completion(None),
+        completion(""),
+        completion(GOOD, finish_reason="length"),
+        completion(GOOD, finish_reason="content_filter"),
+        completion(GOOD + GOOD),
+    ],
+    ids=range(7),
+)
+def test_a_refusal_or_no_verdict_is_zero_and_counted(start: Start, body: bytes) -> None:
+    async def answer(_: bytes) -> tuple[int, bytes]:
+        return 200, body
+
+    judge, server = start(answer)
+    (verdict,) = judge.score(candidates(1))
+    assert (verdict.status, verdict.correctness, verdict.explanation) == ("unparsable", 0.0, 0.0)
+    assert replace(judge.counts(), asked_seconds=0) == JudgeCounts(unparsable=1, attempts=1)
+    assert len(server.log) == 1  # it would say the same again
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "garbage", "dropped", "slow"])
+def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
+    judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=0.5, retries=1)
+    future = judge.submit(candidates(1))[0]
+    while not server.headers:
+        threading.Event().wait(0.01)
+    server.rate = 0.0
+    assert future.result().status == "scored"
+    assert judge.counts().attempts == 2
+
+
+@pytest.mark.parametrize("fault", ["500", "429", "garbage", "dropped", "slow"])
+def test_unreachable_is_none_and_counted(start: Start, fault: str) -> None:
+    judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=0.2, retries=2, cache=True)
+    (verdict,) = judge.score(candidates(1))
+    assert (verdict.status, verdict.correctness, verdict.explanation) == ("unreachable", None, None)
+    assert verdict.reason
+    assert replace(judge.counts(), asked_seconds=0) == JudgeCounts(unreachable=1, attempts=3)
+    server.rate = 0.0
+    assert judge.score(candidates(1))[0].status == "scored"  # nothing of it was kept
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    config = JudgeConfig(backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0)
+    with open_judge(config, tmp_path / "verdicts.sqlite") as judge:
+        assert {verdict.status for verdict in judge.score(candidates(20))} == {"unreachable"}
+        assert judge.counts().unreachable == 20
+    strict = config.model_copy(update={"on_unreachable": "stop", "retries": 1})
+    cannot = r"m at http://127\.0\.0\.1:\d+/v1 cannot be reached \(2 attempts failed: no connection"
+    with open_judge(strict, None) as judge, pytest.raises(UserError, match=cannot):
+        judge.score(candidates(1))
+
+
+def test_a_dead_judge_costs_its_retries_once(start: Start) -> None:
+    judge, server = start(faults=["500"], rate=1.0, retries=3, concurrency=2)
+    assert {verdict.status for verdict in judge.score(candidates(50))} == {"unreachable"}
+    assert len(server.log) <= 2 * 4 + 2  # two in flight with all their attempts, then single ones
+    before = len(server.log)
+    judge.score(candidates(50, "again"))
+    assert len(server.log) - before <= 2
+    server.rate = 0.0
+    assert {verdict.status for verdict in judge.score(candidates(50, "later"))} == {"scored"}
+    assert judge.counts().done == 150
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("key", [None, "sk-verysecret"])
+def test_a_wrong_key_is_named_by_its_variable_and_never_shown(start: Start, status: int, key: str | None) -> None:
+    async def answer(_: bytes) -> tuple[int, bytes]:
+        return status, json.dumps({"error": {"message": f"Incorrect API key provided: {key}"}}).encode()
+
+    judge, server = start(answer, key=key)
+    with pytest.raises(UserError, match=rf"m at http://.*/v1.*api_key_env; HTTP {status}") as caught:
+        judge.score(candidates(1))
+    assert "sk-" not in str(caught.value) and "\n" not in str(caught.value)
+    assert ("$JUDGE_KEY" in str(caught.value)) == (key is not None)
+    assert len(server.log) == 1
+
+
+def test_a_wrong_model_is_the_users_error(start: Start) -> None:
+    async def answer(_: bytes) -> tuple[int, bytes]:
+        return 404, b'{"error": {"message": "no model m here"}}'
+
+    judge, _ = start(answer, retries=1)
+    with pytest.raises(UserError, match=r"judge\.url and judge\.model .*no model m here"):
+        judge.score(candidates(1))
+
+
+def test_a_server_that_is_deployed_again_is_waited_for(start: Start) -> None:
+    """404 after a success is not the user's mistake."""
+    statuses = iter([200, 404, 200])
+
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        status = next(statuses)
+        return (200, completion(GOOD)) if status == 200 else (status, b"{}")
+
+    judge, _ = start(answer, retries=1)
+    assert judge.score(candidates(1))[0].status == "scored"
+    assert judge.score(candidates(1, "b"))[0].status == "scored"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_candidate_that_is_refused_costs_itself_alone(start: Start, status: int) -> None:
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        too_long = b"Spot 3 " in body
+        return (status, b'{"error": {"message": "too long"}}') if too_long else await praise(body)
+
+    judge, _ = start(answer, concurrency=1)
+    verdicts = judge.score(candidates(6))
+    assert [verdict.status for verdict in verdicts] == ["scored"] * 3 + ["unparsable"] + ["scored"] * 2
+    assert "too long" in verdicts[3].reason
+
+
+def test_a_server_that_refuses_everything_is_the_users_error(start: Start) -> None:
+    async def answer(_: bytes) -> tuple[int, bytes]:
+        return 400, b'{"error": {"message": "response_format is not supported"}}'
+
+    judge, _ = start(answer)
+    with pytest.raises(UserError, match=r"refuses every request: response_format is not supported"):
+        judge.score(candidates(1))
+
+
+def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = JudgeConfig(backend="openai", url="http://localhost:1/v1", model="m", api_key_env="RARL_TEST_KEY")
+    monkeypatch.delenv("RARL_TEST_KEY", raising=False)
+    with pytest.raises(UserError, match=r"RARL_TEST_KEY is not set"):
+        open_judge(config, None)
+    monkeypatch.setenv("RARL_TEST_KEY", "secret")
+    open_judge(config, None).close()
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        ("openai", "localhost:8000/v1"),
+        ("openai", "app:judge"),
+        ("openai", "http://"),
+        ("serve", "ftp://host/judge"),
+        ("serve", "http://host:port/judge"),
+        ("serve", "judge"),
+    ],
+)
+def test_an_impossible_address_is_the_users_error(backend: Any, url: str) -> None:
+    with pytest.raises(UserError, match=r"judge\.url: expected http"):
+        open_judge(JudgeConfig(backend=backend, url=url, model="m"), None)
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    backend = OpenAIBackend("http://user:secret@host:1/v1", "m", None, None, 1)
+    assert "secret" not in backend.name + "".join(backend.identity)
+
+
+def test_submit_returns_while_the_judge_thinks(start: Start) -> None:
+    gate = threading.Event()
+
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        await asyncio.to_thread(gate.wait)
+        return await praise(body)
+
+    judge, server = start(answer, concurrency=4)
+    futures = judge.submit(candidates(12))
+    assert not any(future.done() for future in futures)
+    gate.set()
+    assert [future.result().status for future in futures] == ["scored"] * 12
+    assert server.most_at_once <= 4
+
+
+def test_equal_candidates_in_flight_are_asked_once(start: Start) -> None:
+    gate = threading.Event()
+
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        await asyncio.to_thread(gate.wait)
+        return await praise(body)
+
+    judge, server = start(answer)
+    futures = judge.submit(candidates(3) * 4) + judge.submit(candidates(3))
+    futures[0].cancel()  # nobody else's
+    gate.set()
+    assert {future.result().status for future in futures[1:]} == {"scored"}
+    assert len(server.log) == 3
+    assert replace(judge.counts(), asked_seconds=0) == JudgeCounts(scored=15, shared=12, attempts=3)
+
+
+def test_verdicts_come_back_in_order(start: Start) -> None:
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        name = message_of(body).split("Spot ")[1].split(" ")[0]
+        return 200, completion(json.dumps(checklist(name)))
+
+    judge, _ = start(answer, concurrency=8)
+    assert [verdict.reason for verdict in judge.score(candidates(60))] == [str(index) for index in range(60)]
+
+
+def test_the_cache_answers_the_second_time(start: Start) -> None:
+    judge, server = start(cache=True, faults=["bad_verdict"], rate=0.5, seed=1)
+    first = judge.score(candidates(20))
+    assert {verdict.status for verdict in first} == {"scored", "unparsable"}
+    assert judge.score(candidates(20)) == first
+    assert len(server.log) == 20
+    assert judge.counts().cached == 20 and judge.counts().done == 40
+
+
+def test_closing_gives_up_what_is_in_flight(start: Start) -> None:
+    judge, _ = start(faults=["slow"], rate=1.0, slow_seconds=60, concurrency=2)
+    futures = judge.submit(candidates(10))
+    judge.close()
+    judge.close()
+    assert all(future.cancelled() for future in futures)
+    with pytest.raises(RuntimeError, match="closed"):
+        judge.submit(candidates(1))
+
+
+def test_a_mistake_of_ours_does_not_hang_the_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, _ = start()
+
+    async def fail(_: object) -> list[Verdict]:
+        raise KeyError("bug")
+
+    monkeypatch.setattr(judge.backend, "judge", fail)
+    with pytest.raises(KeyError):
+        judge.score(candidates(1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_or_scored_twice_under_faults(start: Start, seed: int) -> None:
+    """Several threads, every kind of fault, repeats: each candidate ends in exactly one count."""
+    judge, server = start(
+        faults=FAULTS, rate=0.5, seed=seed, slow_seconds=60, timeout=0.3, retries=2, concurrency=8, cache=True
+    )
+    asked = candidates(60)
+    with ThreadPoolExecutor(4) as pool:
+        rounds = list(pool.map(lambda part: judge.submit(part), [asked[:40], asked[20:], asked[::2], asked[1::2]]))
+    futures: list[Future[Verdict]] = [future for part in rounds for future in part]
+    verdicts = [future.result() for future in futures]
+    counts = judge.counts()
+    for status in ("scored", "unparsable", "unreachable"):
+        assert getattr(counts, status) == sum(verdict.status == status for verdict in verdicts)
+    assert counts.done == len(futures) == 140
+    assert judge.cache is not None
+    kept = {key: judge.cache.get(key) for key in (verdict_key(judge.backend.identity, one) for one in asked)}
+    assert len(judge.cache) == sum(verdict is not None for verdict in kept.values())
+    # A verdict that arrived whole was the last time that this candidate was asked for.
+    sound = [exchange.asked for exchange in server.log if exchange.status == 200 and exchange.fault is None]
+    assert len(sound) == len(set(sound))
+    assert asdict(counts)["unreachable"] > 0 or counts.attempts > 60

@@ -1,0 +1,307 @@
+"""The judge as it runs in earnest: Ray Serve, vLLM with constrained decoding, HTTP and handles, faults and deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+import ray
+import yaml
+from ray import serve
+
+from rarl.config import JudgeConfig
+from rarl.errors import UserError
+from rarl.judge.app import build
+from rarl.judge.cache import VerdictCache, verdict_key
+from rarl.judge.candidate import Candidate
+from rarl.judge.client import open_judge
+from rarl.judge.judge import JudgeCounts
+from rarl.judge.messages import judge_messages
+from rarl.judge.wire import MAX_BATCH, MAX_CHARACTERS, candidate_json
+from rarl.schema import Verdict
+from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
+from tests.judge_service import JudgeService, run_judge
+from tests.runs import REPOSITORY
+
+pytestmark = pytest.mark.slow
+STATUSES = ("scored", "unparsable", "unreachable")
+
+
+def config(**keys: Any) -> JudgeConfig:
+    return JudgeConfig(**({"backend": "serve"} | keys))
+
+
+def test_the_tiny_model_fills_in_the_checklist(judge_service: JudgeService) -> None:
+    """Constrained decoding makes a readable verdict of a model that cannot judge; temperature 0 makes it repeatable."""
+    asking = config(backend="openai", url=judge_service.llm_url, model=judge_service.model)
+    with open_judge(asking, None) as judge:
+        first, again = judge.score(candidates(6)), judge.score(candidates(6))
+        assert {verdict.status for verdict in first} == {"scored"}
+        assert first == again
+        assert judge.counts().attempts == 12
+
+
+@pytest.mark.parametrize("by", ["url", "handle"])
+def test_the_application_by_url_and_by_handle(judge_service: JudgeService, by: str) -> None:
+    url = judge_service.judge_url if by == "url" else "app:judge"
+    with open_judge(config(url=url), None) as judge:
+        verdicts = judge.score(candidates(12, by))
+        assert {verdict.status for verdict in verdicts} == {"scored"}
+        assert judge.counts().attempts == 2  # 8 and 4 to a request
+    direct = config(backend="openai", url=judge_service.llm_url, model=judge_service.model)
+    with open_judge(direct, None) as judge:
+        assert judge.score(candidates(12, by)) == verdicts
+
+
+def test_a_judge_within_a_ray_worker(judge_service: JudgeService) -> None:
+    """As in the train worker: a process of Ray's, with its own threads."""
+
+    def ask(asking: JudgeConfig) -> list[Verdict]:
+        with open_judge(asking, None) as judge:
+            return judge.score(candidates(2, "worker"))
+
+    remote = ray.remote(num_cpus=0.1)(ask)
+    by_url, by_handle = ray.get([remote.remote(config(url=url)) for url in (judge_service.judge_url, "app:judge")])
+    assert by_url == by_handle
+    assert {verdict.status for verdict in by_url} == {"scored"}
+
+
+def test_the_application_checks_what_it_is_sent(judge_service: JudgeService) -> None:
+    good = candidate_json(candidates(1)[0])
+
+    def post(body: Any) -> httpx.Response:
+        return httpx.post(f"{judge_service.judge_url}/score", json=body, timeout=120)
+
+    answered = post({"candidates": [good, good]})
+    assert answered.status_code == 200
+    assert [verdict["status"] for verdict in answered.json()["verdicts"]] == ["scored"] * 2
+    assert post({"candidates": []}).json() == {"verdicts": []}
+    bad: Any
+    for bad in (
+        {},
+        [],
+        {"candidates": {}},
+        {"candidates": [{}]},
+        {"candidates": [good | {"reply": 3}]},
+        {"candidates": [good | {"grade": 3}]},
+        {"candidates": [good], "temperature": 1},
+    ):
+        assert post(bad).status_code == 422, bad
+    assert httpx.post(f"{judge_service.judge_url}/score", content=b"{").status_code == 422
+    assert post({"candidates": [good] * (MAX_BATCH + 1)}).status_code == 413
+    assert post({"candidates": [good | {"reply": "x" * (MAX_CHARACTERS + 1)}]}).status_code == 413
+    health = httpx.get(f"{judge_service.judge_url}/health").json()
+    assert health["model"] == "tiny" and health["scored"] > 0
+
+
+def test_a_reply_too_long_for_the_application_costs_itself_alone(judge_service: JudgeService) -> None:
+    asked = candidates(3, "long")
+    asked[1] = replace(asked[1], reply="x" * (MAX_CHARACTERS + 1))
+    with open_judge(config(url=judge_service.judge_url), None) as judge:
+        assert [verdict.status for verdict in judge.score(asked)] == ["scored", "unparsable", "scored"]
+
+
+def test_a_reply_too_long_for_the_model_costs_itself_alone(judge_service: JudgeService) -> None:
+    asked = candidates(3, "wordy")
+    asked[1] = replace(asked[1], thinking="\u200b" * 3000)
+    with open_judge(config(url=judge_service.judge_url), None) as judge:
+        verdicts = judge.score(asked)
+    assert [verdict.status for verdict in verdicts] == ["scored", "unparsable", "scored"]
+    assert "refused by the server" in verdicts[1].reason
+
+
+@pytest.mark.parametrize("by", ["url", "handle"])
+def test_a_misconfigured_application_says_so(judge_service: JudgeService, by: str) -> None:
+    run_judge("wrong", {"backend": "openai", "url": judge_service.llm_url, "model": "large", "retries": 0})
+    url = judge_service.judge_url.replace("/judge", "/wrong") if by == "url" else "app:wrong"
+    expected = r"set up wrongly: the judge large at .* is not there; see judge\.url and judge\.model"
+    try:
+        with open_judge(config(url=url), None) as judge, pytest.raises(UserError, match=expected) as caught:
+            judge.score(candidates(1))
+        assert "\n" not in str(caught.value)
+    finally:
+        serve.delete("wrong")
+
+
+@pytest.mark.parametrize("by", ["url", "handle"])
+def test_a_model_that_is_away(judge_service: JudgeService, by: str) -> None:
+    run_judge("lost", {"backend": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "model": "m", "retries": 1})
+    url = judge_service.judge_url.replace("/judge", "/lost") if by == "url" else "app:lost"
+    try:
+        with open_judge(config(url=url), None) as judge:
+            assert {verdict.status for verdict in judge.score(candidates(3))} == {"unreachable"}
+            assert judge.counts().unreachable == 3
+        expected = r"application .*lost cannot be reached \(1 attempt failed: no connection"  # it is known to be down
+        stopping = config(url=url, on_unreachable="stop")
+        with open_judge(stopping, None) as judge, pytest.raises(UserError, match=expected):
+            judge.score(candidates(1, "stop"))
+    finally:
+        serve.delete("lost")
+
+
+def test_no_application_at_this_address(judge_service: JudgeService) -> None:
+    url = judge_service.judge_url.replace("/judge", "/nothing")
+    expected = r"application at http://.*/nothing is not there \(HTTP 404"
+    with open_judge(config(url=url, retries=0), None) as judge, pytest.raises(UserError, match=expected):
+        judge.score(candidates(1))
+    with open_judge(config(url="app:nothing", retries=0), None) as judge:
+        assert judge.score(candidates(1))[0].status == "unreachable"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"backend": "serve", "url": "app:judge"}, "backend"),
+        ({"on_unreachable": "stop"}, "on_unreachable"),
+        ({"replicas": 2}, "unknown key 'replicas'"),
+        ({"num_replicas": 0}, "num_replicas"),
+    ],
+)
+def test_wrong_arguments_of_the_application(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=rf"judge application: .*{message}"):
+        build(args)
+
+
+@pytest.mark.parametrize("name", ["rules", "tiny", "qwen2_5_7b"])
+def test_configurations_are_valid(name: str) -> None:
+    """As far as it can be told without starting them: `tiny` runs above, and the others differ in their values."""
+    from ray.serve.llm import LLMConfig
+    from ray.serve.schema import ServeDeploySchema
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    text = (REPOSITORY / f"configs/judge/{name}.yaml").read_text()
+    *models, judge = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+    assert (judge.name, judge.route_prefix, judge.import_path) == ("judge", "/judge", "rarl.judge.app:build")
+    build(dict(judge.args))
+    for model in models:
+        (llm,) = [LLMConfig.model_validate(one) for one in dict(model.args)["llm_configs"]]
+        known = {field.name for field in fields(AsyncEngineArgs)}
+        assert set(llm.engine_kwargs) <= known
+        assert llm.model_id == dict(judge.args)["model"]
+
+
+# Faults and deaths
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A judge application whose model is reached through a proxy that spoils a third of the answers."""
+
+    url: str
+    proxy: FaultyServer
+    proxy_url: str
+    cache: Path
+
+
+@pytest.fixture(params=["url", "handle"])
+def faulty(request: Any, judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
+    proxy = FaultyServer(
+        forward_to(f"{judge_service.llm_url}/chat/completions"),
+        faults=("slow", *["500", "bad_verdict", "dropped"] * 3),  # slow ones are as bad, but cost the test its time
+        rate=0.3,
+        seed=7,
+        slow_seconds=60,
+    )
+    cache = tmp_path / "application.sqlite"
+    with serving(proxy) as address:
+        proxy_url = f"{address}/v1"
+        args = {"backend": "openai", "url": proxy_url, "model": "tiny", "num_cpus": 0.05, "cache_path": str(cache)}
+        run_judge("faulty", args | {"timeout_seconds": 20, "retries": 5})
+        url = judge_service.judge_url.replace("/judge", "/faulty") if request.param == "url" else "app:faulty"
+        try:
+            yield Faulty(url, proxy, proxy_url, cache)
+        finally:
+            serve.delete("faulty")
+
+
+def kill_judge_replica() -> None:
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    (name,) = [name for name in names if name.startswith("SERVE_REPLICA::faulty#JudgeService")]
+    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+
+
+def kill_model_replica() -> None:
+    """By signal, its engine and worker processes with it, as when a machine runs out of memory."""
+    ours = psutil.Process().children(recursive=True)
+    (replica,) = [one for one in ours if "ServeReplica:llm:LLMServer" in " ".join(one.cmdline())]
+    for one in (*replica.children(recursive=True), replica):
+        os.kill(one.pid, signal.SIGKILL)
+
+
+def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) -> None:
+    """200 candidates (60 by handle) through faults; midway the judge's replica is killed, and then the model's too."""
+    by_url = faulty.url.startswith("http")
+    asked = candidates(200 if by_url else 60, faulty.url)
+    asking = config(url=faulty.url, concurrency=4, timeout_seconds=240, retries=8)
+    with open_judge(asking, tmp_path / "run.sqlite") as judge:
+        futures = judge.submit(asked)
+        wait_for(lambda: judge.counts().done >= len(asked) // 4)
+        kill_judge_replica()
+        if by_url:
+            wait_for(lambda: judge.counts().done >= len(asked) // 2)
+            kill_model_replica()
+        verdicts = [future.result() for future in futures]
+        counts = judge.counts()
+    assert_all_accounted_for(asked, verdicts, counts)
+    assert_asked_no_more_than_needed(faulty, asked, tmp_path / "run.sqlite", verdicts)
+    assert_a_repeated_run_asks_only_for_what_is_missing(faulty, asking, asked, verdicts, tmp_path / "run.sqlite")
+
+
+def wait_for(condition: Any, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def assert_all_accounted_for(asked: list[Candidate], verdicts: list[Verdict], counts: JudgeCounts) -> None:
+    found: Counter[str] = Counter(verdict.status for verdict in verdicts)
+    assert [found[status] for status in STATUSES] == [getattr(counts, status) for status in STATUSES]
+    assert counts.scored + counts.unparsable + counts.unreachable == len(asked) == len(verdicts)
+    assert counts.cached == counts.shared == 0
+    assert counts.scored > len(asked) / 2 and counts.unparsable > 0  # the faults were there, and most were mended
+
+
+def assert_asked_no_more_than_needed(
+    faulty: Faulty, asked: list[Candidate], run_cache: Path, verdicts: list[Verdict]
+) -> None:
+    """Every verdict that counts is one that the model really gave, kept once; and no candidate was scored twice,
+    except where the replica died between the model's answer and its own."""
+    decided = sum(verdict.status != "unreachable" for verdict in verdicts)
+    application = VerdictCache(faulty.cache)
+    run = VerdictCache(run_cache)
+    assert len(run) == decided
+    identity = ("openai", faulty.proxy_url, "tiny")
+    kept = [application.get(verdict_key(identity, candidate)) for candidate in asked]
+    for verdict, inner in zip(verdicts, kept, strict=True):
+        assert verdict.status == "unreachable" or inner == verdict
+    whole = (one for one in faulty.proxy.log if one.status == 200 and one.fault in (None, "bad_verdict"))
+    delivered = Counter(one.asked for one in whole)
+    messages = [judge_messages(candidate)[1]["content"] for candidate in asked]
+    assert all(delivered[message] for message, verdict in zip(messages, kept, strict=True) if verdict)
+    assert set(delivered) <= set(messages)
+    in_flight = 16  # of the replica that was killed
+    assert sum(delivered.values()) - len(application) <= in_flight
+    application.close()
+    run.close()
+
+
+def assert_a_repeated_run_asks_only_for_what_is_missing(
+    faulty: Faulty, asking: JudgeConfig, asked: list[Candidate], verdicts: list[Verdict], cache: Path
+) -> None:
+    before = len(faulty.proxy.log)
+    known = [(one, verdict) for one, verdict in zip(asked, verdicts, strict=True) if verdict.status != "unreachable"]
+    with open_judge(asking, cache) as judge:
+        assert judge.score([candidate for candidate, _ in known]) == [verdict for _, verdict in known]
+        assert judge.counts().cached == len(known)
+        assert judge.counts().attempts == 0
+    assert len(faulty.proxy.log) == before

@@ -1,0 +1,145 @@
+"""Supervised fine-tuning: its targets, its loss and gradient against transformers' own, and whole runs."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from rarl.config import PromptsConfig
+from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.errors import UserError
+from rarl.grpo.policy import adapter_parameters, load_policy
+from rarl.grpo.self_check import Chosen
+from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.prompts import evaluation_prompts, plain_prompt
+from rarl.schema import Example, Prompt
+from rarl.training.metrics import read_metrics
+from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
+from rarl.training.state import Learner, Progress
+from tests.runs import SHORT, assert_one_line_error, rarl
+
+
+@pytest.fixture(scope="module")
+def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
+    return [prepare_example(example, processor, plain_prompt()) for example in examples[:6]]
+
+
+@pytest.mark.parametrize(
+    ("form", "target"),
+    [
+        ("answer", "<answer>left</answer>"),
+        ("think", "<think>A spot.</think><answer>left</answer>"),
+        ("structured", "<think>Findings: A spot. Impression: left.</think><answer>left</answer>"),
+    ],
+)
+def test_the_target_is_what_the_prompt_asks_for(prepared: list[PreparedExample], form: Any, target: str) -> None:
+    example = replace(prepared[0].example, rationale="A spot.", answer="left")
+    assert target_reply(replace(prepared[0], example=example, prompt=Prompt("", "mine/0", form))) == target
+
+
+def test_thinking_without_a_rationale_is_an_error_that_names_the_example(prepared: list[PreparedExample]) -> None:
+    bare = replace(prepared[0], example=replace(prepared[0].example, rationale=" "))
+    with pytest.raises(UserError, match=rf"example '{bare.example.id}' has no rationale.*prompts.train=\{{none: 1\}}"):
+        target_reply(bare)
+    assert target_reply(replace(bare, prompt=Prompt("", "none/0", "answer"))).startswith("<answer>")
+
+
+def learner_of(model_path: str, learning_rate: float) -> Learner:
+    policy = load_policy(model_path, "float32", "cpu", rank=8, alpha=16, seed=0)
+    torch.manual_seed(1)
+    for parameter in adapter_parameters(policy):
+        torch.nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.SGD(adapter_parameters(policy), lr=learning_rate)
+    return Learner(policy, optimizer, None, Progress(0, 0))
+
+
+def step_of(
+    model_path: str, prepared: list[PreparedExample], processor: Any, budget: int
+) -> tuple[ImitationStats, Any]:
+    """One step of size 1 against the gradient: the change of the weights is the gradient itself."""
+    learner = learner_of(model_path, learning_rate=1.0)
+    before = [p.detach().clone() for p in adapter_parameters(learner.policy)]
+    groups = target_groups(prepared, processor.tokenizer, 256)
+    stats = imitate(learner, groups, Chosen(SharedPrefixForward(), True, None), budget, max_grad_norm=1e9)
+    gradient = [b - p.detach() for b, p in zip(before, adapter_parameters(learner.policy), strict=True)]
+    return stats, gradient
+
+
+def test_loss_and_gradient_equal_transformers_own(
+    model_path: str, prepared: list[PreparedExample], examples: list[Example], processor: Any
+) -> None:
+    """transformers' cross-entropy over a padded batch with labels, through peft's own layers."""
+    stats, gradient = step_of(model_path, prepared, processor, budget=4096)
+    policy = learner_of(model_path, 1.0).policy
+    texts = [p.prompt.text + target_reply(p) + "<|im_end|>" for p in prepared]
+    images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples[:6]]
+    batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for row, one in enumerate(prepared):
+        labels[row, : len(one.prompt_token_ids)] = -100
+    loss = policy(**batch, labels=labels).loss
+    loss.backward()
+    assert stats.tokens == int((labels != -100).sum())
+    assert stats.loss == pytest.approx(loss.item(), rel=1e-5)
+    for ours, parameter in zip(gradient, adapter_parameters(policy), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=2e-3, atol=2e-6)
+    assert stats.grad_norm == pytest.approx(float(torch.cat([g.flatten() for g in gradient]).norm()), rel=1e-4)
+
+
+def test_parts_add_up_to_the_whole_batch(model_path: str, prepared: list[PreparedExample], processor: Any) -> None:
+    groups = target_groups(prepared, processor.tokenizer, 256)
+    sizes = [len(part) for part in packed(groups, 2 * len(prepared[0].prompt_token_ids))]
+    assert sum(sizes) == 6 and len(sizes) > 2
+    assert [len(part) for part in packed(groups, 1)] == [1] * 6
+    whole, gradient = step_of(model_path, prepared, processor, budget=4096)
+    parts, same = step_of(model_path, prepared, processor, budget=200)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+    for one, other in zip(gradient, same, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_target_that_does_not_fit_is_named(prepared: list[PreparedExample], processor: Any) -> None:
+    with pytest.raises(UserError, match=rf"example '{prepared[0].example.id}'.*rollout.max_model_length=80"):
+        target_groups(prepared, processor.tokenizer, 80)
+
+
+@pytest.mark.slow
+def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
+    """The recipe as it ships reaches more than 85 % on clean labels; GRPO then starts from its adapter."""
+    done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "sft" / "summary.json").read_text())
+    assert summary["trained"]["phantoms-seen"]["accuracy"] > 0.85
+    assert summary["trained"]["phantoms-seen"]["reasoning"]["mean"] > 0.85
+    rows = read_metrics(tmp_path / "sft" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+    start = f"model.adapter={tmp_path / 'sft'}"
+    done = rarl("train", "configs/recipes/tiny/rarl.yaml", f"run_dir={tmp_path / 'rl'}", start, *SHORT)
+    assert done.returncode == 0, done.stderr
+    first = pq.read_table(tmp_path / "rl" / "samples" / "step_000001.parquet").to_pylist()
+    assert sum(row["reward/accuracy"] for row in first) / len(first) > 0.6, "the first samples come from the adapter"
+    tuned = load_file(tmp_path / "sft" / "adapter" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "rl" / "adapter" / "adapter_model.safetensors")
+    changes = [float((after[name] - tuned[name]).norm() / tuned[name].norm()) for name in tuned]
+    assert 0 < max(changes) < 0.2, "a few steps away from where it started"
+
+
+def test_a_missing_start_adapter_is_named(tmp_path: Path) -> None:
+    done = rarl("train", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}", f"model.adapter={tmp_path / 'none'}")
+    assert_one_line_error(done, f"model.adapter={tmp_path / 'none'}", "neither a finished run directory nor")
+
+
+def test_evaluation_prompts_can_ask_for_the_answer_alone(processor: Any, examples: list[Example]) -> None:
+    alone = prepare_example(examples[0], processor, evaluation_prompts(PromptsConfig(eval="none")))
+    assert target_reply(alone) == f"<answer>{examples[0].answer}</answer>"
