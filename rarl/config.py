@@ -47,7 +47,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     num_actors: Positive = 1
     group_size: Annotated[int, Field(ge=2)] = 8  # completions per prompt
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0  # vLLM takes no more than 2
     max_completion_tokens: Positive = 512
     # Updates between the adapter that samples and the policy that learns. 1: the next batch is sampled while this one
     # trains; the importance weight corrects for it. 0: strictly on-policy.
