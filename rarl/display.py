@@ -18,6 +18,7 @@ from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
+LOG_WIDTH = 100  # columns, where there is no terminal to ask
 PLAIN_LINES = 10  # per training run, where there is no terminal
 
 
@@ -30,6 +31,8 @@ class Display:
     def __init__(self) -> None:
         sys.stdout.flush()
         self.console = Console(file=os.fdopen(os.dup(1), "w", encoding="utf-8"), highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = LOG_WIDTH
 
     def note(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)

@@ -83,8 +83,8 @@ def vqa_rad() -> Path:
     return VQA_RAD.resolve()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def judge_service(ray_cluster: None) -> Iterator[JudgeService]:
-    """The tiny model and the judge in front of it behind Ray Serve: starts with the first test that asks for it."""
+    """The tiny model and the judge in front of it behind Ray Serve; gone with the module, since it takes its share."""
     yield start_judge_service()
     serve.shutdown()

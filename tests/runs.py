@@ -5,7 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rarl.config import load_config
+from rarl.data.order import StepOrder
+from rarl.data.stream import PreparerSettings
+from rarl.prompts import plain_prompt
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import banned_token_ids
+from rarl.training.driver import run_training
+from rarl.training.learner import LoopInputs
+from rarl.training.run_dir import RunDir, open_run_dir
+from rarl.training.worker import LoopOutcome
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RARL = str(Path(sys.executable).parent / "rarl")
@@ -40,3 +55,26 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], *parts: str) -
     assert "Traceback" not in done.stdout + done.stderr
     for part in parts:
         assert part in done.stderr
+
+
+def train_on(
+    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
+) -> tuple[RunDir, Callable[[], LoopOutcome]]:
+    """A run by the engines of the test session, without measurements before and after."""
+    common = [f"run_dir={run}", f"data.train={dataset}", *SHORT]
+    config = load_config(REPOSITORY / "configs/demo.yaml", [*common, *overrides])
+    run_dir = open_run_dir(config)
+    inputs = LoopInputs(
+        config=config,
+        run_dir=run_dir,
+        model_path=model_path,
+        start_adapter=None,
+        device="cpu",
+        dtype="float32",
+        mismatch_bound=1e-3,
+        banned_token_ids=banned_token_ids(processor.tokenizer),
+        pool=pool,
+    )
+    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
+    return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)

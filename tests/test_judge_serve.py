@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import psutil  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 from ray import serve
 
 from rarl.config import JudgeConfig
+from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.errors import UserError
+from rarl.evaluation.evaluate import Asking, predict, summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate
@@ -27,10 +31,13 @@ from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
 from rarl.judge.messages import judge_messages
 from rarl.judge.wire import MAX_BATCH, MAX_CHARACTERS, candidate_json
+from rarl.prompts import plain_prompt
+from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
+from rarl.training.metrics import read_metrics
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import JudgeService, run_judge
-from tests.runs import REPOSITORY
+from tests.runs import REPOSITORY, train_on
 
 pytestmark = pytest.mark.slow
 STATUSES = ("scored", "unparsable", "unreachable")
@@ -305,3 +312,84 @@ def assert_a_repeated_run_asks_only_for_what_is_missing(
         assert judge.counts().cached == len(known)
         assert judge.counts().attempts == 0
     assert len(faulty.proxy.log) == before
+
+
+# In a run
+
+
+@pytest.mark.parametrize("by", ["url", "handle", "openai"])
+def test_a_run_is_scored_by_the_judge(
+    judge_service: JudgeService,
+    pool: SamplerPool,
+    tmp_path: Path,
+    dataset: Path,
+    model_path: str,
+    processor: Any,
+    by: str,
+) -> None:
+    """From the train worker: every completion has its verdict, and those of the sampler's greedy answers too."""
+    url = {"url": judge_service.judge_url, "handle": "app:judge", "openai": judge_service.llm_url}[by]
+    keys = {"backend": "openai", "model": "tiny"} if by == "openai" else {"backend": "serve"}
+    asking = JudgeConfig(url=url, retries=6, **keys)  # type: ignore[arg-type]
+    overrides = [f"judge.{key}={value}" for key, value in (keys | {"url": url, "retries": 6}).items()]
+    run_dir, run = train_on(
+        pool,
+        tmp_path / "run",
+        dataset,
+        model_path,
+        processor,
+        "rewards={accuracy: 1, judge: 0.5}",
+        "train.steps=2",
+        *overrides,
+    )
+    run()
+    rows = pq.read_table(run_dir.samples).to_pylist()
+    assert len(rows) == 2 * 16
+    metrics = read_metrics(run_dir.metrics)
+    cache = VerdictCache(run_dir.judge_cache)
+    assert 0 < len(cache) <= len({(row["example_id"], row["completion"]) for row in rows})
+    cache.close()
+    for row in rows:
+        assert row["judge/status"] == "scored"
+        parts = [row[f"judge/{name}"] for name in ("factuality", "completeness", "relevance")]
+        assert row["reward/judge"] == pytest.approx(row["judge/correctness"] / 6 + sum(parts) / 6)
+        assert row["reward"] == pytest.approx(row["reward/accuracy"] + 0.5 * row["reward/judge"])
+    for step, row in enumerate(metrics, start=1):
+        own = [one["judge/correctness"] for one in rows if one["step"] == step]
+        assert row["judge/correctness"] == pytest.approx(sum(own) / len(own))
+        assert row["judge/unparsable"] == row["judge/unreachable"] == 0
+
+    stream = ordered_stream(PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8))
+    with open_judge(asking, tmp_path / "evaluation.sqlite") as judge:
+        predictions = predict(stream, pool, Asking(48, 256, use_adapter=True), judge, lambda _: None)
+        assert judge.counts().scored == len(predictions) == 8
+    summary = summarise(predictions)["judge"]
+    assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)
+    assert {prediction.judge_status for prediction in predictions} == {"scored"}
+
+
+@pytest.mark.parametrize("choice", ["continue", "stop"])
+def test_a_run_without_its_judge(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, choice: str
+) -> None:
+    """It goes on with the other rewards, and says how much was not judged; or it ends, and says why."""
+    overrides = [
+        "rewards={accuracy: 1, judge: 0.5}",
+        "train.steps=2",
+        "judge.backend=serve",
+        f"judge.url=http://127.0.0.1:{free_port()}/judge",
+        "judge.retries=0",
+        f"judge.on_unreachable={choice}",
+    ]
+    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    if choice == "stop":
+        with pytest.raises(UserError, match=r"training stopped: the judge application at .* cannot be reached"):
+            run()
+        assert read_metrics(run_dir.metrics) == []
+        return
+    run()
+    for row in read_metrics(run_dir.metrics):
+        assert row["judge/unreachable"] == row["unscored/judge"] == 1.0
+        assert row["reward/judge"] is None
+    rows = pq.read_table(run_dir.samples).to_pylist()
+    assert all(row["reward"] == row["reward/accuracy"] for row in rows)

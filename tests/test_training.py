@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,16 @@ import torch
 from ray import cloudpickle
 
 import tests.test_training
-from rarl.config import load_config
-from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepare import PreparedExample, prepare_example
-from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import banned_token_ids
 from rarl.schema import Example
-from rarl.training.driver import run_training
-from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
-from rarl.training.run_dir import RunDir, open_run_dir
-from rarl.training.worker import LoopOutcome
-from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl
+from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -176,6 +167,20 @@ def test_eval_measures_a_run_again(finished: Path) -> None:
     assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
 
 
+def test_eval_may_ask_with_another_prompt_and_keeps_its_answers_apart(finished: Path) -> None:
+    before = {path.name for path in (finished / "evaluation").iterdir()}
+    done = rarl("eval", finished, "prompts.eval=none")
+    assert done.returncode == 0, done.stdout + done.stderr
+    new = {path.name for path in (finished / "evaluation").iterdir()} - before
+    assert new == {
+        f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
+    }
+    rows = pq.read_table(finished / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
+    assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)
+    other = rarl("eval", finished, "train.steps=5")
+    assert_one_line_error(other, "already holds a run with another configuration (train.steps is 4 there, 5 here)")
+
+
 def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "killed"
     arguments = ["train", "configs/demo.yaml", f"run_dir={run}", *SHORT]
@@ -220,6 +225,9 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert errors == "interrupted; the same command continues where this one stopped\n"
 
 
+cloudpickle.register_pickle_by_value(tests.test_training)  # the pools below go to the train worker
+
+
 class StalePool(SamplerPool):
     """A deliberate fault: adapters after version 1 never reach the samplers."""
 
@@ -234,30 +242,6 @@ class LyingPool(SamplerPool):
         if version <= 1:
             self.first = tensors
         return super().publish(version, self.first, peft_config)
-
-
-def train_on(
-    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
-) -> tuple[RunDir, Callable[[], LoopOutcome]]:
-    """A run by the engines of the test session, without measurements before and after."""
-    cloudpickle.register_pickle_by_value(tests.test_training)
-    common = [f"run_dir={run}", f"data.train={dataset}", *SHORT]
-    config = load_config(REPOSITORY / "configs/demo.yaml", [*common, *overrides])
-    run_dir = open_run_dir(config)
-    inputs = LoopInputs(
-        config=config,
-        run_dir=run_dir,
-        model_path=model_path,
-        start_adapter=None,
-        device="cpu",
-        dtype="float32",
-        mismatch_bound=1e-3,
-        banned_token_ids=banned_token_ids(processor.tokenizer),
-        pool=pool,
-    )
-    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
-    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
-    return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
 
 
 @pytest.mark.parametrize(
