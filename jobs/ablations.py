@@ -67,8 +67,8 @@ def main(
     table: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("docs/results.md"),
 ) -> None:
     numbers = [int(seed) for seed in seeds.split(",")]
-    for seed in numbers:
-        for name, variant in VARIANTS.items():
+    for name, variant in VARIANTS.items():
+        for seed in numbers:
             run(variant, seed, out / f"{variant.trained_as or name}-{seed}", overrides or [])
     write_text(table, render(out, numbers, overrides or []))
     print(f"table in {table}")

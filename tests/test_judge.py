@@ -319,6 +319,9 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float]] = [
     (reply(LEFT, "left"), 3, 1, 1, 1),
     (reply("A round spot in the left half. Two lungs between ribs.", "left"), 3, 1, 1, 1),
     (reply(LEFT, "A"), 3, 1, 1, 1),
+    (reply(f"{LEFT} So the lesion is on the left.", "left"), 3, 1, 1, 1),  # a conclusion claims nothing new
+    (reply(f"{LEFT} Therefore the heart is huge.", "left"), 2, 2 / 3, 1, 1),  # but for one that does
+    (xray(XRAY, "no cardiomegaly"), 1, 1, 1, 1),
     (reply(LEFT, "(a) left"), 3, 1, 1, 1),
     (reply(LEFT, "right"), 1, 1, 1, 1),
     (reply(LEFT, "middle"), 1, 1, 1, 1),
