@@ -1,6 +1,6 @@
 """RARL, what it is compared with, and RARL with one thing taken away, over several seeds, as one table.
 
-    python jobs/ablations.py [--seeds 0,1,2] [--out runs/ablations] [--table docs/results.md] [key=value …]
+    python jobs/ablations.py [--seeds 0,1,2] [--out runs/ablations] [--table runs/ablations/results.md] [key=value …]
 
 Each line of the table is one recipe with at most one override. Finished runs are not repeated. Further overrides go to
 every run.
@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Annotated
 
 import typer
@@ -26,6 +29,7 @@ from rarl.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
+COLUMNS = ("", "accuracy: base → trained", "change", "seeds", "RARL − this", "reasoning: base → trained", "change")
 DATA_SETS = ("phantoms-seen", "phantoms-unseen")
 
 
@@ -47,7 +51,9 @@ VARIANTS = {
     "rarl-no-reasoning": Variant("RARL, no reasoning reward", "rarl", "rewards.reasoning=0"),
     "rarl-no-diversity": Variant("RARL, no diversity prompting", "rarl", "prompts.train={plain: 1}"),
     "rarl-no-judge": Variant("RARL, no judge", "rarl", "rewards.judge=0"),
-    "rarl-plain-inference": Variant("RARL, plain inference prompt", "rarl", "prompts.eval=none", "rarl", "-none"),
+    "rarl-plain-inference": Variant(
+        "RARL, plain inference prompt (answer alone)", "rarl", "prompts.eval=none", "rarl", "-none"
+    ),
 }
 
 
@@ -64,14 +70,17 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for every run")] = None,
     seeds: Annotated[str, typer.Option()] = "0,1,2",
     out: Annotated[Path, typer.Option(help="Folder of the run directories.")] = Path("runs/ablations"),
-    table: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("docs/results.md"),
+    table: Annotated[Path | None, typer.Option(help="Where the table goes; results.md in the folder.")] = None,
 ) -> None:
+    if not re.fullmatch(r"\d+(,\d+)*", seeds):
+        raise UserError(f"--seeds {seeds}: expected numbers, such as 0,1,2")
     numbers = [int(seed) for seed in seeds.split(",")]
+    path = table or out / "results.md"
     for name, variant in VARIANTS.items():
         for seed in numbers:
             run(variant, seed, out / f"{variant.trained_as or name}-{seed}", overrides or [])
-    write_text(table, render(out, numbers, overrides or []))
-    print(f"table in {table}")
+    write_text(path, render(out, numbers, overrides or []))
+    print(f"table in {path}")
 
 
 def run(variant: Variant, seed: int, folder: Path, overrides: list[str]) -> None:
@@ -100,49 +109,65 @@ def pool(out: Path, name: str, data_set: str, seeds: list[int]) -> Pooled:
 
 
 def render(out: Path, seeds: list[int], overrides: list[str]) -> str:
-    command = " ".join(["python jobs/ablations.py", f"--seeds {','.join(map(str, seeds))}", *overrides])
+    command = shlex.join(["python", "jobs/ablations.py", "--seeds", ",".join(map(str, seeds)), *overrides])
+    pools = {(name, data): pool(out, name, data, seeds) for name in VARIANTS for data in DATA_SETS}
+    questions = len(pools["rarl", DATA_SETS[0]].base) // len(seeds)
     lines = [
         "# Results on the tiny world",
         "",
-        f"`{command}`, {machine()}. The tiny model on phantom radiographs, {len(seeds)} seeds, greedy answers; "
-        "400 questions per data set and seed, pooled; brackets are 95 % bootstrap intervals over images. Reinforcement "
-        "learning and SFT see `phantoms-seen` only; base and trained model are asked with the same prompt. `reasoning` "
-        "is the reward of that name (docs/rewards.md); an answer-only prompt has none.",
+        f"`{command}`, {machine()}.",
+        "",
+        f"The tiny model on phantoms, {len(seeds)} seeds, greedy answers, {questions} questions per data set "
+        "and seed, pooled. Brackets are 95 % bootstrap intervals over images, which leave out what other seeds would "
+        "have given: see the column of the seeds for that. Reinforcement learning and SFT see `phantoms-seen` only. "
+        "`base →` is the base model asked with the same prompt: SFT and plain RL are asked with `plain`, RARL with "
+        "`reason`. `reasoning` is the reward of that name (docs/rewards.md), which an answer alone does not have. "
+        "`RARL − this` is accuracy, paired by question.",
     ]
-    for data_set in DATA_SETS:
-        lines += [
-            "",
-            f"## {data_set}",
-            "",
-            "| | accuracy | change | reasoning | change |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for name, variant in VARIANTS.items():
-            lines.append(row(variant.name, pool(out, name, data_set, seeds)))
-    lines += ["", "`change` is against the base model, paired by question. One override makes each ablation:", ""]
+    for data in DATA_SETS:
+        lines += ["", f"## {data}", "", f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+        lines += [row(VARIANTS[name].name, pools[name, data], pools["rarl", data], len(seeds)) for name in VARIANTS]
+    lines += ["", "One override makes each ablation:", ""]
     lines += [f"- {v.name}: `{v.override}`" for v in VARIANTS.values() if v.override]
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, pooled: Pooled) -> str:
-    correct = [(float(b.correct), float(t.correct)) for b, t in zip(pooled.base, pooled.trained, strict=True)]
-    cells = cell(correct, pooled.images)
-    reasons = [
-        (b.reasoning, t.reasoning, image)
-        for b, t, image in zip(pooled.base, pooled.trained, pooled.images, strict=True)
-        if b.reasoning is not None and t.reasoning is not None
-    ]
-    cells += cell([(b, t) for b, t, _ in reasons], [image for _, _, image in reasons]) if reasons else ["–", "–"]
-    return f"| {name} | " + " | ".join(cells) + " |"
+def row(name: str, own: Pooled, rarl: Pooled, seeds: int) -> str:
+    """Accuracy base → trained, its change, each seed's, RARL's lead in points, and the reasoning score the same way."""
+    accuracy = Scores([float(p.correct) for p in own.base], [float(p.correct) for p in own.trained], own.images)
+    lead = [float(r.correct) - float(t.correct) for r, t in zip(rarl.trained, own.trained, strict=True)]
+    cells = [*accuracy.cells(), accuracy.by_seed(seeds), points(lead, own.images)]
+    known = [i for i, p in enumerate(own.trained) if p.reasoning is not None and own.base[i].reasoning is not None]
+    if not known:
+        return f"| {name} | {' | '.join([*cells, '–', '–'])} |"
+    before, after = ([float(p[i].reasoning or 0.0) for i in known] for p in (own.base, own.trained))
+    reasoning = Scores(before, after, [own.images[i] for i in known])
+    return f"| {name} | {' | '.join([*cells, *reasoning.cells()])} |"
 
 
-def cell(pairs: list[tuple[float, float]], images: list[str]) -> list[str]:
-    """Base → trained with the trained one's interval, and the paired change with its own, in percent and points."""
-    base, trained = (100 * sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    low, high = interval95([100 * t for _, t in pairs], images)
-    change = [100 * (t - b) for b, t in pairs]
-    less, more = interval95(change, images)
-    return [f"{base:.1f} → {trained:.1f} [{low:.1f}, {high:.1f}]", f"{trained - base:+.1f} [{less:+.1f}, {more:+.1f}]"]
+@dataclass(frozen=True)
+class Scores:
+    """In [0, 1], question by question."""
+
+    base: list[float]
+    trained: list[float]
+    images: list[str]
+
+    def cells(self) -> list[str]:
+        low, high = interval95([100 * value for value in self.trained], self.images)
+        change = [t - b for b, t in zip(self.base, self.trained, strict=True)]
+        whole = f"{100 * mean(self.base):.1f} → {100 * mean(self.trained):.1f} [{low:.1f}, {high:.1f}]"
+        return [whole, points(change, self.images)]
+
+    def by_seed(self, seeds: int) -> str:
+        """Of the trained model; the seeds' questions lie one after another."""
+        size = len(self.trained) // seeds
+        return ", ".join(f"{100 * mean(self.trained[i * size : (i + 1) * size]):.1f}" for i in range(seeds))
+
+
+def points(change: list[float], images: list[str]) -> str:
+    low, high = interval95([100 * value for value in change], images)
+    return f"{100 * mean(change):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def machine() -> str:

@@ -73,13 +73,12 @@ def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], o
     if target.is_dir():
         if not (target / "config.yaml").is_file():
             raise UserError(f"{target}: holds no config.yaml, so it is not a run directory")
-        own_prompts = load_config(target / "config.yaml").prompts
+        made_with = load_config(target / "config.yaml")
         config = load_config(target / "config.yaml", [*(overrides or []), f"run_dir={target}"])
     else:
-        config = load_config(target, overrides)
-        own_prompts = config.prompts
+        made_with = config = load_config(target, overrides)
     with interruptible():
-        display.results(evaluate_only(config, own_prompts, display))
+        display.results(evaluate_only(config, made_with, display))
 
 
 @app.command()

@@ -168,6 +168,12 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def something_to_learn(self) -> Config:
+        if self.method == "grpo" and not any(reward.weight for reward in self.rewards.values()):
+            raise ValueError("rewards: at least one needs a weight above 0")
+        return self
+
 
 IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -186,6 +192,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path}: " + describe(error)) from None
 
 
+# What an override of one entry is added to, where the recipe does not name the group.
+ADDED_TO: dict[str, dict[str, float]] = {"rewards": {"format": 0.2, "accuracy": 1.0}, "prompts.train": {"plain": 1.0}}
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them
 
 
@@ -239,7 +247,12 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"override '{override}': the value is not valid YAML") from None
     *parents, leaf = key.split(".")
     node = tree
-    for part in parents:
+    for depth, part in enumerate(parents, start=1):
+        name = ".".join(parents[:depth])
+        if part not in node and name in ADDED_TO:  # one more, not one instead
+            node[part] = dict(ADDED_TO[name])
+        if name.startswith("rewards.") and isinstance(node.get(part), int | float):
+            node[part] = {"weight": node[part]}
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
             raise UserError(f"override '{override}': '{part}' is not a group of keys")
@@ -256,6 +269,8 @@ def describe(error: ValidationError) -> str:
         return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
     if first["type"] == "missing":
         return f"key '{key}' is missing"
+    if not key:
+        return str(first["msg"]).removeprefix("Value error, ")
     return f"key '{key}': {first['msg']}, got {first['input']!r}"
 
 

@@ -85,10 +85,7 @@ class Display:
 
     def results(self, summary: dict[str, Any]) -> None:
         """Before → after with 95 % intervals."""
-        table = Table(
-            title="greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals",
-            box=box.SIMPLE_HEAD,
-        )
+        table = Table(title=TITLE, box=box.SIMPLE_HEAD)
         for column in ("data set", "n", "base", "trained", "difference"):
             table.add_column(column, justify="left" if column == "data set" else "right", no_wrap=True)
         for name, base in summary["base"].items():
@@ -150,6 +147,9 @@ def describe(rows: list[dict[str, Any]]) -> str:
     for name in ("accuracy", "reasoning"):
         if recent[-1].get(f"reward/{name}") is not None:
             parts.append(f"{name} {mean(recent, f'reward/{name}'):.2f}")
+    lost = mean(recent, "judge/unreachable") if "judge/unreachable" in recent[-1] else 0.0
+    if lost:
+        parts.append(f"judge away for {100 * lost:.0f} %")
     if recent[-1].get("shared_prefix") == 0:
         parts.append("slow plain pass, see logs/train-worker.log")
     return "  ".join([*parts, f"{tokens / seconds:,.0f} tokens/s"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from rarl.replies.tags import TAG
 from rarl.schema import Example, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 YES_OR_NO = "Answer yes or no."
 FORM_LINES: dict[ReplyForm, str] = {
     "think": "Reply as <think>your reasoning</think><answer>your answer</answer>.",
@@ -31,6 +33,7 @@ class Family(Section):
     form: ReplyForm
     options: Literal["listed", "lettered", "hidden"] = "listed"
     wordings: Annotated[list[str], Field(min_length=1)]
+    without_options: str | None = None  # instead of the wording, where a question has no options
 
 
 Families = TypeAdapter(dict[str, Family])
@@ -99,6 +102,8 @@ def plain_prompt() -> PromptPlan:
 
 def question_text(example: Example, family: Family, wording: str) -> str:
     """The question, its options where it has any, the wording, and the form of the reply."""
+    if not example.options and family.without_options:
+        wording = family.without_options
     lines = [example.question, *option_lines(example, family), wording, FORM_LINES[family.form]]
     return "\n".join(lines)
 
@@ -129,6 +134,7 @@ def render(processor: Any, text: str, image: bool) -> str:
 
 def rederive_text(example: Example, thinking: str) -> str:
     """The question again, with the reasoning in place of the image (CAPO, arXiv 2506.12849): whoever reasoned well can
-    be followed without looking. Tags inside the reasoning are taken out."""
+    be followed without looking. Tags and special tokens inside the reasoning are taken out: it is data, not a turn."""
+    thinking = SPECIAL_TOKEN.sub(" ", TAG.sub(" ", thinking))
     family = Family(form="answer", wordings=["Answer from these findings."])
-    return f"Findings: {TAG.sub(' ', thinking)}\n{question_text(example, family, family.wordings[0])}"
+    return f"Findings: {thinking}\n{question_text(example, family, family.wordings[0])}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from rarl.config import IMPORT_PATH
+from rarl.config import IMPORT_PATH, LoraConfig
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.imports import import_object
@@ -27,13 +28,19 @@ def resolve_model(path: str) -> str:
     return download_model(path)
 
 
-def resolve_adapter(path: str) -> Path:
-    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is none."""
+def resolve_adapter(path: str, lora: LoraConfig) -> Path:
+    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is none, or when it is of
+    another shape: PEFT would load what fits and say nothing."""
     folder = Path(path).expanduser().resolve()
-    for candidate in (folder / "adapter", folder):
-        if (candidate / "adapter_model.safetensors").is_file():
-            return candidate
-    raise UserError(f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter")
+    found = [one for one in (folder / "adapter", folder) if (one / "adapter_model.safetensors").is_file()]
+    if not found:
+        raise UserError(f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter")
+    held = json.loads((found[0] / "adapter_config.json").read_text())
+    for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
+        if held.get(key) != wanted:
+            name = {"r": "rank", "lora_alpha": "alpha"}[key]
+            raise UserError(f"model.adapter={path}: its {name} is {held.get(key)}; set model.lora.{name} to it")
+    return found[0]
 
 
 def download_model(hub_id: str) -> str:

@@ -6,6 +6,7 @@ Every finished part is on disk, so the same command after an interruption does o
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from ray.data import Dataset
 from transformers import AutoProcessor
 
 from rarl.cluster import ray_session
-from rarl.config import Config, PromptsConfig
+from rarl.config import Config
 from rarl.data.check import CheckedRows, check_rows
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.display import Display
+from rarl.errors import UserError
 from rarl.evaluation.evaluate import (
     Asking,
     Prediction,
@@ -34,7 +36,7 @@ from rarl.evaluation.evaluate import (
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound
-from rarl.judge.client import open_judge
+from rarl.judge.client import check_judge, open_judge
 from rarl.judge.judge import Judge
 from rarl.planning import require_memory
 from rarl.prompts import PromptPlan, evaluation_prompts, training_prompts
@@ -46,6 +48,7 @@ from rarl.training.driver import run_training
 from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.run_dir import RunDir, open_run_dir
+from rarl.training.sft import require_rationales
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,11 @@ class Setup:
     start_adapter: Path | None
     train_data: str
     eval_data: dict[str, str]
-    other_prompt: str | None  # that the measurements use instead of the run's own
+    asked: str  # what tells apart measurements with another prompt or judge than the run's own
 
     def predictions(self, label: str, data_set: str) -> Path:
         """Where the replies of "base" or "trained" are kept."""
-        asked = f"-{self.other_prompt}" if self.other_prompt else ""
-        return self.run_dir.path / "evaluation" / f"{label}-{data_set}{asked}.parquet"
+        return self.run_dir.path / "evaluation" / f"{label}-{data_set}{self.asked}.parquet"
 
     def preparer(self, data_path: str, prompts: PromptPlan) -> PreparerSettings:
         return PreparerSettings(data_path, self.model_path, prompts, self.config.data.max_pixels)
@@ -90,10 +92,10 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     return summary
 
 
-def evaluate_only(config: Config, own_prompts: PromptsConfig, display: Display) -> dict[str, Any]:
+def evaluate_only(config: Config, made_with: Config, display: Display) -> dict[str, Any]:
     """Measures the base model of a configuration, and the adapter of its run directory where there is one.
-    `own_prompts` are the run's; `config` may ask with another `prompts.eval`."""
-    setup = resolve(config, own_prompts)
+    `made_with` is the run's configuration; `config` may have another `prompts.eval` or `judge`."""
+    setup = resolve(config, made_with)
     with session(setup, display, setup.eval_data) as live:
         base = evaluate_all(setup, live, "base", display)
         trained = evaluate_adapter(setup, live, display) if setup.run_dir.adapter.is_dir() else {}
@@ -120,19 +122,23 @@ def session(setup: Setup, display: Display, data: dict[str, str]) -> Iterator[Se
         with display.working("starting vLLM"):
             pool.wait_until_ready()
         judge = open_judge(setup.config.judge, setup.run_dir.judge_cache) if setup.config.judge.evaluate else None
-        yield Session(pool, judge, checked, streams)
-        if judge is not None:
-            judge.close()
-        pool.stop()
+        try:
+            yield Session(pool, judge, checked, streams)
+        finally:
+            if judge is not None:
+                judge.close()
+            pool.stop()
 
 
-def resolve(config: Config, own_prompts: PromptsConfig | None = None) -> Setup:
+def resolve(config: Config, made_with: Config | None = None) -> Setup:
     """Looks up device, model and data, and opens the run directory: everything that can fail before Ray starts.
-    `own_prompts` are those that the run directory was made with, where that is to be let pass."""
-    prompts = own_prompts or config.prompts
+    `made_with` is what the run directory was made with, where measurements may differ from it."""
+    own = made_with or config
     find_rewards(config.rewards)
     training_prompts(config.prompts, config.seed)
-    start_adapter = resolve_adapter(config.model.adapter) if config.model.adapter else None
+    if config.judge.evaluate or "judge" in config.rewards:
+        check_judge(config.judge)
+    start_adapter = resolve_adapter(config.model.adapter, config.model.lora) if config.model.adapter else None
     device = resolve_device(config)
     model_path = resolve_model(config.model.path)
     if device == "cuda":
@@ -140,13 +146,33 @@ def resolve(config: Config, own_prompts: PromptsConfig | None = None) -> Setup:
     sources = {"data.train": config.data.train} | {f"data.eval.{name}": p for name, p in config.data.eval.items()}
     for key, path in sources.items():
         find_data(key, path)
-    run_dir = open_run_dir(config.model_copy(update={"prompts": prompts}))
-    other_prompt = None if config.prompts.eval == prompts.eval else config.prompts.eval
+    prompts = config.prompts.model_copy(update={"eval": own.prompts.eval})
+    run_dir = open_run_dir(config.model_copy(update={"prompts": prompts, "judge": own.judge}))
+    keep_templates(run_dir, config)
     data = {key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()}
     train_data = data.pop("data.train")
     eval_data = {key.removeprefix("data.eval."): path for key, path in data.items()}
     dtype = resolve_dtype(config, device)
-    return Setup(config, run_dir, device, dtype, model_path, start_adapter, train_data, eval_data, other_prompt)
+    return Setup(
+        config, run_dir, device, dtype, model_path, start_adapter, train_data, eval_data, asked_otherwise(config, own)
+    )
+
+
+def asked_otherwise(config: Config, own: Config) -> str:
+    """The end of the names of files with replies: nothing where prompt and judge are the run's own."""
+    prompt = "" if config.prompts.eval == own.prompts.eval else f"-{config.prompts.eval}"
+    judge = config.judge.model or config.judge.backend
+    return prompt + ("" if config.judge == own.judge else "-judged-by-" + re.sub(r"[^\w.]+", "-", judge))
+
+
+def keep_templates(run_dir: RunDir, config: Config) -> None:
+    """A copy of the user's own wordings in the run directory. Raises UserError when they were changed since."""
+    if config.prompts.templates is None:
+        return
+    text, kept = Path(config.prompts.templates).read_text(encoding="utf-8"), run_dir.path / "prompts.yaml"
+    if kept.exists() and kept.read_text(encoding="utf-8") != text:
+        raise UserError(f"{config.prompts.templates}: changed since {run_dir.path} was begun; choose another run_dir")
+    write_text(kept, text)
 
 
 def check_data(setup: Setup, display: Display, data: dict[str, str]) -> dict[str, CheckedRows]:
@@ -202,7 +228,8 @@ def evaluate_all(setup: Setup, live: Session, label: str, display: Display) -> d
         path = setup.predictions(label, name)
         if path.exists():
             results[name] = load_predictions(path)
-            continue
+            if live.judge is None or all(p.judge_status in ("scored", "unparsable") for p in results[name]):
+                continue
         with display.counting(f"measuring {label} on {name}", stream.count()) as advance:
             length = config.rollout.max_model_length
             asking = Asking(tokens, length, use_adapter=label != "base")
@@ -217,6 +244,8 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before
+    if config.method == "sft":
+        require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
     order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
     processor = AutoProcessor.from_pretrained(setup.model_path)
     inputs = LoopInputs(

@@ -20,9 +20,9 @@ from rarl.judge.candidate import Candidate
 from rarl.judge.rubric import ITEMS
 
 # Each is done by a real server in front of the real answer: `slow` keeps the client waiting beyond its patience, `500`
-# and `429` say no, `garbage` is no JSON, `bad_verdict` a completion that holds no verdict, `dropped` a connection that
+# and `429` say no, `garbage` is no JSON, `hollow` no completion, `bad_verdict` a completion that holds no verdict, `dropped` a connection that
 # ends in the middle of the answer.
-FAULTS = ("slow", "500", "429", "garbage", "bad_verdict", "dropped")
+FAULTS = ("slow", "500", "429", "garbage", "hollow", "bad_verdict", "dropped")
 Answer = Callable[[bytes], Awaitable[tuple[int, bytes]]]
 
 
@@ -79,6 +79,8 @@ class FaultyServer:
             await asyncio.sleep(self.slow_seconds)
         if fault == "garbage":
             status, reply = 200, b"<html>gateway</html>"
+        if fault == "hollow":
+            status, reply = 200, b'{"id": "x", "object": "chat.completion", "choices": [{"message": {"content": [1]}}]}'
         if fault == "bad_verdict" and status == 200:
             reply = spoil_verdict(reply)
         self.log.append(Exchange(asked, fault, 0 if fault == "dropped" else status))

@@ -36,17 +36,20 @@ def test_rows_hold_pooled_means_paired_changes_and_intervals(finished: Path) -> 
     pooled = pool(finished, "rarl", "phantoms-seen", [0, 1])
     assert len(pooled.base) == len(pooled.trained) == len(pooled.images) == 80
     assert len(set(pooled.images)) == 40, "an image of another seed is another image"
-    cells = [cell.strip() for cell in row("RARL", pooled).strip("|").split("|")]
+    cells = [cell.strip() for cell in row("RARL", pooled, pooled, 2).strip("|").split("|")]
     assert cells[0] == "RARL"
     assert cells[1].startswith("50.0 → 75.0 [") and cells[2].startswith("+25.0 [")
-    assert cells[3] == "20.0 → 60.0 [60.0, 60.0]" and cells[4] == "+40.0 [+40.0, +40.0]"
-    plain = row("plain", pool(finished, "rarl-plain-inference", "phantoms-seen", [0, 1]))
-    assert plain.endswith("| – | – |")
+    assert cells[3] == "75.0, 75.0"
+    assert cells[4] == "+0.0 [+0.0, +0.0]"
+    assert cells[5] == "20.0 → 60.0 [60.0, 60.0]" and cells[6] == "+40.0 [+40.0, +40.0]"
+    alone = row("alone", pool(finished, "rarl-plain-inference", "phantoms-seen", [0, 1]), pooled, 2)
+    assert alone.endswith("| – | – |")
 
 
 def test_the_page_names_command_machine_and_every_variant(finished: Path) -> None:
     text = render(finished, [0, 1], ["train.steps=4"])
     assert "`python jobs/ablations.py --seeds 0,1 train.steps=4`" in text
+    assert "40 questions per data set" in text
     assert "no GPU" in text
     for variant in VARIANTS.values():
         assert text.count(f"| {variant.name} |") == len(DATA_SETS)

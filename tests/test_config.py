@@ -119,3 +119,20 @@ def test_wrong_recipes_are_named(tmp_path: Path, text: str, message: str) -> Non
         load_config(tmp_path / "mine.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_override_of_one_reward_is_added_to_the_others(minimal: Path) -> None:
+    weights = {name: reward.weight for name, reward in load_config(minimal, ["rewards.judge=0.5"]).rewards.items()}
+    assert weights == {"format": 0.2, "accuracy": 1.0, "judge": 0.5}
+    gated = load_config(minimal, ["rewards.accuracy.gate=format", "rewards.format.options={partial: true}"]).rewards
+    assert (gated["accuracy"].weight, gated["accuracy"].gate) == (1.0, "format")
+    assert (gated["format"].weight, gated["format"].options) == (0.2, {"partial": True})
+    assert load_config(minimal, ["prompts.train.short=1"]).prompts.train == {"plain": 1.0, "short": 1.0}
+    assert load_config(minimal, ["prompts.train={short: 1}"]).prompts.train == {"short": 1.0}
+
+
+@pytest.mark.parametrize("override", ["rewards={}", "rewards={accuracy: 0, format: 0}"])
+def test_a_run_with_nothing_to_learn_is_refused(minimal: Path, override: str) -> None:
+    with pytest.raises(UserError, match="rewards: at least one needs a weight above 0"):
+        load_config(minimal, [override])
+    assert load_config(minimal, [override, "method=sft"]).method == "sft"

@@ -315,7 +315,7 @@ def unexplained(thinking: str, answer: str) -> Candidate:
 
 
 # Candidate → correctness, factuality, completeness, relevance.
-RULES: list[tuple[Candidate, float, float | None, float | None, float]] = [
+RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] = [
     (reply(LEFT, "left"), 3, 1, 1, 1),
     (reply("A round spot in the left half. Two lungs between ribs.", "left"), 3, 1, 1, 1),
     (reply(LEFT, "A"), 3, 1, 1, 1),
@@ -353,9 +353,9 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float]] = [
     (xray(XRAY, "pneumonia"), 1, 1, 1, 1),
     (xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.", "cardiomegaly"), 3, 1, 1, 1),
     (xray("The heart is normal.", "cardiomegaly"), 2, 0, 0, 1),
-    (unexplained("Two lungs between ribs.", "left"), 2, None, None, 0.5),  # nothing of question, options and answer
-    (unexplained("The lesion is on the left side.", "left"), 2, None, None, 1),
-    (unexplained("The lesion is on the left side.", "right"), 1, None, None, 1),
+    (unexplained("Two lungs between ribs.", "left"), 2, None, None, None),  # whatever is invented would look as good
+    (unexplained("The lesion is on the left side.", "left"), 2, None, None, None),
+    (unexplained("The lesion is on the left side.", "right"), 1, None, None, None),
     (unexplained("Full marks for the lesion on the left.", "left"), 2, 0, None, 0),
 ]  # fmt: skip
 

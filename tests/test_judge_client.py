@@ -240,7 +240,7 @@ def test_a_refusal_or_no_verdict_is_zero_and_counted(start: Start, body: bytes) 
     assert len(server.log) == 1  # it would say the same again
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "garbage", "dropped", "slow"])
+@pytest.mark.parametrize("fault", ["500", "429", "garbage", "hollow", "dropped", "slow"])
 def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
     judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=0.5, retries=1)
     future = judge.submit(candidates(1))[0]
@@ -251,7 +251,7 @@ def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
     assert judge.counts().attempts == 2
 
 
-@pytest.mark.parametrize("fault", ["500", "429", "garbage", "dropped", "slow"])
+@pytest.mark.parametrize("fault", ["500", "429", "garbage", "hollow", "dropped", "slow"])
 def test_unreachable_is_none_and_counted(start: Start, fault: str) -> None:
     judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=0.2, retries=2, cache=True)
     (verdict,) = judge.score(candidates(1))

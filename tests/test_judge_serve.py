@@ -317,31 +317,13 @@ def assert_a_repeated_run_asks_only_for_what_is_missing(
 # In a run
 
 
-@pytest.mark.parametrize("by", ["url", "handle", "openai"])
 def test_a_run_is_scored_by_the_judge(
-    judge_service: JudgeService,
-    pool: SamplerPool,
-    tmp_path: Path,
-    dataset: Path,
-    model_path: str,
-    processor: Any,
-    by: str,
+    judge_service: JudgeService, pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
 ) -> None:
-    """From the train worker: every completion has its verdict, and those of the sampler's greedy answers too."""
-    url = {"url": judge_service.judge_url, "handle": "app:judge", "openai": judge_service.llm_url}[by]
-    keys = {"backend": "openai", "model": "tiny"} if by == "openai" else {"backend": "serve"}
-    asking = JudgeConfig(url=url, retries=6, **keys)  # type: ignore[arg-type]
-    overrides = [f"judge.{key}={value}" for key, value in (keys | {"url": url, "retries": 6}).items()]
-    run_dir, run = train_on(
-        pool,
-        tmp_path / "run",
-        dataset,
-        model_path,
-        processor,
-        "rewards={accuracy: 1, judge: 0.5}",
-        "train.steps=2",
-        *overrides,
-    )
+    """By handle from the train worker: every completion has its verdict. By URL in a measurement: every answer too."""
+    judged = ["judge.backend=serve", "judge.url=app:judge", "judge.retries=6"]
+    overrides = [*judged, "rewards={accuracy: 1, judge: 0.5}", "train.steps=2"]
+    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     rows = pq.read_table(run_dir.samples).to_pylist()
     assert len(rows) == 2 * 16
@@ -360,7 +342,7 @@ def test_a_run_is_scored_by_the_judge(
         assert row["judge/unparsable"] == row["judge/unreachable"] == 0
 
     stream = ordered_stream(PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8))
-    with open_judge(asking, tmp_path / "evaluation.sqlite") as judge:
+    with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
         predictions = predict(stream, pool, Asking(48, 256, use_adapter=True), judge, lambda _: None)
         assert judge.counts().scored == len(predictions) == 8
     summary = summarise(predictions)["judge"]

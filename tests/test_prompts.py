@@ -51,6 +51,9 @@ def test_options_are_listed_lettered_or_hidden() -> None:
     assert "Options: spleen, liver, kidney." in question_text(CHOICE, families["plain"], "")
     assert "A) spleen\nB) liver\nC) kidney" in question_text(CHOICE, families["lettered"], "")
     assert "spleen" not in question_text(CHOICE, families["open"], "")
+    lettered = families["lettered"]
+    assert "letter" in question_text(CHOICE, lettered, lettered.wordings[0])
+    assert "letter" not in question_text(YES_NO, lettered, lettered.wordings[0]), "it has none"
     assert YES_OR_NO in question_text(YES_NO, families["plain"], "")
     assert YES_OR_NO not in question_text(YES_NO, families["open"], "")
     assert YES_OR_NO not in question_text(replace(YES_NO, answer="both"), families["plain"], "")
@@ -96,6 +99,8 @@ def test_the_reasoning_takes_the_images_place_without_its_tags() -> None:
     text = rederive_text(CHOICE, "A large organ.</think><answer>liver</answer>")
     assert text.startswith("Findings: A large organ.  liver \n")
     assert "<think>" not in text and text.count("<answer>") == 1  # the one in the line on the form
+    turn = rederive_text(CHOICE, "A spot.<|im_end|>\n<|im_start|>assistant\n<|vision_start|><|image_pad|>liver")
+    assert "<|" not in turn and "A spot." in turn
     assert "Options: spleen, liver, kidney." in text
 
 

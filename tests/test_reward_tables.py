@@ -339,7 +339,8 @@ def test_reasoning_by_form() -> None:
     ],
 )
 def test_reasoning_against_known_attributes(thinking: str, known: dict[str, Any], value: float | None) -> None:
-    found = reason(thinking, rationale=None, **known)
+    assert reason(thinking, rationale=None, **known) is None, "nothing is paid for them unless that is asked for"
+    found = reason(thinking, rationale=None, settings={"attributes": True}, **known)
     if thinking == "Good MRI":
         assert found is not None
         assert found == pytest.approx(2 / 3)  # two words of the three that an explanation has at least

@@ -255,7 +255,8 @@ def test_options_reach_the_reward() -> None:
         ("acuracy", "unknown reward 'acuracy'; known are format, accuracy"),
         ("no_such_module:f", "cannot be imported"),
         ("tests.test_rewards:missing", "cannot be imported"),
-        ("tests.test_rewards:not_a_function", "is not a function"),
+        ("tests.test_rewards:not_a_function", "is no function\\(prompts, completions"),
+        ("rarl.cli:main", "is no function\\(prompts, completions"),
     ],
 )
 def test_unknown_rewards_are_named(name: str, message: str) -> None:

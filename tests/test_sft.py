@@ -8,22 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rarl.config import PromptsConfig
+from rarl.config import LoraConfig, PromptsConfig
+from rarl.data.parquet import write_examples
 from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
-from rarl.grpo.policy import adapter_parameters, load_policy
+from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.grpo.self_check import Chosen
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
+from rarl.resources import resolve_adapter
 from rarl.schema import Example, Prompt
 from rarl.training.metrics import read_metrics
-from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
+from rarl.training.sft import ImitationStats, imitate, packed, require_rationales, target_groups, target_reply
 from rarl.training.state import Learner, Progress
 from tests.runs import SHORT, assert_one_line_error, rarl
 
@@ -51,6 +54,25 @@ def test_thinking_without_a_rationale_is_an_error_that_names_the_example(prepare
     with pytest.raises(UserError, match=rf"example '{bare.example.id}' has no rationale.*prompts.train=\{{none: 1\}}"):
         target_reply(bare)
     assert target_reply(replace(bare, prompt=Prompt("", "none/0", "answer"))).startswith("<answer>")
+
+
+def test_missing_rationales_are_found_before_training(tmp_path: Path, examples: list[Example]) -> None:
+    path = tmp_path / "data.parquet"
+    write_examples(path, [*examples[:3], replace(examples[3], rationale=None), replace(examples[4], rationale="")])
+    rows = np.arange(5)
+    with pytest.raises(UserError, match=r"row 3 has no rationale to imitate \(nor have 1 others of 5\)"):
+        require_rationales(str(path), rows, PromptsConfig())
+    require_rationales(str(path), rows[:3], PromptsConfig())
+    require_rationales(str(path), rows, PromptsConfig(train={"none": 1, "plain": 0}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 4), ("alpha", 32)])
+def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, model_path: str, name: str, value: int) -> None:
+    shape = {"rank": 8, "alpha": 16, name: value}
+    save_adapter(load_policy(model_path, "float32", "cpu", **shape, seed=0), tmp_path / "adapter")
+    with pytest.raises(UserError, match=rf"its {name} is {value}; set model.lora.{name} to it"):
+        resolve_adapter(str(tmp_path), LoraConfig())
+    assert resolve_adapter(str(tmp_path), LoraConfig(**shape)) == tmp_path / "adapter"
 
 
 def learner_of(model_path: str, learning_rate: float) -> Learner:

@@ -95,6 +95,14 @@ class ParquetRows:
         rows: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=columns).to_pylist()
         return rows
 
+    def column(self, name: str) -> list[Any]:
+        """One column of all rows, in their order, without reading the images; None where it is absent."""
+        values: list[Any] = []
+        for file in self.files:
+            known = name in file.schema_arrow.names
+            values += file.read(columns=[name])[name].to_pylist() if known else [None] * file.metadata.num_rows
+        return values
+
     def read(self, rows: Sequence[int]) -> list[Example]:
         """The examples at these row numbers, in this order."""
         examples = []

@@ -76,7 +76,8 @@ def connect(path: Path) -> sqlite3.Connection:
     """Raises sqlite3.DatabaseError where the file is damaged."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
+        # No write-ahead log: it needs memory shared by all users, and a run directory may lie on a network file system.
+        connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -94,6 +95,6 @@ def move_aside(path: Path) -> Path:
     while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     path.rename(target)
-    for suffix in ("-wal", "-shm"):
+    for suffix in ("-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     return target

@@ -31,6 +31,13 @@ def open_judge(config: JudgeConfig, cache_path: Path | None) -> Judge:
     )
 
 
+def check_judge(config: JudgeConfig) -> None:
+    """Raises UserError for what is wrong before anything is asked: an address that is none, a key that is not set."""
+    if config.backend != "rules":
+        check_url(config)
+        read_key(config.api_key_env)
+
+
 def open_backend(config: JudgeConfig) -> Backend:
     """Imports the backend's own libraries only."""
     assert config.url is not None, "checked by JudgeConfig"

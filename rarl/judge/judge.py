@@ -28,10 +28,6 @@ class JudgeCounts:
     def done(self) -> int:
         return self.scored + self.unparsable + self.unreachable
 
-    def __sub__(self, earlier: JudgeCounts) -> JudgeCounts:
-        """What was added since."""
-        return JudgeCounts(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
-
     def __add__(self, other: JudgeCounts) -> JudgeCounts:
         return JudgeCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import openai
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
 from rarl.errors import UserError
 from rarl.judge.backend import PLAIN, REFUSALS, TryAgain, retry_after, without_password
@@ -73,7 +73,7 @@ class OpenAIBackend:
             raise TryAgain(f"no connection: {error.__cause__ or error}") from None
         except (openai.APIResponseValidationError, json.JSONDecodeError):
             raise TryAgain("the server's answer is not JSON") from None
-        if not isinstance(completion, ChatCompletion) or not completion.choices:
+        if not is_whole(completion):
             raise TryAgain("the server's answer is not a chat completion")
         self._answered = True
         return completion
@@ -109,11 +109,20 @@ class OpenAIBackend:
         await self._client.close()
 
 
+def is_whole(completion: Any) -> bool:
+    """The client builds its objects from whatever a server sends, without a look at it."""
+    if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list) or not completion.choices:
+        return False
+    message = getattr(completion.choices[0], "message", None)
+    return isinstance(message, ChatCompletionMessage) and isinstance(getattr(message, "content", None), str | None)
+
+
 def read_completion(completion: ChatCompletion) -> Verdict:
     choice = completion.choices[0]
-    if choice.message.refusal or choice.finish_reason == "content_filter":
-        return unparsable(f"refused by the judge: {choice.message.refusal or 'content filter'}")
-    if choice.finish_reason == "length":
+    refusal, finish = getattr(choice.message, "refusal", None), getattr(choice, "finish_reason", None)
+    if refusal or finish == "content_filter":
+        return unparsable(f"refused by the judge: {refusal or 'content filter'}")
+    if finish == "length":
         return unparsable(f"the judge did not finish within {MAX_TOKENS} tokens")
     if choice.message.content is None:
         return unparsable("the judge said nothing")

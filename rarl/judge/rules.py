@@ -63,8 +63,9 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     """Correctness: 0 without an answer, 1 for a wrong one, 2 for one that is right, 3 for one with a good explanation.
 
     Factuality is the precision of the explanation's claims, 0 where one contradicts the rationale; completeness is
-    their recall; both are None without a rationale, and correctness is then at most 2. Relevance is the mean of
-    "addresses the question" and "no padding". A reply that speaks to the judge has neither, and is never factual.
+    their recall. Relevance is the mean of "addresses the question" and "no padding". A reply that speaks to the judge
+    has neither, and is never factual. Without a rationale all three are None, since what is invented would look as good
+    as the truth, and correctness is at most 2.
     """
     if not any(char.isalnum() for char in candidate.answer or ""):
         return Verdict("scored", 0.0, 0.0, 0.0, 0.0, "no answer can be read")
@@ -72,6 +73,7 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     right = grade(candidate)
     correctness = 3.0 if right == "right" and explanation.good else 1.0 if right == "wrong" else 2.0
     match = explanation.match
+    relevance = (explanation.addresses_question + explanation.no_padding) / 2 if match or explanation.to_judge else None
     factuality = match.precision if match else None
     if explanation.to_judge or (match and match.contradicted):
         factuality = 0.0
@@ -80,7 +82,7 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
         correctness=correctness,
         factuality=factuality,
         completeness=match.recall if match else None,
-        relevance=(explanation.addresses_question + explanation.no_padding) / 2,
+        relevance=relevance,
         reason=describe(right, explanation),
     )
 

@@ -56,7 +56,7 @@ class HttpBackend:
             return await asyncio.wait_for(self._client.post(self._url, json=body), timeout=self.timeout_seconds)
         except (TimeoutError, httpx.TimeoutException):
             raise TryAgain(f"no answer within {self.timeout_seconds:g} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise TryAgain(f"no connection: {error or type(error).__name__}") from None
 
     def _explained(self, response: httpx.Response) -> Exception:

@@ -32,7 +32,7 @@ def format_reward(
 def score_format(text: str, form: ReplyForm, partial: bool) -> float:
     reply = parse_reply(text, form)
     readable = form == "answer" or not is_blank(reply.thinking or "")
-    if reply.well_formed and readable and (reply.answer or "").strip():
+    if reply.well_formed and readable and not is_blank(reply.answer or ""):
         return 1.0
     if not partial:
         return 0.0

@@ -41,10 +41,12 @@ def reasoning_reward(
     min_words: int = 3,
     max_words: int = 200,
     leak_factor: float = 0.5,
+    attributes: bool = False,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays the F1 of the thinking's findings against the rationale's, negation-aware; without a rationale the share of
-    the known attributes (organ, modality) that it names. RARL (arXiv 2506.06600) pays for the reasoning without saying
+    """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a rationale nothing is
+    paid (None), or with `attributes` the share of organ and modality that it names: a weak signal, that is soon
+    earned by saying them and inventing the rest. RARL (arXiv 2506.06600) pays for the reasoning without saying
     how; precision and recall stand for MedR-Bench's factuality and completeness. Times, each in [0, 1]:
 
     - `leak_factor` where the answer or a conclusion comes before the first finding that is right;
@@ -54,11 +56,21 @@ def reasoning_reward(
     Clauses that only repeat the question are no findings. 0 for a malformed reply and for one that speaks to whoever
     scores it. None for a prompt without thinking, and where nothing is known to compare it with.
     """
+    bounds = Bounds(min_words, max_words, leak_factor)
     rows = zip(completions, form, question, answer, rationale, organ, modality, strict=True)
     return [
-        None if how == "answer" else score_reasoning(text, how, Known(*known), min_words, max_words, leak_factor)
+        None if how == "answer" else score_reasoning(text, how, Known(*known), bounds, attributes)
         for text, how, *known in rows
     ]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The reward's options."""
+
+    min_words: int
+    max_words: int
+    leak_factor: float
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,9 @@ class Known:
         return [name for name in (self.organ, self.modality) if name and not content_words(name) & answer]
 
 
-def score_reasoning(
-    text: str, form: ReplyForm, known: Known, min_words: int, max_words: int, leak_factor: float
-) -> float | None:
+def score_reasoning(text: str, form: ReplyForm, known: Known, bounds: Bounds, pay_attributes: bool) -> float | None:
     references = known.references()
-    attributes = known.attributes()
+    attributes = known.attributes() if pay_attributes else []
     if not references and not attributes:
         return None
     reply = parse_reply(text, form)
@@ -103,12 +113,12 @@ def score_reasoning(
         return 0.0
     clauses = split_clauses(reply.thinking)
     answers = [content_words(known.answer), content_words(reply.answer or "")]
-    length = length_factor(reply.thinking, min_words, max_words) * filler_factor(reply.thinking, clauses)
+    length = length_factor(reply.thinking, bounds.min_words, bounds.max_words) * filler_factor(reply.thinking, clauses)
     if not references:
-        leak = leak_factor if any(states_answer(clause, answers) for clause in clauses[:1]) else 1.0
+        leak = bounds.leak_factor if any(states_answer(clause, answers) for clause in clauses[:1]) else 1.0
         return attribute_recall(reply.thinking, attributes) * length * leak * variety(clauses)
     claims = evidence(clauses, references, known, answers)
-    leak = leak_factor if is_leaked(clauses, references, known, answers) else 1.0
+    leak = bounds.leak_factor if is_leaked(clauses, references, known, answers) else 1.0
     return match_claims(claims, references).f1 * length * leak * variety(clauses)
 
 

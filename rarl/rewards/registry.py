@@ -72,8 +72,12 @@ def find_reward(name: str) -> Reward:
             f"rewards: unknown reward '{name}'; known are {known}, or give an import path 'module:function'"
         )
     found: Reward = import_object(name)
-    if not callable(found):
-        raise UserError(f"rewards: '{name}' is not a function")
+    try:
+        inspect.signature(found).bind(prompts=[], completions=[], **{name: [] for name in COLUMNS})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"rewards: '{name}' is no function(prompts, completions, **columns) → list of values: {error}"
+        ) from None
     return found
 
 

@@ -60,7 +60,7 @@ def train_grpo(inputs: LoopInputs) -> int:
     learner = start_learner(inputs)
     progress = learner.progress
     adapter = Published(inputs.pool, learner.policy, progress.step)
-    scorer = Scorer.open(inputs)
+    scorer = Scorer.open(inputs)  # its judge ends with this process
     stream = RolloutStream(config, inputs.pool, taken=progress.batches, on_group=scorer.ask_judge)
     chosen: Chosen | None = None
 

@@ -48,7 +48,7 @@ class Scorer:
         return self.judge.submit([candidate_of(prepared.example, prepared.prompt, one.text) for one in rollouts])
 
     def rederive(self, batch: SampledBatch) -> PendingRederivation | None:
-        """Starts the check of `consistency`, with the adapter that sampled the batch."""
+        """Starts the check of `consistency`, with the adapter that is loaded now."""
         if self.processor is None:
             return None
         return rederive(self.pool, self.processor, batch.prompts, batch.groups, self.config.rollout.max_model_length)

@@ -9,6 +9,8 @@ import numpy as np
 from rarl.grpo.update import UpdateStats
 from rarl.schema import Rollout, Score, Verdict
 
+ROUNDING = 1e-9  # a missing value filled with its group's mean is not equal to the last bit
+
 
 def reward_metrics(scores: list[list[Score]]) -> dict[str, float | None]:
     """Of the sum and of each reward: the mean over the completions that could be scored, how far apart the completions
@@ -44,8 +46,9 @@ def judge_metrics(verdicts: list[Verdict | None]) -> dict[str, float | None]:
 
 
 def has_spread(scores: list[Score]) -> bool:
-    """Whether the group's completions earned different rewards."""
-    return len({score.total for score in scores}) > 1
+    """Whether the group's completions earned different rewards, rounding aside."""
+    totals = [score.total for score in scores]
+    return max(totals) - min(totals) > ROUNDING
 
 
 def rollout_metrics(groups: list[list[Rollout]], trained: int, version: int) -> dict[str, float]:
