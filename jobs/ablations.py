@@ -29,7 +29,15 @@ from rarl.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
-COLUMNS = ("", "accuracy: base → trained", "change", "seeds", "RARL − this", "reasoning: base → trained", "change")
+COLUMNS = (
+    "",
+    "accuracy: base → trained",
+    "change",
+    "reasoning: base → trained",
+    "change",
+    "trained by seed: accuracy / reasoning",
+    "RARL − this",
+)
 DATA_SETS = ("phantoms-seen", "phantoms-unseen")
 
 
@@ -78,9 +86,13 @@ def main(
     path = table or out / "results.md"
     for name, variant in VARIANTS.items():
         for seed in numbers:
-            run(variant, seed, out / f"{variant.trained_as or name}-{seed}", overrides or [])
-    write_text(path, render(out, numbers, overrides or []))
+            run(variant, seed, folder_of(out, name, seed), overrides or [])
+            write_text(path, render(out, numbers, overrides or []))
     print(f"table in {path}")
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    return out / f"{VARIANTS[name].trained_as or name}-{seed}"
 
 
 def run(variant: Variant, seed: int, folder: Path, overrides: list[str]) -> None:
@@ -95,54 +107,71 @@ def run(variant: Variant, seed: int, folder: Path, overrides: list[str]) -> None
         raise UserError(f"{folder}: the run failed; mend it and start again, finished runs are kept")
 
 
+def finished(out: Path, name: str, seeds: list[int]) -> list[int]:
+    """The seeds of which there are replies, so that the table can be read while runs are still to come."""
+    last = f"evaluation/trained-{DATA_SETS[-1]}{VARIANTS[name].suffix}.parquet"
+    return [seed for seed in seeds if (folder_of(out, name, seed) / last).is_file()]
+
+
 def pool(out: Path, name: str, data_set: str, seeds: list[int]) -> Pooled:
-    variant = VARIANTS[name]
     base: list[Prediction] = []
     trained: list[Prediction] = []
     images: list[str] = []
     for seed in seeds:
-        folder = out / f"{variant.trained_as or name}-{seed}" / "evaluation"
-        base += load_predictions(folder / f"base-{data_set}{variant.suffix}.parquet")
-        trained += load_predictions(folder / f"trained-{data_set}{variant.suffix}.parquet")
+        folder, suffix = folder_of(out, name, seed) / "evaluation", VARIANTS[name].suffix
+        base += load_predictions(folder / f"base-{data_set}{suffix}.parquet")
+        trained += load_predictions(folder / f"trained-{data_set}{suffix}.parquet")
         images += [f"{seed}/{p.image_id}" for p in base[len(images) :]]
     return Pooled(base, trained, images)
 
 
 def render(out: Path, seeds: list[int], overrides: list[str]) -> str:
     command = shlex.join(["python", "jobs/ablations.py", "--seeds", ",".join(map(str, seeds)), *overrides])
-    pools = {(name, data): pool(out, name, data, seeds) for name in VARIANTS for data in DATA_SETS}
-    questions = len(pools["rarl", DATA_SETS[0]].base) // len(seeds)
     lines = [
         "# Results on the tiny world",
         "",
         f"`{command}`, {machine()}.",
         "",
-        f"The tiny model on phantoms, {len(seeds)} seeds, greedy answers, {questions} questions per data set "
-        "and seed, pooled. Brackets are 95 % bootstrap intervals over images, which leave out what other seeds would "
-        "have given: see the column of the seeds for that. Reinforcement learning and SFT see `phantoms-seen` only. "
+        f"The tiny model on phantoms, greedy answers, the seeds {', '.join(map(str, seeds))} as far as they are in the "
+        "column of the seeds, questions pooled. Brackets are 95 % bootstrap intervals over images, which leave out "
+        "what other seeds would have given: see that column. Reinforcement learning and SFT see `phantoms-seen` only. "
         "`base →` is the base model asked with the same prompt: SFT and plain RL are asked with `plain`, RARL with "
         "`reason`. `reasoning` is the reward of that name (docs/rewards.md), which an answer alone does not have. "
         "`RARL − this` is accuracy, paired by question.",
     ]
     for data in DATA_SETS:
         lines += ["", f"## {data}", "", f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
-        lines += [row(VARIANTS[name].name, pools[name, data], pools["rarl", data], len(seeds)) for name in VARIANTS]
+        for name in VARIANTS:
+            done = [seed for seed in finished(out, name, seeds) if seed in finished(out, "rarl", seeds)]
+            if done:
+                own, rarl = pool(out, name, data, done), pool(out, "rarl", data, done)
+                lines.append(row(VARIANTS[name].name, own, rarl, done))
     lines += ["", "One override makes each ablation:", ""]
     lines += [f"- {v.name}: `{v.override}`" for v in VARIANTS.values() if v.override]
     return "\n".join(lines) + "\n"
 
 
-def row(name: str, own: Pooled, rarl: Pooled, seeds: int) -> str:
-    """Accuracy base → trained, its change, each seed's, RARL's lead in points, and the reasoning score the same way."""
+def row(name: str, own: Pooled, rarl: Pooled, seeds: list[int]) -> str:
+    """Accuracy base → trained and its change, the reasoning score the same way, both by seed, RARL's lead in points."""
     accuracy = Scores([float(p.correct) for p in own.base], [float(p.correct) for p in own.trained], own.images)
     lead = [float(r.correct) - float(t.correct) for r, t in zip(rarl.trained, own.trained, strict=True)]
-    cells = [*accuracy.cells(), accuracy.by_seed(seeds), points(lead, own.images)]
-    known = [i for i, p in enumerate(own.trained) if p.reasoning is not None and own.base[i].reasoning is not None]
-    if not known:
-        return f"| {name} | {' | '.join([*cells, '–', '–'])} |"
-    before, after = ([float(p[i].reasoning or 0.0) for i in known] for p in (own.base, own.trained))
-    reasoning = Scores(before, after, [own.images[i] for i in known])
-    return f"| {name} | {' | '.join([*cells, *reasoning.cells()])} |"
+    reasoned = [i for i, p in enumerate(own.trained) if p.reasoning is not None and own.base[i].reasoning is not None]
+    before, after = ([float(p[i].reasoning or 0.0) for i in reasoned] for p in (own.base, own.trained))
+    reasoning = Scores(before, after, [own.images[i] for i in reasoned])
+    cells = [*accuracy.cells(), *reasoning.cells()]
+    return f"| {name} | {' | '.join([*cells, by_seed(own, seeds), points(lead, own.images)])} |"
+
+
+def by_seed(own: Pooled, seeds: list[int]) -> str:
+    """Of the trained model. The seeds' questions lie one after another."""
+    size = len(own.trained) // len(seeds)
+    parts = [own.trained[i * size : (i + 1) * size] for i in range(len(seeds))]
+    texts = []
+    for seed, part in zip(seeds, parts, strict=True):
+        known = [p.reasoning for p in part if p.reasoning is not None]
+        reasoning = f" / {100 * mean(known):.1f}" if known else ""
+        texts.append(f"{seed}: {100 * mean(float(p.correct) for p in part):.1f}{reasoning}")
+    return "; ".join(texts)
 
 
 @dataclass(frozen=True)
@@ -154,15 +183,12 @@ class Scores:
     images: list[str]
 
     def cells(self) -> list[str]:
+        if not self.trained:
+            return ["–", "–"]
         low, high = interval95([100 * value for value in self.trained], self.images)
         change = [t - b for b, t in zip(self.base, self.trained, strict=True)]
         whole = f"{100 * mean(self.base):.1f} → {100 * mean(self.trained):.1f} [{low:.1f}, {high:.1f}]"
         return [whole, points(change, self.images)]
-
-    def by_seed(self, seeds: int) -> str:
-        """Of the trained model; the seeds' questions lie one after another."""
-        size = len(self.trained) // seeds
-        return ", ".join(f"{100 * mean(self.trained[i * size : (i + 1) * size]):.1f}" for i in range(seeds))
 
 
 def points(change: list[float], images: list[str]) -> str:

@@ -20,8 +20,8 @@ from rarl.judge.candidate import Candidate
 from rarl.judge.rubric import ITEMS
 
 # Each is done by a real server in front of the real answer: `slow` keeps the client waiting beyond its patience, `500`
-# and `429` say no, `garbage` is no JSON, `hollow` no completion, `bad_verdict` a completion that holds no verdict, `dropped` a connection that
-# ends in the middle of the answer.
+# and `429` say no, `garbage` is no JSON, `hollow` no completion, `bad_verdict` a completion that holds no verdict,
+# `dropped` a connection that ends in the middle of the answer.
 FAULTS = ("slow", "500", "429", "garbage", "hollow", "bad_verdict", "dropped")
 Answer = Callable[[bytes], Awaitable[tuple[int, bytes]]]
 

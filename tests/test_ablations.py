@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,20 +37,30 @@ def test_rows_hold_pooled_means_paired_changes_and_intervals(finished: Path) -> 
     pooled = pool(finished, "rarl", "phantoms-seen", [0, 1])
     assert len(pooled.base) == len(pooled.trained) == len(pooled.images) == 80
     assert len(set(pooled.images)) == 40, "an image of another seed is another image"
-    cells = [cell.strip() for cell in row("RARL", pooled, pooled, 2).strip("|").split("|")]
+    cells = [cell.strip() for cell in row("RARL", pooled, pooled, [0, 1]).strip("|").split("|")]
     assert cells[0] == "RARL"
     assert cells[1].startswith("50.0 → 75.0 [") and cells[2].startswith("+25.0 [")
-    assert cells[3] == "75.0, 75.0"
-    assert cells[4] == "+0.0 [+0.0, +0.0]"
-    assert cells[5] == "20.0 → 60.0 [60.0, 60.0]" and cells[6] == "+40.0 [+40.0, +40.0]"
-    alone = row("alone", pool(finished, "rarl-plain-inference", "phantoms-seen", [0, 1]), pooled, 2)
-    assert alone.endswith("| – | – |")
+    assert cells[3] == "20.0 → 60.0 [60.0, 60.0]" and cells[4] == "+40.0 [+40.0, +40.0]"
+    assert cells[5] == "0: 75.0 / 60.0; 1: 75.0 / 60.0"
+    assert cells[6] == "+0.0 [+0.0, +0.0]"
+    alone = row("alone", pool(finished, "rarl-plain-inference", "phantoms-seen", [0, 1]), pooled, [0, 1])
+    assert "| – | – | 0: 75.0; 1: 75.0 |" in alone
+
+
+def test_a_table_can_be_made_of_the_runs_that_are_there(finished: Path) -> None:
+    shutil.rmtree(finished / "rarl-no-judge-1")
+    shutil.rmtree(finished / "rl-0")
+    shutil.rmtree(finished / "rl-1")
+    text = render(finished, [0, 1, 2], [])
+    assert "| RARL, no judge | 50.0 → 75.0" in text and "| plain RL |" not in text
+    [line] = {line for line in text.splitlines() if line.startswith("| RARL, no judge |")}
+    assert "| 0: 75.0 / 60.0 |" in line
 
 
 def test_the_page_names_command_machine_and_every_variant(finished: Path) -> None:
     text = render(finished, [0, 1], ["train.steps=4"])
     assert "`python jobs/ablations.py --seeds 0,1 train.steps=4`" in text
-    assert "40 questions per data set" in text
+    assert "the seeds 0, 1 as far as they are" in text
     assert "no GPU" in text
     for variant in VARIANTS.values():
         assert text.count(f"| {variant.name} |") == len(DATA_SETS)

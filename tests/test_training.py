@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ import pytest
 import torch
 from ray import cloudpickle
 
-import tests.test_training
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
@@ -225,7 +225,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert errors == "interrupted; the same command continues where this one stopped\n"
 
 
-cloudpickle.register_pickle_by_value(tests.test_training)  # the pools below go to the train worker
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the pools below go to the train worker
 
 
 class StalePool(SamplerPool):
