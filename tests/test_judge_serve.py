@@ -216,13 +216,13 @@ def faulty(request: Any, judge_service: JudgeService, tmp_path: Path) -> Iterato
         faults=("slow", *["500", "bad_verdict", "dropped"] * 3),  # slow ones are as bad, but cost the test its time
         rate=0.3,
         seed=7,
-        slow_seconds=60,
+        slow_seconds=30,
     )
     cache = tmp_path / "application.sqlite"
     with serving(proxy) as address:
         proxy_url = f"{address}/v1"
         args = {"backend": "openai", "url": proxy_url, "model": "tiny", "num_cpus": 0.05, "cache_path": str(cache)}
-        run_judge("faulty", args | {"timeout_seconds": 20, "retries": 5})
+        run_judge("faulty", args | {"timeout_seconds": 12, "retries": 5})
         url = judge_service.judge_url.replace("/judge", "/faulty") if request.param == "url" else "app:faulty"
         try:
             yield Faulty(url, proxy, proxy_url, cache)
@@ -236,10 +236,18 @@ def kill_judge_replica() -> None:
     ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Empty for one that ended in the meantime, as the judge's replica did."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def kill_model_replica() -> None:
     """By signal, its engine and worker processes with it, as when a machine runs out of memory."""
     ours = psutil.Process().children(recursive=True)
-    (replica,) = [one for one in ours if "ServeReplica:llm:LLMServer" in " ".join(one.cmdline())]
+    (replica,) = [one for one in ours if "ServeReplica:llm:LLMServer" in command_of(one)]
     for one in (*replica.children(recursive=True), replica):
         os.kill(one.pid, signal.SIGKILL)
 
