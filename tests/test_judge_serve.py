@@ -209,8 +209,8 @@ class Faulty:
     cache: Path
 
 
-@pytest.fixture(params=["url", "handle"])
-def faulty(request: Any, judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
+@pytest.fixture
+def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
     proxy = FaultyServer(
         forward_to(f"{judge_service.llm_url}/chat/completions"),
         faults=("slow", *["500", "bad_verdict", "dropped"] * 3),  # slow ones are as bad, but cost the test its time
@@ -223,7 +223,7 @@ def faulty(request: Any, judge_service: JudgeService, tmp_path: Path) -> Iterato
         proxy_url = f"{address}/v1"
         args = {"backend": "openai", "url": proxy_url, "model": "tiny", "num_cpus": 0.05, "cache_path": str(cache)}
         run_judge("faulty", args | {"timeout_seconds": 12, "retries": 5})
-        url = judge_service.judge_url.replace("/judge", "/faulty") if request.param == "url" else "app:faulty"
+        url = judge_service.judge_url.replace("/judge", "/faulty")
         try:
             yield Faulty(url, proxy, proxy_url, cache)
         finally:
@@ -253,17 +253,15 @@ def kill_model_replica() -> None:
 
 
 def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) -> None:
-    """200 candidates (60 by handle) through faults; midway the judge's replica is killed, and then the model's too."""
-    by_url = faulty.url.startswith("http")
-    asked = candidates(200 if by_url else 60, faulty.url)
+    """200 candidates through faults; midway the judge's replica is killed, and then the model's too."""
+    asked = candidates(200, faulty.url)
     asking = config(url=faulty.url, concurrency=4, timeout_seconds=240, retries=8)
     with open_judge(asking, tmp_path / "run.sqlite") as judge:
         futures = judge.submit(asked)
         wait_for(lambda: judge.counts().done >= len(asked) // 4)
         kill_judge_replica()
-        if by_url:
-            wait_for(lambda: judge.counts().done >= len(asked) // 2)
-            kill_model_replica()
+        wait_for(lambda: judge.counts().done >= len(asked) // 2)
+        kill_model_replica()
         verdicts = [future.result() for future in futures]
         counts = judge.counts()
     assert_all_accounted_for(asked, verdicts, counts)
