@@ -23,8 +23,8 @@ import typer
 
 from rarl.cli import run_and_explain
 from rarl.errors import UserError
-from rarl.evaluation.evaluate import Prediction, load_predictions
 from rarl.evaluation.intervals import interval95
+from rarl.evaluation.prediction import Prediction, load_predictions
 from rarl.files import write_text
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -24,15 +24,9 @@ from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.evaluate import (
-    Asking,
-    Prediction,
-    difference,
-    load_predictions,
-    predict,
-    save_predictions,
-    summarise,
-)
+from rarl.evaluation.predict import Asking, predict
+from rarl.evaluation.prediction import Prediction, load_predictions, save_predictions
+from rarl.evaluation.summary import difference, summarise
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype, resolve_mismatch_bound

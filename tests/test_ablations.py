@@ -9,7 +9,7 @@ import pytest
 
 from jobs.ablations import DATA_SETS, RECIPES, VARIANTS, pool, render, row
 from rarl.config import load_config
-from rarl.evaluation.evaluate import Prediction, save_predictions
+from rarl.evaluation.prediction import Prediction, save_predictions
 
 
 def prediction(index: int, correct: bool, reasoning: float | None) -> Prediction:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rarl.evaluation.evaluate import Prediction, difference, load_predictions, save_predictions, summarise
 from rarl.evaluation.intervals import interval95
+from rarl.evaluation.prediction import Prediction, load_predictions, save_predictions
+from rarl.evaluation.summary import difference, summarise
 
 
 def prediction(index: int, correct: bool, kind: str = "closed", image: str | None = None) -> Prediction:

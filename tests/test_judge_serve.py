@@ -23,7 +23,8 @@ from ray import serve
 from rarl.config import JudgeConfig
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.errors import UserError
-from rarl.evaluation.evaluate import Asking, predict, summarise
+from rarl.evaluation.predict import Asking, predict
+from rarl.evaluation.summary import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate

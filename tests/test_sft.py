@@ -25,6 +25,7 @@ from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.resources import resolve_adapter
 from rarl.schema import Example, Prompt
+from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.metrics import read_metrics
 from rarl.training.sft import ImitationStats, imitate, packed, require_rationales, target_groups, target_reply
 from rarl.training.state import Learner, Progress
@@ -136,15 +137,14 @@ def test_a_target_that_does_not_fit_is_named(prepared: list[PreparedExample], pr
 
 @pytest.mark.slow
 def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
-    """Two thirds of the recipe's steps are enough to learn what organ it is and whether there is a lesion (where it is,
-    the tiny base does not tell yet, whoever trains it); GRPO then starts from its adapter."""
-    short = ["train.steps=80", "evaluation.max_examples=200"]
+    """A third of the recipe's steps is enough for every question; GRPO then starts from its adapter."""
+    short = ["train.steps=40", "evaluation.max_examples=200"]
     done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short)
     assert done.returncode == 0, done.stderr
     replies = pq.read_table(tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet").to_pylist()
-    for question in ("organ", "lesion"):
+    for question in QUESTIONS:
         right = [row["correct"] for row in replies if row["example_id"].endswith(question)]
-        assert len(right) > 50 and sum(right) / len(right) > 0.9, question
+        assert len(right) > 40 and sum(right) / len(right) > 0.85, question
     summary = json.loads((tmp_path / "sft" / "summary.json").read_text())
     assert summary["trained"]["phantoms-seen"]["reasoning"]["mean"] > 0.7
     rows = read_metrics(tmp_path / "sft" / "metrics.jsonl")
