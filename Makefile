@@ -1,5 +1,5 @@
 # make demo   train the tiny model on phantom radiographs, end to end (SEED=0 OUT=runs/demo-SEED)
-# make test   every test, slow ones included
+# make test   every test, slow ones included; the report's need Chromium, see setup/browser.py
 # make check  formatting, lint, types
 # make clean  remove the environment and caches; runs/ and data/ stay
 
@@ -8,12 +8,12 @@ SEED ?= 0
 OUT ?= runs/demo-$(SEED)
 READY = .venv/rarl-environment-complete
 
-.PHONY: demo test check clean setup
+.PHONY: demo test check clean setup browser
 
 demo: $(READY)
 	.venv/bin/rarl demo --seed $(SEED) --out $(OUT)
 
-test: $(READY)
+test: $(READY) browser
 	.venv/bin/python -m pytest
 
 check: $(READY)
@@ -22,6 +22,9 @@ check: $(READY)
 	.venv/bin/mypy
 
 setup: $(READY)
+
+browser:
+	@$(PYTHON) setup/browser.py
 
 $(READY): pyproject.toml setup/environment.py setup/torchvision_schemas.py
 	$(PYTHON) setup/environment.py

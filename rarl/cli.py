@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 tiny = typer.Typer(help="The tiny world: a real model and phantom radiographs, small enough for a laptop.")
 app.add_typer(tiny, name="tiny", no_args_is_help=True)
+judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
+app.add_typer(judge_commands, name="judge", no_args_is_help=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")]
 
@@ -64,21 +66,55 @@ def sft(config: Path, overrides: Overrides = None) -> None:
 
 
 @app.command(name="eval")
-def evaluate(target: Annotated[Path, typer.Argument(metavar="RUN_OR_CONFIG")], overrides: Overrides = None) -> None:
-    """Measures a run's adapter beside its base, or the base model of a configuration."""
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN|CONFIG|MODEL[+ADAPTER]")],
+    rest: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATASET]... [key=value]...", help="Parquet; else the run's own."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="Families, such as none,reason,structured.")] = "",
+    control: Annotated[str, typer.Option(help="Of blank,shuffled,text: without what is to be seen.")] = "",
+    samples: Annotated[int, typer.Option(min=1, help="Replies per question, for self-consistency.")] = 1,
+    options: Annotated[bool, typer.Option("--options", help="Likelihood of the options, without replies.")] = False,
+    judge: Annotated[str, typer.Option(help="rules, or the URL of a judge; see docs/judge.md.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Where a MODEL's results go.")] = None,
+) -> None:
+    """Measures a run's adapter beside its base, a configuration's base model, or any model."""
+    from rarl.asked import read_target, ways_to_measure
     from rarl.display import Display
-    from rarl.run import evaluate_only
+    from rarl.measurements import evaluate_only
 
     display = Display()
-    if target.is_dir():
-        if not (target / "config.yaml").is_file():
-            raise UserError(f"{target}: holds no config.yaml, so it is not a run directory")
-        made_with = load_config(target / "config.yaml")
-        config = load_config(target / "config.yaml", [*(overrides or []), f"run_dir={target}"])
-    else:
-        made_with = config = load_config(target, overrides)
+    ways = ways_to_measure(prompt, control, samples, options)
+    asked = read_target(target, rest or [], judge, out)
     with interruptible():
-        display.results(evaluate_only(config, made_with, display))
+        for suffix, summary in evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter).items():
+            display.measured(suffix.removeprefix("-"), summary)
+    display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
+
+
+@app.command()
+def compare(config: Path, overrides: Overrides = None) -> None:
+    """Trains what is missing, measures every model on every data set, and makes one table. `out=…` and `seeds=0,1`
+    set the comparison's own keys; other overrides go to every training."""
+    from rarl.compare import compare as compare_models
+    from rarl.display import Display
+    from rarl.evaluation.report import write_report
+
+    display = Display()
+    with interruptible():
+        out = compare_models(config, overrides or [], display.note)
+        report_path = write_report(out)
+    display.note(f"tables {out / 'results.md'}, .csv and .tex; report {report_path}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")]) -> None:
+    """Writes report.html: tables, curves, examples, data and configuration in one file."""
+    from rarl.display import Display
+    from rarl.evaluation.report import write_report
+
+    Display().note(f"report {write_report(folder)}")
 
 
 @app.command()
@@ -93,6 +129,7 @@ def demo(
 
 def train_config(config: Config) -> None:
     from rarl.display import Display
+    from rarl.evaluation.report import write_report
     from rarl.run import train_and_evaluate
     from rarl.training.curve import draw_curve
 
@@ -101,10 +138,11 @@ def train_config(config: Config) -> None:
         summary = train_and_evaluate(config, display)
     run_dir = Path(config.run_dir)
     draw_curve(run_dir / "metrics.jsonl", run_dir / "curve.png")
+    report_path = write_report(run_dir)
     display.results(summary)
     seconds = summary["seconds"]
     display.note(f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
-    display.note(f"adapter {run_dir / 'adapter'}, curve {run_dir / 'curve.png'}, summary {run_dir / 'summary.json'}")
+    display.note(f"adapter {run_dir / 'adapter'}, report {report_path}, summary {run_dir / 'summary.json'}")
 
 
 @app.command()
@@ -141,6 +179,30 @@ def prepare(
     from rarl.display import Display
 
     Display().note(prepare_dataset(source, src, out, split, test_share, seed, tuple(phrases.split(","))))
+
+
+@judge_commands.command()
+def check(
+    rest: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [key=value]...", help="The rules, where nothing is named.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for card.json and card.md: a run's, for its report.")] = None,
+    vl_rewardbench: Annotated[Path | None, typer.Option(help="A file of VL-RewardBench, to be read too.")] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="How often each reply is judged.")] = 2,
+) -> None:
+    """Measures a judge on replies of known truth: its card. Exits with 1 where it is unfit for rewards."""
+    from rarl.asked import read_judge
+    from rarl.display import Display
+    from rarl.evaluation.judge_card_text import render_markdown
+    from rarl.evaluation.judge_check import judge_check
+
+    display = Display()
+    config = read_judge(rest or [])
+    with interruptible():
+        card = judge_check(config, out, vl_rewardbench, repeats, display)
+    display.note(render_markdown(card))
+    if not card.fit:
+        raise typer.Exit(1)
 
 
 @tiny.command()

@@ -92,6 +92,31 @@ class Display:
             add_rows(table, name, base, summary["trained"].get(name), summary["difference"].get(name))
         self.console.print(table)
 
+    def measured(self, way: str, summary: dict[str, Any]) -> None:
+        """One way of measuring: accuracy as in `results`, or what the options' likelihood says."""
+        if way:
+            self.note(f"[{way}]")
+        if "difference" in summary:
+            self.results(summary)
+            for label in ("base", "trained"):
+                for name, one in summary[label].items():
+                    if found := one.get("self_consistency"):
+                        self.note(
+                            f"{label} on {name}: majority of {found['samples']:.0f} samples "
+                            f"{100 * found['accuracy']:.1f} %, agreement {100 * found['agreement']:.1f} %, "
+                            f"the surest half {100 * found['abstention']['0.5']:.1f} %"
+                        )
+            return
+        table = Table(title="by the likelihood of the options", box=box.SIMPLE_HEAD)
+        for column in ("model", "data set", "n", "accuracy in %", "margin in nats", "probability in %"):
+            table.add_column(column, justify="left" if column in ("model", "data set") else "right")
+        for label, sets in summary.items():
+            for name, one in sets.items():
+                margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
+                cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
+                table.add_row(label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"]))
+        self.console.print(table)
+
     def memory(self, plan: MemoryPlan) -> None:
         """A memory plan, part by part."""
         table = Table(title=f"estimated GPU memory in GiB, card of {plan.card:.0f}")

@@ -18,6 +18,7 @@ from rarl.replies.tags import TAG
 from rarl.schema import Example, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
+IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 YES_OR_NO = "Answer yes or no."
 FORM_LINES: dict[ReplyForm, str] = {
@@ -130,6 +131,13 @@ def render(processor: Any, text: str, image: bool) -> str:
     messages = chat_messages(text, image)
     rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return rendered
+
+
+def without_image(prompt: str) -> str:
+    """The same prompt with nothing to look at."""
+    if IMAGE_PLACEHOLDER not in prompt:
+        raise UserError(f"the prompt has no image to leave out: the chat template writes no {IMAGE_PLACEHOLDER}")
+    return prompt.replace(IMAGE_PLACEHOLDER, "")
 
 
 def rederive_text(example: Example, thinking: str) -> str:

@@ -28,19 +28,25 @@ def resolve_model(path: str) -> str:
     return download_model(path)
 
 
+def find_adapter(path: str) -> Path:
+    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is none."""
+    folder = Path(path).expanduser().resolve()
+    for one in (folder / "adapter", folder):
+        if (one / "adapter_model.safetensors").is_file():
+            return one
+    raise UserError(f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter")
+
+
 def resolve_adapter(path: str, lora: LoraConfig) -> Path:
     """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is none, or when it is of
     another shape: PEFT would load what fits and say nothing."""
-    folder = Path(path).expanduser().resolve()
-    found = [one for one in (folder / "adapter", folder) if (one / "adapter_model.safetensors").is_file()]
-    if not found:
-        raise UserError(f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter")
-    held = json.loads((found[0] / "adapter_config.json").read_text())
+    folder = find_adapter(path)
+    held = json.loads((folder / "adapter_config.json").read_text())
     for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
         if held.get(key) != wanted:
             name = {"r": "rank", "lora_alpha": "alpha"}[key]
             raise UserError(f"model.adapter={path}: its {name} is {held.get(key)}; set model.lora.{name} to it")
-    return found[0]
+    return folder
 
 
 def download_model(hub_id: str) -> str:

@@ -75,7 +75,7 @@ def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
     (run / "metrics.jsonl").touch()
     assert_one_line_error(
         rarl("train", DEMO, f"run_dir={run}", "seed=3", "train.steps=7"),
-        "already holds a run with another configuration (train.steps is 80 there, 7 here)",
+        "already holds a run with another configuration (train.steps is 120 there, 7 here)",
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
@@ -86,7 +86,8 @@ def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
 
 
 def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
-    assert_one_line_error(rarl("eval", tmp_path), "holds no config.yaml, so it is not a run directory")
+    done = rarl("eval", tmp_path)
+    assert_one_line_error(done, "holds neither config.yaml (a run directory) nor config.json (a model)")
 
 
 def test_a_plan_needs_neither_gpu_nor_model() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from rarl.evaluation.intervals import interval95
+from rarl.evaluation.intervals import Sample, interval95, intervals95, tail
 from rarl.evaluation.prediction import Prediction, load_predictions, save_predictions
 from rarl.evaluation.summary import difference, summarise
 
@@ -34,17 +35,76 @@ def test_questions_about_one_image_count_as_one() -> None:
     assert interval95(values, [str(i) for i in range(100)]) == alone, "the same input must give the same interval"
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Clusters of unequal size with a shared difficulty."""
+def draw_accuracy(rng: np.random.Generator, images: int, right: float, wrong: float) -> Sample:
+    """1 to 3 questions about each image, which share its difficulty, on average right / (right + wrong)."""
+    sizes = rng.integers(1, 4, images)
+    chance = np.repeat(rng.beta(right, wrong, images), sizes)
+    return (rng.random(len(chance)) < chance).astype(float), np.repeat(np.arange(images), sizes).astype(str).tolist()
+
+
+def draw_difference(rng: np.random.Generator, images: int, won: float, lost: float) -> Sample:
+    """1 to 3 questions about each image; where the image's questions are won more often, fewer are lost."""
+    sizes = rng.integers(1, 4, images)
+    ease = 2.0 * np.repeat(rng.beta(2, 2, images), sizes)
+    luck = rng.random(len(ease))
+    change = np.where(luck < won * ease, 100.0, np.where(luck > 1.0 - lost * (2.0 - ease), -100.0, 0.0))
+    return change, np.repeat(np.arange(images), sizes).astype(str).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [100, 400])
+@pytest.mark.parametrize(
+    ("draw", "one", "other", "truth"),
+    [
+        (draw_accuracy, 6, 4, 0.6),
+        (draw_accuracy, 9, 1, 0.9),
+        (draw_difference, 0.15, 0.08, 7.0),
+        (draw_difference, 0.06, 0.02, 4.0),
+    ],
+)
+def test_the_interval_covers_the_truth_as_often_as_it_says(
+    draw: Any, one: float, other: float, truth: float, images: int
+) -> None:
+    """2,000 simulated data sets, so that the coverage's standard error is 0.5 points. They share the resamples."""
     rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        sizes = rng.integers(1, 4, 120)
-        clusters = np.repeat(np.arange(120), sizes).astype(str).tolist()
-        chance = np.repeat(rng.beta(6, 4, 120), sizes)
-        low, high = interval95((rng.random(len(chance)) < chance).astype(float), clusters)
-        covered += low <= 0.6 <= high
-    assert 180 <= covered <= 199  # 95 % of 200, and four standard deviations
+    intervals = [i for _ in range(8) for i in intervals95([draw(rng, images, one, other) for _ in range(250)])]
+    coverage = np.mean([low <= truth <= high for low, high in intervals])
+    assert 0.93 <= coverage <= 0.97
+
+
+def test_intervals_computed_together_equal_those_alone_and_a_plain_bootstrap() -> None:
+    rng = np.random.default_rng(2)
+    samples = [draw_accuracy(rng, images, 3, 2) for images in (1, 2, 37, 37, 50)]
+    samples.append((samples[2][0], ["one image"] * len(samples[2][1])))
+    together = intervals95(samples)
+    for (values, images), interval in zip(samples, together, strict=True):
+        assert interval == pytest.approx(interval95(values, images), abs=1e-12)
+    assert together[0] == together[0][::-1], "one image tells nothing of others"
+    values, names = np.asarray(samples[4][0]), np.asarray(samples[4][1])
+    groups = [values[names == name] for name in np.unique(names)]
+    means = [np.concatenate([groups[k] for k in rng.integers(50, size=50)]).mean() for _ in range(20_000)]
+    level = stats.norm.cdf(np.sqrt(50 / 49) * stats.t.ppf(0.025, 49))
+    assert together[4] == pytest.approx(tuple(np.quantile(means, [level, 1 - level])), abs=0.008)
+    assert tail(50) == pytest.approx(level) and 0.0247 < tail(2000) < 0.025
+    for wrong in (([], []), ([1.0], ["a", "b"])):
+        with pytest.raises(ValueError, match="have no interval"):
+            intervals95([wrong])
+
+
+def test_breakdowns_and_metrics_of_a_summary() -> None:
+    one = [replace(prediction(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest") for i in range(30)]
+    summary = summarise([*one, replace(prediction(30, True, "open"), organ="chest")])
+    assert {name: part["n"] for name, part in summary["by_modality"].items()} == {"CT": 15, "MR": 15, "unknown": 1}
+    assert "by_organ" not in summary and "judge" not in summary and summary["reasoning"] is None
+    assert summary["by_modality"]["CT"] == {
+        "n": 15,
+        "accuracy": pytest.approx(np.mean([p.correct for p in one[1::2]])),
+        "ci95": pytest.approx(interval95([p.correct for p in one[1::2]], [p.image_id for p in one[1::2]])),
+    }
+    closed = {name: summary["by_type"]["closed"][name] for name in ("n", "ci95")}
+    assert summary["metrics"]["closed"] == closed | {"mean": summary["by_type"]["closed"]["accuracy"]}
+    assert "choice" not in summary["metrics"] and "judge_correctness" not in summary["metrics"]
+    assert summary["metrics"]["completion_tokens"]["mean"] == 5.0
 
 
 def test_summary_by_type_and_paired_difference(tmp_path: Any) -> None:
@@ -55,6 +115,7 @@ def test_summary_by_type_and_paired_difference(tmp_path: Any) -> None:
     assert {kind: part["n"] for kind, part in summary["by_type"].items()} == {"closed": 40, "open": 60}
     change = difference(before, after)
     assert change["points"] == pytest.approx(10.0)
+    assert (change["won"], change["lost"], change["p"]) == (10, 0, pytest.approx(2 * 0.5**10))
     assert 0 < change["ci95"][0] < 10 < change["ci95"][1]
     with pytest.raises(ValueError, match="not of the same questions"):
         difference(before, after[::-1])

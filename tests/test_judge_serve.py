@@ -23,11 +23,13 @@ from ray import serve
 from rarl.config import JudgeConfig
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.errors import UserError
+from rarl.evaluation.judge_measure import measure_judge
 from rarl.evaluation.predict import Asking, predict
 from rarl.evaluation.summary import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate
+from rarl.judge.card_set import load_questions
 from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
 from rarl.judge.messages import judge_messages
@@ -321,6 +323,16 @@ def assert_a_repeated_run_asks_only_for_what_is_missing(
     assert len(faulty.proxy.log) == before
 
 
+def test_a_model_that_cannot_judge_is_unfit(judge_service: JudgeService) -> None:
+    """Its card: verdicts that can be read, and mean nothing."""
+    asked = JudgeConfig(backend="openai", url=judge_service.llm_url, model=judge_service.model)
+    with open_judge(asked, None) as judge:
+        card = measure_judge(judge, load_questions()[:2], name="tiny")
+    assert not card.fit
+    assert {"balanced_accuracy", "explanation_auc"} <= {bar.name for bar in card.missed()}
+    assert card.cost.attempts >= card.cost.verdicts == 80
+
+
 # In a run
 
 
@@ -350,7 +362,8 @@ def test_a_run_is_scored_by_the_judge(
 
     stream = ordered_stream(PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8))
     with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
-        predictions = predict(stream, pool, Asking(48, 256, use_adapter=True), judge, lambda _: None)
+        asking = Asking(48, 256, use_adapter=True)
+        predictions = [p for batch in predict(stream, pool, asking, judge) for p in batch]
         assert judge.counts().scored == len(predictions) == 8
     summary = summarise(predictions)["judge"]
     assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from rarl.data.check import READ_CPUS
+from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
@@ -26,6 +27,7 @@ class PreparerSettings:
     model_path: str
     render: RenderPrompt
     max_pixels: int | None = None
+    blank: bool = False  # grey pictures in place of the data's
 
 
 class Preparer:
@@ -36,10 +38,15 @@ class Preparer:
 
         self.rows = ParquetRows(settings.data_path)
         self.processor = AutoProcessor.from_pretrained(settings.model_path)
-        self.render, self.max_pixels = settings.render, settings.max_pixels
+        self.render, self.max_pixels, self.blank = settings.render, settings.max_pixels, settings.blank
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         examples = self.rows.read(batch["row"].to_pylist())
+        if "image_row" in batch.column_names:
+            others = self.rows.read(batch["image_row"].to_pylist())
+            examples = [replace(e, image=other.image) for e, other in zip(examples, others, strict=True)]
+        if self.blank:
+            examples = [replace(e, image=blank_image(e.image)) for e in examples]
         steps = batch["step"].to_pylist() if "step" in batch.column_names else [None] * len(examples)
         prepared = [
             prepare_example(e, self.processor, self.render, self.max_pixels, step)
@@ -50,7 +57,8 @@ class Preparer:
 
 
 def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Dataset:
-    """Streams the rows named in `blocks` (column `row`) through preparers, keeping their order."""
+    """Streams the rows named in `blocks` (column `row`; `image_row`, where another row's image is to be shown) through
+    preparers, keeping their order."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     return ray.data.from_arrow(blocks).map_batches(
@@ -72,10 +80,13 @@ def training_stream(settings: PreparerSettings, order: StepOrder, start: int, st
     return prepared_stream(settings, blocks)
 
 
-def ordered_stream(settings: PreparerSettings, rows: np.ndarray, block_rows: int = 32) -> Dataset:
-    """The given rows in the given order, for evaluation."""
-    blocks = [pa.table({"row": rows[i : i + block_rows]}) for i in range(0, len(rows), block_rows)]
-    return prepared_stream(settings, blocks)
+def ordered_stream(
+    settings: PreparerSettings, rows: np.ndarray, image_rows: np.ndarray | None = None, block_rows: int = 32
+) -> Dataset:
+    """The given rows in the given order, for evaluation; with the images of `image_rows` where these are given."""
+    columns = {"row": rows} if image_rows is None else {"row": rows, "image_row": image_rows}
+    whole = pa.table(columns)
+    return prepared_stream(settings, [whole.slice(i, block_rows) for i in range(0, len(rows), block_rows)])
 
 
 def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:

@@ -50,10 +50,15 @@ class Prediction:
     organ: str | None = None
     prompt: str = ""
     seconds: float | None = None
+    sample: int = 0  # number of the reply, where several were drawn for a question
 
 
 def grade(
-    prepared: PreparedExample, rollout: Rollout, verdict: Verdict | None, seconds: float | None = None
+    prepared: PreparedExample,
+    rollout: Rollout,
+    verdict: Verdict | None,
+    seconds: float | None = None,
+    sample: int = 0,
 ) -> Prediction:
     example, prompt = prepared.example, prepared.prompt
     reply = parse_reply(rollout.text, prompt.form)
@@ -81,6 +86,7 @@ def grade(
         organ=example.organ,
         prompt=prompt.text,
         seconds=seconds,
+        sample=sample,
     )
 
 
@@ -108,6 +114,7 @@ SCHEMA = pa.schema(
         ("organ", pa.string()),
         ("prompt", pa.string()),
         ("seconds", pa.float64()),
+        ("sample", pa.int64()),
     ]
 )
 

@@ -12,7 +12,7 @@ import ray
 
 from rarl.errors import UserError
 from rarl.rollout.environment import sampler_environment
-from rarl.rollout.sampler import Sampler, SampleRequest, SamplerSettings, SamplingSettings
+from rarl.rollout.sampler import Sampler, SampleRequest, SamplerSettings, SamplingSettings, ScoreRequest
 from rarl.schema import Rollout
 
 SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
@@ -114,6 +114,15 @@ class SamplerPool:
             for index, actor in enumerate(self.actors[:count])
         ]
         return PendingRollouts(streams, len(requests), on_group)
+
+    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
+        """Log-likelihoods (nats) of each request's replies, in the order of the requests. Raises UserError."""
+        count = min(len(self.actors), len(requests))
+        pending = [a.score.remote(requests[i::count], use_adapter) for i, a in enumerate(self.actors[:count])]
+        results: list[list[float]] = [[] for _ in requests]
+        for index, own in enumerate(get_or_explain(pending)):
+            results[index::count] = own
+        return results
 
     def stop(self) -> None:
         for actor in self.actors:

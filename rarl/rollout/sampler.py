@@ -54,6 +54,15 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """One prompt and the replies whose likelihood after it is asked."""
+
+    prompt: str
+    pixels: NDArray[np.uint8] | None
+    replies: list[str]
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """`temperature` 0 is greedy."""
 
@@ -138,8 +147,7 @@ class Sampler:
         inputs: list[Any] = []
         parameters = []
         for request in requests:
-            image = {} if request.pixels is None else {"image": Image.fromarray(request.pixels)}
-            inputs.append({"prompt": request.prompt} | ({"multi_modal_data": image} if image else {}))
+            inputs.append(engine_input(request.prompt, request.pixels))
             parameters.append(
                 SamplingParams(
                     n=sampling.group_size,
@@ -160,6 +168,35 @@ class Sampler:
                 if output.finished:
                     position = positions[output.request_id]
                     yield position, to_rollouts(requests[position].example_id, output, version)
+
+
+    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
+        """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1, nothing banned."""
+        from vllm import SamplingParams
+
+        inputs: list[Any] = []
+        lengths: list[int] = []
+        tokenizer = self.engine.get_tokenizer()
+        for request in requests:
+            for reply in request.replies:
+                inputs.append(engine_input(request.prompt + reply, request.pixels))
+                lengths.append(len(tokenizer(reply, add_special_tokens=False).input_ids))
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        adapter = self.adapter if use_adapter else None
+        outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        sums = iter([tail_logprob(output, length) for output, length in zip(outputs, lengths, strict=True)])
+        return [[next(sums) for _ in request.replies] for request in requests]
+
+
+def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
+    """What vLLM takes: text, and the image where there is one."""
+    return {"prompt": prompt} | ({} if pixels is None else {"multi_modal_data": {"image": Image.fromarray(pixels)}})
+
+
+def tail_logprob(output: Any, length: int) -> float:
+    """Sum over the last `length` tokens of a scored prompt."""
+    tail = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-length:]
+    return float(sum(entry[token].logprob for token, entry in tail))
 
 
 def memory_backed_folder() -> Path | None:

@@ -132,8 +132,8 @@ def tokenizer_corpus(seed: int) -> list[str]:
 def train_vision(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int, progress: Callable[[int], Any]
 ) -> Iterator[float]:
-    """Organ and side of the lesion, read off the mean of the image tokens by a linear layer that is then thrown away: the
-    mean, so that each token tells where the lesion is, which the language model would take long to learn from the
+    """Organ and side of the lesion, read off the mean of the image tokens by a linear layer that is then thrown away:
+    the mean, so that each token tells where the lesion is, which the language model would take long to learn from the
     tokens' places. Yields the loss of every step."""
     lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
     tower = model.model.visual

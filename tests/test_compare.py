@@ -1,0 +1,127 @@
+"""Comparisons: what their file may say, what is left to do, and a whole one that is killed and continued."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rarl.compare import read_plan
+from rarl.config import load_config
+from rarl.errors import UserError
+from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl
+
+CONFIGS = REPOSITORY / "configs" / "compare"
+RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
+SMALL = {
+    "seeds": [0],
+    "models": {
+        "sft": {"title": "SFT", "recipe": str(RECIPES / "sft.yaml")},
+        "rarl": {"title": "RARL", "recipe": str(RECIPES / "rarl.yaml")},
+        "alone": {"title": "RARL, answer alone", "measured_as": "rarl", "prompt": "none"},
+    },
+    "reference": "rarl",
+    "overrides": SHORT,
+}
+
+
+def write(folder: Path, **changes: object) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL | {"out": str(folder / "out")} | changes, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_comparisons_that_ship_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rarl.compare.find_data", lambda key, path: None)  # the user's own data is not here
+    plan = read_plan(path, [])
+    assert len(plan.tasks()) >= 9
+    assert {task.arguments[0] for task in plan.tasks()} <= {"train", "eval"}
+    assert plan.comparison.reference == "rarl"
+
+
+def test_each_ablation_is_one_override() -> None:
+    plan = read_plan(CONFIGS / "ablations.yaml", [])
+    for name, entry in plan.comparison.models.items():
+        if name.startswith("rarl-"):
+            assert len(entry.overrides) + (entry.prompt is not None) == 1
+            plain = load_config(RECIPES / "rarl.yaml", [f"run_dir={plan.folder(name, 0)}", "seed=0"])
+            assert (plan.config(name, 0) != plain) == bool(entry.overrides)
+
+
+def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None:
+    changes = {"data": {"other": str(dataset)}, "data_overrides": ["rollout.max_model_length=512"], "seeds": [3, 4]}
+    plan = read_plan(write(tmp_path, **changes), ["train.steps=5"])
+    titles = [task.title for task in plan.tasks()]
+    assert titles[:3] == ["SFT, seed 3: training", "SFT, seed 3: measuring on other", "SFT, seed 4: training"]
+    assert titles[-1] == "RARL, answer alone, seed 4: measuring on other" and len(titles) == 12
+    training, measuring = plan.tasks()[:2]
+    assert training.arguments[0] == "train" and training.arguments[-3:] == [
+        "train.steps=5",
+        f"run_dir={tmp_path / 'out/sft-3'}",
+        "seed=3",
+    ]
+    assert measuring.arguments == [
+        "eval",
+        str(tmp_path / "out/sft-3"),
+        f'data.eval={{"other": "{dataset}"}}',
+        "rollout.max_model_length=512",
+    ]
+    assert list(plan.data_sets()) == ["phantoms-seen", "phantoms-unseen", "other"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "rral"}, "'rral' is none of sft, rarl, alone"),
+        ({"models": {"a": {"title": "A"}}, "reference": "a"}, "either `recipe` or `measured_as`"),
+        ({"models": {"a b": SMALL["models"]["sft"]}}, "models.a b"),  # type: ignore[index]
+        (
+            {"models": {"a": {"title": "A", "measured_as": "b", "prompt": "none"}}, "reference": "a"},
+            "'b' is not a model",
+        ),
+        ({"sedes": [1]}, "sedes"),
+        ({"data": {"x": "nowhere.parquet"}}, "data.x=nowhere.parquet: no such file"),
+        ({"overrides": ["train.stesp=3"]}, "did you mean 'train.steps'"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_plan(write(tmp_path, **changes), []).data_sets()
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_continues_and_repeats_nothing(tmp_path: Path) -> None:
+    """Killed while the second model trains."""
+    path, out = write(tmp_path), tmp_path / "out"
+    log = (tmp_path / "log").open("w")
+    command = [RARL, "compare", str(path)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log, start_new_session=True
+    )
+    deadline = time.time() + 400
+    while not (out / "rarl-0" / "metrics.jsonl").exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = (out / "sft-0" / "summary.json").stat().st_mtime_ns
+    assert not (out / "rarl-0" / "summary.json").exists()
+
+    done = rarl("compare", path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[1/3]" not in done.stdout and "[2/3] RARL, seed 0: training" in done.stdout and "[3/3]" in done.stdout
+    assert (out / "sft-0" / "summary.json").stat().st_mtime_ns == first
+    table = (out / "results.md").read_text()
+    for title in ("base (plain)", "base (reason)", "SFT", "RARL", "RARL, answer alone"):
+        assert table.count(f"| {title} | 30 |") == 2, title
+    assert (out / "results.csv").is_file() and (out / "results.tex").is_file() and (out / "report.html").is_file()
+
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
+    done = rarl("compare", path)
+    assert done.returncode == 0 and "[" not in done.stdout, done.stdout
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
