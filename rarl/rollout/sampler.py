@@ -169,7 +169,6 @@ class Sampler:
                     position = positions[output.request_id]
                     yield position, to_rollouts(requests[position].example_id, output, version)
 
-
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
         """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1, nothing banned."""
         from vllm import SamplingParams
