@@ -149,7 +149,8 @@
     if (first) first.querySelector("h3").focus();  // the keyboard goes on where the list does
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", update);
+  form.addEventListener("change", (event) => event.target.tagName === "SELECT" && update());
+  field("text").addEventListener("input", update);
   form.addEventListener("reset", () => setTimeout(update));  // the fields are cleared after the event
 
   // Paper has nothing to click: what is folded is opened, and folded again afterwards.
