@@ -138,11 +138,14 @@ def train_config(config: Config) -> None:
         summary = train_and_evaluate(config, display)
     run_dir = Path(config.run_dir)
     draw_curve(run_dir / "metrics.jsonl", run_dir / "curve.png")
-    report_path = write_report(run_dir)
-    display.results(summary)
     seconds = summary["seconds"]
+    if summary["base"]:
+        display.results(summary)
+        display.note(f"report {write_report(run_dir)}")
+    else:
+        display.note("nothing was measured, since data.eval names no data set")
     display.note(f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
-    display.note(f"adapter {run_dir / 'adapter'}, report {report_path}, summary {run_dir / 'summary.json'}")
+    display.note(f"adapter {run_dir / 'adapter'}, summary {run_dir / 'summary.json'}")
 
 
 @app.command()
