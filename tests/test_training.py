@@ -163,7 +163,7 @@ def test_eval_measures_a_run_again(finished: Path) -> None:
     (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
     done = rarl("eval", finished)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "measuring trained on phantoms-seen (30)" in done.stdout
+    assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
     assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
 
 
@@ -172,13 +172,13 @@ def test_eval_may_ask_with_another_prompt_and_keeps_its_answers_apart(finished: 
     done = rarl("eval", finished, "prompts.eval=none")
     assert done.returncode == 0, done.stdout + done.stderr
     new = {path.name for path in (finished / "evaluation").iterdir()} - before
-    assert new == {
+    assert new == {"summary-none.json"} | {
         f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
     }
     rows = pq.read_table(finished / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
     assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)
     other = rarl("eval", finished, "train.steps=5")
-    assert_one_line_error(other, "already holds a run with another configuration (train.steps is 4 there, 5 here)")
+    assert_one_line_error(other, "train.steps=5: the run was made with 4, and a measurement cannot change it")
 
 
 def test_a_killed_run_continues_with_the_metrics_it_would_have_had(finished: Path, tmp_path: Path) -> None:
