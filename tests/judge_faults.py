@@ -47,7 +47,7 @@ class FaultyServer:
     log: list[Exchange] = field(default_factory=list)
     most_at_once: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
-    _active: int = 0
+    _at_work: set[object] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -60,16 +60,17 @@ class FaultyServer:
             return
         self.headers.append({key.decode(): value.decode() for key, value in scope["headers"]})
         body = await read_body(receive)
-        self._active += 1
-        self.most_at_once = max(self.most_at_once, self._active)
-        responding = asyncio.create_task(self.respond(body, self.draw(), send))
+        request = object()
+        self._at_work.add(request)
+        self.most_at_once = max(self.most_at_once, len(self._at_work))
+        responding = asyncio.create_task(self.respond(request, body, self.draw(), send))
         leaving = asyncio.create_task(receive())  # comes back when the client goes away, or has its answer
         await asyncio.wait((responding, leaving), return_when=asyncio.FIRST_COMPLETED)
         for task in (responding, leaving):
             task.cancel()
-        self._active -= 1
+        self._at_work.discard(request)
 
-    async def respond(self, body: bytes, fault: str | None, send: Any) -> None:
+    async def respond(self, request: object, body: bytes, fault: str | None, send: Any) -> None:
         asked = message_of(body)
         if fault in ("500", "429"):
             status, reply = int(fault), b'{"error": {"message": "out of order"}}'
@@ -89,6 +90,7 @@ class FaultyServer:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
         if fault == "429":
             headers.append((b"retry-after", b"0.05"))
+        self._at_work.discard(request)  # before the client has its answer, and asks the next thing
         await send({**start, "headers": headers})
         await send({"type": "http.response.body", "body": reply, "more_body": fault == "dropped"})
         # Where a connection is to be dropped, uvicorn sees an answer shorter than announced, and closes it.
