@@ -15,6 +15,7 @@ from rarl.evaluation.intervals import interval95
 from rarl.evaluation.metrics import METRICS
 from rarl.evaluation.pairs import Paired, compare_pairs_pooled
 from rarl.evaluation.prediction import Prediction, load_predictions
+from rarl.evaluation.seeds import images_of, same_questions
 from rarl.files import write_text
 
 ABOUT = (
@@ -142,8 +143,7 @@ def read_replies(line: Line, data_set: str, label: str, title: str) -> Replies:
 
 
 def make_row(replies: Replies, columns: Sequence[Column], leader: Replies | None) -> Row:
-    shared = same_questions(list(replies.by_seed.values()))
-    images = [p.image_id if shared else f"{seed}/{p.image_id}" for seed, ps in replies.by_seed.items() for p in ps]
+    images = images_of(replies.by_seed)
     cells = [make_cell(column, replies.all, images) for column in columns]
     return Row(replies.title, len(replies.all), cells, describe_seeds(replies), lead_over(replies, leader))
 
@@ -159,12 +159,6 @@ def make_cell(column: Column, predictions: Sequence[Prediction], images: Sequenc
     values, clusters = zip(*known, strict=True)
     low, high = interval95(values, clusters)
     return Cell(sum(values) / len(values), low, high)
-
-
-def same_questions(seeds: Sequence[list[Prediction]]) -> bool:
-    """Do all seeds measure on the same questions, or does each draw its own?"""
-    asked = [[(p.example_id, p.question, p.reference) for p in predictions] for predictions in seeds]
-    return all(one == asked[0] for one in asked)
 
 
 def lead_over(replies: Replies, leader: Replies | None) -> Paired | None:

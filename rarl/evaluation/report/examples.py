@@ -16,8 +16,8 @@ from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.prediction import Prediction
 from rarl.evaluation.report.gather import Report
-from rarl.evaluation.report.tables import question_of
 from rarl.evaluation.report.thumbnails import byte_limit, read_images, thumbnail
+from rarl.evaluation.seeds import question_of
 from rarl.schema import Example
 
 MOST_EXAMPLES = 500

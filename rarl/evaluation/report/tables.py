@@ -10,6 +10,7 @@ from typing import TypeVar
 from rarl.evaluation.intervals import intervals95
 from rarl.evaluation.prediction import Prediction
 from rarl.evaluation.report.gather import Model, Report
+from rarl.evaluation.seeds import asked, images_of
 
 BySeed = dict[int, list[Prediction]]
 Value = Callable[[Prediction], float | None]
@@ -138,7 +139,7 @@ def of_type(kind: str) -> Value:
 def values_of(replies: BySeed, value: Value) -> Sample:
     """Of all seeds' questions that have the value."""
     everything = [p for _, one in sorted(replies.items()) for p in one]
-    known = zip(map(value, everything), images_of(replies), strict=True)
+    known = zip(map(value, everything), images_of(dict(sorted(replies.items()))), strict=True)
     return [(number, image) for number, image in known if number is not None]
 
 
@@ -153,22 +154,6 @@ def differences(before: BySeed, after: BySeed, value: Value) -> Sample:
         if was is not None and now is not None:
             known.append((now - was, image))
     return known
-
-
-def images_of(replies: BySeed) -> list[str]:
-    """The unit of the bootstrap, for each reply in the order of the seeds. Where the seeds were asked different
-    questions, each has made its own data: equal ids are then other images."""
-    questions = [asked(one) for one in replies.values()]
-    shared = all(one == questions[0] for one in questions)
-    return [p.image_id if shared else f"{seed}/{p.image_id}" for seed, one in sorted(replies.items()) for p in one]
-
-
-def asked(replies: list[Prediction]) -> list[tuple[str, str, str]]:
-    return [question_of(p) for p in replies]
-
-
-def question_of(prediction: Prediction) -> tuple[str, str, str]:
-    return prediction.example_id, prediction.question, prediction.reference
 
 
 def measure(samples: Mapping[Key, Sample]) -> dict[Key, Measure | None]:
