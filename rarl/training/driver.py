@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, training_stream
@@ -17,6 +18,19 @@ from rarl.training.worker import LoopOutcome, train_worker
 
 TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to
 POLL_SECONDS = 0.5
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer without its placement group cleaner.
+
+    The cleaner asks the dashboard whether the controller lives; where there is none, stopping it takes its whole time
+    limit, 12 s at the end of each run. It is there for controllers that outlive their driver. Ours does not, and Ray
+    removes a placement group together with the actor that made it.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def run_training(
@@ -29,7 +43,7 @@ def run_training(
     config = inputs.config
     gpu = 1 - config.rollout.gpu_memory_share if inputs.device == "cuda" else 0
     resources = {"CPU": TRAIN_CPUS} | ({"GPU": gpu} if gpu else {})
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(gpu), resources_per_worker=resources),
