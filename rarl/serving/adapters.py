@@ -90,7 +90,9 @@ class AdapterFolder:
 
 def no_such(name: str) -> Refusal:
     shown = f"'{name}'" if NAME.fullmatch(name) else "of this name"
-    return Refusal(404, "model_not_found", f"there is no model {shown}; GET /v1/models lists those that there are", "model")
+    return Refusal(
+        404, "model_not_found", f"there is no model {shown}; GET /v1/models lists those that there are", "model"
+    )
 
 
 def peft_folder(entry: Path) -> Path | None:

@@ -202,4 +202,6 @@ def renamed(item: dict[str, Any], model: Model) -> dict[str, Any]:
 def renamed_line(line: str, model: Model) -> str:
     """The same in a stream's event. Within a JSON text every quote is escaped, so these can only be the keys."""
     given = '"model":' + json.dumps(model.version)
-    return ENGINES_OWN.sub("", line).replace(given, f'"model":{json.dumps(model.name)},"system_fingerprint":{json.dumps(model.version)}', 1)
+    return ENGINES_OWN.sub("", line).replace(
+        given, f'"model":{json.dumps(model.name)},"system_fingerprint":{json.dumps(model.version)}', 1
+    )

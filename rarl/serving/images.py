@@ -101,7 +101,9 @@ def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
     from pydicom import dcmread
 
     if DEFLATED_DICOM in data:
-        raise bad_image("DICOM that is deflated as a whole is not accepted; save it with another transfer syntax", param)
+        raise bad_image(
+            "DICOM that is deflated as a whole is not accepted; save it with another transfer syntax", param
+        )
     head = dcmread(io.BytesIO(data), stop_before_pixels=True)
     if "Rows" not in head or "Columns" not in head:
         raise bad_image("this DICOM file holds no image", param)
@@ -109,7 +111,9 @@ def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
     try:
         return render(data).convert("RGB")
     except (UserError, ValueError):
-        raise bad_image("this DICOM image cannot be shown; its transfer syntax may need another decoder", param) from None
+        raise bad_image(
+            "this DICOM image cannot be shown; its transfer syntax may need another decoder", param
+        ) from None
 
 
 def require_area(width: int, height: int, limits: Limits, param: str) -> None:

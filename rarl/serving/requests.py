@@ -81,7 +81,11 @@ class ChatRequest(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Annotated[str, Field(max_length=100)] | Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[str, Field(max_length=100)]
+        | Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=4)]
+        | None
+    ) = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     response_format: ResponseFormat | None = None
@@ -102,7 +106,9 @@ class AnswerRequest(Strict):
     image: str  # a data: URL, or base64 alone
     question: Annotated[str, Field(min_length=1, max_length=2000)]
     # With two options that say yes and no the question is a closed one, and asked as training asks those.
-    options: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=26)] | None = None
+    options: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=26)] | None
+    ) = None
     adapter: Annotated[str, Field(max_length=200)] | None = None  # or the base model's name; None: the server's default
     samples: Annotated[int, Field(ge=1)] | None = None
     reference: Annotated[str, Field(min_length=1, max_length=2000)] | None = None  # has the judge compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -120,6 +121,7 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
         from rarl.serving.app import build_inference
         from rarl.serving.page.app import build_page
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="HeadOnly", http_options={"host": address.host, "port": address.port})
         inference = build_inference(config.model_dump())
         say(f"starting the engine for {config.model}; this takes a minute or more")
@@ -128,7 +130,9 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
             serve.run(build_page({"num_cpus": 0.05}), name="page", route_prefix="/")
             serve.run(inference, name="inference", route_prefix="/v1")
         except RuntimeError as error:  # "Deploying application inference failed: …"
-            raise UserError(f"the service did not start: {last_line(str(error))}; see /tmp/ray/session_latest") from None
+            raise UserError(
+                f"the service did not start: {last_line(str(error))}; see /tmp/ray/session_latest"
+            ) from None
         say(f"page {address.url}")
         say(f"OpenAI-compatible {address.url}/v1, adapter {config.default}; Ctrl-C ends it")
         stop.wait()
@@ -167,8 +171,6 @@ def stopping() -> Iterator[threading.Event]:
 @contextmanager
 def local_ray() -> Iterator[None]:
     """A cluster of this process's own."""
-    import logging
-
     import ray
 
     try:

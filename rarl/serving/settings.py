@@ -42,8 +42,10 @@ class ServiceConfig(Section):
     api_key_file: str | None = None  # instead of the variable
     open_without_key: bool = False  # to say that anybody who reaches this address may ask
     limits: Limits = Limits()
-    llm: dict[str, Any] = {}  # keys of ray.serve.llm's LLMConfig: hardware, replicas, vLLM's own arguments
-    deployment: dict[str, Any] = {}  # options of the ingress deployment
+    llm: dict[str, Any] = Field(
+        default_factory=dict
+    )  # keys of ray.serve.llm's LLMConfig: hardware, replicas, vLLM's own arguments
+    deployment: dict[str, Any] = Field(default_factory=dict)  # options of the ingress deployment
 
     @model_validator(mode="after")
     def consistent(self) -> ServiceConfig:

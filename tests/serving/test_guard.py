@@ -57,9 +57,7 @@ def test_what_is_allowed_does_reach_the_engine(model_path: str, examples: list[E
 
     async def send() -> httpx.Response:
         async with client(api(model_path)) as http:
-            return await http.post(
-                "/answer", json=answer_body(examples[0]), headers={"Authorization": f"Bearer {KEY}"}
-            )
+            return await http.post("/answer", json=answer_body(examples[0]), headers={"Authorization": f"Bearer {KEY}"})
 
     response = asyncio.run(send())
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
@@ -162,7 +160,9 @@ def test_an_address_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatc
     for host in ("127.0.0.1", "127.8.0.1", "::1", "localhost"):
         require_key_for(host, None, config)
     for host in ("0.0.0.0", "::", "192.168.1.7", "10.0.0.1", "example.org", "127.0.0.1.example.org"):
-        with pytest.raises(UserError, match=f"{host}: other machines reach this address.*RARL_API_KEY.*open_without_key"):
+        with pytest.raises(
+            UserError, match=f"{host}: other machines reach this address.*RARL_API_KEY.*open_without_key"
+        ):
             require_key_for(host, read_api_key(config), config)
         require_key_for(host, ApiKey("k" * SHORTEST), config)
         require_key_for(host, None, config.model_copy(update={"open_without_key": True}))
@@ -214,5 +214,3 @@ def test_figures_of_several_nodes_are_one_text() -> None:
     merged = merge([node("a"), node("b")]).splitlines()
     assert merged[:2] == node("a").splitlines()[:2]
     assert merged[2:] == ['ray_rarl_requests_total{node="a"} 1', 'ray_rarl_requests_total{node="b"} 1']
-
-

@@ -78,7 +78,7 @@ def test_clients_that_leave_cost_nothing(service: Service, examples: list[Exampl
     assert_serves(service, examples)
     deadline = time.monotonic() + 30
     with service.http() as http:
-        while 'ray_rarl_requests_at_work' not in http.get("/metrics").text:
+        while "ray_rarl_requests_at_work" not in http.get("/metrics").text:
             assert time.monotonic() < deadline
             time.sleep(1)
 

@@ -1,5 +1,5 @@
-"""The page as a Ray Serve application: `rarl.serving.page.app:build_page`. It serves files; all else the browser asks of
-`/v1`, with the visitor's own key."""
+"""The page as a Ray Serve application: `rarl.serving.page.app:build_page`. It serves files; all else the browser asks
+of `/v1`, with the visitor's own key."""
 
 from __future__ import annotations
 
