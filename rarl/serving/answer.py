@@ -64,7 +64,8 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     model = engines.model(request.adapter)
     question = pose(request, model)
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
-    replies, usage, fingerprint = [""] * samples, {}, model.version
+    replies, fingerprint = [""] * samples, model.version
+    usage: dict[str, int] = {}
     async for line in lines_of(engines.ask(model, body_of(question, url, samples, request, config.limits))):
         fingerprint = line.get("system_fingerprint") or fingerprint
         usage = line.get("usage") or usage

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -47,12 +48,21 @@ class LocalAdapters:
 class EngineServer(LLMServer):
     """One vLLM engine per replica."""
 
-    async def __init__(self, llm_config: LLMConfig, adapters: str | None = None, **kwargs: Any) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, llm_config: LLMConfig, adapters: str | None = None, **kwargs: Any
+    ) -> None:
+        self._resolving = asyncio.Lock()
         if adapters is not None:
             kwargs["model_downloader"] = partial(LocalAdapters, adapters)
         # vLLM logs what it cannot process, and that may hold a question.
         logging.getLogger("vllm.entrypoints").setLevel(logging.CRITICAL)
         await super().__init__(llm_config, **kwargs)
+
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """One at a time: of two requests that bring a new adapter together, Ray's own would fail the second with
+        "already been loaded"."""
+        async with self._resolving:
+            await super()._maybe_resolve_lora_from_multiplex()
 
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
         """See above. `body["model"]` is the base's name, or an adapter's version, which is then also the request's

@@ -53,7 +53,8 @@ def is_loopback(host: str) -> bool:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         return host == "localhost"
-    return address.is_loopback or bool(getattr(address, "ipv4_mapped", None) and address.ipv4_mapped.is_loopback)
+    mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:127.0.0.1
+    return address.is_loopback or (mapped is not None and bool(mapped.is_loopback))
 
 
 def require_key_for(host: str, key: ApiKey | None, config: ServiceConfig) -> None:

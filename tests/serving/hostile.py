@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 MARKER = "Xq7-a-patients-secret"  # must be in no log
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -76,7 +76,7 @@ def text_bomb() -> bytes:
 def dicom(rows: int = 8, columns: int = 8, deflated: bool = False, pixels: bool = True) -> bytes:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.PatientName = MARKER
@@ -172,6 +172,7 @@ def bodies() -> Iterator[Hostile]:
 
 
 def parameters() -> Iterator[Hostile]:
+    keys: dict[str, Any]
     for keys in (
         {"max_tokens": 10**9},
         {"max_tokens": -1},
@@ -205,7 +206,7 @@ def parameters() -> Iterator[Hostile]:
             }
         },
     ):
-        yield Hostile(f"parameter {next(iter(keys.values()))!s:.30}", (400,), CHAT, chat(MARKER, **keys))
+        yield Hostile(f"parameter {str(keys)[-40:]}", (400,), CHAT, chat(MARKER, **keys))
     good = encoded(picture())
     yield Hostile("a thousand samples", (400,), ANSWER, answer(good, samples=1000))
     yield Hostile("a thousand options", (400,), ANSWER, answer(good, options=["a"] * 1000))
@@ -240,7 +241,7 @@ def callers() -> Iterator[Hostile]:
         "a key without scheme": "a-key-for-the-tests-0123456789",
         "the key's beginning": "Bearer a-key-for-the-tests",
         "basic": "Basic YWxhZGRpbjpvcGVuc2VzYW1l",
-        "an empty key": "Bearer ",
+        "a scheme without key": "Bearer",
         "a key of 7,000 characters": "Bearer " + "x" * 7000,
     }.items():
         yield Hostile(name, (401,), CHAT, body, {**JSON_TYPE, "Authorization": value}, with_key=False)

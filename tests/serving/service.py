@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import openai
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from rarl.config import dump_config, load_config

@@ -105,7 +105,7 @@ def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> No
 
     writer = threading.Thread(target=replace)
     writer.start()
-    versions = set()
+    versions: set[str] = set()
     try:
         while len(versions) < 50:
             try:
