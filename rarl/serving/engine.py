@@ -115,6 +115,7 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
     tree = {**config.llm, "engine_kwargs": engine}
     if config.adapters is not None:
         engine |= {"enable_lora": True, "max_lora_rank": max_lora_rank(config)}
+        engine["worker_extension_cls"] = "rarl.serving.cpu_lora.WorkerExtension"
         tree["lora_config"] = {"max_num_adapters_per_replica": LOADED_ADAPTERS}
     tree["model_loading_config"] = {"model_id": config.name, "model_source": model_path}
     try:

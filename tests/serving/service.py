@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -76,9 +77,11 @@ def write_adapter(folder: Path, model_path: str, seed: int, strength: float = ST
         torch.nn.init.normal_(parameter, std=strength)
     partial = folder.with_name(f".{folder.name}.{seed}")
     save_adapter(policy, partial)
+    before = folder.with_name(f".{folder.name}.before")
     if folder.exists():
-        folder.rename(folder.with_name(f".{folder.name}.before-{seed}"))
+        folder.rename(before)
     partial.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager

@@ -109,8 +109,8 @@ def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> No
     try:
         while len(versions) < 50:
             try:
-                version = folder.find("one").version
-                copy = Snapshots(str(tmp_path)).take(version)
+                version, copies = folder.find("one").version, Snapshots(str(tmp_path))
+                copy = copies.take(version)
             except (Refusal, UserError):
                 continue
             assert (copy / CONFIG).read_text() == f'{{"r": {(copy / WEIGHTS).read_text()}}}'

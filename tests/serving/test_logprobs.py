@@ -4,6 +4,7 @@ published while requests are in flight."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,9 +110,8 @@ def test_a_question_is_asked_in_the_words_of_training(examples: list[Example], p
     assert kinds == {"choice", "closed"}
 
 
-def steadily(ask: Callable[[int], Any], threads: int, until: threading.Event) -> list[Any]:
-    """Replies of that many clients that ask one question after the other."""
-    replies: list[Any] = []
+def steadily(ask: Callable[[int], Any], threads: int, until: threading.Event, replies: list[Any]) -> None:
+    """That many clients ask one question after the other; `replies` grows."""
 
     def client(number: int) -> None:
         turn = 0
@@ -122,16 +122,13 @@ def steadily(ask: Callable[[int], Any], threads: int, until: threading.Event) ->
     with ThreadPoolExecutor(threads) as pool:
         for future in [pool.submit(client, number) for number in range(threads)]:
             future.result()
-    return replies
 
 
-def publish_versions(folder: Path, model_path: str, seeds: list[int], published: list[Path], pause: Any) -> None:
-    """One after the other under the same name; a copy of each is kept for the comparison."""
-    for seed in seeds:
-        write_adapter(published[0].parent / f"copy-{seed}", model_path, seed, strength=0.05)
-        published.append(published[0].parent / f"copy-{seed}")
-        write_adapter(folder / "adapter", model_path, seed, strength=0.05)
-        pause.wait(4)
+def wait_for_versions(replies: list[Any], count: int) -> None:
+    deadline = time.monotonic() + 90
+    while len({reply["system_fingerprint"] for reply in list(replies)}) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_adapters_published_under_way_never_mix(
@@ -145,17 +142,23 @@ def test_adapters_published_under_way_never_mix(
     live = service.adapters / "live"
     write_adapter(write_run(live, model_path, 10, strength=0.05) / "adapter", model_path, 10, strength=0.05)
     published, stop = [tmp_path / "copy-10"], threading.Event()
+    replies: list[Any] = []
 
     with service.http() as http, ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(steadily, lambda seed: sampled(http, "live", example, text, seed), 3, stop)
+        asking = pool.submit(steadily, lambda seed: sampled(http, "live", example, text, seed), 3, stop, replies)
         try:
-            publish_versions(live, model_path, [11, 12, 13], published, threading.Event())
+            for seed in (11, 12, 13):
+                wait_for_versions(replies, len(published))
+                write_adapter(tmp_path / f"copy-{seed}", model_path, seed, strength=0.05)
+                published.append(tmp_path / f"copy-{seed}")
+                write_adapter(live / "adapter", model_path, seed, strength=0.05)
+            wait_for_versions(replies, len(published))
             write_run(service.adapters / "newcomer", model_path, 14)
             assert sampled(http, "newcomer", example, text, 1)["model"] == "newcomer"
             assert "newcomer" in [one["id"] for one in http.get("/models").json()["data"]]
         finally:
             stop.set()
-        replies = asking.result()
+        asking.result()
 
     by_version: dict[str, list[Any]] = {}
     for reply in replies:
