@@ -19,13 +19,13 @@ from rarl.errors import UserError
 from rarl.prompts import read_families
 from rarl.resources import resolve_model
 from rarl.serving.key import read_api_key, require_key_for
-from rarl.serving.settings import ServiceConfig, read_settings
+from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
 
 DEPLOYMENT: dict[str, Any] = {
     "num_replicas": 1,
     # Far above `limits.concurrent`: it is our guard that says 429, in time, and not Serve's queue.
     "max_ongoing_requests": 2000,
-    "graceful_shutdown_timeout_s": 130.0,  # requests in flight are answered before a replica goes
+    "graceful_shutdown_timeout_s": DRAIN_SECONDS,  # requests in flight are answered before a replica goes
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }

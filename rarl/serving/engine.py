@@ -21,7 +21,7 @@ from ray.serve.llm.deployment import LLMServer
 
 from rarl.errors import UserError
 from rarl.serving.adapters import Snapshots
-from rarl.serving.settings import ServiceConfig
+from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig
 
 LOADED_ADAPTERS = 16  # that a replica remembers; vLLM holds as many in memory as max_loras and max_cpu_loras say
 
@@ -112,7 +112,8 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
         # Without it vLLM samples with the temperature and penalties of the model's generation_config.json.
         "generation_config": "vllm",
     }
-    tree = {**config.llm, "engine_kwargs": engine}
+    deployment = {"graceful_shutdown_timeout_s": DRAIN_SECONDS, **config.llm.get("deployment_config", {})}
+    tree = {**config.llm, "engine_kwargs": engine, "deployment_config": deployment}
     if config.adapters is not None:
         engine |= {"enable_lora": True, "max_lora_rank": max_lora_rank(config)}
         engine["worker_extension_cls"] = "rarl.serving.cpu_lora.WorkerExtension"

@@ -114,7 +114,7 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
     answered. Raises UserError."""
     require_key_for(address.host, read_api_key(config), config)
     require_free(address)
-    with stopping() as stop, local_ray():
+    with local_ray():
         from ray import serve
 
         from rarl.judge.app import build as build_judge
@@ -133,12 +133,14 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
             raise UserError(
                 f"the service did not start: {last_line(str(error))}; see /tmp/ray/session_latest"
             ) from None
-        say(f"page {address.url}")
-        say(f"OpenAI-compatible {address.url}/v1, adapter {config.default}; Ctrl-C ends it")
-        stop.wait()
-        say("answering what is in flight, then stopping")
-        serve.delete("inference")  # first alone: its replicas finish what they have while the proxy still stands
-        serve.shutdown()
+        with stopping() as stop:  # only now, since Ray has handlers of its own until it is up
+            say(f"page {address.url}")
+            say(f"OpenAI-compatible {address.url}/v1, adapter {config.default}; Ctrl-C ends it")
+            stop.wait()
+            say("answering what is in flight, then stopping")
+            # First alone: its replicas finish what they have while the HTTP server still stands.
+            serve.delete("inference")
+            serve.shutdown()
 
 
 def require_free(address: Address) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from rarl.config import Positive, Section, describe
 from rarl.errors import UserError
 
+DRAIN_SECONDS = 130.0  # that a replica which is to go has for the requests in flight: a little more than one may take
 Seconds = Annotated[float, Field(gt=0)]
 
 

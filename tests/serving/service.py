@@ -109,7 +109,7 @@ def serving(run: Path, log: Path, *overrides: str, key: str = KEY) -> Iterator[S
 
 def wait_until_ready(service: Service, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not is_ready(service):
+    while not (is_ready(service) and "Ctrl-C ends it" in log.read_text()):
         assert service.process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(1)

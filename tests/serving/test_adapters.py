@@ -102,12 +102,13 @@ def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> No
                 (tmp_path / "one").rename(tmp_path / f".old-{number}")
             made.rename(tmp_path / "one")
             number += 1
+            stop.wait(0.01)
 
     writer = threading.Thread(target=replace)
     writer.start()
     versions: set[str] = set()
     try:
-        while len(versions) < 50:
+        while len(versions) < 20:
             try:
                 version, copies = folder.find("one").version, Snapshots(str(tmp_path))
                 copy = copies.take(version)
