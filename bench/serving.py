@@ -107,9 +107,22 @@ def answers(url: str) -> bool:
 
 
 def plain_command(model: str, adapters: Path, port: int, engine: dict[str, Any]) -> list[str]:
-    """`vllm serve` with the engine arguments of serve_config.yaml."""
+    """What `vllm serve` starts, with the engine arguments of serve_config.yaml. The command itself looks for a package
+    of the name vllm, which the CPU build does not have."""
     limits = '{"image": 1, "video": 0}'
-    command = [str(BIN / "vllm"), "serve", model, "--port", str(port), "--host", "127.0.0.1", "--api-key", KEY]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+        "--api-key",
+        KEY,
+    ]
     command += ["--served-model-name", "tiny", "--generation-config", "vllm", "--limit-mm-per-prompt", limits]
     command += ["--enable-lora", "--lora-modules", *(f"{name}={adapters / name}" for name in ("first", "second"))]
     for key, value in engine.items():

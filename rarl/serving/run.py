@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rarl.hardware import Device, resolve_device, resolve_dtype
 from rarl.resources import find_adapter
 from rarl.serving.adapters import NAME
 from rarl.serving.key import read_api_key, require_key_for
-from rarl.serving.settings import ServiceConfig, read_settings
+from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
 
 RANKS = (16, 32, 64, 128, 256)  # maxima that vLLM accepts and that are worth their memory
 # A CPU: what the tiny model needs, on two cores.
@@ -138,9 +139,19 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
             say(f"OpenAI-compatible {address.url}/v1, adapter {config.default}; Ctrl-C ends it")
             stop.wait()
             say("answering what is in flight, then stopping")
-            # First alone: its replicas finish what they have while the HTTP server still stands.
-            serve.delete("inference")
+            drain("inference")
             serve.shutdown()
+
+
+def drain(application: str) -> None:
+    """Takes it away while the HTTP server still stands, so that its replicas finish what they have."""
+    from ray import serve
+
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(TimeoutError):  # Ray waits a minute of its own
+            serve.delete(application)
+            return
 
 
 def require_free(address: Address) -> None:
@@ -175,16 +186,20 @@ def local_ray() -> Iterator[None]:
     """A cluster of this process's own."""
     import ray
 
-    try:
-        ray.init(
-            "local",
-            num_cpus=max(2, os.cpu_count() or 2),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:  # Ray raises plain exceptions here, a time-out on a busy machine among them
-        raise UserError(f"Ray did not start: {str(error).splitlines()[0]}; try again") from None
+    for attempts_left in (1, 0):  # a busy machine may miss Ray's own limit of 30 s once
+        try:
+            ray.init(
+                "local",
+                num_cpus=max(2, os.cpu_count() or 2),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            break
+        except Exception as error:  # Ray raises plain exceptions here
+            ray.shutdown()
+            if not attempts_left:
+                raise UserError(f"Ray did not start: {str(error).splitlines()[0]}; try again") from None
     try:
         yield
     finally:
