@@ -20,7 +20,8 @@ def client(service: Service) -> openai.OpenAI:
 
 
 def test_the_models_are_the_base_and_the_runs(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["base", "first", "second"]
+    listed = [model.id for model in client.models.list()]
+    assert listed[0] == "base" and {"first", "second"} <= set(listed)  # other tests publish more
     assert client.models.retrieve("second").id == "second"
     with pytest.raises(openai.NotFoundError, match="there is no model 'third'"):
         client.models.retrieve("third")
