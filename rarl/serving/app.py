@@ -81,7 +81,10 @@ def find_model(model: str) -> str:
 
 def served_host() -> str | None:
     """The address that this cluster's Serve listens on; None where Serve is not running yet."""
+    import ray
     from ray.serve.context import _get_global_client
 
+    if not ray.is_initialized():  # the call below would start a cluster
+        return None
     client = _get_global_client(raise_if_no_controller_running=False)
     return str(client.http_config.host) if client is not None else None
