@@ -149,6 +149,22 @@ def train_config(config: Config) -> None:
 
 
 @app.command()
+def serve(
+    run: Annotated[Path, typer.Argument(help="A finished run directory. Those beside it are served too.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value of rarl/serving/settings.py, such as limits.concurrent=16")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Others than this machine's own need RARL_API_KEY.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See docs/serving.md."""
+    from rarl.display import Display
+    from rarl.serving.run import Address, serve_until_stopped, serving_of
+
+    serve_until_stopped(serving_of(run, overrides or []), Address(host, port), Display().note)
+
+
+@app.command()
 def plan(
     config: Path,
     overrides: Overrides = None,

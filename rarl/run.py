@@ -22,7 +22,7 @@ from rarl.prompts import training_prompts
 from rarl.rollout.sampler import banned_token_ids
 from rarl.session import Session, Setup, open_session, resolve
 from rarl.training.driver import run_training
-from rarl.training.learner import LoopInputs
+from rarl.training.inputs import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.sft import require_rationales
 

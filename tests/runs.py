@@ -18,7 +18,7 @@ from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import banned_token_ids
 from rarl.training.driver import run_training
-from rarl.training.learner import LoopInputs
+from rarl.training.inputs import LoopInputs
 from rarl.training.run_dir import RunDir, open_run_dir
 from rarl.training.worker import LoopOutcome
 

@@ -13,7 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings, training_stream
 from rarl.errors import UserError
-from rarl.training.learner import LoopInputs
+from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
 TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -15,26 +13,9 @@ from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.self_check import Chosen, choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.hardware import Device, Dtype
-from rarl.rollout.pool import SamplerPool
 from rarl.training.checkpoint import restore_checkpoint
-from rarl.training.run_dir import RunDir
+from rarl.training.inputs import LoopInputs
 from rarl.training.state import Learner
-
-
-@dataclass(frozen=True)
-class LoopInputs:
-    """Everything the driver resolved and started for the worker."""
-
-    config: Config
-    run_dir: RunDir
-    model_path: str
-    start_adapter: Path | None
-    device: Device
-    dtype: Dtype
-    mismatch_bound: float
-    banned_token_ids: list[int]
-    pool: SamplerPool
 
 
 def start_learner(inputs: LoopInputs) -> Learner:

@@ -27,7 +27,8 @@ from rarl.rewards.total import ScoredReply
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score
 from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
-from rarl.training.learner import LoopInputs, self_check, start_learner
+from rarl.training.inputs import LoopInputs
+from rarl.training.learner import self_check, start_learner
 from rarl.training.metrics import MetricsLog
 from rarl.training.rollouts import RolloutStream, SampledBatch
 from rarl.training.samples import write_samples

@@ -18,7 +18,7 @@ from rarl.rewards.registry import Reward, find_rewards
 from rarl.rewards.total import ScoredReply, score_groups
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score, Verdict
-from rarl.training.learner import LoopInputs
+from rarl.training.inputs import LoopInputs
 from rarl.training.rederive import PendingRederivation, rederive
 from rarl.training.rollouts import SampledBatch
 

@@ -26,7 +26,8 @@ from rarl.grpo.vision import VisionCache
 from rarl.prompts import training_prompts
 from rarl.replies.tags import target_text
 from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
-from rarl.training.learner import LoopInputs, self_check, start_learner
+from rarl.training.inputs import LoopInputs
+from rarl.training.learner import self_check, start_learner
 from rarl.training.metrics import MetricsLog
 from rarl.training.rollouts import data_batches
 from rarl.training.state import Learner, Progress

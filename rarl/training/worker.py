@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from rarl.errors import UserError
 from rarl.rollout.environment import log_output_to
-from rarl.training.learner import LoopInputs
-from rarl.training.loop import train_grpo
-from rarl.training.sft import train_sft
+from rarl.training.inputs import LoopInputs
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,10 @@ class LoopOutcome:
 
 def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them."""
+    # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
+    from rarl.training.loop import train_grpo
+    from rarl.training.sft import train_sft
+
     inputs = settings["inputs"]
     log_output_to(inputs.run_dir.logs / "train-worker.log")
     loop = train_sft if inputs.config.method == "sft" else train_grpo

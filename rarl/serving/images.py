@@ -1,0 +1,158 @@
+"""An image as a request brings it → pixels that are safe to hand on.
+
+Nothing is fetched, and nothing that a client sent reaches the engine: size, type and dimensions are checked on the
+bytes, one decoder is tried, and the engine gets a fresh PNG of the pixels at the size that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rarl.data.dicom import render
+from rarl.data.images import BadImage, decode_image, fit_image
+from rarl.errors import UserError
+from rarl.serving.refusals import Refusal
+from rarl.serving.settings import Limits
+
+Kind = Literal["png", "jpeg", "dicom"]
+MEDIA_TYPES: dict[str, Kind] = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/jpg": "jpeg",
+    "application/dicom": "dicom",
+}
+DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]{1,40});base64,", re.IGNORECASE)
+PNG_HEAD, PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", 20_000
+JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"  # compressed as a whole: its size is known only when it is too late
+
+
+def bad_image(message: str, param: str, status: int = 400, code: str = "invalid_image") -> Refusal:
+    return Refusal(status, code, f"{param}: {message}", param)
+
+
+def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tuple[bytes, Kind]:
+    """The file in a data: URL and its kind; with `bare`, base64 alone too. Raises Refusal."""
+    match = DATA_URL.match(text)
+    if match is None and (not bare or ":" in text[:64]):
+        raise bad_image(
+            "send it as data:image/png;base64,… (or image/jpeg, application/dicom); no address is fetched, "
+            "and no file is opened",
+            param,
+            code="unsupported_image_url",
+        )
+    declared = MEDIA_TYPES.get(match["type"].lower()) if match else None
+    if match is not None and declared is None:
+        raise bad_image("PNG, JPEG and DICOM are accepted", param, 415, "unsupported_media_type")
+    start = match.end() if match else 0
+    if (len(text) - start) * 3 // 4 > limits.image_bytes + 2:
+        raise bad_image(f"the file is larger than {limits.image_bytes:,} bytes", param, 413, "image_too_large")
+    try:
+        data = base64.b64decode(text[start:].encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise bad_image("not valid base64", param) from None
+    kind = kind_of(data)
+    if kind is None:
+        raise bad_image("the content is neither PNG, nor JPEG, nor DICOM", param, 415, "unsupported_media_type")
+    if declared is not None and kind != declared:
+        raise bad_image(f"said to be {declared}, but the content is {kind}", param)
+    return data, kind
+
+
+def kind_of(data: bytes) -> Kind | None:
+    """By the first bytes, as they are in the file."""
+    if data.startswith(PNG_HEAD):
+        return "png"
+    if data.startswith(JPEG_HEAD):
+        return "jpeg"
+    return "dicom" if data[128:132] == b"DICM" else None
+
+
+def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
+    """RGB. Slow for large images: call it in a thread. Raises Refusal."""
+    try:
+        if kind == "dicom":
+            return decode_dicom(data, limits, param)
+        if not ends_where_it_should(data, kind):
+            raise bad_image("there is something else behind the end of the image", param)
+        with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as head:
+            require_area(head.width, head.height, limits, param)
+        return decode_image(data)
+    except BadImage:
+        raise bad_image("it cannot be decoded; is the file complete?", param) from None
+    except Refusal:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own bound, far above ours
+        raise too_many_pixels("its head promises", limits, param) from None
+    except Exception:  # decoders raise many kinds for broken files, and their words may hold the file's content
+        raise bad_image("it cannot be read; is the file complete?", param) from None
+
+
+def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
+    """The first frame. Raises Refusal, or whatever the reader raises."""
+    from pydicom import dcmread
+
+    if DEFLATED_DICOM in data:
+        raise bad_image(
+            "DICOM that is deflated as a whole is not accepted; save it with another transfer syntax", param
+        )
+    head = dcmread(io.BytesIO(data), stop_before_pixels=True)
+    if "Rows" not in head or "Columns" not in head:
+        raise bad_image("this DICOM file holds no image", param)
+    require_area(int(head.Columns), int(head.Rows), limits, param)
+    try:
+        return render(data).convert("RGB")
+    except (UserError, ValueError):
+        raise bad_image(
+            "this DICOM image cannot be shown; its transfer syntax may need another decoder", param
+        ) from None
+
+
+def require_area(width: int, height: int, limits: Limits, param: str) -> None:
+    """Raises Refusal. Called with what the file's head says, before its pixels are unpacked."""
+    if width * height > limits.image_pixels:
+        raise too_many_pixels(f"{width}x{height} is", limits, param)
+
+
+def too_many_pixels(what: str, limits: Limits, param: str) -> Refusal:
+    return bad_image(f"{what} more than {limits.image_pixels:,} pixels", param, 413, "image_too_many_pixels")
+
+
+def ends_where_it_should(data: bytes, kind: Kind) -> bool:
+    """False for a file that is something else as well: bytes behind the image's own end, but for zeros."""
+    if kind == "jpeg":
+        return JPEG_END in data and not data[data.rindex(JPEG_END) + 2 :].strip(b"\0")
+    position = len(PNG_HEAD)
+    for _ in range(PNG_CHUNKS):
+        length, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        position += 12 + length
+        if name == b"IEND" or position >= len(data):
+            break
+    return not data[position:].strip(b"\0")
+
+
+def fit(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:
+    """(height, width, 3): the very pixels that training would use. Raises Refusal for an impossible shape."""
+    try:
+        return fit_image(image, image_processor, max_pixels)
+    except BadImage as error:
+        raise bad_image(str(error), "image") from None
+
+
+def png(pixels: NDArray[np.uint8] | Image.Image) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def data_url(pixels: NDArray[np.uint8]) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()

@@ -1,0 +1,143 @@
+"""The whole service as a user starts it: `rarl serve RUN` in a process of its own, on a free port, with a key."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import torch
+
+from rarl.config import dump_config, load_config
+from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
+from rarl.schema import Example
+from tests.judge_faults import free_port
+from tests.runs import RARL, REPOSITORY, environment
+
+KEY = "a-key-for-the-tests-0123456789"
+START_SECONDS = 500  # a machine that is busy with other things takes minutes to import vLLM five times
+STRENGTH = 0.02  # of the random adapters: other log-probs than the base's, and still mostly answers
+
+
+@dataclass(frozen=True)
+class Service:
+    url: str
+    adapters: Path
+    process: subprocess.Popen[bytes]
+    key: str = KEY
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/v1"
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.api, api_key=self.key, **{"max_retries": 0, "timeout": 120, **options})
+
+    def http(self, **options: Any) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.api, headers=headers, **{"timeout": 120, **options})
+
+    def processes(self, word: str) -> list[psutil.Process]:
+        """Those of this service whose command line holds `word`."""
+        return [one for one in psutil.Process(self.process.pid).children(recursive=True) if word in command_of(one)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def write_run(folder: Path, model_path: str, seed: int, strength: float = STRENGTH) -> Path:
+    """A finished run as far as serving looks: its configuration, and an adapter of the given seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config(REPOSITORY / "configs/demo.yaml", [f"run_dir={folder}", "prompts.eval=plain"])
+    (folder / "config.yaml").write_text(dump_config(config))
+    write_adapter(folder / "adapter", model_path, seed, strength)
+    return folder
+
+
+def write_adapter(folder: Path, model_path: str, seed: int, strength: float = STRENGTH) -> None:
+    """All at once, as the trainer leaves it."""
+    policy = load_policy(model_path, "float32", "cpu", rank=8, alpha=16, seed=seed)
+    torch.manual_seed(seed)
+    for parameter in adapter_parameters(policy):
+        torch.nn.init.normal_(parameter, std=strength)
+    partial = folder.with_name(f".{folder.name}.{seed}")
+    save_adapter(policy, partial)
+    before = folder.with_name(f".{folder.name}.before")
+    if folder.exists():
+        folder.rename(before)
+    partial.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def serving(run: Path, log: Path, *overrides: str, key: str = KEY) -> Iterator[Service]:
+    """Yields when an engine answers. Ends with SIGTERM, unless the test has ended it."""
+    port = free_port()
+    variables = environment() | {"RARL_API_KEY": key, "OMP_WAIT_POLICY": "PASSIVE"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [RARL, "serve", str(run), f"--port={port}", *overrides],
+            cwd=REPOSITORY,
+            env=variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    service = Service(f"http://127.0.0.1:{port}", run.parent, process, key)
+    try:
+        wait_until_ready(service, log)
+        yield service
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            process.wait(120)
+
+
+def wait_until_ready(service: Service, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not (is_ready(service) and "Ctrl-C ends it" in log.read_text()):
+        assert service.process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(1)
+
+
+def is_ready(service: Service) -> bool:
+    try:
+        return httpx.get(f"{service.api}/ready", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def kill_engine(service: Service) -> None:
+    """By signal, its engine and worker processes with it, as when a machine runs out of memory."""
+    (replica,) = service.processes("ServeReplica:inference:Engine")
+    for one in (*replica.children(recursive=True), replica):
+        os.kill(one.pid, signal.SIGKILL)
+
+
+def image_url(example: Example) -> str:
+    return "data:image/png;base64," + base64.b64encode(example.image).decode()
+
+
+def messages(example: Example, text: str | None = None) -> list[Any]:
+    image = {"type": "image_url", "image_url": {"url": image_url(example)}}
+    return [{"role": "user", "content": [image, {"type": "text", "text": text or example.question}]}]
+
+
+def answer_body(example: Example, **keys: Any) -> dict[str, Any]:
+    options = list(example.options) if example.options else ["yes", "no"]
+    return {"image": image_url(example), "question": example.question, "options": options, **keys}

@@ -1,0 +1,79 @@
+"""The files that `serve run` takes, as far as it can be told without starting them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import yaml
+
+from rarl.config import load_config
+from rarl.errors import UserError
+from rarl.judge.app import AppConfig
+from rarl.serving.run import CPU_ENGINE, engine_of
+from rarl.serving.settings import ServiceConfig
+from tests.runs import REPOSITORY
+
+FILES = ("serve_config.yaml", "configs/serve/tiny.yaml", "configs/serve/qwen2vl_2b.yaml")
+
+
+def applications(file: str) -> dict[str, Any]:
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(yaml.safe_load((REPOSITORY / file).read_text()))
+    assert schema.http_options.host == "127.0.0.1", "no file opens the service to others by itself"
+    return {one.name: one for one in schema.applications}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_three_applications_can_be_built(file: str) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from rarl.serving.engine import engine_config
+
+    found = applications(file)
+    assert set(found) >= {"inference", "judge", "page"}
+    assert {name: one.route_prefix for name, one in found.items() if one.route_prefix} == {
+        "inference": "/v1",
+        "page": "/",
+    }, "engine and judge must have no way in but the ingress"
+    for one in found.values():
+        module, name = one.import_path.split(":")
+        assert callable(getattr(importlib.import_module(module), name))
+    config = ServiceConfig.model_validate(found["inference"].args)
+    llm = engine_config(config, "/a/model")
+    assert set(llm.engine_kwargs) <= {field.name for field in fields(AsyncEngineArgs)}
+    assert llm.engine_kwargs["limit_mm_per_prompt"] == {"image": 1, "video": 0}
+    assert llm.engine_kwargs["generation_config"] == "vllm"
+    AppConfig.model_validate(found["judge"].args)
+
+
+def test_the_tiny_file_is_the_one_at_the_top_and_what_rarl_serve_uses() -> None:
+    top, tiny = (yaml.safe_load((REPOSITORY / file).read_text()) for file in FILES[:2])
+    assert top == tiny
+    config = load_config(REPOSITORY / "configs/demo.yaml", ["device=cpu"])
+    assert engine_of(config, "cpu") == top["applications"][0]["args"]["llm"]
+    assert "dtype" not in CPU_ENGINE["engine_kwargs"], "it is the run's own"
+
+
+def test_gpu_replicas_scale_with_the_requests() -> None:
+    llm = applications("configs/serve/qwen2vl_2b.yaml")["inference"].args["llm"]
+    scaling = llm["deployment_config"]["autoscaling_config"]
+    assert 1 <= scaling["min_replicas"] < scaling["max_replicas"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"llm": {"accelerator": "A100"}}, "llm: .*accelerator"),
+        ({"prompt": "nice"}, "prompt=nice: known are plain"),
+        ({"model": "/nowhere"}, "no such folder"),
+    ],
+)
+def test_wrong_arguments_of_the_application(keys: dict[str, Any], message: str) -> None:
+    from rarl.serving.app import build_inference
+
+    with pytest.raises(UserError, match=message):
+        build_inference({"model": "rarl.tiny.dataset:base_model", "name": "base", **keys})

@@ -1,0 +1,205 @@
+"""The page as somebody uses it, in a real browser against the running service."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from rarl.schema import Example
+from tests.report_page import start_browser
+from tests.serving.hostile import dicom
+from tests.serving.service import Service
+
+pytestmark = pytest.mark.slow
+SECONDS = 90
+
+DROP = """
+const [bytes, name] = arguments;
+const data = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
+const transfer = new DataTransfer();
+transfer.items.add(new File([data], name));
+const target = document.querySelector('.drop');
+for (const type of ['dragover', 'drop']) {
+  target.dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}
+"""
+WATCH = """
+window.seen = [];
+new MutationObserver(() => {
+  const text = document.querySelector('.thinking')?.textContent ?? '';
+  const answered = Boolean(document.querySelector('.answer'));
+  window.seen.push([text.length, answered]);
+}).observe(document.body, { subtree: true, childList: true, characterData: true });
+"""
+
+
+class AskingPage:
+    """The page in a browser."""
+
+    def __init__(self, browser: webdriver.Chrome, service: Service, width: int = 1200) -> None:
+        self.browser, self.service = browser, service
+        metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(f"{service.url}/page.css")  # of the same origin, and without a script that could write meanwhile
+        browser.execute_script("sessionStorage.clear(); localStorage.clear()")
+        browser.get_log("browser")
+        browser.get_log("performance")
+        browser.get(service.url)
+
+    def find(self, selector: str) -> Any:
+        """Waits for it."""
+        deadline = time.monotonic() + SECONDS
+        while not (found := self.browser.find_elements(By.CSS_SELECTOR, selector)):
+            assert time.monotonic() < deadline, self.browser.find_element(By.TAG_NAME, "body").text
+            time.sleep(0.05)
+        return found[0]
+
+    def texts(self, selector: str) -> list[str]:
+        return [one.text for one in self.browser.find_elements(By.CSS_SELECTOR, selector)]
+
+    def sign_in(self) -> AskingPage:
+        self.find("#key").send_keys(self.service.key, Keys.ENTER)
+        self.find("#ask")
+        return self
+
+    def drop(self, data: bytes, name: str) -> None:
+        self.browser.execute_script(DROP, base64.b64encode(data).decode(), name)
+
+    def choose(self, name: str, label: str) -> None:
+        Select(self.find(f"#{name}")).select_by_visible_text(label)
+
+    def ask(self, example: Example) -> None:
+        self.find("#question").send_keys(example.question)
+        self.find("#options").send_keys(", ".join(example.options or ("yes", "no")))
+        self.find("#ask button[type=submit]").click()
+
+    def wait_for_replies(self, count: int) -> None:
+        deadline = time.monotonic() + SECONDS
+        while len(self.texts(".reply .answer")) + len(self.texts(".reply .error")) < count:
+            assert time.monotonic() < deadline, self.texts("main")
+            time.sleep(0.1)
+
+    def requests(self) -> list[str]:
+        entries = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in entries if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("data:", "blob:", "chrome:"))]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    started = start_browser(tmp_path_factory.mktemp("profile"))
+    yield started
+    started.quit()
+
+
+def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
+    browser: webdriver.Chrome, service: Service, examples: list[Example]
+) -> None:
+    page = AskingPage(browser, service).sign_in()
+    assert "Not for diagnosis" in page.find(".notice").text
+    page.drop(examples[0].image, "phantom.png")
+    assert "phantom.png" in page.find("#shown").get_attribute("alt")
+    page.choose("first", "base")
+    page.choose("second", "second")
+    page.find("#reference").send_keys(examples[0].answer)
+    browser.execute_script(WATCH)
+    page.ask(examples[0])
+    page.wait_for_replies(2)
+    assert page.texts(".reply > header") == ["base", "second"]
+    assert page.texts(".reply .error") == []
+    assert all(text.startswith("Answer: ") for text in page.texts(".answer"))
+    assert all("of 5 samples agree" in text for text in page.texts(".figures"))
+    assert "second@" in page.texts(".figures")[1]
+    assert all("correctness" in text and "of 3" in text for text in page.texts(".verdict"))
+    assert len(page.texts(".verdict")) == 2
+    seen = [length for length, answered in browser.execute_script("return window.seen") if not answered]
+    assert len(set(seen)) >= 4, "the thinking was to be seen as it grew"
+    assert examples[0].question in page.texts(".history li")[0]
+    assert [url for url in page.requests() if not url.startswith(service.url)] == []
+    messages = [entry["message"] for entry in browser.get_log("browser")]
+    assert [one for one in messages if "401" not in one and "favicon" not in one] == []
+
+
+def test_bad_files_are_explained(browser: webdriver.Chrome, service: Service, examples: list[Example]) -> None:
+    page = AskingPage(browser, service).sign_in()
+    page.drop(b"this is no picture at all", "notes.png")
+    assert "notes.png" in page.find("#error").text and "neither PNG, nor JPEG, nor DICOM" in page.find("#error").text
+    page.drop(examples[0].image[:300], "half.png")
+    deadline = time.monotonic() + SECONDS
+    while "half.png" not in page.find("#error").text:
+        assert time.monotonic() < deadline
+    assert "is the file complete?" in page.find("#error").text
+    page.find("#question").send_keys("Is there a lesion?")
+    page.find("#ask button[type=submit]").click()
+    assert page.find("#error").text == "Choose an image first."
+    page.drop(examples[1].image, "good.png")
+    page.find("#shown")
+    assert page.texts("#error") == []
+
+
+def test_dicom_is_shown_and_answered(browser: webdriver.Chrome, service: Service, tmp_path: Path) -> None:
+    """By the file chooser this time."""
+    path = tmp_path / "image.dcm"
+    path.write_bytes(dicom())
+    page = AskingPage(browser, service).sign_in()
+    page.find("#file").send_keys(str(path))
+    assert (
+        browser.execute_script("return document.querySelector('#shown').decode().then(() => true)")
+        if page.find("#shown")
+        else False
+    )
+    page.choose("first", "base")
+    page.find("#question").send_keys("Is there a lesion?")
+    page.find("#ask button[type=submit]").click()
+    page.wait_for_replies(1)
+
+
+def test_a_wrong_key_is_said_and_the_right_one_lets_in(browser: webdriver.Chrome, service: Service) -> None:
+    page = AskingPage(browser, service)
+    page.find("#key").send_keys("wrong", Keys.ENTER)
+    assert "send the API key" in page.find("#error").text
+    page.find("#key").clear()
+    page.sign_in()
+    assert page.texts("#error") == []
+
+
+def test_all_of_it_by_keyboard(browser: webdriver.Chrome, service: Service, examples: list[Example]) -> None:
+    """Tab reaches every control in the order in which they are shown, and Enter asks."""
+    page = AskingPage(browser, service).sign_in()
+    page.drop(examples[2].image, "phantom.png")
+    page.find("#shown")
+    browser.execute_script("document.activeElement.blur()")
+    reached = []
+    for _ in range(7):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.append(browser.execute_script("return document.activeElement.id"))
+    assert reached == ["file", "question", "options", "reference", "first", "second", "samples"]
+    page.find("#question").send_keys(examples[2].question, Keys.ENTER)
+    page.wait_for_replies(1)
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_fits_its_width_and_its_controls_have_labels(
+    browser: webdriver.Chrome, service: Service, width: int
+) -> None:
+    page = AskingPage(browser, service, width).sign_in()
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    unlabelled = "return [...document.querySelectorAll('select, input')].filter((e) => !e.labels.length).length"
+    assert browser.execute_script(unlabelled) == 0
+    tops = browser.execute_script(
+        "return [...document.querySelectorAll('#ask input, #ask select')].map((e) => e.getBoundingClientRect().top)"
+    )
+    assert all(b >= a - 60 for a, b in pairwise(tops))
+    assert page.find(".notice").is_displayed()
