@@ -61,6 +61,13 @@ def start_or_join() -> None:
             # At least two: the actors' shares add up to more than one, and a machine with one core would wait forever.
             # "local": without it Ray would join whatever cluster somebody started on this machine.
             # No dashboard: it only slows starting and stopping a cluster that nobody else looks at.
-            ray.init("local", num_cpus=max(2, os.cpu_count() or 2), include_dashboard=False, **quiet)
+            ray.init(
+                "local",
+                num_cpus=max(2, os.cpu_count() or 2),
+                include_dashboard=False,
+                # Idle processes stay: each data stream finds those of the last one, which have transformers imported.
+                _system_config={"num_workers_soft_limit": 8},
+                **quiet,
+            )
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-import torch
-
 from rarl.config import Config
 from rarl.errors import UserError
 
@@ -16,9 +14,13 @@ Dtype = Literal["float32", "bfloat16"]
 
 def resolve_device(config: Config) -> Device:
     """Raises UserError when a GPU is asked for and there is none."""
+    if config.device == "cpu":
+        return "cpu"
+    import torch  # seconds, that a run on a CPU need not wait for here
+
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but PyTorch sees no GPU here; run on a machine with one, or set device=cpu")
-    device: Device = "cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
     local = "RAY_ADDRESS" not in os.environ
     if device == "cuda" and local and config.rollout.num_actors > torch.cuda.device_count():
         raise UserError(

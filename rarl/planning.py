@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
-
 from rarl.config import Config
 from rarl.errors import UserError
 
@@ -88,6 +85,9 @@ def plan_memory(config: Config, model: Any, card_gib: float) -> MemoryPlan:
 
 def count_parameters(model: Any, rank: int) -> tuple[int, int]:
     """All weights, and those of an adapter of this rank on the language model's linear layers."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(model)
     linear = [
@@ -101,6 +101,8 @@ def count_parameters(model: Any, rank: int) -> tuple[int, int]:
 
 def model_shapes(path: str) -> Any:
     """The configuration of a model folder or of a model whose shapes are known here."""
+    from transformers import AutoConfig, Qwen2VLConfig
+
     if not Path(path).is_dir() and path in KNOWN_MODELS:
         return Qwen2VLConfig(**KNOWN_MODELS[path])
     try:
@@ -111,6 +113,8 @@ def model_shapes(path: str) -> Any:
 
 def require_memory(config: Config, model_path: str) -> None:
     """Raises UserError when the plan does not fit the GPU of this machine."""
+    import torch
+
     card = torch.cuda.get_device_properties(0).total_memory / GIB
     problems = plan_memory(config, model_shapes(model_path), card).shortfalls()
     if problems:

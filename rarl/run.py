@@ -9,22 +9,19 @@ import json
 import time
 from typing import Any
 
-from transformers import AutoProcessor
-
 from rarl.config import Config
 from rarl.data.order import StepOrder
 from rarl.display import Display
 from rarl.files import write_text
-from rarl.grpo.policy import read_adapter
+from rarl.grpo.adapter_folder import read_adapter
 from rarl.hardware import resolve_mismatch_bound
 from rarl.measurements import measure_all, summary_of
 from rarl.prompts import training_prompts
-from rarl.rollout.sampler import banned_token_ids
 from rarl.session import Session, Setup, open_session, resolve
 from rarl.training.driver import run_training
 from rarl.training.inputs import LoopInputs
 from rarl.training.metrics import read_metrics
-from rarl.training.sft import require_rationales
+from rarl.training.rationales import require_rationales
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
@@ -57,7 +54,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     if config.method == "sft":
         require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
     order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
-    processor = AutoProcessor.from_pretrained(setup.model_path)
     inputs = LoopInputs(
         config=config,
         run_dir=setup.run_dir,
@@ -66,7 +62,7 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         device=setup.device,
         dtype=setup.dtype,
         mismatch_bound=resolve_mismatch_bound(config, setup.dtype),
-        banned_token_ids=banned_token_ids(processor.tokenizer),
+        banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
     )
     preparer = setup.preparer(setup.train_data, training_prompts(config.prompts, config.seed))

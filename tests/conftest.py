@@ -47,7 +47,8 @@ def dataset(tmp_path: Path, examples: list[Example]) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
+    config = {"num_workers_soft_limit": 8}  # as rarl/cluster.py has it
+    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, _system_config=config)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

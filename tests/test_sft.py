@@ -27,7 +27,8 @@ from rarl.resources import resolve_adapter
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.metrics import read_metrics
-from rarl.training.sft import ImitationStats, imitate, packed, require_rationales, target_groups, target_reply
+from rarl.training.rationales import require_rationales
+from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
 from rarl.training.state import Learner, Progress
 from tests.runs import SHORT, assert_one_line_error, rarl
 
@@ -138,13 +139,13 @@ def test_a_target_that_does_not_fit_is_named(prepared: list[PreparedExample], pr
 @pytest.mark.slow
 def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
     """A third of the recipe's steps is enough for every question; GRPO then starts from its adapter."""
-    short = ["train.steps=40", "evaluation.max_examples=200"]
+    short = ["train.steps=40", "evaluation.max_examples=120"]
     done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short)
     assert done.returncode == 0, done.stderr
     replies = pq.read_table(tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet").to_pylist()
     for question in QUESTIONS:
         right = [row["correct"] for row in replies if row["example_id"].endswith(question)]
-        assert len(right) > 40 and sum(right) / len(right) > 0.85, question
+        assert len(right) > 20 and sum(right) / len(right) > 0.85, question
     summary = json.loads((tmp_path / "sft" / "summary.json").read_text())
     assert summary["trained"]["phantoms-seen"]["reasoning"]["mean"] > 0.7
     rows = read_metrics(tmp_path / "sft" / "metrics.jsonl")
@@ -152,7 +153,7 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
     start = f"model.adapter={tmp_path / 'sft'}"
-    done = rarl("train", "configs/recipes/tiny/rarl.yaml", f"run_dir={tmp_path / 'rl'}", start, *SHORT)
+    done = rarl("train", "configs/recipes/tiny/rarl.yaml", f"run_dir={tmp_path / 'rl'}", start, *SHORT, "data.eval={}")
     assert done.returncode == 0, done.stderr
     first = pq.read_table(tmp_path / "rl" / "samples" / "step_000001.parquet").to_pylist()
     assert sum(row["reward/accuracy"] for row in first) / len(first) > 0.6, "the first samples come from the adapter"

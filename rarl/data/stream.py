@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset, TaskPoolStrategy
 
 from rarl.data.check import READ_CPUS
 from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
+
+# Of all processes that prepare examples or train.
+WORKER_ENVIRONMENT = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,14 @@ class PreparerSettings:
 
 
 class Preparer:
-    """A Ray Data actor: row numbers in, prepared examples out, one processor for its lifetime."""
+    """Row numbers in, prepared examples out."""
 
     def __init__(self, settings: PreparerSettings) -> None:
-        from transformers import AutoProcessor
-
         self.rows = ParquetRows(settings.data_path)
-        self.processor = AutoProcessor.from_pretrained(settings.model_path)
+        self.processor = load_processor(settings.model_path)
         self.render, self.max_pixels, self.blank = settings.render, settings.max_pixels, settings.blank
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def prepare(self, batch: pa.Table) -> pa.Table:
         examples = self.rows.read(batch["row"].to_pylist())
         if "image_row" in batch.column_names:
             others = self.rows.read(batch["image_row"].to_pylist())
@@ -56,18 +58,33 @@ class Preparer:
         return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
 
 
+@functools.cache
+def load_processor(model_path: str) -> Any:
+    """Once per process: the import alone takes 5 s of a core."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model_path)
+
+
+def prepare_block(block: pa.Table, settings: PreparerSettings) -> pa.Table:
+    """A Ray Data task."""
+    return Preparer(settings).prepare(block)
+
+
 def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Dataset:
     """Streams the rows named in `blocks` (column `row`; `image_row`, where another row's image is to be shown) through
     preparers, keeping their order."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     return ray.data.from_arrow(blocks).map_batches(
-        Preparer,
-        fn_constructor_args=[settings],
+        prepare_block,
+        fn_kwargs={"settings": settings},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READ_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources()["CPU"]) // 4)),
+        compute=TaskPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) // 4)),
+        # Tasks, not actors, and all in this environment: the next stream finds their processes with all imported.
+        runtime_env=WORKER_ENVIRONMENT,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,12 +53,6 @@ def adapter_config(policy: PeftModel) -> dict[str, Any]:
 def save_adapter(policy: PeftModel, folder: Path) -> None:
     """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it."""
     policy.save_pretrained(folder)
-
-
-def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Tensors and configuration of a PEFT folder, as `adapter_arrays` and `adapter_config` give them."""
-    tensors = {name: tensor.float().numpy() for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-    return tensors, json.loads((folder / "adapter_config.json").read_text())
 
 
 def load_adapter(policy: PeftModel, folder: Path) -> None:

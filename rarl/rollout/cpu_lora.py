@@ -8,9 +8,10 @@ replaced only for that case; with more slots vLLM's own run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def one_slot_product(inputs: Tensor, weights: Tensor, dtype: Any) -> Tensor:

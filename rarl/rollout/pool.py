@@ -88,6 +88,14 @@ class SamplerPool:
         except ray.exceptions.RayError as error:
             raise UserError(f"a vLLM engine did not start: {last_line(error)}; see sampler-*.log") from None
 
+    def banned_token_ids(self) -> list[int]:
+        """Tokens that are never sampled. Raises UserError."""
+        try:
+            banned: list[int] = ray.get(self.actors[0].banned_token_ids.remote())
+        except ray.exceptions.RayError as error:
+            raise engine_failed(error) from None
+        return banned
+
     def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
         """Sends the adapter once to the object store and loads it in every actor; returns the bytes loaded by one."""
         shared = ray.put(tensors)

@@ -118,6 +118,10 @@ class Sampler:
         """Returns once the engine is up."""
         return True
 
+    def banned_token_ids(self) -> list[int]:
+        """Tokens that are never sampled."""
+        return self.banned
+
     def load_adapter(self, version: int, tensors: Mapping[str, NDArray[Any]], peft_config: Mapping[str, Any]) -> int:
         """Replaces the current adapter (float32 arrays under PEFT's own names); returns the bytes of the tensors."""
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from rarl.data.order import StepOrder
-from rarl.data.stream import PreparerSettings, training_stream
+from rarl.data.stream import WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
@@ -42,6 +43,7 @@ def run_training(
     """
     config = inputs.config
     gpu = 1 - config.rollout.gpu_memory_share if inputs.device == "cuda" else 0
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default 2 s: how late the end is noticed
     resources = {"CPU": TRAIN_CPUS} | ({"GPU": gpu} if gpu else {})
     trainer = Trainer(
         train_worker,
@@ -53,7 +55,7 @@ def run_training(
             storage_path=str(inputs.run_dir.path),
             failure_config=FailureConfig(max_failures=config.train.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
-            worker_runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+            worker_runtime_env=WORKER_ENVIRONMENT,
         ),
     )
     result = wait_for(trainer.fit, on_poll, inputs)

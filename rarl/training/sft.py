@@ -10,20 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoProcessor
 
-from rarl.config import PromptsConfig
-from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, require_room
 from rarl.errors import UserError
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.self_check import Chosen
 from rarl.grpo.update import clip_gradient
 from rarl.grpo.vision import VisionCache
-from rarl.prompts import training_prompts
 from rarl.replies.tags import target_text
 from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
 from rarl.training.inputs import LoopInputs
@@ -99,20 +94,6 @@ def target_reply(prepared: PreparedExample) -> str:
             "give it one, or train on answers alone with prompts.train={none: 1} and prompts.eval=none"
         )
     return target_text(form, example.rationale or "", example.answer)
-
-
-def require_rationales(data: str, rows: NDArray[np.int64], prompts: PromptsConfig) -> None:
-    """Raises UserError at the start for what `target_reply` would refuse in the middle of a run."""
-    families = training_prompts(prompts, 0).families
-    if all(families[name].form == "answer" for name, weight in prompts.train.items() if weight):
-        return
-    rationales = ParquetRows(data).column("rationale")
-    bad = [int(row) for row in rows if not (rationales[row] or "").strip()]
-    if bad:
-        raise UserError(
-            f"{data}: row {bad[0]} has no rationale to imitate (nor have {len(bad) - 1} others of {len(rows)}), but "
-            "prompts.train asks for thinking: add rationales, or set prompts.train={none: 1} prompts.eval=none"
-        )
 
 
 def imitate(
