@@ -152,19 +152,21 @@ def train_config(config: Config) -> None:
 def plan(
     config: Path,
     overrides: Overrides = None,
-    gpu_gib: Annotated[float, typer.Option(help="Memory of the card.")] = 40.0,
+    gpu: Annotated[str | None, typer.Option(help="The card, such as a100-40g (else as the configuration says).")] = None,
+    gpu_gib: Annotated[float | None, typer.Option(help="Its memory, where only a part of the card is meant.")] = None,
 ) -> None:
-    """Estimates whether a configuration fits a GPU, part by part. Needs neither the GPU nor the model."""
+    """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither GPU nor model."""
     from rarl.display import Display
-    from rarl.planning import model_shapes, plan_memory
-    from rarl.resources import resolve_model
+    from rarl.planning.plan import make_plan
+    from rarl.planning.tables import lines, memory_table
 
-    loaded = load_config(config, overrides)
-    path = loaded.model.path if "/" in loaded.model.path else resolve_model(loaded.model.path)
-    memory = plan_memory(loaded, model_shapes(path), gpu_gib)
-    Display().memory(memory)
-    if memory.shortfalls():
-        raise UserError("; ".join(memory.shortfalls()))
+    planned = make_plan(load_config(config, overrides), gpu, gpu_gib)
+    display = Display()
+    display.table(memory_table(planned))
+    for line in lines(planned):
+        display.note(line)
+    if planned.memory is not None and planned.memory.shortfalls():
+        raise UserError("; ".join(planned.memory.shortfalls()))
 
 
 @app.command()

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
@@ -117,18 +116,7 @@ class Display:
                 table.add_row(label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"]))
         self.console.print(table)
 
-    def memory(self, plan: MemoryPlan) -> None:
-        """A memory plan, part by part."""
-        table = Table(title=f"estimated GPU memory in GiB, card of {plan.card:.0f}")
-        table.add_column("part")
-        table.add_column("GiB", justify="right")
-        for title, parts, limit in (
-            ("trainer", plan.trainer, plan.card - plan.sampler_share),
-            ("sampler (vLLM)", plan.sampler, plan.sampler_share),
-        ):
-            table.add_row(title, f"{sum(parts.values()):.1f} of {limit:.1f}", style="bold")
-            for part, size in parts.items():
-                table.add_row(f"  {part}", f"{size:.1f}")
+    def table(self, table: Table) -> None:
         self.console.print(table)
 
 

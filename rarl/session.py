@@ -18,7 +18,7 @@ from rarl.files import write_text
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype
 from rarl.judge.client import check_judge, open_judge
 from rarl.judge.judge import Judge
-from rarl.planning import require_memory
+from rarl.planning.gpu_memory import require_memory
 from rarl.prompts import PromptPlan, training_prompts
 from rarl.resources import find_data, resolve_adapter, resolve_data, resolve_model
 from rarl.rewards.registry import find_rewards
