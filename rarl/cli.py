@@ -152,7 +152,9 @@ def train_config(config: Config) -> None:
 def plan(
     config: Path,
     overrides: Overrides = None,
-    gpu: Annotated[str | None, typer.Option(help="The card, such as a100-40g (else as the configuration says).")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="The card, such as a100-40g (else as the configuration says).")
+    ] = None,
     gpu_gib: Annotated[float | None, typer.Option(help="Its memory, where only a part of the card is meant.")] = None,
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither GPU nor model."""

@@ -89,6 +89,9 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 20
     keep_checkpoints: Positive = 2
     max_restarts: Annotated[int, Field(ge=0)] = 1  # of the train worker after a crash
+    # Where copies of metrics.jsonl go; their own environment variables say where their servers are. Never a reason for
+    # a run to fail: what a tracker raises is told once.
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
 
 class PromptsConfig(Section):

@@ -25,6 +25,7 @@ from rarl.training.driver import run_training
 from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.sft import require_rationales
+from rarl.training.trackers import missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
+    for line in missing_trackers(config.train.trackers):
+        display.note(line)
     with open_session(setup, display, {"train": str(setup.train_data), **setup.eval_data}) as live:
         base = measure_all(setup, live, "base", display)
         train_seconds = train(setup, live, display)
@@ -73,4 +76,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     started = time.time()
     with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
         run_training(inputs, order, preparer, refresh)
+    for line in tracker_problems(setup.run_dir.path, config.train.trackers):
+        display.note(line)
     return before + time.time() - started

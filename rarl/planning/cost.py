@@ -174,7 +174,7 @@ def sampler_seconds(
 
 
 def decode_steps(lengths: NDArray[np.int64]) -> int:
-    """Until the last reply is done, where `MAX_SEQUENCES` are sampled at once and the next takes the first free place."""
+    """Until the last reply is done; `MAX_SEQUENCES` are sampled at once, and the next takes the first free place."""
     ends: list[int] = []
     for length in lengths.ravel().tolist():
         start = heapq.heappop(ends) if len(ends) == MAX_SEQUENCES else 0

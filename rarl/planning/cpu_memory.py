@@ -29,7 +29,7 @@ SHARED = 295  # pages of libraries that several processes map, and of the object
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """MiB: what the libraries of this kind of process take, and what the configuration adds, for all `count` of them."""
+    """MiB of one of `count` processes of a kind: what its libraries take, and what the configuration adds."""
 
     count: int
     libraries: float

@@ -64,7 +64,7 @@ def train_grpo(inputs: LoopInputs) -> int:
     stream = RolloutStream(config, inputs.pool, taken=progress.batches, on_group=scorer.ask_judge)
     chosen: Chosen | None = None
 
-    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=progress.step + 1) as metrics:
+    with MetricsLog(inputs.run_dir, config, first_step=progress.step + 1) as metrics:
         clock = Stopwatch()
         for step in range(progress.step + 1, config.train.steps + 1):
             drawn = draw(config, scorer, stream, clock, overlap=step < config.train.steps)

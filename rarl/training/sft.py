@@ -52,7 +52,7 @@ def train_sft(inputs: LoopInputs) -> int:
     tokenizer = AutoProcessor.from_pretrained(inputs.model_path).tokenizer
     batches = data_batches(config.train.prompts_per_step, first=first)
     chosen: Chosen | None = None
-    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=first + 1) as metrics:
+    with MetricsLog(inputs.run_dir, config, first_step=first + 1) as metrics:
         clock = Stopwatch()
         for step in range(first + 1, config.train.steps + 1):
             with clock.phase("data"):
