@@ -73,7 +73,9 @@ def predict(config: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def activations(case: Case) -> dict[str, float]:
-    """MB of one group's update, by the formula and by the high-water mark of a process that does nothing else."""
+    """MiB of one group's update, head included, by the formula and by the high-water mark of a process that does
+    nothing else."""
+    from rarl.planning.cpu_memory import HEAD_CHUNK_MIB
     from rarl.planning.gpu_memory import activation_bytes
     from rarl.planning.shapes import model_shapes
     from rarl.tiny.dataset import base_model
@@ -82,7 +84,7 @@ def activations(case: Case) -> dict[str, float]:
     tokens = case.prompt + case.group * case.completion
     row = in_own_process(case.name, "shared prefix", ["--repeats", "1"])
     formula = tokens * activation_bytes(config, checkpointing=False, value_bytes=4) / 2**20
-    return {"predicted": formula, "measured": row["peak_mb"]}
+    return {"predicted": formula + 2 * HEAD_CHUNK_MIB, "measured": row["peak_mb"]}
 
 
 def show(title: str, rows: dict[str, dict[str, float]], digits: int) -> None:
@@ -103,7 +105,7 @@ def main(
 ) -> None:
     if check_activations:
         rows = {name: activations(case) for name, case in CASES.items()}
-        show("activations of one group's update, MiB", rows, 0)
+        show("memory of one group's update, MiB", rows, 0)
         return
     given = list(arguments or [])
     config = Path(given.pop(0)) if given and "=" not in given[0] else REPOSITORY / "configs" / "demo.yaml"

@@ -41,16 +41,17 @@ class Speeds:
     verdict: float  # of a judge with a model, one request
 
 
-# One sampler on one core, the update on two; the tiny model. From `python bench/speed.py` on 2 cores of an AMD EPYC;
-# `verdict` is not measured.
+# One sampler on one core, the update on two; the tiny model, 2 cores of an AMD EPYC without GPU, while other programs
+# worked on them. `decode_step` to `prompt`, `update` and `group` are from `python bench/speed.py`; `publish` and `reply`
+# from the metrics of runs (`python bench/plan.py`); `prefill` is taken to be `update`; `verdict` is an assumption.
 CPU = Speeds(
-    prefill=40e9,
-    update=60e9,
-    bandwidth=math.inf,
-    decode_step=5e-3,
-    sequence=1e-4,
-    prompt=5e-3,
-    group=2e-2,
+    prefill=3.9e10,
+    update=3.9e10,
+    bandwidth=math.inf,  # a tiny model is read from the cache
+    decode_step=8.5e-3,
+    sequence=1.2e-4,
+    prompt=2.2e-3,
+    group=2.7e-4,
     publish=2e-2,
     reply=3e-4,
     verdict=1.5,
@@ -67,7 +68,7 @@ def gpu_speeds(card: Card) -> Speeds:
         decode_step=4e-3,
         sequence=2e-5,
         prompt=1e-2,
-        group=2e-2,
+        group=1e-2,
         publish=5e-2,
         reply=3e-4,
         verdict=1.5,

@@ -114,12 +114,14 @@ def adapter_bytes(size: ModelSize) -> int:
 def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
     """Kept for the backward pass, for each token of a micro-batch.
 
-    What `grpo/shared_prefix.py` keeps of a token in a layer: about six hidden-sized tensors, queries, keys and values
-    before and after rotation, and two MLP-sized ones. With checkpointing, two layers at a time and each layer's input.
+    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries, keys and values
+    before and after rotation, and three MLP-sized ones. These are the counts that fit the peaks of `bench/plan.py
+    --activations`, so what the backward pass needs for a moment is in them. With checkpointing, two layers at a time
+    and each layer's input.
     """
     text = model.text_config
     heads = 2 * text.hidden_size + 4 * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    per_layer = value_bytes * (6 * text.hidden_size + heads + 2 * text.intermediate_size)
+    per_layer = value_bytes * (7 * text.hidden_size + heads + 3 * text.intermediate_size)
     layers = 2 if checkpointing else text.num_hidden_layers
     return layers * per_layer + value_bytes * text.num_hidden_layers * text.hidden_size
 
