@@ -100,7 +100,7 @@ def update(report: Callable[[str], None]) -> None:
         scored = []
         for index in range(groups):
             group = make_group(case, config, index)
-            scored.append(ScoredGroup(group, [[-1.0] * completion] * size, np.linspace(-1, 1, size)))
+            scored.append(ScoredGroup(group, [[-1.0] * completion] * size, np.linspace(-1, 1, size, dtype=np.float32)))
         call = lambda s=scored: update_policy(  # noqa: E731
             policy, optimizer, s, SharedPrefixForward(False), SamplingDistribution(1.0, []), settings
         )

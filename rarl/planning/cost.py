@@ -42,8 +42,8 @@ class Speeds:
 
 
 # One sampler on one core, the update on two; the tiny model, 2 cores of an AMD EPYC without GPU, while other programs
-# worked on them. `decode_step` to `prompt`, `update` and `group` are from `python bench/speed.py`; `publish` and `reply`
-# from the metrics of runs (`python bench/plan.py`); `prefill` is taken to be `update`; `verdict` is an assumption.
+# worked on them. `decode_step` to `prompt`, `update` and `group` are from `python bench/speed.py`, `publish` and
+# `reply` from the metrics of runs (`python bench/plan.py`); `prefill` is taken to be `update`; `verdict` is assumed.
 CPU = Speeds(
     prefill=3.9e10,
     update=3.9e10,
@@ -168,7 +168,7 @@ def sampler_seconds(
     operations = 2.0 * size.text * work.prompt + tower_flops(GroupShape(0, 0, 0, patches(work)), model)
     prefill = len(lengths) * (speeds.prompt + operations / speeds.prefill)
     flat = lengths.ravel().astype(np.float64)
-    read = decode_steps(lengths) * value_bytes * size.text
+    read = float(decode_steps(lengths) * value_bytes * size.text)
     read += size.cache_bytes(value_bytes) * float((flat * work.prompt + flat * flat / 2).sum())
     overhead = decode_steps(lengths) * speeds.decode_step + float(flat.sum()) * speeds.sequence
     return prefill + overhead + read / speeds.bandwidth
