@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.planning.cards import Card
-from rarl.planning.flops import GroupShape, tower_flops, update_flops
+from rarl.planning.flops import PATCHES_PER_TOKEN, GroupShape, tower_flops, update_flops
 from rarl.planning.gpu_memory import MAX_SEQUENCES
 from rarl.planning.shapes import ModelSize, Work
 
-PATCHES_PER_TOKEN = 4  # of Qwen2-VL: its merger makes one token of 2 x 2 patches
 LENGTH_SPREAD = 0.4  # σ of the logarithm of a reply's length; an assumption
 FORWARD = 0.5  # of an update's operations: backward through frozen weights costs as much as forward
 STEP_OVERHEAD = 0.01  # seconds of Ray and bookkeeping in a step, as measured on CPU

@@ -7,10 +7,13 @@ libraries and Ray's object store, are counted once for the whole tree. The sum i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from rarl.config import Config
+from rarl.evaluation.predict import REQUESTS_PER_ACTOR
+from rarl.planning.flops import PATCH_VALUES, PATCHES_PER_TOKEN
 from rarl.planning.gpu_memory import activation_bytes, adapter_bytes
 from rarl.planning.shapes import Work, model_size, step_work
 
@@ -18,13 +21,16 @@ MIB = 1024**2
 HEAD_CHUNK_MIB = 8  # `head.chunk_bytes` of a CPU
 # MiB of private memory without weights, cache and activations: medians of `python bench/plan.py` on 2 cores of an AMD
 # EPYC, Python 3.11, ray 2.60, torch 2.13, vLLM 0.29. A machine with more cores also has more idle Ray workers.
-DRIVER = 800
+DRIVER = 475
 RAY = 375  # control store, raylet, dashboard, agents, log monitor
 HELPERS = 1250  # Ray Train's controller, Ray Data's coordinators, statistics
 PREPARER = 465  # one Ray Data worker with the processor
 TRAIN_WORKER = 460
 SAMPLER = 700
-SHARED = 295  # pages of libraries that several processes map, and of the object store
+HELD = (
+    8  # copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not given back
+)
+SHARED = 250  # pages of libraries that several processes map, and of the object store
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def plan_processes(config: Config, model: Any, model_path: str, value_bytes: int
         "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
     }
     return {
-        "driver": ProcessMemory(1, DRIVER, {}),
+        "driver": ProcessMemory(1, DRIVER, {"questions being measured": HELD * questions_bytes(config, work) / MIB}),
         "Ray's own": ProcessMemory(1, RAY, {}),
         "Ray Train's and Ray Data's helpers": ProcessMemory(1, HELPERS, {}),
         "data worker": ProcessMemory(1, PREPARER, {}),
@@ -70,6 +76,14 @@ def total_mib(processes: dict[str, ProcessMemory]) -> float:
     return sum(process.total for process in processes.values())
 
 
+def questions_bytes(config: Config, work: Work) -> float:
+    """Of one batch of a measurement: its pictures as float32 patches."""
+    if not config.data.eval:
+        return 0.0
+    questions = min(config.evaluation.max_examples or math.inf, REQUESTS_PER_ACTOR * config.rollout.num_actors)
+    return questions * PATCHES_PER_TOKEN * work.image * PATCH_VALUES * 4
+
+
 def worker_tokens(work: Work, workers: int) -> int:
     """Tokens of one train worker's groups in a step, a prompt counted once."""
     groups = -(-work.prompts // workers)
@@ -77,4 +91,5 @@ def worker_tokens(work: Work, workers: int) -> int:
 
 
 def train_workers(config: Config) -> int:
+    """One, where the configuration has no key for it."""
     return int(getattr(config.train, "num_workers", 1))

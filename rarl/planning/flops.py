@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PATCH_VALUES = 3 * 2 * 14 * 14  # of one patch: colours, frames, height, width
+PATCHES_PER_TOKEN = 4  # of Qwen2-VL: its merger makes one token of 2 x 2 patches
 RANK = 8  # of the adapter: a few percent of the sum, so that other ranks need no other number
 
 
