@@ -158,11 +158,15 @@ def plan(
     gpu_gib: Annotated[float | None, typer.Option(help="Its memory, where only a part of the card is meant.")] = None,
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither GPU nor model."""
+    from rarl.planning.cards import DEFAULT_CARD, find_card
+
+    loaded = load_config(config, overrides)
+    find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
     from rarl.display import Display
     from rarl.planning.plan import make_plan
     from rarl.planning.tables import lines, memory_table
 
-    planned = make_plan(load_config(config, overrides), gpu, gpu_gib)
+    planned = make_plan(loaded, gpu, gpu_gib)
     display = Display()
     display.table(memory_table(planned))
     for line in lines(planned):
