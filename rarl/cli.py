@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rarl.config import Config, load_config
-from rarl.errors import UserError
+from rarl.errors import UserError, storage_fault
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -41,13 +41,25 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        fault = storage_fault(error, "the disk")
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends a run with one line. Inside the commands, since typer would swallow it outside."""
+    """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it outside."""
+    from rarl.stopping import Stopped, ending_at_once
+
     try:
-        yield
+        with ending_at_once():
+            yield
+    except Stopped:
+        print("stopped as asked; the same command continues where this one stopped", file=sys.stderr, flush=True)
+        os._exit(0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr, flush=True)
         os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
@@ -182,6 +194,15 @@ def prepare(
     from rarl.display import Display
 
     Display().note(prepare_dataset(source, src, out, split, test_share, seed, tuple(phrases.split(","))))
+
+
+@app.command()
+def replay(batch: Annotated[Path, typer.Argument(metavar="RUN/failures/step_….pkl")]) -> None:
+    """Shows which group of a batch that stopped a run gives no finite gradient."""
+    from rarl.display import Display
+    from rarl.training.replay import replay as replay_batch
+
+    Display().replayed(list(replay_batch(batch)))
 
 
 @judge_commands.command()

@@ -13,6 +13,7 @@ import ray
 import ray.data
 
 from rarl.errors import UserError
+from rarl.stopping import Stopped
 
 
 @contextmanager
@@ -28,9 +29,9 @@ def ray_session(log_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # After Ctrl-C Ray Data's threads are still at work, and shutting Ray down under them can crash the process.
-            # It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
-            if not joined and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            # After Ctrl-C or SIGTERM Ray Data's threads are still at work, and shutting Ray down under them can crash the
+            # process. It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
+            if not joined and not isinstance(sys.exc_info()[1], KeyboardInterrupt | Stopped):
                 ray.shutdown()
 
 

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from rarl.training.replay import Replayed
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask
@@ -115,6 +119,16 @@ class Display:
                 margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
                 cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
                 table.add_row(label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"]))
+        self.console.print(table)
+
+    def replayed(self, groups: list[Replayed]) -> None:
+        """A batch that stopped a run, group by group."""
+        table = Table(title="each group of the batch alone", box=box.SIMPLE_HEAD)
+        for column in ("group", "loss", "gradient norm", "first completion"):
+            table.add_column(column)
+        for number, group in enumerate(groups):
+            loss, norm = ("not finite" if value is None else f"{value:.4g}" for value in (group.loss, group.grad_norm))
+            table.add_row(str(number), loss, norm, escape(group.completions[0]))
         self.console.print(table)
 
     def memory(self, plan: MemoryPlan) -> None:

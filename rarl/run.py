@@ -21,6 +21,8 @@ from rarl.measurements import measure_all, summary_of
 from rarl.prompts import training_prompts
 from rarl.rollout.sampler import banned_token_ids
 from rarl.session import Session, Setup, open_session, resolve
+from rarl.stopping import Stopped, ending_after_the_step
+from rarl.training.checkpoint import find_checkpoint
 from rarl.training.driver import run_training
 from rarl.training.learner import LoopInputs
 from rarl.training.metrics import read_metrics
@@ -36,7 +38,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
-    with open_session(setup, display, {"train": str(setup.train_data), **setup.eval_data}) as live:
+    with open_session(setup, display, {"train": str(setup.train_data), **setup.eval_data}, trains=True) as live:
         base = measure_all(setup, live, "base", display)
         train_seconds = train(setup, live, display)
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
@@ -54,6 +56,8 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before
+    for fault in find_checkpoint(setup.run_dir.checkpoints).damaged:
+        display.note(f"damaged checkpoint, the one before it is used: {fault}")
     if config.method == "sft":
         require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
     order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
@@ -71,6 +75,9 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     )
     preparer = setup.preparer(setup.train_data, training_prompts(config.prompts, config.seed))
     started = time.time()
-    with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
-        run_training(inputs, order, preparer, refresh)
+    showing = display.training(setup.run_dir.metrics, config.train.steps)
+    with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
+        outcome = run_training(inputs, order, preparer, refresh)
+    if outcome.steps < config.train.steps:
+        raise Stopped
     return before + time.time() - started

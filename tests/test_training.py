@@ -259,7 +259,7 @@ def test_a_stale_sampler_stops_the_run_with_a_clear_message(
     finished_steps: int,
 ) -> None:
     overrides = ["train.steps=8", "train.learning_rate=0.01", f"rollout.max_staleness={staleness}"]
-    faulty = fault(pool.actors)
+    faulty = fault(pool.actors, pool.timeout)
     run_dir, run = train_on(faulty, tmp_path / "stale", dataset, model_path, processor, *overrides)
     with pytest.raises(UserError) as caught:
         run()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rarl.files import write_text
+
+RECENT = 10  # steps
 
 
 class MetricsLog:
@@ -19,6 +22,7 @@ class MetricsLog:
 
         kept = [row for row in read_metrics(path) if row["step"] < first_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.last = deque(kept, maxlen=RECENT)
         self.file = path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(tensorboard), purge_step=first_step)
 
@@ -26,10 +30,16 @@ class MetricsLog:
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.last.append(row)
         for key, value in row.items():
             if key != "step" and value is not None:
                 self.events.add_scalar(key, value, row["step"])
         self.events.flush()
+
+    def recent(self, key: str) -> float | None:
+        """The mean of the last ten steps' values; None where there are none."""
+        values = [row[key] for row in self.last if row[key] is not None]
+        return sum(values) / len(values) if values else None
 
     def __enter__(self) -> MetricsLog:
         return self
