@@ -36,7 +36,7 @@ def run_training(
         train_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=ScalingConfig(
-            config.train.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=config.train.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
         datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
         run_config=RunConfig(
