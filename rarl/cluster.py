@@ -29,8 +29,8 @@ def ray_session(log_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # After Ctrl-C or SIGTERM the threads of Ray Data are still at work, and shutting Ray down then can crash the
-            # process. It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
+            # After Ctrl-C or SIGTERM the threads of Ray Data are still at work, and shutting Ray down then can crash
+            # the process. It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
             if not joined and not isinstance(sys.exc_info()[1], KeyboardInterrupt | Stopped):
                 ray.shutdown()
 

@@ -24,7 +24,7 @@ OnGroup = Callable[[int, list[Rollout]], Any]
 # An engine that is gone, with its process or its node: it can be started again.
 LOST = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError, NotPublished)
 MAX_REVIVALS = 3  # of one engine for one batch
-RESTART_TIMEOUT = 300  # seconds for a lost engine to come back, before the others do its work
+RESTART_TIMEOUT = 300.0  # seconds for a lost engine to come back, before the others do its work
 
 
 class PendingRollouts:
@@ -113,8 +113,8 @@ class Work:
 class SamplerPool:
     """Cheap to copy between processes: it holds actor handles, and a reference to the adapter that they hold."""
 
-    def __init__(self, actors: list[Any], timeout: float) -> None:
-        self.launched, self.timeout = actors, timeout
+    def __init__(self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT) -> None:
+        self.launched, self.timeout, self.restart_timeout = actors, timeout, restart_timeout
         self.lost: list[Any] = []
         self.published: tuple[int, Any, dict[str, Any]] | None = None
 
@@ -132,7 +132,8 @@ class SamplerPool:
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
             gpus = settings.gpu_memory_share if settings.device == "cuda" else 0
             environment = {"env_vars": sampler_environment(settings.device, index)}
-            remote = ray.remote(num_cpus=SAMPLER_CPUS, num_gpus=gpus, runtime_env=environment, max_restarts=-1)(Sampler)
+            placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+            remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
             actors.append(remote.remote(own))
         return cls(actors, timeout)
 
@@ -163,16 +164,16 @@ class SamplerPool:
         """Waits until Ray has restarted a lost actor and gives it the adapter that all hold; another actor, where it
         does not come back. Raises UserError when none is left."""
         try:
-            wait_for_restart(actor)
+            wait_for_restart(actor, self.restart_timeout)
             if self.published is not None:
-                ray.get(actor.load_adapter.remote(*self.published), timeout=RESTART_TIMEOUT)
+                ray.get(actor.load_adapter.remote(*self.published), timeout=self.restart_timeout)
             return actor
         except (*LOST, ray.exceptions.GetTimeoutError):
             self.lost.append(actor)
             if not self.actors:
                 raise UserError(
-                    f"the last vLLM engine was lost and did not come back in {RESTART_TIMEOUT} s; see sampler-*.log in "
-                    "the run's logs. The same command continues from the last finished step"
+                    f"the last vLLM engine was lost and did not come back in {self.restart_timeout:.0f} s; see "
+                    "sampler-*.log in the run's logs. The same command continues from the last finished step"
                 ) from None
             print(f"a sampler was lost and did not come back; {len(self.actors)} left", flush=True)
             return self.actors[0]
@@ -213,9 +214,9 @@ class SamplerPool:
             ray.kill(actor)
 
 
-def wait_for_restart(actor: Any) -> None:
+def wait_for_restart(actor: Any, patience: float) -> None:
     """Raises what the last attempt raised when it is not up in time."""
-    deadline = time.monotonic() + RESTART_TIMEOUT
+    deadline = time.monotonic() + patience
     while True:
         try:
             ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))

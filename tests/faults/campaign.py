@@ -172,8 +172,8 @@ def end(process: psutil.Process) -> None:
 class JudgeProcess:
     """A judge that is started again as soon as it is killed, on the same port."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port, self.log = free_port(), folder / "judge.log"
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.port, self.log = port or free_port(), folder / "judge.log"
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
