@@ -60,8 +60,13 @@ DAMAGES = {
     "flipped": lambda folder: flip(folder / "adapter" / "adapter_model.safetensors"),
     "missing": lambda folder: (folder / "state.json").unlink(),
     "without hashes": lambda folder: (folder / "sha256.json").write_text("{"),
-    "empty": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "empty": lambda folder: empty(folder),
 }
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def flip(path: Path) -> None:
