@@ -26,6 +26,8 @@ tiny = typer.Typer(help="The tiny world: a real model and phantom radiographs, s
 app.add_typer(tiny, name="tiny", no_args_is_help=True)
 judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
 app.add_typer(judge_commands, name="judge", no_args_is_help=True)
+data_commands = typer.Typer(help="Prepared data: look at it, check it.")
+app.add_typer(data_commands, name="data", no_args_is_help=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")]
 
@@ -166,19 +168,57 @@ def plan(
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="The published layout: vqa-rad.")],
-    src: Annotated[Path, typer.Argument(help="Its folder, as downloaded.")],
+    source: Annotated[
+        str, typer.Argument(help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; or folder: your own.")
+    ],
+    src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
     test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.")] = 0,
-    phrases: Annotated[str, typer.Option(help="VQA-RAD's phrase types to keep.")] = "freeform,para",
+    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
+    against: Annotated[Path | None, typer.Option(help="A prepared data set: leave out what it has too.")] = None,
+    phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
+    language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
+    images: Annotated[str, typer.Option(help="medxpertqa: of several images, first or all.")] = "first",
+    version: Annotated[int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")] = None,
 ) -> None:
-    """Converts a published data set to the Parquet schema that training reads."""
+    """Converts a published data set, or your own, to the Parquet files that training reads, and checks it."""
     from rarl.data.convert import prepare_dataset
+    from rarl.data.sources.record import Choices
     from rarl.display import Display
 
-    Display().note(prepare_dataset(source, src, out, split, test_share, seed, tuple(phrases.split(","))))
+    display = Display()
+    choices = Choices(tuple(phrases.split(",")), language, images, version)
+    with display.working(f"preparing {src}"):
+        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
+    display.note(report)
+
+
+@data_commands.command(name="check")
+def check_data(
+    paths: Annotated[list[Path], typer.Argument(help="A prepared folder, or data sets to hold against each other.")],
+) -> None:
+    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not sound."""
+    from rarl.data.leaks import check_datasets
+    from rarl.display import Display
+
+    display = Display()
+    with display.working("checking"):
+        report, sound = check_datasets(paths)
+    display.note(report)
+    if not sound:
+        raise typer.Exit(1)
+
+
+@data_commands.command()
+def show(path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")]) -> None:
+    """Counts, frequent answers, floors, and a contact sheet of random examples."""
+    from rarl.data.show import show_dataset
+    from rarl.display import Display
+
+    display = Display()
+    for part in show_dataset(path):
+        display.console.print(part)
 
 
 @judge_commands.command()
