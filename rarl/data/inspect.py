@@ -115,10 +115,11 @@ def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
     notes = []
     try:
         if is_dicom(encoded) or ending == "dcm":
+            rendered, found = as_png(encoded, record.frame), "DICOM"
             notes.append("DICOM images were rendered to PNG")
             if has_burned_in_text(encoded):
                 notes.append("DICOM images say that text is burned into the picture, which may name the patient")
-            encoded, found = as_png(encoded, record.frame), "DICOM"
+            encoded = rendered
         elif record.frame:
             raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
         else:
