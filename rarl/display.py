@@ -7,15 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from rarl.planning import MemoryPlan  # it imports transformers, which takes seconds
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import AutoProcessor
 
 from rarl.config import Config
-from rarl.data.order import StepOrder
+from rarl.data.order import step_order
+from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
@@ -56,7 +57,8 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         return before
     if config.method == "sft":
         require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
-    order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
+    parts = ParquetRows(setup.train_data).parts
+    order = step_order(parts, live.checked["train"].good, config.train.prompts_per_step, config.seed)
     processor = AutoProcessor.from_pretrained(setup.model_path)
     inputs = LoopInputs(
         config=config,

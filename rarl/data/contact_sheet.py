@@ -36,7 +36,7 @@ def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
             axes.imshow(np.asarray(picture))
         except BadImage as error:
             axes.text(0.5, 0.5, f"image {error}", ha="center", va="center", wrap=True, transform=axes.transAxes)
-        axes.set_title(caption(example), fontsize=8, loc="left", y=-0.02, va="top", parse_math=False)
+        axes.set_title(caption(example), fontsize=8, loc="left", y=-0.05, va="top", parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
     return count

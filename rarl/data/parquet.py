@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,16 @@ def require_shards(folder: Path, path: Path) -> None:
             raise UserError(f"{file}: is missing, though {folder / CARD} names it; prepare the data set again")
 
 
+@dataclass(frozen=True)
+class RowRange:
+    """The rows of one data set of a mixture: `start` to `stop` - 1."""
+
+    path: Path
+    start: int
+    stop: int
+    weight: float
+
+
 class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder in name order, or a
     mixture (see `rarl.data.mixture`), whose data sets follow each other.
@@ -168,14 +179,22 @@ class ParquetRows:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        files = [file for part in read_mixture(self.path) for file in parquet_files(part.path)]
-        self.files = [open_parquet(file, advice="; convert it with `rarl prepare`") for file in files]
+        self.parts: list[RowRange] = []
+        self.files: list[pq.ParquetFile] = []
+        for part in read_mixture(self.path):
+            opened = [
+                open_parquet(file, advice="; convert it with `rarl prepare`") for file in parquet_files(part.path)
+            ]
+            start = self.parts[-1].stop if self.parts else 0
+            rows = sum(file.metadata.num_rows for file in opened)
+            if not rows:
+                raise UserError(f"{part.path}: holds no rows")
+            self.parts.append(RowRange(part.path, start, start + rows, part.weight))
+            self.files += opened
         self.groups = [(f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)]
         self.starts = [0]  # row number at which each group starts, and the total
         for f, g in self.groups:
             self.starts.append(self.starts[-1] + self.files[f].metadata.row_group(g).num_rows)
-        if not len(self):
-            raise UserError(f"{path}: holds no rows")
         self.read_group = lru_cache(maxsize=CACHED_ROW_GROUPS)(self._read_group)
 
     def __len__(self) -> int:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources
 
 from rarl.data.check import READ_CPUS
 from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
+from rarl.errors import UserError
+
+STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
+ROWS_AT_ONCE = 32  # that a preparer holds
+MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,12 @@ class Preparer:
         self.processor = AutoProcessor.from_pretrained(settings.model_path)
         self.render, self.max_pixels, self.blank = settings.render, settings.max_pixels, settings.blank
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Prepares a few rows at a time, so that a block of large images is never in memory as a whole."""
+        for start in range(0, len(batch), ROWS_AT_ONCE):
+            yield self.prepare(batch.slice(start, ROWS_AT_ONCE))
+
+    def prepare(self, batch: pa.Table) -> pa.Table:
         examples = self.rows.read(batch["row"].to_pylist())
         if "image_row" in batch.column_names:
             others = self.rows.read(batch["image_row"].to_pylist())
@@ -56,28 +67,69 @@ class Preparer:
         return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
 
 
-def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Dataset:
+def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table], actors: int | None = None) -> Dataset:
     """Streams the rows named in `blocks` (column `row`; `image_row`, where another row's image is to be shown) through
-    preparers, keeping their order."""
+    preparers, keeping their order. `actors` reads and prepares that many blocks at once; by default as many as the
+    machine has work for, up to half of its cores."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    most = max(1, int(ray.cluster_resources()["CPU"]) // 2)
     return ray.data.from_arrow(blocks).map_batches(
         Preparer,
         fn_constructor_args=[settings],
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READ_CPUS,
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources()["CPU"]) // 4)),
+        compute=ActorPoolStrategy(size=actors) if actors else ActorPoolStrategy(min_size=1, max_size=most),
     )
 
 
-def training_stream(settings: PreparerSettings, order: StepOrder, start: int, stop: int) -> Dataset:
-    """Steps `start` to `stop` - 1, a block each, with the columns `step`, `row` and `prepared`."""
+def training_stream(
+    settings: PreparerSettings,
+    order: StepOrder,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    workers: int = 1,
+    actors: int | None = None,
+) -> Dataset:
+    """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`; of each step the share of one of
+    several train workers: the shares of all, one after the other, are the step.
+
+    What is prepared and not yet taken is bounded by STREAM_BYTES, however much data there is.
+    """
+    per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
-    for step in range(start, stop):
-        rows = order.rows_of(step)
-        blocks.append(pa.table({"step": np.full(len(rows), step), "row": rows}))
-    return prepared_stream(settings, blocks)
+    for first in range(start, stop, per_block):
+        steps = [(s, share_of(order.rows_of(s), rank, workers)) for s in range(first, min(first + per_block, stop))]
+        rows = np.concatenate([rows for _, rows in steps])
+        blocks.append(pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows}))
+    stream = prepared_stream(settings, blocks, actors)
+    stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_BYTES)
+    return stream
+
+
+def share_of(rows: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
+    """Raises UserError where a step cannot be shared equally."""
+    if len(rows) % workers:
+        raise UserError(f"train.prompts_per_step={len(rows)} cannot be shared by {workers} workers; make it a multiple")
+    share = len(rows) // workers
+    return rows[rank * share : (rank + 1) * share]
+
+
+def worker_streams(
+    settings: PreparerSettings, order: StepOrder, start: int, stop: int, workers: int
+) -> dict[str, Dataset]:
+    """A stream for each train worker, by `worker_stream_name`. Ray Train would deal the blocks of one stream out as
+    the workers ask for them; streams of their own give every worker the same rows in every run."""
+    return {
+        worker_stream_name(rank): training_stream(settings, order, start, stop, rank, workers)
+        for rank in range(workers)
+    }
+
+
+def worker_stream_name(rank: int) -> str:
+    return f"train-{rank}"
 
 
 def ordered_stream(

@@ -6,17 +6,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from rarl.data.order import StepOrder
-from rarl.data.stream import PreparerSettings, training_stream
+from rarl.data.stream import PreparerSettings, worker_streams
 from rarl.errors import UserError
 from rarl.training.learner import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
 TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to
 POLL_SECONDS = 0.5
+WORKERS = 1
 
 
 def run_training(
@@ -32,8 +33,9 @@ def run_training(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"inputs": inputs},
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(gpu), resources_per_worker=resources),
-        datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
+        scaling_config=ScalingConfig(num_workers=WORKERS, use_gpu=bool(gpu), resources_per_worker=resources),
+        datasets=worker_streams(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills), WORKERS),
+        dataset_config=DataConfig(datasets_to_split=[]),  # every worker has a stream of its own
         run_config=RunConfig(
             name="checkpoints",
             storage_path=str(inputs.run_dir.path),

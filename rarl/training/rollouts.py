@@ -11,7 +11,7 @@ import ray.train
 from rarl.config import Config
 from rarl.data.order import sampling_seed
 from rarl.data.prepare import PreparedExample, require_room
-from rarl.data.stream import unpack
+from rarl.data.stream import unpack, worker_stream_name
 from rarl.errors import UserError
 from rarl.rollout.pool import PendingRollouts, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
@@ -96,9 +96,11 @@ class RolloutStream:
 
 
 def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
-    """(number, prompts) from this worker's shard, after the first `first`; numbers count from 1."""
-    shard = ray.train.get_dataset_shard("train")
-    for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
+    """(number, prompts) from this worker's stream, after the first `first`; numbers count from 1."""
+    context = ray.train.get_context()
+    shard = ray.train.get_dataset_shard(worker_stream_name(context.get_world_rank()))
+    size = prompts_per_step // context.get_world_size()
+    for batch in shard.iter_batches(batch_size=size, batch_format="pyarrow", prefetch_batches=1):
         number = int(batch["step"][0].as_py()) + 1
         if number > first:
             yield number, unpack(batch)
