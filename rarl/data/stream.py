@@ -143,5 +143,6 @@ def ordered_stream(
 
 def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:
     """The `prepared` column of a batch."""
-    column: Iterable[bytes] = batch["prepared"].to_pylist() if isinstance(batch, pa.Table) else batch["prepared"]
-    return [pickle.loads(value) for value in column]
+    column = batch["prepared"]
+    values: Iterable[Any] = (v.as_buffer() for v in column) if isinstance(batch, pa.Table) else column
+    return [pickle.loads(value) for value in values]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -35,7 +36,7 @@ class Files:
         self.chosen = None if root.is_dir() else root.name
         self.entries: dict[str, Entry] = {}
         self.archives: dict[Path, zipfile.ZipFile] = {}
-        on_disk = sorted(path for path in self.root.rglob("*") if path.is_file())
+        on_disk = sorted(walk(self.root))
         for path in on_disk:
             if path.suffix.lower() == ".zip":
                 self.add_archive(path)
@@ -120,6 +121,18 @@ class Files:
     def close(self) -> None:
         for archive in self.archives.values():
             archive.close()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, through linked folders too, each folder once."""
+    seen = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in files if Path(folder, name).is_file())
 
 
 def leads_outside(name: str) -> bool:
