@@ -189,7 +189,7 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded() -> None:
 
 
 def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": "a/Doe^John.dcm", "question": "Which organ?", "answer": "chest", "modality": "CT"},
         {"image": "film", "question": "Is this ultrasound?", "answer": "yes", "frame": 7},
         {"image": "burned.dcm", "question": "Is this MR?", "answer": "yes"},

@@ -264,7 +264,7 @@ def as_json(options: Any) -> Any:
 
 
 def test_a_folder_of_your_own_in_every_kind_of_table(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": "0.png", "question": "Is it clear?", "answer": "yes", "modality": "CT", "split": "train"},
         {"image": "1.png", "question": "Which side?", "answer": "left", "options": ["left", "right"]},
         {"image": "2.png", "question": "What?", "answer": "B", "options": "nodule|mass", "rationale": "It is large."},

