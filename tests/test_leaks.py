@@ -66,8 +66,8 @@ def random_halves(tmp_path_factory: Any) -> dict[str, Any]:
         row = learnt[number]
         again = {"id": f"{row['id']}-again", "split": "test", "question": f" {row['question'].upper()}?!"}
         rows.append(row | again)
-    in_test = sorted({r["image"] for r in rows if r["split"] == "test"})
-    copied = {name: f"copy-{Path(name).name}" for name in rng.permutation(in_test)[:COPIES].tolist()}
+    in_both = sorted({r["image"] for r in rows if r["split"] == "test"} & {r["image"] for r in learnt})
+    copied = {name: f"copy-{Path(name).name}" for name in rng.permutation(in_both)[:COPIES].tolist()}
     for name, copy in copied.items():
         (folder / copy).write_bytes(reencoded(folder / name))
     for row in rows:
