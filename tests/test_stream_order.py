@@ -9,13 +9,15 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from rarl.config import load_config
 from rarl.data.check import check_rows
 from rarl.data.order import CYCLE, MixtureOrder, StepOrder, exact_shares, step_order
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.stream import PreparerSettings, share_of, training_stream, unpack
+from rarl.data.stream import PreparerSettings, share_of, step_blocks, training_stream, unpack
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
@@ -40,7 +42,7 @@ def in_shards(tmp_path: Path, examples: list[Example]) -> Path:
 
 
 @pytest.mark.slow
-def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_after_a_restart_at_any_step(
+def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_after_a_restart(
     ray_cluster: None, in_shards: Path, examples: list[Example], model_path: str
 ) -> None:
     settings, order = (
@@ -50,13 +52,30 @@ def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_aft
     expected = [[examples[row].id for row in order.rows_of(step)] for step in range(STEPS)]
     for tasks in (1, 2, 4):
         assert streamed(settings, order, actors=tasks) == expected, tasks
-    for start in range(1, STEPS):
-        again = StepOrder(np.arange(24), PER_STEP, 5)
-        assert streamed(settings, again, start=start, actors=1 + start % 2) == expected[start:], start
-    for workers in (2, 4):
-        parts = [streamed(settings, order, rank=rank, workers=workers) for rank in range(workers)]
-        assert [list(chain(*step)) for step in zip(*parts, strict=True)] == expected, workers
+    for start, tasks in ((1, 2), (7, 1)):
+        assert (
+            streamed(settings, StepOrder(np.arange(24), PER_STEP, seed=5), start=start, actors=tasks)
+            == expected[start:]
+        )
+    parts = [streamed(settings, order, rank=rank, workers=2) for rank in range(2)]
+    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == expected
     assert len({i for step in expected[:6] for i in step}) == 24  # an epoch is every example once
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("most_blocks", [1000, 3])
+def test_what_a_stream_is_made_from_is_the_same_from_any_step_on(
+    workers: int, most_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every start, every worker: the streams above keep the order of these blocks."""
+    monkeypatch.setattr("rarl.data.stream.MOST_BLOCKS", most_blocks)
+    whole = StepOrder(np.arange(24), PER_STEP, seed=5)
+    for start in range(STEPS):
+        fresh = StepOrder(np.arange(24), PER_STEP, seed=5)
+        for step in range(start, STEPS):
+            parts = [pa.concat_tables(step_blocks(fresh, start, STEPS, rank, workers)) for rank in range(workers)]
+            rows = [part.filter(pc.equal(part["step"], step))["row"].to_pylist() for part in parts]
+            assert list(chain(*rows)) == whole.rows_of(step).tolist(), (start, step)
 
 
 @pytest.mark.slow

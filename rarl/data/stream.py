@@ -98,15 +98,20 @@ def training_stream(
 
     What is prepared and not yet taken is bounded by STREAM_BYTES, however much data there is.
     """
+    stream = prepared_stream(settings, step_blocks(order, start, stop, rank, workers), actors)
+    stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_BYTES)
+    return stream
+
+
+def step_blocks(order: StepOrder, start: int, stop: int, rank: int, workers: int) -> list[pa.Table]:
+    """What the stream is made from: `step` and `row`, a block a step, or several where there are many."""
     per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
     for first in range(start, stop, per_block):
         steps = [(s, share_of(order.rows_of(s), rank, workers)) for s in range(first, min(first + per_block, stop))]
         rows = np.concatenate([rows for _, rows in steps])
         blocks.append(pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows}))
-    stream = prepared_stream(settings, blocks, actors)
-    stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_BYTES)
-    return stream
+    return blocks
 
 
 def share_of(rows: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
