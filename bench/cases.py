@@ -1,4 +1,4 @@
-"""Models, prompts and lengths that the benchmarks share, and what an update costs by arithmetic."""
+"""Models, prompts and lengths that the benchmarks share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from rarl.grpo.group import Group
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
-from rarl.planning import QWEN2_VL_2B
+from rarl.planning.flops import PATCH_VALUES, GroupShape
+from rarl.planning.shapes import QWEN2_VL_2B
 from rarl.tiny.dataset import base_model
 
 RANK = 8
-PATCH_VALUES = 3 * 2 * 14 * 14  # of one patch: colours, frames, height, width
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,10 @@ class Case:
     completion: int
     group: int
     side: int
+
+    @property
+    def shape(self) -> GroupShape:
+        return GroupShape(self.prompt, self.completion, self.group, self.side**2)
 
 
 CASES = {
@@ -99,53 +103,3 @@ def make_group(case: Case, config: Any, seed: int = 0) -> Group:
         completions=[rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)],
         key=0,
     )
-
-
-def update_flops(case: Case, config: Any) -> float:
-    """Floating-point operations that a shared-prefix update cannot do without: products with weights and attention.
-
-    Forward, and backward through frozen weights, which need the gradient of the input only: a weight costs 4 operations
-    per token, the adapter about 6 per weight and token. Attention costs 4 per pair of positions and width forward, and
-    8 backward. The prompt's last token counts with each completion; of the last layer the others need keys and values
-    only. The vision tower runs forward only.
-    """
-    text = config.text_config
-    p, c = case.prompt - 1, case.group * case.completion
-    rows = (p + c) * (text.num_hidden_layers - 1) + c  # rows through whole layers
-    keys = 2 * text.hidden_size * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    own = case.completion * (case.completion + 1) / 2
-    pairs = text.num_hidden_layers * case.group * (case.completion * p + own)
-    pairs += (text.num_hidden_layers - 1) * p * (p + 1) / 2
-    attention = 12 * text.hidden_size * pairs
-    return rows * per_row(text) + p * 4 * keys + attention + head_flops(case, text) + tower_flops(case, config)
-
-
-def plain_flops(case: Case, config: Any) -> float:
-    """The same with every completion as a sequence of its own, and the vision tower once for each."""
-    text = config.text_config
-    length = case.prompt + case.completion
-    attention = 12 * text.hidden_size * text.num_hidden_layers * length * (length + 1) / 2
-    sequence = length * text.num_hidden_layers * per_row(text) + attention + tower_flops(case, config)
-    return case.group * sequence + head_flops(case, text)
-
-
-def per_row(text: Any) -> float:
-    """Of one token in one layer: products with frozen weights and the adapter, forward and backward."""
-    d, wide = text.hidden_size, text.intermediate_size
-    kv = d * text.num_key_value_heads // text.num_attention_heads
-    weights = 2 * d * d + 2 * d * kv + 3 * d * wide
-    adapter = RANK * (4 * d + 2 * (d + kv) + 3 * (d + wide))
-    return float(4 * weights + 6 * adapter)
-
-
-def head_flops(case: Case, text: Any) -> float:
-    return 4.0 * case.group * case.completion * text.hidden_size * text.vocab_size
-
-
-def tower_flops(case: Case, config: Any) -> float:
-    """Of one picture, forward."""
-    vision, patches = config.vision_config, case.side**2
-    block = (4 + 2 * int(vision.mlp_ratio)) * vision.embed_dim**2
-    merger = (4 * vision.embed_dim) ** 2 + 4 * vision.embed_dim * vision.hidden_size
-    products = patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim) + patches / 4 * merger
-    return 2.0 * products + 4.0 * vision.depth * patches**2 * vision.embed_dim

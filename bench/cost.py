@@ -5,9 +5,11 @@ python bench/cost.py
 
 from __future__ import annotations
 
-from cases import Case, model_config, plain_flops, update_flops
+from cases import Case, model_config
 from rich.console import Console
 from rich.table import Table
+
+from rarl.planning.flops import plain_flops, update_flops
 
 SHAPES = [(400, 200), (800, 200), (1200, 128), (400, 1000), (400, 4000), (60, 40)]
 SIDES = {60: 8, 400: 36, 800: 52, 1200: 64}  # patches a side: most of the prompt is image
@@ -21,7 +23,7 @@ def main() -> None:
     for group in (4, 8, 16):
         for prompt, completion in SHAPES:
             case = Case("", "2b", prompt, completion, group, SIDES[prompt])
-            plain, shared = plain_flops(case, config) / 1e12, update_flops(case, config) / 1e12
+            plain, shared = plain_flops(case.shape, config) / 1e12, update_flops(case.shape, config) / 1e12
             table.add_row(
                 str(prompt), str(completion), str(group), f"{plain:.1f}", f"{shared:.1f}", f"{plain / shared:.1f}"
             )

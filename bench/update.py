@@ -17,10 +17,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from cases import CASES, Case, make_group, make_policy, update_flops
+from cases import CASES, Case, make_group, make_policy
 from measure import matmul_gflops, peak_memory_mb, seconds, write_rows
 from rich.console import Console
 from rich.table import Table
+
+from rarl.planning.flops import update_flops
 
 SYSTEMS = ("shared prefix", "TRL tuned", "plain pass")
 
@@ -81,7 +83,7 @@ def measure_one(case: Case, system: str, device: str, repeats: int, vocabulary: 
         "peak_mb": peak,
         "tokens_per_second": case.group * case.completion / min(times),
         "gradient_norm": norm.item(),
-        "bound_seconds": update_flops(case, config) / speed / 1e9,
+        "bound_seconds": update_flops(case.shape, config) / speed / 1e9,
         "matmul_gflops": speed,
         "device": device,
     }

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rarl.config import Config, load_config
-from rarl.errors import UserError
+from rarl.errors import UserError, storage_fault
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,6 +26,8 @@ tiny = typer.Typer(help="The tiny world: a real model and phantom radiographs, s
 app.add_typer(tiny, name="tiny", no_args_is_help=True)
 judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
 app.add_typer(judge_commands, name="judge", no_args_is_help=True)
+data_commands = typer.Typer(help="Prepared data: look at it, check it.")
+app.add_typer(data_commands, name="data", no_args_is_help=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")]
 
@@ -41,13 +43,25 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        fault = storage_fault(error, "the disk")
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends a run with one line. Inside the commands, since typer would swallow it outside."""
+    """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it outside."""
+    from rarl.stopping import Stopped, ending_at_once
+
     try:
-        yield
+        with ending_at_once():
+            yield
+    except Stopped:
+        print("stopped as asked; the same command continues where this one stopped", file=sys.stderr, flush=True)
+        os._exit(0)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where this one stopped", file=sys.stderr, flush=True)
         os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
@@ -168,36 +182,91 @@ def serve(
 def plan(
     config: Path,
     overrides: Overrides = None,
-    gpu_gib: Annotated[float, typer.Option(help="Memory of the card.")] = 40.0,
+    gpu: Annotated[
+        str | None, typer.Option(help="The card, such as a100-40g (else as the configuration says).")
+    ] = None,
+    gpu_gib: Annotated[float | None, typer.Option(help="Its memory, where only a part of the card is meant.")] = None,
 ) -> None:
-    """Estimates whether a configuration fits a GPU, part by part. Needs neither the GPU nor the model."""
-    from rarl.display import Display
-    from rarl.planning import model_shapes, plan_memory
-    from rarl.resources import resolve_model
+    """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither GPU nor model."""
+    from rarl.planning.cards import DEFAULT_CARD, find_card
 
     loaded = load_config(config, overrides)
-    path = loaded.model.path if "/" in loaded.model.path else resolve_model(loaded.model.path)
-    memory = plan_memory(loaded, model_shapes(path), gpu_gib)
-    Display().memory(memory)
-    if memory.shortfalls():
-        raise UserError("; ".join(memory.shortfalls()))
+    find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
+    from rarl.display import Display
+    from rarl.planning.plan import make_plan
+    from rarl.planning.tables import lines, memory_table
+
+    planned = make_plan(loaded, gpu, gpu_gib)
+    display = Display()
+    display.table(memory_table(planned))
+    for line in lines(planned):
+        display.note(line)
+    if planned.memory is not None and planned.memory.shortfalls():
+        raise UserError("; ".join(planned.memory.shortfalls()))
 
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="The published layout: vqa-rad.")],
-    src: Annotated[Path, typer.Argument(help="Its folder, as downloaded.")],
+    source: Annotated[
+        str, typer.Argument(help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; or folder: your own.")
+    ],
+    src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
     test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.")] = 0,
-    phrases: Annotated[str, typer.Option(help="VQA-RAD's phrase types to keep.")] = "freeform,para",
+    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
+    against: Annotated[Path | None, typer.Option(help="A prepared data set: leave out what it has too.")] = None,
+    phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
+    language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
+    images: Annotated[str, typer.Option(help="medxpertqa: of several images, first or all.")] = "first",
+    version: Annotated[int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")] = None,
 ) -> None:
-    """Converts a published data set to the Parquet schema that training reads."""
+    """Converts a published data set, or your own, to the Parquet files that training reads, and checks it."""
     from rarl.data.convert import prepare_dataset
+    from rarl.data.sources.record import Choices
     from rarl.display import Display
 
-    Display().note(prepare_dataset(source, src, out, split, test_share, seed, tuple(phrases.split(","))))
+    display = Display()
+    choices = Choices(tuple(phrases.split(",")), language, images, version)
+    with display.working(f"preparing {src}"):
+        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
+    display.note(report)
+
+
+@data_commands.command(name="check")
+def check_data(
+    paths: Annotated[list[Path], typer.Argument(help="A prepared folder, or data sets to hold against each other.")],
+) -> None:
+    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not sound."""
+    from rarl.data.leaks import check_datasets
+    from rarl.display import Display
+
+    display = Display()
+    with display.working("checking"):
+        report, sound = check_datasets(paths)
+    display.note(report)
+    if not sound:
+        raise typer.Exit(1)
+
+
+@data_commands.command()
+def show(path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")]) -> None:
+    """Counts, frequent answers, floors, and a contact sheet of random examples."""
+    from rarl.data.show import show_dataset
+    from rarl.display import Display
+
+    display = Display()
+    for part in show_dataset(path):
+        display.console.print(part)
+
+
+@app.command()
+def replay(batch: Annotated[Path, typer.Argument(metavar="RUN/failures/step_….pkl")]) -> None:
+    """Shows which group of a batch that stopped a run gives no finite gradient."""
+    from rarl.display import Display
+    from rarl.training.replay import replay as replay_batch
+
+    Display().replayed(list(replay_batch(batch)))
 
 
 @judge_commands.command()

@@ -13,6 +13,7 @@ import ray
 import ray.data
 
 from rarl.errors import UserError
+from rarl.stopping import Stopped
 
 
 @contextmanager
@@ -28,9 +29,9 @@ def ray_session(log_folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # After Ctrl-C Ray Data's threads are still at work, and shutting Ray down under them can crash the process.
-            # It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
-            if not joined and not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            # After Ctrl-C or SIGTERM the threads of Ray Data are still at work, and shutting Ray down then can crash
+            # the process. It ends at once instead (`cli.interruptible`), and a cluster of its own ends with it.
+            if not joined and not isinstance(sys.exc_info()[1], KeyboardInterrupt | Stopped):
                 ray.shutdown()
 
 
@@ -69,5 +70,5 @@ def start_or_join() -> None:
                 _system_config={"num_workers_soft_limit": 8},
                 **quiet,
             )
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises just that when a node is not up in its 30 seconds
         raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None

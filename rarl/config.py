@@ -52,6 +52,7 @@ class RolloutConfig(Section):
     # Updates between the adapter that samples and the policy that learns. 1: the next batch is sampled while this one
     # trains; the importance weight corrects for it. 0: strictly on-policy.
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    timeout_seconds: Positive = 1800  # from one group to the next, before an engine counts as hung and is started anew
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
     kv_cache_mib: Positive = 128  # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
     gpu_memory_share: Fraction = 0.4  # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
@@ -86,9 +87,13 @@ class TrainConfig(Section):
     # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001 in float32,
     # 0.1 in bfloat16, where rounding alone gives about 0.01.
     max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None
-    checkpoint_every: Positive = 20
-    keep_checkpoints: Positive = 2
-    max_restarts: Annotated[int, Field(ge=0)] = 1  # of the train worker after a crash
+    num_workers: Positive = 1  # each learns from its share of a step's groups; the gradient is that of all
+    checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
+    keep_checkpoints: Positive = 2  # the last ones, beside the best
+    max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
+    # Where copies of metrics.jsonl go; their own environment variables say where their servers are. Never a reason for
+    # a run to fail: what a tracker raises is told once.
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
 
 class PromptsConfig(Section):

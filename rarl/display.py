@@ -7,15 +7,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rarl.planning import MemoryPlan
 from rarl.training.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from rarl.training.replay import Replayed
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask
@@ -117,18 +120,17 @@ class Display:
                 table.add_row(label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"]))
         self.console.print(table)
 
-    def memory(self, plan: MemoryPlan) -> None:
-        """A memory plan, part by part."""
-        table = Table(title=f"estimated GPU memory in GiB, card of {plan.card:.0f}")
-        table.add_column("part")
-        table.add_column("GiB", justify="right")
-        for title, parts, limit in (
-            ("trainer", plan.trainer, plan.card - plan.sampler_share),
-            ("sampler (vLLM)", plan.sampler, plan.sampler_share),
-        ):
-            table.add_row(title, f"{sum(parts.values()):.1f} of {limit:.1f}", style="bold")
-            for part, size in parts.items():
-                table.add_row(f"  {part}", f"{size:.1f}")
+    def replayed(self, groups: list[Replayed]) -> None:
+        """A batch that stopped a run, group by group."""
+        table = Table(title="each group of the batch alone", box=box.SIMPLE_HEAD)
+        for column in ("group", "loss", "gradient norm", "first completion"):
+            table.add_column(column)
+        for number, group in enumerate(groups):
+            loss, norm = ("not finite" if value is None else f"{value:.4g}" for value in (group.loss, group.grad_norm))
+            table.add_row(str(number), loss, norm, escape(group.completions[0]))
+        self.console.print(table)
+
+    def table(self, table: Table) -> None:
         self.console.print(table)
 
 

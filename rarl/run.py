@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from rarl.config import Config
-from rarl.data.order import StepOrder
+from rarl.data.order import step_order
+from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.files import write_text
 from rarl.grpo.adapter_folder import read_adapter
@@ -18,10 +19,13 @@ from rarl.hardware import resolve_mismatch_bound
 from rarl.measurements import measure_all, summary_of
 from rarl.prompts import training_prompts
 from rarl.session import Session, Setup, open_session, resolve
+from rarl.stopping import Stopped, ending_after_the_step
+from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.driver import run_training
 from rarl.training.inputs import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.rationales import require_rationales
+from rarl.training.trackers import missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
@@ -33,7 +37,9 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
-    with open_session(setup, display, {"train": str(setup.train_data), **setup.eval_data}) as live:
+    for line in missing_trackers(config.train.trackers):
+        display.note(line)
+    with open_session(setup, display, {"train": str(setup.train_data), **setup.eval_data}, trains=True) as live:
         base = measure_all(setup, live, "base", display)
         train_seconds = train(setup, live, display)
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
@@ -51,9 +57,12 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before
+    for fault in find_checkpoint(setup.run_dir.checkpoints).damaged:
+        display.note(f"damaged checkpoint, the one before it is used: {fault}")
     if config.method == "sft":
         require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
-    order = StepOrder(live.checked["train"].good, config.train.prompts_per_step, config.seed)
+    parts = ParquetRows(setup.train_data).parts
+    order = step_order(parts, live.checked["train"].good, config.train.prompts_per_step, config.seed)
     inputs = LoopInputs(
         config=config,
         run_dir=setup.run_dir,
@@ -67,6 +76,11 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     )
     preparer = setup.preparer(setup.train_data, training_prompts(config.prompts, config.seed))
     started = time.time()
-    with display.training(setup.run_dir.metrics, config.train.steps) as refresh:
-        run_training(inputs, order, preparer, refresh)
+    showing = display.training(setup.run_dir.metrics, config.train.steps)
+    with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
+        outcome = run_training(inputs, order, preparer, refresh)
+    for line in tracker_problems(setup.run_dir.path, config.train.trackers):
+        display.note(line)
+    if outcome.steps < config.train.steps:
+        raise Stopped
     return before + time.time() - started

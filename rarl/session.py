@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,13 @@ from rarl.files import write_text
 from rarl.hardware import Device, Dtype, resolve_device, resolve_dtype
 from rarl.judge.client import check_judge, open_judge
 from rarl.judge.judge import Judge
-from rarl.planning import require_memory
+from rarl.planning.gpu_memory import require_memory
 from rarl.prompts import PromptPlan, training_prompts
 from rarl.resources import find_data, resolve_adapter, resolve_data, resolve_model
 from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
+from rarl.room import require_cluster_room
 from rarl.training.run_dir import RunDir, flatten, open_run_dir
 
 
@@ -60,9 +62,11 @@ class Session:
 
 
 @contextmanager
-def open_session(setup: Setup, display: Display, data: dict[str, str]) -> Iterator[Session]:
+def open_session(setup: Setup, display: Display, data: dict[str, str], trains: bool = False) -> Iterator[Session]:
     """Ray, engines and checked data; the engines come up while the data is checked."""
     with ray_session(setup.run_dir.logs):
+        with display.working("waiting for room in the cluster") if "RAY_ADDRESS" in os.environ else nullcontext():
+            require_cluster_room(setup.config, setup.device, trains)
         pool = launch_pool(setup)
         checked = check_data(setup, display, data)
         with display.working("starting vLLM"):
@@ -83,6 +87,7 @@ FREE_TO_MEASURE = (
     "judge",
     "device",
     "rollout.num_actors",
+    "rollout.timeout_seconds",
     "rollout.max_model_length",
     "rollout.kv_cache_mib",
     "rollout.gpu_memory_share",
@@ -188,4 +193,4 @@ def launch_pool(setup: Setup) -> SamplerPool:
         gpu_memory_share=rollout.gpu_memory_share,
         log_path="",
     )
-    return SamplerPool.launch(settings, rollout.num_actors, setup.run_dir.logs)
+    return SamplerPool.launch(settings, rollout.num_actors, setup.run_dir.logs, rollout.timeout_seconds)

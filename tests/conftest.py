@@ -71,7 +71,7 @@ def sampler_settings(model_path: str) -> SamplerSettings:
 @pytest.fixture(scope="session")
 def pool(ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory: Any) -> Iterator[SamplerPool]:
     """Two engines: whatever is asserted of samples holds across actors."""
-    started = SamplerPool.launch(sampler_settings, 2, tmp_path_factory.mktemp("sampler-logs"))
+    started = SamplerPool.launch(sampler_settings, 2, tmp_path_factory.mktemp("sampler-logs"), timeout=300)
     started.wait_until_ready()
     yield started
     started.stop()

@@ -93,6 +93,6 @@ def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
 def test_a_plan_needs_neither_gpu_nor_model() -> None:
     done = rarl("plan", "configs/recipes/qwen2vl_2b/rarl.yaml")
     assert done.returncode == 0, done.stderr
-    assert "estimated GPU memory in GiB, card of 40" in done.stdout
+    assert "estimated GPU memory in GiB, a100-40g" in done.stdout
     small = rarl("plan", "configs/recipes/qwen2vl_2b/rarl.yaml", "--gpu-gib", "12")
     assert_one_line_error(small, "the trainer needs", "leaves no cache for keys and values")

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,15 +16,16 @@ from PIL import Image
 
 from rarl.data.convert import prepare_dataset
 from rarl.data.parquet import ParquetRows
+from rarl.data.sources.record import Choices
 from rarl.errors import UserError
 from rarl.schema import Example
 
-PHRASES = ("freeform", "para")
 
-
-def picture(shade: int) -> bytes:
+def picture(number: int) -> bytes:
+    """Coarse noise, another for each number: pictures that no hash takes for one another."""
+    shades = np.random.default_rng(number).integers(0, 255, (6, 6), dtype=np.uint8)
     out = io.BytesIO()
-    Image.new("RGB", (20, 30), (shade, shade, shade)).save(out, format="JPEG")
+    Image.fromarray(shades).resize((60, 90)).save(out, format="JPEG")
     return out.getvalue()
 
 
@@ -46,7 +48,7 @@ def original(tmp_path: Path) -> Path:
     folder = tmp_path / "original"
     (folder / "images").mkdir(parents=True)
     for image in range(4):
-        (folder / "images" / f"synpic{image}.jpg").write_bytes(picture(40 * image))
+        (folder / "images" / f"synpic{image}.jpg").write_bytes(picture(image))
     records = [
         record(1, 0),
         record(2, 0, answer="right lower lobe", answer_type="OPEN", phrase_type="para", image_organ="ABD"),
@@ -66,7 +68,7 @@ def hub(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for split, answers in {"train": ["yes", "no", "left lung"], "test": ["no"]}.items():
-        images = pa.array([{"bytes": picture(60), "path": None} for _ in answers], kind)
+        images = pa.array([{"bytes": picture(6), "path": None} for _ in answers], kind)
         table = pa.table({"image": images, "question": ["What?"] * len(answers), "answer": answers})
         pq.write_table(table, folder / f"{split}-00000-of-00001-abc.parquet")
     return folder.parent
@@ -78,7 +80,7 @@ def read(path: Path) -> list[Example]:
 
 
 def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
-    report = prepare_dataset("vqa-rad", original, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    report = prepare_dataset("vqa-rad", original, tmp_path / "out", "official")
     train, test = read(tmp_path / "out" / "train.parquet"), read(tmp_path / "out" / "test.parquet")
     assert [e.id for e in train] == ["vqa-rad-1", "vqa-rad-2", "vqa-rad-3"]
     assert [e.id for e in test] == ["vqa-rad-5", "vqa-rad-6"]
@@ -96,7 +98,7 @@ def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
 
 
 def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> None:
-    report = prepare_dataset("vqa-rad", hub, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    report = prepare_dataset("vqa-rad", hub, tmp_path / "out", "official")
     train = read(tmp_path / "out" / "train.parquet")
     assert [(e.answer, e.answer_type, e.split) for e in train] == [
         ("yes", "closed", "train"),
@@ -107,12 +109,12 @@ def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> Non
 
 
 def test_an_image_disjoint_split_shares_no_image(original: Path, tmp_path: Path) -> None:
-    prepare_dataset("vqa-rad", original, tmp_path / "out", "image-disjoint", 0.5, 3, PHRASES)
+    prepare_dataset("vqa-rad", original, tmp_path / "out", "image-disjoint", 0.5, 3)
     images = [{e.image_id for e in read(tmp_path / "out" / f"{split}.parquet")} for split in ("train", "test")]
     assert not images[0] & images[1]
     assert len(images[1]) == 2
     again = tmp_path / "again"
-    prepare_dataset("vqa-rad", original, again, "image-disjoint", 0.5, 3, PHRASES)
+    prepare_dataset("vqa-rad", original, again, "image-disjoint", 0.5, 3)
     assert (again / "test.parquet").read_bytes() == (tmp_path / "out" / "test.parquet").read_bytes()
 
 
@@ -127,7 +129,7 @@ def test_an_image_disjoint_split_shares_no_image(original: Path, tmp_path: Path)
 def test_faulty_records_are_named(original: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     (original / "records.json").write_text(json.dumps([record(1, 0, **change)]))
     with pytest.raises(UserError) as caught:
-        prepare_dataset("vqa-rad", original, tmp_path / "out", "official", 0.2, 0, PHRASES)
+        prepare_dataset("vqa-rad", original, tmp_path / "out", "official")
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -135,7 +137,7 @@ def test_faulty_records_are_named(original: Path, tmp_path: Path, change: dict[s
 def test_missing_keys_columns_files_and_wrong_names_are_named(original: Path, hub: Path, tmp_path: Path) -> None:
     def error(source: str, src: Path, split: str = "official") -> str:
         with pytest.raises(UserError) as caught:
-            prepare_dataset(source, src, tmp_path / "out", split, 0.2, 0, PHRASES)
+            prepare_dataset(source, src, tmp_path / "out", split)
         return str(caught.value)
 
     assert "source 'vqarad' is unknown; known are: vqa-rad" in error("vqarad", original)
@@ -152,14 +154,15 @@ def test_missing_keys_columns_files_and_wrong_names_are_named(original: Path, hu
 
 
 def test_the_real_vqa_rad(vqa_rad: Path, tmp_path: Path) -> None:
-    report = prepare_dataset("vqa-rad", vqa_rad, tmp_path / "out", "official", 0.2, 0, PHRASES)
+    report = prepare_dataset("vqa-rad", vqa_rad, tmp_path / "out", "official")
     assert "3,064 records read, 1,797 of phrase type freeform or para kept" in report
     assert "2 answer types had a stray blank" in report
     examples = read(tmp_path / "out" / "train.parquet")
     assert len(examples) == 1797
     assert Counter(e.answer_type for e in examples) == {"closed": 1027, "open": 770}
     everything = prepare_dataset(
-        "vqa-rad", vqa_rad, tmp_path / "all", "image-disjoint", 0.2, 0, ("freeform", "para", "frame")
+        "vqa-rad", vqa_rad, tmp_path / "all", "image-disjoint", choices=Choices(("freeform", "para", "frame"))
     )
-    assert "3,064 of phrase type" in everything
+    assert "3,064 records read\n" in everything
+    assert len(read(tmp_path / "all" / "train.parquet")) + len(read(tmp_path / "all" / "test.parquet")) == 3064
     assert "no image is in more than one split" in everything

@@ -121,7 +121,7 @@ def test_samples_depend_on_the_seed_alone_whichever_actor_draws_them(
 
     both = drawn(pool, 0)
     assert drawn(pool, 0) == both
-    assert drawn(SamplerPool(pool.actors[1:]), 0) == both
+    assert drawn(SamplerPool(pool.actors[1:], timeout=100), 0) == both
     assert drawn(pool, 1) != both
     assert any(len({tuple(c) for c in group}) > 1 for group in both), "the completions of a group must differ"
 

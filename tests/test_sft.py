@@ -20,7 +20,6 @@ from rarl.data.parquet import write_examples
 from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
-from rarl.grpo.self_check import Chosen
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.resources import resolve_adapter
@@ -93,7 +92,7 @@ def step_of(
     learner = learner_of(model_path, learning_rate=1.0)
     before = [p.detach().clone() for p in adapter_parameters(learner.policy)]
     groups = target_groups(prepared, processor.tokenizer, 256)
-    stats = imitate(learner, groups, Chosen(SharedPrefixForward(), True, None), budget, max_grad_norm=1e9)
+    stats = imitate(learner, groups, SharedPrefixForward(), budget, max_grad_norm=1e9)
     gradient = [b - p.detach() for b, p in zip(before, adapter_parameters(learner.policy), strict=True)]
     return stats, gradient
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from rarl.config import PromptsConfig
-from rarl.data.check import find_fault
+from rarl.data.faults import find_fault
 from rarl.data.prepare import prepare_example
 from rarl.prompts import PromptPlan, evaluation_prompts, read_families, rederive_text, render
 from rarl.replies.grading import is_correct

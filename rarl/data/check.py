@@ -11,10 +11,9 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from rarl.data.images import BadImage, decode_image
+from rarl.data.faults import find_fault
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
-from rarl.schema import ANSWER_TYPES, Example
 
 ROWS_PER_TASK = 256
 READ_CPUS = 0.25  # of a core per Ray Data task; with the default of 1, a two-core machine starves
@@ -32,25 +31,6 @@ class CheckedRows:
 
     good: NDArray[np.int64]
     bad: list[BadRow]
-
-
-def find_fault(example: Example) -> str | None:
-    """Why a row cannot be used, or None."""
-    if not example.question.strip():
-        return f"example '{example.id}': the question is empty"
-    if not example.answer.strip():
-        return f"example '{example.id}': the answer is empty"
-    if example.answer_type not in ANSWER_TYPES:
-        return f"example '{example.id}': answer_type '{example.answer_type}' is not one of {', '.join(ANSWER_TYPES)}"
-    if example.answer_type == "choice" and not example.options:
-        return f"example '{example.id}': answer_type is 'choice' but there are no options"
-    if example.options and example.answer not in example.options:
-        return f"example '{example.id}': answer '{example.answer}' is not among the options {list(example.options)}"
-    try:
-        decode_image(example.image)
-    except BadImage as error:
-        return f"example '{example.id}': image {error}"
-    return None
 
 
 def faults_in(path: str, rows: list[int]) -> Iterator[BadRow]:

@@ -1,75 +1,155 @@
-"""`rarl prepare`: a published data set → canonical Parquet files, one per split."""
+"""`rarl prepare`: a published data set, or a folder of your own → canonical Parquet, one per split, with its card.
+
+Two passes: every record is read, checked and fingerprinted once, into a temporary file; then, when all is known that
+splits and leaks need, the rows go into their splits. Memory holds no images, only their fingerprints.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rarl.data.parquet import write_examples
-from rarl.data.vqa_rad import Conversion, read_vqa_rad
+from rarl.data.building import building
+from rarl.data.card import Card, SplitCounts, card_text, hashed_files
+from rarl.data.fingerprint import find_leak, image_groups, stacked
+from rarl.data.leaks import leak_lines, leaks_among, read_side
+from rarl.data.parquet import CARD, ShardWriter
+from rarl.data.sources import SOURCES
+from rarl.data.sources.files import Files
+from rarl.data.sources.record import BadRecord, Choices
+from rarl.data.sources.registry import Source, find_source_files
+from rarl.data.staging import Staged, read_staged, stage
 from rarl.errors import UserError
-from rarl.schema import Example
 
-SOURCES = {"vqa-rad": read_vqa_rad}
 SPLITS = ("official", "image-disjoint")
+MOST_SKIPPED = 0.5  # of the records: above it something is wrong with all of them, such as a missing image folder
+SKIPPED = "skipped.jsonl"
 
 
 def prepare_dataset(
-    source: str, src: Path, out: Path, split: str, test_share: float, seed: int, phrases: tuple[str, ...]
+    source: str,
+    src: str | Path,
+    out: Path,
+    split: str = "official",
+    test_share: float = 0.2,
+    seed: int = 0,
+    choices: Choices | None = None,
+    against: Path | None = None,
 ) -> str:
-    """Writes OUT/train.parquet and, where there is one, OUT/test.parquet; returns a report of one paragraph."""
-    if source not in SOURCES:
-        raise UserError(f"source '{source}' is unknown; known are: {', '.join(SOURCES)}")
+    """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
+    known, choices = find_source(source), choices or Choices()
+    known.require_taken(choices)
     if split not in SPLITS:
         raise UserError(f"split '{split}' is unknown; known are: {', '.join(SPLITS)}")
     if not 0 < test_share < 1:
         raise UserError(f"test share {test_share} is not between 0 and 1")
-    if not src.is_dir():
-        raise UserError(f"{src}: no such folder")
-    conversion = SOURCES[source](src, phrases)
-    if not conversion.examples:
-        raise UserError(f"{src}: none of the {conversion.records} records is left after keeping {', '.join(phrases)}")
-    examples = conversion.examples
-    if split == "image-disjoint":
-        examples = split_by_image(examples, test_share, seed)
-    counts = Counter(example.split for example in examples)
-    for name in counts:
-        write_examples(out / f"{name}.parquet", (example for example in examples if example.split == name))
-    return report(conversion, examples, counts, out, phrases)
-
-
-def split_by_image(examples: list[Example], test_share: float, seed: int) -> list[Example]:
-    """Puts `test_share` of the images, with all their questions, into the test split; no image is in both."""
-    images = sorted({example.image_id for example in examples})
-    count = max(1, round(test_share * len(images)))
-    chosen = set(np.random.default_rng(seed).permutation(images)[:count].tolist())
-    return [replace(example, split="test" if example.image_id in chosen else "train") for example in examples]
-
-
-def report(
-    conversion: Conversion, examples: list[Example], counts: Counter[str], out: Path, phrases: tuple[str, ...]
-) -> str:
-    lines = [f"{conversion.records:,} records read"]
-    if conversion.phrases:
-        lines[0] += f", {len(examples):,} of phrase type {' or '.join(phrases)} kept"
-    if conversion.mended_answer_types:
-        lines.append(f"{conversion.mended_answer_types} answer types had a stray blank, which was removed")
-    images: dict[str, set[str]] = {}
-    for example in examples:
-        images.setdefault(example.split, set()).add(example.image_id)
-    for name, count in sorted(counts.items()):
-        kinds = Counter(example.answer_type for example in examples if example.split == name)
-        parts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items()))
-        lines.append(f"{out / name}.parquet: {count:,} questions ({parts}) about {len(images[name]):,} images")
-    if len(images) > 1:
-        shared = set.intersection(*images.values())
-        lines.append(
-            f"{len(shared):,} images are in more than one split: results on them are not results on unseen images; "
-            "use --split image-disjoint"
-            if shared
-            else "no image is in more than one split"
+    protected = None if against is None else read_side(against)
+    with ExitStack() as stack:
+        files = Files(find_source_files(str(src)))
+        stack.callback(files.close)
+        folder = stack.enter_context(building(out))
+        temporary = folder / ".staged.parquet"
+        staged = stage(known.read(files, choices), temporary, known.name)
+        require_usable(staged, str(src), choices)
+        splits = np.array(staged.splits)
+        removed = 0
+        if protected is not None:
+            leaking = find_leak(protected, staged.side).questions
+            removed = len(leaking)
+            splits[leaking] = ""
+            if not (splits != "").any():
+                raise UserError(f"{src}: every question is about an image that {against} has too; nothing is left")
+        if split == "image-disjoint":
+            splits = split_by_image(staged, splits, test_share, seed)
+        counts = write_splits(temporary, folder, splits)
+        temporary.unlink()
+        write_skipped(folder / SKIPPED, staged.skipped)
+        card = Card(
+            source=known.name,
+            read_from=str(src),
+            licence=known.licence,
+            split=split if split == "official" else f"{split}, seed {seed}, test share {test_share}",
+            choices={name: getattr(choices, name) for name in known.takes},
+            records=staged.records,
+            left_out=dict(staged.left_out),
+            skipped=len(staged.skipped),
+            notes=dict(staged.notes),
+            languages=dict(staged.languages.most_common()),
+            against=None if against is None else str(against),
+            removed_as_leaks=removed,
+            splits=counts,
+            checks=leaks_among(staged.split_sides(splits)),
+            files=hashed_files(folder),
         )
+        (folder / CARD).write_text(json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return report(card, staged, out)
+
+
+def find_source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UserError(f"source '{name}' is unknown; known are: {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def require_usable(staged: Staged, src: str, choices: Choices) -> None:
+    """Raises UserError where nothing is left, or where so much is bad that the data set as a whole is."""
+    wanted = staged.records - sum(staged.left_out.values())
+    if not wanted:
+        kept = ", ".join(staged.left_out) or "what was asked for"
+        raise UserError(f"{src}: none of the {staged.records:,} records is left after keeping those {kept}")
+    bad = staged.skipped
+    if len(bad) == wanted:
+        raise UserError(f"not one of the {wanted:,} records can be used; the first: {bad[0].where}: {bad[0].reason}")
+    if len(bad) > MOST_SKIPPED * wanted:
+        raise UserError(
+            f"{len(bad):,} of {wanted:,} records cannot be used, so something is wrong with all of them (was all of it "
+            f"downloaded?); the first: {bad[0].where}: {bad[0].reason}"
+        )
+
+
+def split_by_image(staged: Staged, splits: NDArray[np.str_], test_share: float, seed: int) -> NDArray[np.str_]:
+    """Puts `test_share` of the images, with all their questions and all images that are nearly the same, into the test
+    split. Rows with an empty split stay out."""
+    groups = image_groups(stacked(staged.side.looks))
+    of_row = groups[[image for image, _ in staged.side.rows]]
+    kept = splits != ""
+    present = np.unique(of_row[kept])
+    count = min(max(1, round(test_share * len(present))), len(present) - 1)
+    if not count:
+        raise UserError("all images are the same or nearly so: there is nothing to split by image")
+    chosen = np.random.default_rng(seed).permutation(present)[:count]
+    return np.where(kept, np.where(np.isin(of_row, chosen), "test", "train"), "")
+
+
+def write_splits(staged: Path, folder: Path, splits: NDArray[np.str_]) -> dict[str, SplitCounts]:
+    names = sorted({*splits.tolist()} - {""})
+    counts = {name: SplitCounts() for name in names}
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(ShardWriter(folder / f"{name}.parquet")) for name in names}
+        for example, name in zip(read_staged(staged), splits.tolist(), strict=True):
+            if name:
+                placed = counts[name].count(example, name)
+                writers[name].add(placed)
+    return {name: counted.finished() for name, counted in counts.items()}
+
+
+def write_skipped(path: Path, skipped: list[BadRecord]) -> None:
+    """A line for every record that was left out as unusable; no file where there is none."""
+    if skipped:
+        lines = [json.dumps(asdict(one), ensure_ascii=False) for one in skipped]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def report(card: Card, staged: Staged, out: Path) -> str:
+    lines = [card_text(card, out)]
+    if staged.skipped:
+        first = staged.skipped[0]
+        listed = f"listed in {out / SKIPPED}; the first: {first.where}: {first.reason}"
+        lines.append(f"{len(staged.skipped):,} records cannot be used and were left out, {listed}")
+    lines += leak_lines(card.checks)
     return "\n".join(lines)

@@ -17,6 +17,8 @@ from PIL import Image
 from rarl.errors import UserError
 
 MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, above this
+SMALLEST_SIDE = 8  # pixels
+BLANK_RANGE = 2  # of 255: what encoding an even picture leaves
 
 
 class BadImage(ValueError):
@@ -39,6 +41,23 @@ def decode_image(encoded: bytes) -> Image.Image:
         low, high = values.min(), values.max()
         image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def format_of(encoded: bytes) -> str:
+    """Pillow's name of the format, from the content. Raises BadImage."""
+    try:
+        return str(Image.open(io.BytesIO(encoded)).format)
+    except Exception as error:
+        raise BadImage(f"cannot be decoded ({error})") from None
+
+
+def require_content(image: Image.Image) -> None:
+    """Raises BadImage for an RGB picture that shows nothing: too small to see, or of one shade within BLANK_RANGE."""
+    if min(image.size) < SMALLEST_SIDE:
+        raise BadImage(f"is only {image.width}x{image.height} pixels")
+    extremes: Any = image.getextrema()  # (lowest, highest) of each channel
+    if all(high - low <= BLANK_RANGE for low, high in extremes):
+        raise BadImage("is blank")
 
 
 def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rarl.data.parquet import RowRange
+from rarl.errors import UserError
 
 
 class StepOrder:
@@ -13,16 +17,96 @@ class StepOrder:
 
     def __init__(self, rows: NDArray[np.int64], prompts_per_step: int, seed: int) -> None:
         self.rows, self.prompts_per_step, self.seed = rows, prompts_per_step, seed
+        self.last: tuple[int, NDArray[np.int64]] | None = None  # the epoch that was asked for last
 
     def epoch(self, number: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.seed, number]).permutation(self.rows)
+        if self.last is None or self.last[0] != number:
+            self.last = number, np.random.default_rng([self.seed, number]).permutation(self.rows)
+        return self.last[1]
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows at these positions of the endless sequence of epochs, ascending."""
+        epochs, offsets = np.divmod(positions, len(self.rows))
+        return np.concatenate([self.epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
         """Row numbers of a step (from 0), shape (prompts_per_step,)."""
         first = step * self.prompts_per_step
-        positions = np.arange(first, first + self.prompts_per_step)
-        epochs, offsets = np.divmod(positions, len(self.rows))
-        return np.concatenate([self.epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+        return self.at(np.arange(first, first + self.prompts_per_step))
+
+
+CYCLE = 1000  # draws in which each data set of a mixture has its exact share
+
+
+@dataclass(frozen=True)
+class Share:
+    """A data set of a mixture: its usable rows in their own order, and how many of a cycle's draws are its."""
+
+    order: StepOrder
+    draws: int
+
+
+class MixtureOrder(StepOrder):
+    """Draws from several data sets by weight, each going through its own epochs at its own pace.
+
+    In every cycle of CYCLE draws each data set has exactly its share, at places that the seed chooses.
+    """
+
+    def __init__(self, parts: list[tuple[NDArray[np.int64], float]], prompts_per_step: int, seed: int) -> None:
+        """`parts`: row numbers and weight of each data set."""
+        super().__init__(np.concatenate([rows for rows, _ in parts]), prompts_per_step, seed)
+        draws = exact_shares(np.array([weight for _, weight in parts]), CYCLE)
+        # Every data set has a seed of its own: equal ones of the same length would otherwise go in step.
+        seeds = [part_seed(seed, number) for number in range(len(parts))]
+        orders = [StepOrder(rows, prompts_per_step, s) for (rows, _), s in zip(parts, seeds, strict=True)]
+        self.shares = [Share(order, int(n)) for order, n in zip(orders, draws, strict=True)]
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.empty(len(positions), np.int64)
+        cycles, offsets = np.divmod(positions, CYCLE)
+        for cycle in np.unique(cycles):
+            sets = self.cycle(int(cycle))
+            here = np.flatnonzero(cycles == cycle)
+            for number, share in enumerate(self.shares):
+                drawn_before = np.cumsum(sets == number) - 1  # in this cycle, at each of its places
+                mine = here[sets[offsets[here]] == number]
+                if len(mine):
+                    found[mine] = share.order.at(cycle * share.draws + drawn_before[offsets[mine]])
+        return found
+
+    def cycle(self, number: int) -> NDArray[np.int64]:
+        """Which data set each draw of a cycle is from, shape (CYCLE,)."""
+        sets = np.repeat(np.arange(len(self.shares)), [share.draws for share in self.shares])
+        return np.random.default_rng([self.seed, number, CYCLE]).permutation(sets)
+
+
+def exact_shares(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+    """Whole numbers in proportion to the weights, at least 1 each, that add up to `total` (largest remainders)."""
+    ideal = weights / weights.sum() * total
+    shares = np.maximum(1, np.floor(ideal)).astype(np.int64)
+    while shares.sum() != total:
+        step = 1 if shares.sum() < total else -1
+        spare = np.where((shares > 1) | (step > 0), (ideal - shares) * step, -np.inf)
+        shares[int(np.argmax(spare))] += step
+    return shares
+
+
+def part_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
+
+
+def step_order(parts: list[RowRange], usable: NDArray[np.int64], prompts_per_step: int, seed: int) -> StepOrder:
+    """The order of one data set, or of a mixture; only the usable rows are drawn. Raises UserError where a data set of
+    the mixture has none."""
+    if len(parts) == 1:
+        return StepOrder(usable, prompts_per_step, seed)
+    chosen = []
+    for part in parts:
+        rows = usable[(usable >= part.start) & (usable < part.stop)]
+        if not len(rows):
+            raise UserError(f"{part.path}: not one of its rows can be used, so the mixture cannot draw from it")
+        chosen.append((rows, part.weight))
+    return MixtureOrder(chosen, prompts_per_step, seed)
 
 
 def sampling_seed(seed: int, step: int, position: int, group_size: int) -> int:

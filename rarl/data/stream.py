@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data import Dataset, TaskPoolStrategy
+from numpy.typing import NDArray
+from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
 from rarl.data.check import READ_CPUS
 from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
+from rarl.errors import UserError
+
+STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
+ROWS_AT_ONCE = 32  # that a preparer holds
+MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
 # Of all processes that prepare examples or train.
 WORKER_ENVIRONMENT = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
@@ -66,35 +72,83 @@ def load_processor(model_path: str) -> Any:
     return AutoProcessor.from_pretrained(model_path)
 
 
-def prepare_block(block: pa.Table, settings: PreparerSettings) -> pa.Table:
-    """A Ray Data task."""
-    return Preparer(settings).prepare(block)
+def prepare_block(block: pa.Table, settings: PreparerSettings) -> Iterator[pa.Table]:
+    """A Ray Data task. A few rows at a time, so that a block of large images is never in memory as a whole."""
+    preparer = Preparer(settings)
+    for start in range(0, len(block), ROWS_AT_ONCE):
+        yield preparer.prepare(block.slice(start, ROWS_AT_ONCE))
 
 
-def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table]) -> Dataset:
+def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table], tasks: int | None = None) -> Dataset:
     """Streams the rows named in `blocks` (column `row`; `image_row`, where another row's image is to be shown) through
-    preparers, keeping their order."""
+    preparers, keeping their order. `tasks` read and prepare that many blocks at once; by default as many as the
+    machine has work for, up to half of its cores."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
+    most = max(1, int(ray.cluster_resources()["CPU"]) // 2)
     return ray.data.from_arrow(blocks).map_batches(
         prepare_block,
         fn_kwargs={"settings": settings},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READ_CPUS,
-        compute=TaskPoolStrategy(size=max(1, int(ray.cluster_resources()["CPU"]) // 4)),
+        compute=TaskPoolStrategy(size=tasks or most),
         # Tasks, not actors, and all in this environment: the next stream finds their processes with all imported.
         runtime_env=WORKER_ENVIRONMENT,
     )
 
 
-def training_stream(settings: PreparerSettings, order: StepOrder, start: int, stop: int) -> Dataset:
-    """Steps `start` to `stop` - 1, a block each, with the columns `step`, `row` and `prepared`."""
+def training_stream(
+    settings: PreparerSettings,
+    order: StepOrder,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    workers: int = 1,
+    tasks: int | None = None,
+) -> Dataset:
+    """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`; of each step the share of one of
+    several train workers: the shares of all, one after the other, are the step.
+
+    What is prepared and not yet taken is bounded by STREAM_BYTES, however much data there is.
+    """
+    stream = prepared_stream(settings, step_blocks(order, start, stop, rank, workers), tasks)
+    stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_BYTES)
+    return stream
+
+
+def step_blocks(order: StepOrder, start: int, stop: int, rank: int, workers: int) -> list[pa.Table]:
+    """What the stream is made from: `step` and `row`, a block a step, or several where there are many."""
+    per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
-    for step in range(start, stop):
-        rows = order.rows_of(step)
-        blocks.append(pa.table({"step": np.full(len(rows), step), "row": rows}))
-    return prepared_stream(settings, blocks)
+    for first in range(start, stop, per_block):
+        steps = [(s, share_of(order.rows_of(s), rank, workers)) for s in range(first, min(first + per_block, stop))]
+        rows = np.concatenate([rows for _, rows in steps])
+        blocks.append(pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows}))
+    return blocks
+
+
+def share_of(rows: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
+    """Raises UserError where a step cannot be shared equally."""
+    if len(rows) % workers:
+        raise UserError(f"train.prompts_per_step={len(rows)} cannot be shared by {workers} workers; make it a multiple")
+    share = len(rows) // workers
+    return rows[rank * share : (rank + 1) * share]
+
+
+def worker_streams(
+    settings: PreparerSettings, order: StepOrder, start: int, stop: int, workers: int
+) -> dict[str, Dataset]:
+    """A stream for each train worker, by `worker_stream_name`. Ray Train would deal the blocks of one stream out as
+    the workers ask for them; streams of their own give every worker the same rows in every run."""
+    return {
+        worker_stream_name(rank): training_stream(settings, order, start, stop, rank, workers)
+        for rank in range(workers)
+    }
+
+
+def worker_stream_name(rank: int) -> str:
+    return f"train-{rank}"
 
 
 def ordered_stream(
@@ -108,5 +162,6 @@ def ordered_stream(
 
 def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:
     """The `prepared` column of a batch."""
-    column: Iterable[bytes] = batch["prepared"].to_pylist() if isinstance(batch, pa.Table) else batch["prepared"]
-    return [pickle.loads(value) for value in column]
+    column = batch["prepared"]
+    values: Iterable[Any] = (v.as_buffer() for v in column) if isinstance(batch, pa.Table) else column
+    return [pickle.loads(value) for value in values]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -51,8 +54,13 @@ def adapter_config(policy: PeftModel) -> dict[str, Any]:
 
 
 def save_adapter(policy: PeftModel, folder: Path) -> None:
-    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it."""
-    policy.save_pretrained(folder)
+    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it. Raises OSError."""
+    try:
+        policy.save_pretrained(folder)
+    except SafetensorError as error:  # the disk's fault or not, it says so in its text alone
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def load_adapter(policy: PeftModel, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rarl.grpo.forward import ForwardPass
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.loss import LossInputs, LossOutput, LossSettings, StepTotals, compute_loss
 from rarl.grpo.vision import VisionCache
+from rarl.grpo.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class UpdateStats:
     entropy: float
 
 
+class NotFinite(UserError):
+    """A loss or gradient that is no number: nothing can be learnt from it."""
+
+
 class SamplerMismatch(UserError):
     """The sampler's log-probs are not the policy's: it samples from other weights."""
 
@@ -94,6 +99,11 @@ class Sums:
         self.drift += difference.sum().item()
         self.drift_max = max(self.drift_max, difference.max().item())
 
+    def over(self, workers: Workers) -> Sums:
+        """Of all workers."""
+        loss, kl, clipped, entropy, drift = workers.sum([self.loss, self.kl, self.clipped, self.entropy, self.drift])
+        return Sums(loss, kl, clipped, entropy, drift, workers.max(self.drift_max))
+
 
 def update_policy(
     policy: PeftModel,
@@ -102,13 +112,15 @@ def update_policy(
     forward: ForwardPass,
     distribution: SamplingDistribution,
     settings: UpdateSettings,
+    workers: Workers = ALONE,
 ) -> UpdateStats:
-    """One optimizer step per epoch over `groups`, each with the gradient of all of them.
+    """One optimizer step per epoch over the `groups` of all workers, each with the gradient of all of them.
 
-    Raises SamplerMismatch before the weights change, and UserError when the gradient is not finite.
+    Raises SamplerMismatch and NotFinite before the weights change, in every worker alike.
     """
-    tokens = sum(len(c) for g in groups for c in g.group.completions)
-    completions = sum(len(g.group.completions) for g in groups)
+    own_tokens = sum(len(c) for g in groups for c in g.group.completions)
+    own_completions = sum(len(g.group.completions) for g in groups)
+    completions, tokens = map(round, workers.sum([own_completions, own_tokens]))
     totals = StepTotals(completions, tokens, settings.max_completion_tokens)
     batches = list(micro_batches(groups, settings.micro_batch_tokens, settings.shared_prefix))
     vision = VisionCache()
@@ -128,11 +140,12 @@ def update_policy(
             out = compute_loss(inputs, totals, settings.loss)
             out.loss.backward()
             sums.add(out, inputs, current.entropy)
+        sums = sums.over(workers)
         if epoch == 0:
             first = sums
             if settings.max_drift is not None:
                 check_mismatch(sums.drift / tokens, sums.drift_max, settings.max_drift)
-        grad_norm = clip_gradient(policy, settings.max_grad_norm)
+        grad_norm = clip_gradient(policy, settings.max_grad_norm, workers)
         optimizer.step()
     return UpdateStats(
         loss=sums.loss,
@@ -145,12 +158,16 @@ def update_policy(
     )
 
 
-def clip_gradient(policy: PeftModel, max_norm: float) -> float:
-    """Its norm before clipping. Raises UserError when it is not finite."""
+def clip_gradient(policy: PeftModel, max_norm: float, workers: Workers = ALONE) -> float:
+    """Sums it over the workers and clips it; returns its norm before. Raises NotFinite."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
+    workers.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     if not torch.isfinite(norm):
-        raise UserError("the gradient is not finite; the weights were left as they were. Lower train.learning_rate")
+        raise NotFinite(
+            "the gradient is not finite; the weights were left as they were. Lower train.learning_rate or "
+            "train.max_grad_norm in a new run_dir"
+        )
     return float(norm.item())
 
 

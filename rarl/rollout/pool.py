@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -12,7 +13,7 @@ import ray
 
 from rarl.errors import UserError
 from rarl.rollout.environment import sampler_environment
-from rarl.rollout.sampler import Sampler, SampleRequest, SamplerSettings, SamplingSettings, ScoreRequest
+from rarl.rollout.sampler import NotPublished, Sampler, SampleRequest, SamplerSettings, SamplingSettings, ScoreRequest
 from rarl.schema import Rollout
 
 SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
@@ -20,30 +21,68 @@ START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
 
 
 OnGroup = Callable[[int, list[Rollout]], Any]
+# An engine that is gone, with its process or its node: it can be started again.
+LOST = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError, NotPublished)
+MAX_REVIVALS = 3  # of one engine for one batch
+RESTART_TIMEOUT = 300.0  # seconds for a lost engine to come back, before the others do its work
 
 
 class PendingRollouts:
     """Work in flight: actor i has every n-th of the requests, from i on. One thread per actor takes in the groups as
-    they are completed, and tells `on_group` (from that thread) each one's position among the requests."""
+    they are completed, and tells `on_group` (from that thread) each one's position among the requests, once.
 
-    def __init__(self, streams: list[Any], requests: int, on_group: OnGroup | None) -> None:
-        self.groups: list[list[Rollout]] = [[] for _ in range(requests)]
-        self.on_group, self.stride = on_group, len(streams)
+    An engine that is lost meanwhile is given its whole share again when it is back, so that it samples under the same
+    conditions, to the bit; where it does not come back, another engine does its share.
+    """
+
+    def __init__(self, pool: SamplerPool, work: Work, on_group: OnGroup | None) -> None:
+        self.groups: list[list[Rollout]] = [[] for _ in work.requests]
+        self.pool, self.work, self.on_group = pool, work, on_group
         self.error: Exception | None = None
-        self.threads = [Thread(target=self.take_in, args=(i, s), daemon=True) for i, s in enumerate(streams)]
+        actors = pool.actors[: len(work.requests)]
+        self.stride = len(actors)
+        # Asked for in this thread: what is loaded into an engine afterwards cannot come before it.
+        streams = [self.ask(actor, place) for place, actor in enumerate(actors)]
+        self.threads = [
+            Thread(target=self.take_share, args=(place, actor, stream), daemon=True)
+            for place, (actor, stream) in enumerate(zip(actors, streams, strict=True))
+        ]
         for thread in self.threads:
             thread.start()
 
-    def take_in(self, actor: int, stream: Any) -> None:
+    def ask(self, actor: Any, place: int) -> Any:
+        share = self.work.requests[place :: self.stride]
+        return actor.generate.options(num_returns="streaming").remote(share, self.work.sampling, self.work.use_adapter)
+
+    def take_share(self, place: int, actor: Any, stream: Any) -> None:
         try:
-            for reference in stream:
-                position, group = ray.get(reference)
-                index = actor + position * self.stride
-                self.groups[index] = group
-                if self.on_group is not None:
-                    self.on_group(index, group)
+            for _ in range(MAX_REVIVALS):
+                try:
+                    return self.take_in(place, actor, stream)
+                except LOST:
+                    actor = self.pool.revive(actor)
+                    stream = self.ask(actor, place)
+            self.take_in(place, actor, stream)
         except Exception as error:
             self.error = error
+
+    def take_in(self, place: int, actor: Any, stream: Any) -> None:
+        """Raises what Ray raises, and EngineHung, the engine being ended, when no group is completed in time."""
+        while True:
+            ready, _ = ray.wait([stream], timeout=self.work.timeout, fetch_local=False)
+            if not ready:
+                ray.kill(actor, no_restart=False)
+                raise ray.exceptions.ActorDiedError()
+            reference = next(stream, None)
+            if reference is None:
+                return
+            position, group = ray.get(reference)
+            index = place + position * self.stride
+            if self.groups[index]:
+                continue  # of the time before the engine was lost
+            self.groups[index] = group
+            if self.on_group is not None:
+                self.on_group(index, group)
 
     def wait(self) -> None:
         """Returns when all is done, well or not."""
@@ -51,8 +90,8 @@ class PendingRollouts:
             thread.join()
 
     def result(self) -> list[list[Rollout]]:
-        """A group per request, in the order of the requests. A failed engine may hold half-finished requests, so its
-        error is final: UserError."""
+        """A group per request, in the order of the requests. An error inside an engine is final, since it may hold
+        half-finished requests and would fail again: UserError."""
         self.wait()
         if isinstance(self.error, ray.exceptions.RayError):
             raise engine_failed(self.error)
@@ -61,23 +100,42 @@ class PendingRollouts:
         return self.groups
 
 
-class SamplerPool:
-    """Cheap to copy between processes: it holds actor handles only."""
+@dataclass(frozen=True)
+class Work:
+    """What the engines are asked for. `timeout` is in seconds, from one completed group to the next."""
 
-    def __init__(self, actors: list[Any]) -> None:
-        self.actors = actors
+    requests: list[SampleRequest]
+    sampling: SamplingSettings
+    use_adapter: bool
+    timeout: float
+
+
+class SamplerPool:
+    """Cheap to copy between processes: it holds actor handles, and a reference to the adapter that they hold."""
+
+    def __init__(self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT) -> None:
+        self.launched, self.timeout, self.restart_timeout = actors, timeout, restart_timeout
+        self.lost: list[Any] = []
+        self.published: tuple[int, Any, dict[str, Any]] | None = None
+
+    @property
+    def actors(self) -> list[Any]:
+        """Those that are not given up."""
+        return [actor for actor in self.launched if actor not in self.lost]
 
     @classmethod
-    def launch(cls, settings: SamplerSettings, num_actors: int, log_folder: Path) -> SamplerPool:
-        """Starts the actors without waiting for them; see `wait_until_ready`."""
+    def launch(cls, settings: SamplerSettings, num_actors: int, log_folder: Path, timeout: float) -> SamplerPool:
+        """Starts the actors without waiting for them; see `wait_until_ready`. `timeout` (seconds) is how long an engine
+        may take from one completed group to the next before it counts as hung and is started anew."""
         actors = []
         for index in range(num_actors):
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
             gpus = settings.gpu_memory_share if settings.device == "cuda" else 0
             environment = {"env_vars": sampler_environment(settings.device, index)}
-            remote = ray.remote(num_cpus=SAMPLER_CPUS, num_gpus=gpus, runtime_env=environment, max_restarts=0)(Sampler)
+            placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
+            remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
             actors.append(remote.remote(own))
-        return cls(actors)
+        return cls(actors, timeout)
 
     def wait_until_ready(self) -> None:
         """Returns when every engine is up. Raises UserError when one does not come up."""
@@ -98,9 +156,35 @@ class SamplerPool:
 
     def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
         """Sends the adapter once to the object store and loads it in every actor; returns the bytes loaded by one."""
-        shared = ray.put(tensors)
-        sizes = get_or_explain([actor.load_adapter.remote(version, shared, peft_config) for actor in self.actors])
-        return int(sizes[0])
+        self.published = (version, ray.put(tensors), peft_config)
+        pending = [(actor, actor.load_adapter.remote(*self.published)) for actor in self.actors]
+        sizes = []
+        for actor, loading in pending:
+            try:
+                sizes.append(ray.get(loading))
+            except LOST:
+                self.revive(actor)
+            except ray.exceptions.RayError as error:
+                raise engine_failed(error) from None
+        return int(sizes[0]) if sizes else sum(array.nbytes for array in tensors.values())
+
+    def revive(self, actor: Any) -> Any:
+        """Waits until Ray has restarted a lost actor and gives it the adapter that all hold; another actor, where it
+        does not come back. Raises UserError when none is left."""
+        try:
+            wait_for_restart(actor, self.restart_timeout)
+            if self.published is not None:
+                ray.get(actor.load_adapter.remote(*self.published), timeout=self.restart_timeout)
+            return actor
+        except (*LOST, ray.exceptions.GetTimeoutError):
+            self.lost.append(actor)
+            if not self.actors:
+                raise UserError(
+                    f"the last vLLM engine was lost and did not come back in {self.restart_timeout:.0f} s; see "
+                    "sampler-*.log in the run's logs. The same command continues from the last finished step"
+                ) from None
+            print(f"a sampler was lost and did not come back; {len(self.actors)} left", flush=True)
+            return self.actors[0]
 
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
@@ -116,34 +200,39 @@ class SamplerPool:
         on_group: OnGroup | None = None,
     ) -> PendingRollouts:
         """As `generate`, without waiting. The adapter that is loaded now is the one that samples."""
-        count = min(len(self.actors), len(requests))
-        streams = [
-            actor.generate.options(num_returns="streaming").remote(requests[index::count], sampling, use_adapter)
-            for index, actor in enumerate(self.actors[:count])
-        ]
-        return PendingRollouts(streams, len(requests), on_group)
+        return PendingRollouts(self, Work(requests, sampling, use_adapter, self.timeout), on_group)
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
         """Log-likelihoods (nats) of each request's replies, in the order of the requests. Raises UserError."""
-        count = min(len(self.actors), len(requests))
-        pending = [a.score.remote(requests[i::count], use_adapter) for i, a in enumerate(self.actors[:count])]
+        actors = self.actors[: len(requests)]
+        count = len(actors)
+        pending = [a.score.remote(requests[i::count], use_adapter) for i, a in enumerate(actors)]
         results: list[list[float]] = [[] for _ in requests]
-        for index, own in enumerate(get_or_explain(pending)):
-            results[index::count] = own
+        for index, (actor, scoring) in enumerate(zip(actors, pending, strict=True)):
+            try:
+                results[index::count] = ray.get(scoring)
+            except LOST:
+                results[index::count] = ray.get(self.revive(actor).score.remote(requests[index::count], use_adapter))
+            except ray.exceptions.RayError as error:
+                raise engine_failed(error) from None
         return results
 
     def stop(self) -> None:
-        for actor in self.actors:
+        for actor in self.launched:
             ray.kill(actor)
 
 
-def get_or_explain(pending: list[Any]) -> list[Any]:
-    """The actors' results, or a UserError."""
-    try:
-        results: list[Any] = ray.get(pending)
-    except ray.exceptions.RayError as error:
-        raise engine_failed(error) from None
-    return results
+def wait_for_restart(actor: Any, patience: float) -> None:
+    """Raises what the last attempt raised when it is not up in time."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
+            return
+        except ray.exceptions.RayActorError:  # Ray refuses calls while it restarts the actor
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def engine_failed(error: Exception) -> UserError:

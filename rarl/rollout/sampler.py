@@ -71,6 +71,10 @@ class SamplingSettings:
     max_tokens: int
 
 
+class NotPublished(RuntimeError):
+    """The engine was started anew and has not been given the adapter yet that it is to sample with."""
+
+
 class Sampler:
     """The actor's class. Not thread-safe, and need not be: Ray calls one method at a time."""
 
@@ -142,6 +146,12 @@ class Sampler:
         self.adapter, self.version = fresh, version
         return sum(tensor.nbytes for tensor in restored.values())
 
+    def adapter_for(self, use_adapter: bool) -> Any:
+        """The adapter, or None for the base model. Raises NotPublished."""
+        if use_adapter and self.adapter is None:
+            raise NotPublished("no adapter was loaded since this engine started")
+        return self.adapter if use_adapter else None
+
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> Iterator[tuple[int, list[Rollout]]]:
@@ -162,16 +172,20 @@ class Sampler:
                     logit_bias=dict.fromkeys(self.banned, BAN_BIAS),
                 )
             )
-        adapter = self.adapter if use_adapter else None
+        adapter = self.adapter_for(use_adapter)
         version = self.version if use_adapter else -1
         ids = self.engine.enqueue(inputs, parameters, use_tqdm=False, lora_request=adapter)
         # Inside, vLLM adds a random suffix to the id that its outputs bear.
         positions = {request_id.rsplit("-", 1)[0]: position for position, request_id in enumerate(ids)}
-        while self.engine.llm_engine.has_unfinished_requests():
-            for output in self.engine.llm_engine.step():
-                if output.finished:
-                    position = positions[output.request_id]
-                    yield position, to_rollouts(requests[position].example_id, output, version)
+        try:
+            while self.engine.llm_engine.has_unfinished_requests():
+                for output in self.engine.llm_engine.step():
+                    if output.finished:
+                        position = positions[output.request_id]
+                        yield position, to_rollouts(requests[position].example_id, output, version)
+        finally:  # whoever asked may be gone; the next one must not get what is left
+            if self.engine.llm_engine.has_unfinished_requests():
+                self.engine.llm_engine.abort_request(list(positions))
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
         """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1, nothing banned."""
@@ -185,7 +199,7 @@ class Sampler:
                 inputs.append(engine_input(request.prompt + reply, request.pixels))
                 lengths.append(len(tokenizer(reply, add_special_tokens=False).input_ids))
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        adapter = self.adapter if use_adapter else None
+        adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         sums = iter([tail_logprob(output, length) for output, length in zip(outputs, lengths, strict=True)])
         return [[next(sums) for _ in request.replies] for request in requests]

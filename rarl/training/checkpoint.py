@@ -1,45 +1,72 @@
-"""What a continued run needs: adapter, optimizer, step and batches drawn. Data and seeds follow from the numbers."""
+"""Checkpoints: all that the next step depends on, written whole or not at all, and verified before they are used.
+
+`checkpoints/step_000012/` holds the adapter, the optimizer's state, the progress, and the SHA-256 of each file. Data
+order and sampling seeds follow from the progress alone. The last few are kept, and the best.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 from peft import PeftModel
-from ray.train import Checkpoint
 
 from rarl.grpo.policy import load_adapter, save_adapter
+from rarl.training.checkpoint_folder import (
+    HASHES,
+    files_of,
+    find_checkpoint,
+    flush,
+    flush_folder,
+    prune,
+    read_progress,
+    sha256,
+)
 from rarl.training.state import Learner, Progress
 
 
-def report_checkpoint(learner: Learner, progress: Progress, metrics: dict[str, Any]) -> None:
-    """Hands the state after a finished step to Ray Train, which stores it in the run directory."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(learner.policy, Path(folder) / "adapter")
-        state = {"optimizer": learner.optimizer.state_dict(), "scheduler": learner.scheduler.state_dict()}
-        torch.save(state, f"{folder}/optimizer.pt")
-        (Path(folder) / "state.json").write_text(json.dumps(asdict(progress)))
-        name = f"step_{progress.step:06d}"
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+def save_checkpoint(folder: Path, learner: Learner, progress: Progress, score: float | None, keep: int) -> Path:
+    """Writes the state after a finished step, then deletes what is older than the last `keep` and not the best.
+    `score` is what the best is chosen by, higher being better."""
+    final = folder / f"step_{progress.step:06d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_adapter(learner.policy, partial / "adapter")
+    state = {"optimizer": learner.optimizer.state_dict(), "scheduler": learner.scheduler.state_dict()}
+    (partial / "optimizer.pt").write_bytes(serialized(state))
+    (partial / "state.json").write_text(json.dumps(asdict(progress) | {"score": score}))
+    (partial / HASHES).write_text(json.dumps({name: sha256(partial / name) for name in files_of(partial)}, indent=1))
+    flush(partial)
+    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+    partial.rename(final)
+    flush_folder(folder)
+    prune(folder, keep)
+    return final
 
 
-def restore_checkpoint(policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> Progress:
-    """Restores the newest checkpoint that Ray Train knows of, if there is one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+def serialized(state: dict[str, Any]) -> bytes:
+    """Not written by torch itself, which calls every failure of the disk a RuntimeError."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def restore_checkpoint(folder: Path, policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> Progress:
+    """The state of the newest whole checkpoint, if there is one."""
+    path = find_checkpoint(folder).path
+    if path is None:
         return Progress(0, 0)
-    with checkpoint.as_directory() as folder:
-        load_adapter(policy, Path(folder) / "adapter")
-        state = torch.load(f"{folder}/optimizer.pt", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        return Progress(**json.loads((Path(folder) / "state.json").read_text()))
+    load_adapter(policy, path / "adapter")
+    state = torch.load(path / "optimizer.pt", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    return read_progress(path)
 
 
 def publish_final_adapter(policy: PeftModel, folder: Path) -> None:
@@ -47,5 +74,6 @@ def publish_final_adapter(policy: PeftModel, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     save_adapter(policy, temporary)
+    flush(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

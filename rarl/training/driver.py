@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from rarl.config import Config
 from rarl.data.order import StepOrder
-from rarl.data.stream import WORKER_ENVIRONMENT, PreparerSettings, training_stream
+from rarl.data.stream import WORKER_ENVIRONMENT, PreparerSettings, worker_streams
 from rarl.errors import UserError
+from rarl.hardware import Device
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
@@ -39,22 +41,26 @@ def run_training(
 ) -> LoopOutcome:
     """Trains to the configured number of steps; `on_poll` is called every half second meanwhile.
 
-    Raises UserError for what the user can mend, and when the worker died more often than it may be restarted.
+    `outcome.steps` are fewer than configured where the run was asked to end. Raises UserError for what the user can
+    mend, and when a worker died more often than it may be restarted.
     """
     config = inputs.config
-    gpu = 1 - config.rollout.gpu_memory_share if inputs.device == "cuda" else 0
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default 2 s: how late the end is noticed
-    resources = {"CPU": TRAIN_CPUS} | ({"GPU": gpu} if gpu else {})
+    resources = worker_resources(config, inputs.device)
+    inputs.run_dir.stop_request.unlink(missing_ok=True)  # of an earlier process
     trainer = Trainer(
         train_worker,
         train_loop_config={"inputs": inputs},
-        scaling_config=ScalingConfig(num_workers=1, use_gpu=bool(gpu), resources_per_worker=resources),
-        datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
+        scaling_config=ScalingConfig(
+            num_workers=config.train.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+        ),
+        datasets=worker_streams(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills), 1),
+        dataset_config=DataConfig(datasets_to_split=[]),  # the leader alone reads
         run_config=RunConfig(
-            name="checkpoints",
-            storage_path=str(inputs.run_dir.path),
+            # Ray Train's own notes. The checkpoints are ours: verified, one a step, the best kept.
+            name="ray-train",
+            storage_path=str(inputs.run_dir.logs),
             failure_config=FailureConfig(max_failures=config.train.max_restarts),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             worker_runtime_env=WORKER_ENVIRONMENT,
         ),
     )
@@ -63,6 +69,11 @@ def run_training(
     if outcome.error is not None:
         raise UserError(f"training stopped: {outcome.error}")
     return outcome
+
+
+def worker_resources(config: Config, device: Device) -> dict[str, float]:
+    """What Ray reserves for one train worker: on a GPU what its sampler leaves."""
+    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - config.rollout.gpu_memory_share} if device == "cuda" else {})
 
 
 def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInputs) -> Any:
@@ -84,6 +95,6 @@ def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInp
         lines = [line for line in str(outcome["error"]).splitlines() if line.strip()]
         raise UserError(
             f"the train worker died: {lines[-1].strip() if lines else type(outcome['error']).__name__}; its log is "
-            f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last checkpoint"
+            f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last finished step"
         )
     return outcome["result"]

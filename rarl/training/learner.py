@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from peft import PeftModel
@@ -13,23 +12,26 @@ from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.self_check import Chosen, choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.training.checkpoint import restore_checkpoint
+from rarl.training.checkpoint import restore_checkpoint, save_checkpoint
 from rarl.training.inputs import LoopInputs
-from rarl.training.state import Learner
+from rarl.training.state import Learner, Progress
+from rarl.training.team import Team
 
 
-def start_learner(inputs: LoopInputs) -> Learner:
+def start_learner(inputs: LoopInputs, team: Team) -> Learner:
     """A fresh or given adapter, or the newest checkpoint of this run."""
     config = inputs.config
     if inputs.device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)  # the samplers wait while the policy trains
+        torch.set_num_threads(team.threads())  # the samplers wait while the policy trains
     lora = config.model.lora
     policy = load_policy(inputs.model_path, inputs.dtype, inputs.device, lora.rank, lora.alpha, config.seed)
     if inputs.start_adapter is not None:
         load_adapter(policy, inputs.start_adapter)
     optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    return Learner(policy, optimizer, scheduler, restore_checkpoint(policy, optimizer, scheduler))
+    return Learner(
+        policy, optimizer, scheduler, restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
+    )
 
 
 def rate_factor(step: int, config: Config) -> float:
@@ -49,3 +51,12 @@ def self_check(inputs: LoopInputs, policy: PeftModel, group: Group, distribution
     )
     print(f"shared-prefix pass: {chosen.shared}, difference from the plain pass: {chosen.difference}", flush=True)
     return chosen
+
+
+def keep_progress(inputs: LoopInputs, learner: Learner, progress: Progress, score: float | None) -> bool:
+    """Saves a checkpoint where one is due; True when the run has been asked to end here."""
+    train = inputs.config.train
+    stop = inputs.run_dir.stop_request.exists() and progress.step < train.steps
+    if stop or progress.step % train.checkpoint_every == 0 or progress.step == train.steps:
+        save_checkpoint(inputs.run_dir.checkpoints, learner, progress, score, train.keep_checkpoints)
+    return stop

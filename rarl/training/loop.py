@@ -19,6 +19,7 @@ from peft import PeftModel
 from rarl.config import Config
 from rarl.data.prepare import PreparedExample
 from rarl.grpo.advantages import group_advantages
+from rarl.grpo.forward import ForwardPass
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_arrays, adapter_config, other_adapter
 from rarl.grpo.self_check import Chosen
@@ -26,9 +27,10 @@ from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateStats, check_mi
 from rarl.rewards.total import ScoredReply
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score
-from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
+from rarl.training.checkpoint import publish_final_adapter
+from rarl.training.failures import saving_failures
 from rarl.training.inputs import LoopInputs
-from rarl.training.learner import self_check, start_learner
+from rarl.training.learner import keep_progress, self_check, start_learner
 from rarl.training.metrics import MetricsLog
 from rarl.training.rollouts import RolloutStream, SampledBatch
 from rarl.training.samples import write_samples
@@ -37,6 +39,7 @@ from rarl.training.settings import resolve_loss, update_settings
 from rarl.training.state import Learner, Progress
 from rarl.training.step_metrics import has_spread, judge_metrics, reward_metrics, rollout_metrics, update_metrics
 from rarl.training.stopwatch import Stopwatch
+from rarl.training.team import Share, Team
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,17 @@ class Drawn:
         return Drawn(prompts, groups, self.replies + replies, self.scores + scores, self.trained + trained)
 
 
-def train_grpo(inputs: LoopInputs) -> int:
-    """Makes all steps that are not yet made; returns their total number."""
+def train_grpo(inputs: LoopInputs, team: Team) -> int:
+    """Makes the steps that are not yet made; returns the last one's number."""
     config = inputs.config
-    learner = start_learner(inputs)
+    learner = start_learner(inputs, team)
     progress = learner.progress
     adapter = Published(inputs.pool, learner.policy, progress.step)
     scorer = Scorer.open(inputs)  # its judge ends with this process
     stream = RolloutStream(config, inputs.pool, taken=progress.batches, on_group=scorer.ask_judge)
     chosen: Chosen | None = None
 
-    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=progress.step + 1) as metrics:
+    with MetricsLog(inputs.run_dir, config, first_step=progress.step + 1) as metrics:
         clock = Stopwatch()
         for step in range(progress.step + 1, config.train.steps + 1):
             drawn = draw(config, scorer, stream, clock, overlap=step < config.train.steps)
@@ -75,7 +78,7 @@ def train_grpo(inputs: LoopInputs) -> int:
                 if chosen is None and scored:
                     chosen = self_check(inputs, learner.policy, scored[0].group, distribution_of(inputs))
                 mismatch = adapter.check_stale(inputs, drawn, scored, chosen)
-                stats = update(inputs, learner, scored, chosen, on_policy=mismatch is None)
+                stats = update(inputs, learner, scored, chosen, mismatch is None, team, step)
                 learning_rate = learner.step_scheduler()
             stream.settle(clock)
             with clock.phase("publish"):
@@ -93,8 +96,11 @@ def train_grpo(inputs: LoopInputs) -> int:
                 **clock.lap(),
             }
             metrics.write(row)
-            if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                report_checkpoint(learner, Progress(step, stream.taken), row)
+            with clock.phase("save"):
+                stop = keep_progress(inputs, learner, Progress(step, stream.taken), metrics.recent("reward/mean"))
+            if stop:
+                scorer.close()
+                return step
     publish_final_adapter(learner.policy, inputs.run_dir.adapter)
     scorer.close()
     return config.train.steps
@@ -147,16 +153,30 @@ def distribution_of(inputs: LoopInputs) -> SamplingDistribution:
 
 
 def update(
-    inputs: LoopInputs, learner: Learner, groups: list[ScoredGroup], chosen: Chosen | None, on_policy: bool
+    inputs: LoopInputs,
+    learner: Learner,
+    groups: list[ScoredGroup],
+    chosen: Chosen | None,
+    on_policy: bool,
+    team: Team,
+    step: int,
 ) -> UpdateStats | None:
-    """None, and the weights as they were, where no group is left to learn from."""
+    """The update that all workers make, from the leader's side. None, and the weights as they were, where no group is
+    left to learn from."""
     if chosen is None or not groups:
         return None
-    settings = update_settings(inputs.config, chosen.shared)
-    if on_policy:
+    share = team.deal(Share(groups, chosen.shared, on_policy, learner.scheduler.get_last_lr()[0]))
+    with saving_failures(inputs.run_dir.failures, step, groups), team.joint():
+        return update_with(inputs, learner, share, chosen.forward, team)
+
+
+def update_with(inputs: LoopInputs, learner: Learner, share: Share, forward: ForwardPass, team: Team) -> UpdateStats:
+    """What every worker does with its share of the step's groups."""
+    settings = update_settings(inputs.config, share.shared_prefix)
+    if share.on_policy:
         settings = replace(settings, max_drift=inputs.mismatch_bound)
     distribution = distribution_of(inputs)
-    return update_policy(learner.policy, learner.optimizer, groups, chosen.forward, distribution, settings)
+    return update_policy(learner.policy, learner.optimizer, share.groups, forward, distribution, settings, team)
 
 
 class Published:

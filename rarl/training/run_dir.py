@@ -42,6 +42,19 @@ class RunDir:
         return self.path / "adapter"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists while the run has been asked to end after the step that it is in."""
+        return self.path / ".stop"
+
+    @property
+    def failures(self) -> Path:
+        return self.path / "failures"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

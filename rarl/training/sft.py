@@ -15,18 +15,22 @@ from transformers import AutoProcessor
 
 from rarl.data.prepare import PreparedExample, require_room
 from rarl.errors import UserError
+from rarl.grpo.forward import ForwardPass
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.self_check import Chosen
 from rarl.grpo.update import clip_gradient
 from rarl.grpo.vision import VisionCache
+from rarl.grpo.workers import ALONE, Workers
 from rarl.replies.tags import target_text
-from rarl.training.checkpoint import publish_final_adapter, report_checkpoint
+from rarl.training.checkpoint import publish_final_adapter
+from rarl.training.failures import saving_failures
 from rarl.training.inputs import LoopInputs
-from rarl.training.learner import self_check, start_learner
+from rarl.training.learner import keep_progress, self_check, start_learner
 from rarl.training.metrics import MetricsLog
 from rarl.training.rollouts import data_batches
 from rarl.training.state import Learner, Progress
 from rarl.training.stopwatch import Stopwatch
+from rarl.training.team import Share, Team
 
 MODEL_SOFTMAX = SamplingDistribution(temperature=1.0, banned_token_ids=[])
 
@@ -40,15 +44,15 @@ class ImitationStats:
     tokens: int
 
 
-def train_sft(inputs: LoopInputs) -> int:
-    """Makes all steps that are not yet made; returns their total number."""
+def train_sft(inputs: LoopInputs, team: Team) -> int:
+    """Makes the steps that are not yet made; returns the last one's number."""
     config = inputs.config
-    learner = start_learner(inputs)
+    learner = start_learner(inputs, team)
     first = learner.progress.step
     tokenizer = AutoProcessor.from_pretrained(inputs.model_path).tokenizer
     batches = data_batches(config.train.prompts_per_step, first=first)
     chosen: Chosen | None = None
-    with MetricsLog(inputs.run_dir.metrics, inputs.run_dir.tensorboard, first_step=first + 1) as metrics:
+    with MetricsLog(inputs.run_dir, config, first_step=first + 1) as metrics:
         clock = Stopwatch()
         for step in range(first + 1, config.train.steps + 1):
             with clock.phase("data"):
@@ -56,7 +60,7 @@ def train_sft(inputs: LoopInputs) -> int:
                 groups = target_groups(prompts, tokenizer, config.rollout.max_model_length)
             with clock.phase("update"):
                 chosen = chosen or self_check(inputs, learner.policy, groups[0], MODEL_SOFTMAX)
-                stats = imitate(learner, groups, chosen, config.train.micro_batch_tokens, config.train.max_grad_norm)
+                stats = imitate_together(inputs, learner, groups, chosen, team, step)
                 learning_rate = learner.step_scheduler()
             row = {
                 "step": step,
@@ -69,8 +73,11 @@ def train_sft(inputs: LoopInputs) -> int:
                 **clock.lap(),
             }
             metrics.write(row)
-            if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                report_checkpoint(learner, Progress(step, step), row)
+            with clock.phase("save"):
+                loss = metrics.recent("loss")
+                stop = keep_progress(inputs, learner, Progress(step, step), None if loss is None else -loss)
+            if stop:
+                return step
     publish_final_adapter(learner.policy, inputs.run_dir.adapter)
     return config.train.steps
 
@@ -96,19 +103,37 @@ def target_reply(prepared: PreparedExample) -> str:
     return target_text(form, example.rationale or "", example.answer)
 
 
-def imitate(
-    learner: Learner, groups: list[Group], chosen: Chosen, micro_batch_tokens: int, max_grad_norm: float
+def imitate_together(
+    inputs: LoopInputs, learner: Learner, groups: list[Group], chosen: Chosen, team: Team, step: int
 ) -> ImitationStats:
-    """One optimizer step on the mean over all target tokens. Raises UserError when the gradient is not finite."""
-    tokens = sum(len(group.completions[0]) for group in groups)
+    """The leader's part of a step that all workers make. Raises UserError, with the batch saved, when it gives no
+    number."""
+    train = inputs.config.train
+    rate = learner.scheduler.get_last_lr()[0]
+    share = team.deal(Share(groups, chosen.shared, True, rate))
+    with saving_failures(inputs.run_dir.failures, step, groups), team.joint():
+        return imitate(learner, share.groups, chosen.forward, train.micro_batch_tokens, train.max_grad_norm, team)
+
+
+def imitate(
+    learner: Learner,
+    groups: list[Group],
+    forward: ForwardPass,
+    micro_batch_tokens: int,
+    max_grad_norm: float,
+    workers: Workers = ALONE,
+) -> ImitationStats:
+    """One optimizer step on the mean over the target tokens of all workers. Raises NotFinite."""
+    tokens = round(workers.sum([sum(len(group.completions[0]) for group in groups)])[0])
     learner.optimizer.zero_grad()
     total = 0.0
     for part in packed(groups, micro_batch_tokens):
-        logprobs: Tensor = chosen.forward(learner.policy, part, MODEL_SOFTMAX, VisionCache()).logprobs
+        logprobs: Tensor = forward(learner.policy, part, MODEL_SOFTMAX, VisionCache()).logprobs
         loss = -logprobs.sum() / tokens  # the padding has log-prob 0
         loss.backward()
         total += loss.item()
-    grad_norm = clip_gradient(learner.policy, max_grad_norm)
+    total = workers.sum([total])[0]
+    grad_norm = clip_gradient(learner.policy, max_grad_norm, workers)
     learner.optimizer.step()
     return ImitationStats(total, grad_norm, tokens)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.phases = dict.fromkeys(("data", "rollout", "reward", "update", "publish"), 0.0)
+        self.phases = dict.fromkeys(("data", "rollout", "reward", "update", "publish", "save"), 0.0)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

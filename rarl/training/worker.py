@@ -1,17 +1,18 @@
-"""What Ray Train runs in its worker: the loop of the configured method."""
+"""What Ray Train runs in its workers: the loop of the configured method, or the part of those beside the leader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rarl.errors import UserError
+from rarl.errors import UserError, storage_fault
 from rarl.rollout.environment import log_output_to
 from rarl.training.inputs import LoopInputs
 
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """`error` is None when all steps were made; otherwise what the user is to be told."""
+    """`steps` are finished, fewer than configured where the run was asked to end. `error` is None, or what the user is
+    to be told."""
 
     steps: int
     error: str | None = None
@@ -20,13 +21,39 @@ class LoopOutcome:
 def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them."""
     # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
+    import torch
+
+    from rarl.training.follow import follow
     from rarl.training.loop import train_grpo
     from rarl.training.sft import train_sft
+    from rarl.training.team import Team
 
     inputs = settings["inputs"]
-    log_output_to(inputs.run_dir.logs / "train-worker.log")
-    loop = train_sft if inputs.config.method == "sft" else train_grpo
+    team = Team.join()
+    log_output_to(inputs.run_dir.logs / f"train-worker{'' if team.leads else f'-{team.rank}'}.log")
+    loop = follow if not team.leads else train_sft if inputs.config.method == "sft" else train_grpo
     try:
-        return LoopOutcome(steps=loop(inputs))
+        outcome = LoopOutcome(loop(inputs, team))
     except UserError as error:
-        return LoopOutcome(steps=0, error=str(error))
+        outcome = LoopOutcome(0, str(error))
+    except torch.cuda.OutOfMemoryError as error:
+        if team.size > 1:
+            raise  # the others wait for this one: Ray Train ends them
+        outcome = LoopOutcome(0, out_of_memory(inputs, error))
+    except OSError as error:
+        fault = storage_fault(error, inputs.run_dir.path)
+        if fault is None:
+            raise
+        outcome = LoopOutcome(0, fault)
+    if team.leads:
+        team.dismiss()
+    return outcome
+
+
+def out_of_memory(inputs: LoopInputs, error: Exception) -> str:
+    train = inputs.config.train
+    return (
+        f"the GPU's memory did not suffice ({str(error).splitlines()[0]}). In a new run_dir: halve "
+        f"train.micro_batch_tokens (now {train.micro_batch_tokens}), set train.gradient_checkpointing=true, or lower "
+        f"rollout.gpu_memory_share (now {inputs.config.rollout.gpu_memory_share}); `rarl plan` estimates"
+    )

@@ -1,0 +1,156 @@
+"""`rarl data check`, and the same report in `rarl prepare`: what splits and data sets share, and rows not sound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rarl.data.card import changed_files
+from rarl.data.faults import text_fault
+from rarl.data.fingerprint import ImagePrint, Side, find_leak
+from rarl.data.inspect import Inspector, in_threads
+from rarl.data.language import language_of
+from rarl.data.parquet import CARD, ParquetRows
+from rarl.data.sources.record import Fault
+from rarl.data.staging import answer_text
+from rarl.errors import UserError
+from rarl.schema import Example
+
+ORDER = ("train", "validation", "test")  # of each pair, what is learnt from comes first
+SHOWN = 3  # bad rows that are named
+
+
+@dataclass
+class Examined:
+    """A data set read row by row."""
+
+    side: Side
+    faults: list[str] = field(default_factory=list)  # one a bad row, with its number
+    languages: Counter[str] = field(default_factory=Counter)
+
+
+def examine(path: Path, name: str | None = None) -> Examined:
+    """Every row of a canonical data set, decoded and fingerprinted. Raises UserError where it cannot be read."""
+    rows, inspector, found = ParquetRows(path), Inspector(), Examined(Side(name or str(path)))
+    ids: dict[str, int] = {}
+
+    def look(example: Example) -> tuple[Example, ImagePrint | str]:
+        try:
+            return example, text_fault(example) or inspector.look_at(example.image)
+        except Fault as fault:
+            return example, str(fault)
+
+    for number, (example, result) in enumerate(in_threads(look, rows_in_order(rows))):
+        if example.id in ids:
+            found.faults.append(f"row {number}: id '{example.id}' is also that of row {ids[example.id]}")
+        ids.setdefault(example.id, number)
+        if isinstance(result, str):
+            found.faults.append(f"row {number}: example '{example.id}': {result}")
+            continue
+        found.side.add(result, example.question, answer_text(example))
+        language = language_of(example.question)
+        if language:
+            found.languages[language] += 1
+    return found
+
+
+def rows_in_order(rows: ParquetRows) -> Iterator[Example]:
+    for number in range(len(rows)):
+        yield rows.read([number])[0]
+
+
+def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
+    """Counts for every pair, as `dataset.json` holds them, and of what a side repeats or contradicts."""
+    ordered = sorted(sides, key=lambda side: ORDER.index(side.name) if side.name in ORDER else -1)
+    pairs = []
+    for left, right in combinations(ordered, 2):
+        leak = find_leak(left, right)
+        pairs.append(
+            {
+                "between": left.name,
+                "and": right.name,
+                "same_images": len(leak.same_images),
+                "near_images": len(leak.near_images),
+                "of_images": len(right.images),
+                "questions": len(leak.questions),
+                "of_questions": len(right.rows),
+                "twins": len(leak.twins),
+                "same_text": len(leak.same_text),
+            }
+        )
+    return {
+        "leaks": pairs,
+        "duplicates": {side.name: side.duplicates() for side in ordered},
+        "contradictions": {side.name: side.contradictions() for side in ordered},
+    }
+
+
+def leak_lines(checks: dict[str, Any]) -> list[str]:
+    """The report for people. Shared images are leaks; repetitions and equal texts are for the reader to weigh."""
+    lines = []
+    for pair in checks["leaks"]:
+        names = f"{pair['between']} and {pair['and']}"
+        if pair["same_images"] or pair["near_images"]:
+            lines.append(
+                f"LEAK: {pair['same_images']:,} images are in more than one split, and {pair['near_images']:,} nearly "
+                f"so: {names} share them, of the latter's {pair['of_images']:,}. {pair['questions']:,} of its "
+                f"{pair['of_questions']:,} questions are about them, {pair['twins']:,} with the same question and "
+                "answer. Results there are not results on unseen images: prepare with --split image-disjoint, or "
+                "with --against"
+            )
+        else:
+            lines.append(f"{names}: no image is in more than one split, nor nearly so")
+        lines.append(
+            f"{names}: {pair['same_text']:,} questions of the latter are asked and answered alike about other images"
+        )
+    for what, words in (
+        ("duplicates", "rows repeat another one (the same image, question and answer)"),
+        ("contradictions", "questions are asked twice about the same image, with different answers"),
+    ):
+        lines += [f"{name}: {count:,} {words}" for name, count in checks[what].items() if count]
+    return lines
+
+
+def check_datasets(paths: list[Path]) -> tuple[str, bool]:
+    """(report, whether it is sound) of one prepared folder with its splits, or of any data sets beside each other.
+    Raises UserError where one cannot be read."""
+    lines, sides, sound = [], [], True
+    for path, name in named_parts(paths):
+        examined = examine(path, name)
+        sides.append(examined.side)
+        lines.append(f"{path}: {len(examined.side.rows):,} sound rows about {len(examined.side.images):,} images")
+        if len(examined.languages) > 1:
+            counted = ", ".join(f"{n:,} {language}" for language, n in examined.languages.most_common())
+            lines.append(f"{name}: questions whose language is clear: {counted}")
+        if examined.faults:
+            sound = False
+            lines.append(f"{name}: {len(examined.faults):,} bad rows: " + "; ".join(examined.faults[:SHOWN]))
+    for folder in dict.fromkeys(
+        folder for path in paths for folder in (path, path.parent) if (folder / CARD).is_file()
+    ):
+        for file in changed_files(folder):
+            sound = False
+            lines.append(f"{file}: is not as it was prepared; prepare the data set again, or delete {folder / CARD}")
+    checks = leaks_among(sides)
+    sound = sound and not any(pair["same_images"] or pair["near_images"] for pair in checks["leaks"])
+    return "\n".join([*lines, *leak_lines(checks), "sound" if sound else "NOT SOUND"]), sound
+
+
+def named_parts(paths: list[Path]) -> list[tuple[Path, str]]:
+    """A folder's splits each for itself where it is the only one given; else every path as a whole."""
+    if len(paths) == 1 and paths[0].is_dir():
+        splits = sorted(paths[0].glob("*.parquet"))
+        if splits and paths[0].suffix != ".parquet":
+            return [(split, split.stem) for split in splits]
+    if len({str(path) for path in paths}) < len(paths):
+        raise UserError(f"{paths[0]}: named twice; a data set shares everything with itself")
+    return [(path, str(path)) for path in paths]
+
+
+def read_side(path: Path) -> Side:
+    """For --against. Raises UserError."""
+    return examine(path).side

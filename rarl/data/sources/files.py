@@ -1,0 +1,140 @@
+"""The files of a published data set: a folder and the zip archives in it, as one tree of paths. Nothing is unpacked."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from rarl.data.sources.record import Fault
+from rarl.errors import UserError
+
+MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file on disk, or a member of an archive on disk."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
+
+class Files:
+    """`root` is a folder, or one file in it that is to be read. Raises UserError for an archive that cannot be used."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root if root.is_dir() else root.parent
+        self.chosen = None if root.is_dir() else root.name
+        self.entries: dict[str, Entry] = {}
+        self.archives: dict[Path, zipfile.ZipFile] = {}
+        on_disk = sorted(walk(self.root))
+        for path in on_disk:
+            if path.suffix.lower() == ".zip":
+                self.add_archive(path)
+        for path in on_disk:  # after the archives: what was unpacked counts
+            self.entries[path.relative_to(self.root).as_posix()] = Entry(path)
+        self.by_name: dict[str, list[str]] = {}
+        for name in self.entries:
+            self.by_name.setdefault(PurePosixPath(name).name, []).append(name)
+
+    def add_archive(self, path: Path) -> None:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: not a readable zip archive ({error}); fetch it again") from None
+        self.archives[path] = archive
+        folder = path.parent.relative_to(self.root)
+        for info in archive.infolist():
+            if info.is_dir():
+                continue
+            if leads_outside(info.filename):
+                raise UserError(f"{path}: member '{info.filename}' leads outside the archive; do not trust this file")
+            if info.flag_bits & 1:
+                raise UserError(f"{path}: member '{info.filename}' is encrypted; unpack it beside the archive first")
+            self.entries[(folder / info.filename).as_posix()] = Entry(path, info.filename)
+
+    def find(self, *patterns: str) -> list[str]:
+        """Names of the tree whose last part matches one of the patterns, sorted; only the chosen file if one is."""
+        if self.chosen is not None:
+            return [self.chosen]
+        return sorted(n for n in self.entries if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
+
+    def read(self, name: str) -> bytes:
+        """Raises Fault for what is broken or too large."""
+        entry = self.entries[name]
+        try:
+            if entry.member is None:
+                if entry.path.stat().st_size > MAX_FILE_BYTES:
+                    raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
+                return entry.path.read_bytes()
+            if self.archives[entry.path].getinfo(entry.member).file_size > MAX_FILE_BYTES:
+                raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return self.archives[entry.path].read(entry.member)
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise Fault(f"{name} cannot be read ({error})") from None
+
+    def read_text(self, name: str) -> str:
+        """A text file in UTF-8, with or without its mark. Raises UserError."""
+        try:
+            return self.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UserError(
+                f"{self.entries[name]}: not UTF-8 (byte 0x{byte:02x} at {error.start}); save it as UTF-8"
+            ) from None
+        except Fault as fault:
+            raise UserError(f"{self.entries[name]}: {fault}") from None
+
+    def on_disk(self, name: str) -> Path:
+        """Raises UserError for a member of an archive."""
+        entry = self.entries[name]
+        if entry.member is not None:
+            raise UserError(f"{entry}: unpack it beside the archive first")
+        return entry.path
+
+    def image(self, name: str) -> Callable[[], bytes]:
+        """A function that reads the image of this name: a path from the root, or its last parts. Raises Fault."""
+        name = name.strip().replace("\\", "/")
+        if leads_outside(name):
+            raise Fault(f"image '{name}' leads outside the source folder")
+        name = PurePosixPath(name).as_posix()
+        if name in self.entries:
+            return partial(self.read, name)
+        found = [n for n in self.by_name.get(PurePosixPath(name).name, []) if f"/{n}".endswith(f"/{name}")]
+        loose = [n for n in found if self.entries[n].member is None]
+        found = loose or found
+        if not found:
+            raise Fault(f"image '{name}' is nowhere below the source folder")
+        if len(found) > 1:
+            raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
+        return partial(self.read, found[0])
+
+    def close(self) -> None:
+        for archive in self.archives.values():
+            archive.close()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below `root`, through linked folders too, each folder once."""
+    seen = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in files if Path(folder, name).is_file())
+
+
+def leads_outside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":")

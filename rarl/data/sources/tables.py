@@ -1,0 +1,107 @@
+"""Rows of CSV, JSON, JSON-lines and Parquet files, each with the place that messages name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from rarl.data.parquet import open_parquet
+from rarl.data.sources.files import Files
+from rarl.data.sources.record import Row
+from rarl.errors import UserError
+
+TABLE_PATTERNS = ("*.csv", "*.jsonl", "*.json", "*.parquet")
+MAX_CELL = 10_000_000  # characters; a quote that is never closed would otherwise take the rest of the file
+
+
+def read_table(files: Files, name: str, required: Sequence[str] = ()) -> Iterator[Row]:
+    """By the file's ending. Raises UserError where the file as a whole cannot be read or lacks a column or all rows."""
+    readers = {".csv": csv_rows, ".json": json_rows, ".jsonl": jsonl_rows, ".parquet": parquet_rows}
+    ending = PurePosixPath(name).suffix.lower()
+    if ending not in readers:
+        raise UserError(f"{files.entries[name]}: not a table that can be read; known are {', '.join(readers)}")
+    empty = True
+    for row in readers[ending](files, name, required):
+        empty = False
+        yield row
+    if empty:
+        raise UserError(f"{files.entries[name]}: holds no rows")
+
+
+def csv_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row]:
+    where = files.entries[name]
+    csv.field_size_limit(MAX_CELL)
+    reader = csv.reader(io.StringIO(files.read_text(name), newline=""), strict=True)
+    try:
+        header = [column.strip() for column in next(reader, [])]
+        require_columns(str(where), header, required)
+        for number, cells in enumerate(row for row in reader if row):
+            place = f"{where}: row {number} (line {reader.line_num})"
+            ragged = f"has {len(cells)} cells where the header has {len(header)}"
+            fault = ragged if len(cells) != len(header) else None
+            yield Row(place, number, dict(zip(header, cells, strict=False)), fault)
+    except csv.Error as error:
+        raise UserError(f"{where}: line {reader.line_num}: not valid CSV ({error}); check its quotes") from None
+
+
+def json_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row]:
+    where = files.entries[name]
+    try:
+        records = json.loads(files.read_text(name))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not readable as JSON: {error}") from None
+    if not isinstance(records, list):
+        raise UserError(f"{where}: expected a list of records, found {type(records).__name__}")
+    for number, record in enumerate(records):
+        yield object_row(f"{where}: record {number}", number, record, required)
+
+
+def jsonl_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row]:
+    where = files.entries[name]
+    for number, line in enumerate(files.read_text(name).split("\n")):
+        if not line.strip():
+            continue
+        place = f"{where}: line {number + 1}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Row(place, number, {}, f"not readable as JSON: {error}")
+            continue
+        yield object_row(place, number, record, required)
+
+
+def object_row(place: str, number: int, record: Any, required: Sequence[str]) -> Row:
+    if not isinstance(record, dict):
+        return Row(place, number, {}, f"expected an object, found {type(record).__name__}")
+    missing = [key for key in required if key not in record]
+    return Row(place, number, record, f"key '{missing[0]}' is missing" if missing else None)
+
+
+def parquet_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row]:
+    path = files.on_disk(name)
+    file = open_parquet(path, required)
+    number = 0
+    try:
+        for batch in file.iter_batches(batch_size=32):  # rows may hold images
+            for values in batch.to_pylist():
+                yield Row(f"{path}: row {number}", number, values)
+                number += 1
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: damaged after row {number}: {str(error).splitlines()[0]}; fetch it again") from None
+
+
+def require_columns(where: str, header: Sequence[str], required: Sequence[str]) -> None:
+    if not any(header):
+        raise UserError(f"{where}: is empty; its first line must name the columns")
+    twice = [column for column in header if header.count(column) > 1]
+    if twice:
+        raise UserError(f"{where}: column '{twice[0]}' is there twice")
+    missing = [column for column in required if column not in header]
+    if missing:
+        raise UserError(f"{where}: column '{missing[0]}' is missing (it has: {', '.join(header)})")

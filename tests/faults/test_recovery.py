@@ -1,0 +1,185 @@
+"""Parts of a run that are lost and come back, several workers and samplers: the same result to the last bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from rarl.data.parquet import write_examples
+from rarl.errors import UserError
+from rarl.grpo.adapter_folder import read_adapter
+from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SamplerSettings
+from rarl.schema import Example
+from rarl.training.metrics import read_metrics
+from rarl.training.replay import replay
+from rarl.training.run_dir import RunDir
+from tests.faults.campaign import JudgeProcess, differences, title_of
+from tests.judge_faults import free_port
+from tests.runs import train_on
+
+pytestmark = pytest.mark.slow
+STEPS = 6
+OVERRIDES = (f"train.steps={STEPS}", "train.learning_rate=0.01", "rollout.num_actors=2")
+Train = Callable[..., RunDir]
+
+
+@pytest.fixture(scope="module")
+def train(
+    pool: SamplerPool,
+    examples: list[Example],
+    model_path: str,
+    processor: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Train:
+    """Runs on the session's engines while `accident` goes on; returns the run directory."""
+    dataset = tmp_path_factory.mktemp("data") / "examples.parquet"
+    write_examples(dataset, examples)
+
+    def run(folder: Path, *overrides: str, accident: Callable[[RunDir], Any] | None = None, on: Any = None) -> RunDir:
+        run_dir, make = train_on(on or pool, folder, dataset, model_path, processor, *OVERRIDES, *overrides)
+        thread = threading.Thread(target=accident or (lambda _: None), args=(run_dir,))
+        thread.start()
+        make()
+        thread.join()
+        return run_dir
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pool: SamplerPool, train: Train, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """By one sampler; the others of this file use two or three."""
+    return train(tmp_path_factory.mktemp("calm") / "run", on=SamplerPool(pool.launched[:1], timeout=300))
+
+
+def after_steps(accidents: dict[int, Callable[[], Any]]) -> Callable[[RunDir], None]:
+    """Each happens as soon as its step is made."""
+
+    def happen(run_dir: RunDir) -> None:
+        deadline = time.monotonic() + 300
+        for step, accident in accidents.items():
+            while len(read_metrics(run_dir.metrics)) < step and time.monotonic() < deadline:
+                time.sleep(0.02)
+            accident()
+
+    return happen
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Of this test's Ray cluster."""
+    own = psutil.Process().children(recursive=True)
+    return [process for process in own if title_of(process).startswith(f"ray::{title}")]
+
+
+def assert_same(undisturbed: RunDir, run_dir: RunDir) -> None:
+    assert differences(undisturbed.path, run_dir.path, STEPS) == []
+
+
+def test_what_is_killed_comes_back_and_changes_nothing(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
+    """A data worker, a sampler and the train worker, one after the other."""
+    killed: list[int] = []
+
+    def kill(title: str) -> None:
+        while not (found := processes(title)):
+            time.sleep(0.02)
+        killed.append(found[0].pid)
+        found[0].kill()
+
+    kills = {0: lambda: kill("MapBatches"), 2: lambda: kill("Sampler"), 4: lambda: kill("RayTrainWorker")}
+    assert_same(undisturbed, train(tmp_path / "run", accident=after_steps(kills)))
+    running = [process.pid for process in processes("Sampler")]
+    assert len(killed) == 3 and len(running) == 2 and killed[1] not in running
+
+
+def test_a_hung_sampler_is_started_anew(pool: SamplerPool, train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
+    """Stopped, not dead: nothing tells but time."""
+    impatient = SamplerPool(pool.launched, timeout=8)
+    stop = after_steps({2: lambda: os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)})
+    assert_same(undisturbed, train(tmp_path / "run", accident=stop, on=impatient))
+
+
+def test_two_train_workers_learn_what_one_learns(train: Train, tmp_path: Path) -> None:
+    longer = ("train.steps=10", "train.learning_rate=0.001")
+    one, two = (train(tmp_path / name, *longer, f"train.num_workers={n}") for name, n in (("one", 1), ("two", 2)))
+    rows = [read_metrics(run_dir.metrics) for run_dir in (one, two)]
+    assert len(rows[0]) == len(rows[1]) == 10
+    for a, b in zip(*rows, strict=True):
+        for key in ("loss", "kl", "entropy", "reward/mean", "completion_tokens", "learning_rate"):
+            assert a[key] == pytest.approx(b[key], abs=1e-5), (a["step"], key)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    adapters = [read_adapter(run_dir.adapter)[0] for run_dir in (one, two)]
+    for name, array in adapters[0].items():
+        np.testing.assert_allclose(array, adapters[1][name], atol=1e-4)
+
+
+def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> None:
+    sft = ("method=sft", "train.learning_rate=0.001")
+    one, two = (train(tmp_path / name, *sft, f"train.num_workers={n}") for name, n in (("one", 1), ("two", 2)))
+    for a, b in zip(read_metrics(one.metrics), read_metrics(two.metrics), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["completion_tokens/total"] == b["completion_tokens/total"]
+
+
+def test_three_samplers_draw_what_one_draws(
+    pool: SamplerPool, sampler_settings: SamplerSettings, train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
+    third = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
+    third.wait_until_ready()
+    try:
+        three = train(tmp_path / "run", on=SamplerPool([*pool.launched, *third.launched], timeout=300))
+    finally:
+        third.stop()
+    texts = [pq.read_table(run.samples).column("completion").to_pylist() for run in (undisturbed, three)]
+    assert texts[0] == texts[1] and len(texts[0]) == STEPS * 16
+    assert_same(undisturbed, three)
+
+
+def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other(
+    pool: SamplerPool, train: Train, tmp_path: Path, sampler_settings: SamplerSettings
+) -> None:
+    second = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
+    second.wait_until_ready()
+    both = SamplerPool([pool.launched[0], second.launched[0]], timeout=300, restart_timeout=5)
+    lose = after_steps({2: lambda: ray.kill(second.launched[0], no_restart=True)})
+    run_dir = train(tmp_path / "run", accident=lose, on=both)
+    assert [row["step"] for row in read_metrics(run_dir.metrics)] == list(range(1, STEPS + 1))
+
+
+def test_a_judge_that_is_away_stops_the_run_and_lets_it_go_on(train: Train, tmp_path: Path) -> None:
+    port = free_port()
+    away = (
+        "judge.backend=serve",
+        f"judge.url=http://127.0.0.1:{port}",
+        "judge.retries=1",
+        "judge.on_unreachable=stop",
+    )
+    with pytest.raises(UserError, match=rf"127.0.0.1:{port}"):
+        train(tmp_path / "run", *away)
+    judge = JudgeProcess(tmp_path, port)
+    try:
+        run_dir = train(tmp_path / "run", *away)
+    finally:
+        judge.process.kill()
+    assert [row["step"] for row in read_metrics(run_dir.metrics)] == list(range(1, STEPS + 1))
+    assert all(row["judge/unreachable"] == 0 for row in read_metrics(run_dir.metrics))
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_batch(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d: the gradient is not finite.*rarl replay .*step_\d+\.pkl"):
+        train(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=0")
+    (saved,) = (tmp_path / "run" / "failures").iterdir()
+    found = list(replay(saved))
+    assert len(found) == 4 and all(len(group.completions) == 4 for group in found)
+    assert any(group.grad_norm is None for group in found)

@@ -1,0 +1,219 @@
+"""DICOM pictures against renderings computed here from the raw bytes, over real files that come with pydicom."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from rarl.data.convert import prepare_dataset
+from rarl.data.dicom import render
+from rarl.data.images import BadImage
+from tests.pictures import read, write_folder
+
+
+def real(name: str) -> bytes:
+    return Path(str(get_testdata_file(f"{name}.dcm"))).read_bytes()
+
+
+def stored(dataset: Any, dtype: str) -> NDArray[Any]:
+    """The pixels as they lie in the file: none of pydicom's own decoding."""
+    return np.frombuffer(dataset.PixelData, dtype)[: dataset.Rows * dataset.Columns].reshape(
+        dataset.Rows, dataset.Columns
+    )
+
+
+def saved(dataset: Any) -> bytes:
+    out = io.BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()
+
+
+def by_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Linear to 0…255, pixel by pixel, in plain Python floats."""
+    shown = [min(255.0, max(0.0, (float(v) - low) / (high - low) * 255)) for v in values.ravel()]
+    return np.array([round(v) for v in shown], np.uint8).reshape(values.shape)
+
+
+def test_ct_is_rescaled_and_shown_by_its_own_range() -> None:
+    """128x128, signed 16 bits, slope 1, intercept -1024, no window, padding -2000 (not in this picture)."""
+    dataset = pydicom.dcmread(io.BytesIO(real("CT_small")))
+    hounsfield = stored(dataset, "<i2").astype(float) * 1 - 1024
+    picture = render(real("CT_small"))
+    assert picture.mode == "L"
+    assert (np.asarray(picture) == by_range(hounsfield, hounsfield.min(), hounsfield.max())).all()
+
+
+def test_padding_does_not_count_for_the_range() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("CT_small")))
+    pixels = stored(dataset, "<i2").copy()
+    seen = pixels[5:]
+    pixels[:5] = -2000
+    dataset.PixelData = pixels.tobytes()
+    expected = by_range(pixels, seen.min(), seen.max())
+    assert (np.asarray(render(saved(dataset))) == expected).all()
+
+
+def test_mr_is_windowed_as_the_standard_says() -> None:
+    """64x64, signed 16 bits, centre 600, width 1600: PS3.3 C.11.2.1.2.1."""
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    pixels = stored(dataset, "<i2")
+    low, high = 600 - 0.5 - (1600 - 1) / 2, 600 - 0.5 + (1600 - 1) / 2
+    assert (np.asarray(render(real("MR_small"))) == by_range(pixels, low, high)).all()
+    assert (pixels > high).any(), "the window cuts something off in this picture"
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless"])
+def test_other_encodings_of_the_same_picture_look_the_same(name: str) -> None:
+    assert (np.asarray(render(real(name))) == np.asarray(render(real("MR_small")))).all()
+
+
+@pytest.mark.parametrize("function", ["LINEAR_EXACT", "SIGMOID"])
+def test_other_window_functions(function: str) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    dataset.VOILUTFunction = function
+    pixels = stored(dataset, "<i2")
+    if function == "LINEAR_EXACT":
+        expected = by_range(pixels, 600 - 800, 600 + 800)
+    else:
+        bright = [255 / (1 + np.exp(-4 * (float(v) - 600) / 1600)) for v in pixels.ravel()]
+        expected = np.rint(bright).astype(np.uint8).reshape(pixels.shape)
+    assert (np.asarray(render(saved(dataset))) == expected).all()
+
+
+def test_the_first_of_several_windows_counts() -> None:
+    """examples_overlay: centres 450 and 200, widths 790 and 443; 12 of 16 bits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = pydicom.dcmread(io.BytesIO(real("examples_overlay")))
+    pixels = stored(dataset, "<u2")
+    low, high = 450 - 0.5 - (790 - 1) / 2, 450 - 0.5 + (790 - 1) / 2
+    assert (np.asarray(render(real("examples_overlay"))) == by_range(pixels, low, high)).all()
+
+
+def test_monochrome1_is_inverted() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    assert (np.asarray(render(saved(dataset))) == 255 - np.asarray(render(real("MR_small"))).astype(int)).all()
+
+
+def test_rescale_with_a_slope_moves_the_window() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    dataset.RescaleSlope, dataset.RescaleIntercept = 2, -100
+    values = stored(dataset, "<i2").astype(float) * 2 - 100
+    low, high = 600 - 0.5 - (1600 - 1) / 2, 600 - 0.5 + (1600 - 1) / 2
+    assert (np.asarray(render(saved(dataset))) == by_range(values, low, high)).all()
+
+
+def test_colour_ultrasound_keeps_its_colours() -> None:
+    """320x240 RGB, uncompressed: the bytes of the file are the picture."""
+    dataset = pydicom.dcmread(io.BytesIO(real("examples_rgb_color")))
+    assert dataset.Modality == "US"
+    raw = np.frombuffer(dataset.PixelData, np.uint8)[: 240 * 320 * 3]
+    expected = (
+        raw.reshape(240, 320, 3) if dataset.PlanarConfiguration == 0 else raw.reshape(3, 240, 320).transpose(1, 2, 0)
+    )
+    picture = render(real("examples_rgb_color"))
+    assert picture.mode == "RGB"
+    assert (np.asarray(picture) == expected).all()
+    assert (expected[..., 0] != expected[..., 2]).any(), "there is colour in this picture"
+
+
+def test_palette_ultrasound_is_looked_up() -> None:
+    """800x350, 8 bits, a palette of 16-bit entries in three tables."""
+    dataset = pydicom.dcmread(io.BytesIO(real("examples_palette")))
+    index = np.frombuffer(dataset.PixelData, np.uint8)[: 350 * 800].reshape(350, 800)
+    first = dataset.RedPaletteColorLookupTableDescriptor[1]
+    tables = [
+        np.frombuffer(dataset[f"{name}PaletteColorLookupTableData"].value, "<u2") for name in ("Red", "Green", "Blue")
+    ]
+    channels = [t[np.clip(index.astype(int) - first, 0, len(t) - 1)] for t in tables]
+    expected = np.rint(np.stack(channels, axis=-1) / 65535 * 255).astype(np.uint8)
+    assert (np.asarray(render(real("examples_palette"))) == expected).all()
+
+
+def test_a_chosen_frame_of_a_compressed_colour_film() -> None:
+    """30 JPEG frames in YBR: each is a JPEG of its own, which Pillow decodes here."""
+    dataset = pydicom.dcmread(io.BytesIO(real("examples_ybr_color")))
+    frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=30))
+    for number in (0, 7, 29):
+        expected = np.asarray(Image.open(io.BytesIO(frames[number])).convert("RGB")).astype(int)
+        found = np.asarray(render(real("examples_ybr_color"), number)).astype(int)
+        assert np.abs(found - expected).max() <= 3, number  # two roundings of the colour conversion
+    assert (
+        np.asarray(render(real("examples_ybr_color"), 0)) != np.asarray(render(real("examples_ybr_color"), 29))
+    ).any()
+
+
+def test_sixteen_bit_colour_is_scaled_by_its_bits() -> None:
+    picture = np.asarray(render(real("SC_rgb_rle_16bit")))
+    eight = np.asarray(render(real("SC_rgb_rle")))
+    assert picture.dtype == np.uint8
+    assert np.abs(picture.astype(int) - eight.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "frame", "reason"),
+    [
+        (b"hello", 0, "is not a DICOM file"),
+        (b"", 0, "is not a DICOM file"),
+        ("MR_small", 1, "has 1 frames, so there is no frame 1"),
+        ("MR_small", -1, "there is no frame -1"),
+        ("test-SR", 0, "without a picture"),
+        ("reportsi", 0, "without a picture"),
+        ("MR_truncated", 0, "cannot be decoded as DICOM"),
+        ("JPEG-lossy", 0, "cannot be decoded as DICOM"),  # 12-bit JPEG, which Pillow cannot decode
+    ],
+)
+def test_what_cannot_be_shown_says_why(data: bytes | str, frame: int, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason) as caught:
+        render(real(data) if isinstance(data, str) else data, frame)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    dataset.Rows, dataset.Columns = 65535, 65535
+    with pytest.raises(BadImage, match="65535x65535 pixels are more than"):
+        render(saved(dataset))
+
+
+def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"image": "a/Doe^John.dcm", "question": "Which organ?", "answer": "chest", "modality": "CT"},
+        {"image": "film", "question": "Is this ultrasound?", "answer": "yes", "frame": 7},
+        {"image": "burned.dcm", "question": "Is this MR?", "answer": "yes"},
+    ]
+    folder = write_folder(tmp_path / "mine", rows, images=0)
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    dataset.BurnedInAnnotation = "YES"
+    (folder / "a").mkdir()
+    (folder / "a" / "Doe^John.dcm").write_bytes(real("CT_small"))
+    (folder / "film").write_bytes(real("examples_ybr_color"))  # known by its content, not its name
+    (folder / "burned.dcm").write_bytes(saved(dataset))
+    report = prepare_dataset("folder", folder, tmp_path / "out")
+    found = read(tmp_path / "out" / "train.parquet")
+    assert [e.image[:8] for e in found] == [b"\x89PNG\r\n\x1a\n"] * 3
+    assert (np.asarray(Image.open(io.BytesIO(found[0].image))) == np.asarray(render(real("CT_small")))).all()
+    assert (
+        np.asarray(Image.open(io.BytesIO(found[1].image))) == np.asarray(render(real("examples_ybr_color"), 7))
+    ).all()
+    assert "3 DICOM images were rendered to PNG" in report
+    assert "1 DICOM images say that text is burned into the picture" in report
+    person = pydicom.dcmread(io.BytesIO(real("CT_small")))
+    secrets = [str(person.PatientName), str(person.StudyInstanceUID), "Doe^John"]
+    everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    everything += json.dumps([e.image_id + e.id for e in found]).encode() + b"".join(e.image for e in found)
+    for secret in secrets:
+        assert len(secret) > 4
+        assert secret.encode() not in everything

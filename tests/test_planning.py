@@ -1,0 +1,233 @@
+"""Plans: memory against what is really taken, shares that fit, and a cost model that adds up."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from rarl.cli import app
+from rarl.config import Config, load_config
+from rarl.errors import UserError
+from rarl.planning.cards import CARDS, find_card
+from rarl.planning.cost import CPU, Judge, Layout, Network, decode_steps, gpu_speeds, reply_lengths, step_seconds
+from rarl.planning.cpu_memory import ProcessMemory
+from rarl.planning.gpu_memory import CACHE, judge_is_here, plan_memory
+from rarl.planning.plan import make_plan
+from rarl.planning.scaling import scale
+from rarl.planning.shapes import ModelSize, Work, model_shapes, model_size, step_work
+from tests.runs import REPOSITORY, assert_one_line_error, environment, rarl
+
+DEMO = REPOSITORY / "configs/demo.yaml"
+QWEN = REPOSITORY / "configs/recipes/qwen2vl_2b/rarl.yaml"
+HUB = "Qwen/Qwen2-VL-2B-Instruct"
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Any:
+    return model_shapes(HUB)
+
+
+@pytest.fixture(scope="module")
+def size(qwen: Any) -> ModelSize:
+    return model_size(qwen, rank=8)
+
+
+@pytest.fixture
+def work() -> Work:
+    return step_work(load_config(QWEN), HUB)
+
+
+@pytest.mark.slow
+def test_the_demos_peak_memory_is_predicted_within_20_percent(tmp_path: Path) -> None:
+    """The whole process tree of a real run: the driver, Ray, the train worker, the samplers, the data worker."""
+    file = tmp_path / "found.json"
+    command = [sys.executable, "bench/plan.py", "train.steps=3", "evaluation.max_examples=8", "--json", str(file)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["total"]["predicted"] == pytest.approx(found["total"]["measured"], rel=0.2)
+    assert found["memory"]["sampler"]["count"] == 2
+    assert found["memory"]["train worker"]["count"] == 1
+
+
+@pytest.mark.slow
+def test_the_formula_for_activations_is_what_an_update_takes() -> None:
+    """A model of 6 layers, one group of 8 x 200 tokens after 400: mostly activations."""
+    command = [sys.executable, "-c", "import json, plan; print(json.dumps(plan.activations(plan.CASES['short'])))"]
+    done = subprocess.run(
+        command, cwd=REPOSITORY / "bench", env=environment(), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.2)
+
+
+def test_the_models_size_is_the_published_one(size: ModelSize, model_path: str) -> None:
+    assert size.total == 2_208_985_600  # Qwen2-VL-2B-Instruct
+    assert size.text == 1_543_714_304  # Qwen2-1.5B, which it is made from
+    tiny = model_size(model_shapes(model_path), rank=8)
+    with safe_open(Path(model_path) / "model.safetensors", "np") as held:
+        assert tiny.total == sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
+    assert 4 * tiny.adapter == 311_296  # `published_bytes` of the demo's metrics
+
+
+def processes(*overrides: str) -> dict[str, ProcessMemory]:
+    """Of the demo."""
+    planned = make_plan(load_config(DEMO, list(overrides))).processes
+    assert planned is not None
+    return planned
+
+
+def test_cpu_memory_grows_with_what_is_configured() -> None:
+    base = processes()
+    more = processes("rollout.num_actors=3", "rollout.kv_cache_mib=256")
+    assert more["sampler"].total == pytest.approx(3 * (base["sampler"].total / 2 + 128))
+    long = ("rollout.group_size=16", "rollout.max_completion_tokens=128", "train.micro_batch_tokens=100000")
+    activations = base["train worker"].added["activations"]
+    assert processes(*long)["train worker"].added["activations"] > 2 * activations
+    assert processes("train.gradient_checkpointing=true")["train worker"].added["activations"] < activations
+    few = processes("evaluation.max_examples=8")["driver"].total
+    assert processes("data.eval={}")["driver"].total < few < base["driver"].total
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_advised_shares_fit_every_card(qwen: Any, work: Work, name: str) -> None:
+    card = find_card(name)
+    shares = plan_memory(load_config(QWEN), qwen, card.memory, work).shares()
+    assert shares is not None
+    share, tokens = shares
+    advised = load_config(QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={tokens}"])
+    planned = plan_memory(advised, qwen, card.memory, work)
+    assert planned.shortfalls() == []
+    assert planned.sampler[CACHE] > 0
+    greedy = load_config(QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={8 * tokens}"])
+    assert tokens == 32768 or plan_memory(greedy, qwen, card.memory, work).shortfalls()
+
+
+def test_a_card_that_is_too_small_gets_no_advice(qwen: Any, work: Work) -> None:
+    planned = plan_memory(load_config(QWEN), qwen, 8.0, work)
+    assert planned.shares() is None
+    assert planned.shortfalls()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "here"),
+    [
+        ([], False),
+        (["judge.backend=serve", "judge.url=http://127.0.0.1:8000/judge"], True),
+        (["judge.backend=serve", "judge.url=app:judge"], True),
+        (["judge.backend=serve", "judge.url=http://judge.example:8000/judge"], False),
+        (["judge.backend=serve", "judge.url=app:judge", "rewards.judge=null"], False),
+        (["judge.backend=serve", "judge.url=app:judge", "rewards.judge=null", "judge.evaluate=true"], True),
+    ],
+)
+def test_a_judge_on_the_same_machine_takes_its_share(qwen: Any, work: Work, overrides: list[str], here: bool) -> None:
+    config = load_config(QWEN, overrides)
+    assert judge_is_here(config) == here
+    planned = plan_memory(config, qwen, 40.0, work)
+    assert planned.judge == (10.0 if here else 0.0)
+    assert planned.trainer_limit == pytest.approx(40 - planned.sampler_share - planned.judge)
+
+
+def test_decoding_steps_are_those_of_the_longest_chain() -> None:
+    assert decode_steps(np.array([[3, 9], [4, 1]])) == 9
+    assert decode_steps(np.full((16, 8), 10)) == 10  # 128 at once
+    assert decode_steps(np.full((17, 8), 10)) == 20
+    assert decode_steps(np.array([[5] * 128 + [7]])) == 12
+
+
+def test_lengths_have_the_assumed_mean(work: Work) -> None:
+    many = replace(work, prompts=2000)
+    lengths = reply_lengths(many, np.random.default_rng(0))
+    assert lengths.shape == (2000, work.group)
+    assert lengths.mean() == pytest.approx(work.completion, rel=0.03)
+    assert lengths.max() <= work.longest
+
+
+def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: Work) -> None:
+    speeds, network = gpu_speeds(CARDS["a100-40g"]), Network(bandwidth=1e9, latency=0.0)
+    lengths = np.full((work.prompts, work.group), 100)
+
+    def seconds(layout: Layout, kind: Work = work, judge: Judge | None = None) -> Any:
+        return step_seconds(qwen, size, kind, lengths, speeds, layout, 2, network, judge)
+
+    one = seconds(Layout())
+    assert one.communication == 0
+    assert one.total == pytest.approx(one.rollout + one.reward + one.update + one.publish + 0.01)
+    four = seconds(Layout(workers=4, samplers=4))
+    ring = 2 * 3 / 4 * 4 * size.adapter / 1e9
+    tree = 2 * 4 * size.adapter / 1e9
+    assert four.communication == pytest.approx(ring + tree)
+    assert four.update - ring == pytest.approx(one.update / 4)
+    assert one.rollout / 4 < four.rollout < one.rollout  # the weights are read as often
+    assert seconds(Layout(workers=16, samplers=16)).update == pytest.approx(
+        seconds(Layout(workers=16, samplers=64)).update
+    )
+    assert seconds(Layout(), replace(work, epochs=2)).update == pytest.approx(2 * one.update)
+    assert seconds(Layout(), replace(work, reference=True)).update > one.update
+    assert seconds(Layout(), judge=Judge(concurrency=1000)).reward == pytest.approx(one.reward + speeds.verdict)
+    slow = seconds(Layout(), judge=Judge(concurrency=1)).reward
+    assert slow == pytest.approx(one.reward + lengths.size * speeds.verdict - one.rollout + speeds.verdict)
+
+
+def test_a_growing_batch_scales_and_a_shared_one_ends(qwen: Any, size: ModelSize, work: Work) -> None:
+    speeds, gpus = gpu_speeds(CARDS["a100-40g"]), (1, 2, 16, 64)
+    growing = scale(qwen, size, work, speeds, Network(), gpus, grow=True)
+    assert [row.prompts for row in growing] == [16, 32, 256, 1024]
+    steps = [row.step.total for row in growing]
+    assert steps == sorted(steps)
+    assert all(0.5 < row.efficiency <= 1 for row in growing)
+    shared = scale(qwen, size, work, speeds, Network(), gpus, grow=False)
+    assert [row.prompts for row in shared] == [16] * 4
+    assert shared[1].speedup < 2
+    assert shared[3].speedup <= shared[2].speedup  # 16 prompts occupy 16 GPUs
+    lengths = [math.ceil(reply_lengths(work, np.random.default_rng(seed)).max() * speeds.decode_step) for seed in (0,)]
+    assert shared[3].step.rollout > lengths[0] - 1  # the longest reply is waited for
+
+
+def test_the_measured_constants_are_finite() -> None:
+    plan = make_plan(load_config(DEMO))
+    assert plan.memory is None
+    assert 0 < plan.step.total < 60
+    assert CPU.update > 1e9
+
+
+@pytest.mark.parametrize("config", [DEMO, QWEN])
+def test_a_cpu_configuration_can_be_planned_for_a_card(config: Path) -> None:
+    loaded: Config = load_config(config)
+    plan = make_plan(loaded, gpu="a100-80g")
+    assert plan.memory is not None
+    assert plan.memory.card == CARDS["a100-80g"].memory
+    assert plan.memory.shortfalls() == []
+    assert make_plan(loaded, gpu_gib=20.0).card == replace(CARDS["a100-40g"], memory=20.0)
+
+
+def test_the_command_says_what_to_set_and_that_nothing_was_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    assert CliRunner().invoke(app, ["plan", str(QWEN), "--gpu", "a100-40g"]).exit_code == 0
+    printed = capfd.readouterr().out
+    for part in ("fits; best use: rollout.gpu_memory_share=", "train.micro_batch_tokens=", "estimate, not measured"):
+        assert part in printed
+    assert CliRunner().invoke(app, ["plan", str(DEMO)]).exit_code == 0
+    assert "sampler x 2" in capfd.readouterr().out
+
+
+def test_a_card_that_is_not_known_is_named() -> None:
+    assert_one_line_error(
+        rarl("plan", DEMO.relative_to(REPOSITORY), "--gpu", "a100"),
+        "--gpu a100: not a card that is known here; choose one of",
+        "a100-40g",
+    )
+    with pytest.raises(UserError, match="--gpu-gib -1: a card has more than 0 GiB"):
+        find_card("a100-40g", -1)

@@ -1,0 +1,176 @@
+"""The order of examples: the same with any number of read tasks and train workers, after a restart at any step, and a
+mixture that gives every data set its share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from rarl.config import load_config
+from rarl.data.check import check_rows
+from rarl.data.order import CYCLE, MixtureOrder, StepOrder, exact_shares, step_order
+from rarl.data.parquet import ParquetRows, write_examples
+from rarl.data.stream import PreparerSettings, share_of, step_blocks, training_stream, unpack
+from rarl.errors import UserError
+from rarl.prompts import plain_prompt
+from rarl.schema import Example
+from tests.runs import REPOSITORY
+
+STEPS, PER_STEP = 10, 4
+
+
+def streamed(settings: PreparerSettings, order: StepOrder, start: int = 0, **asked: int) -> list[list[str]]:
+    """Ids by step, as a train worker takes them."""
+    stream = training_stream(settings, order, start, STEPS, **asked)
+    batches = stream.iter_batches(batch_size=PER_STEP // asked.get("workers", 1), batch_format="pyarrow")
+    return [[prepared.example.id for prepared in unpack(batch)] for batch in batches]
+
+
+@pytest.fixture
+def in_shards(tmp_path: Path, examples: list[Example]) -> Path:
+    """24 examples in three files."""
+    for number in range(3):
+        write_examples(tmp_path / "shards" / f"{number}.parquet", examples[8 * number : 8 * number + 8])
+    return tmp_path / "shards"
+
+
+@pytest.mark.slow
+def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_after_a_restart(
+    ray_cluster: None, in_shards: Path, examples: list[Example], model_path: str
+) -> None:
+    settings, order = (
+        PreparerSettings(str(in_shards), model_path, plain_prompt()),
+        StepOrder(np.arange(24), PER_STEP, 5),
+    )
+    expected = [[examples[row].id for row in order.rows_of(step)] for step in range(STEPS)]
+    for tasks in (1, 2, 4):
+        assert streamed(settings, order, tasks=tasks) == expected, tasks
+    for start, tasks in ((1, 2), (7, 1)):
+        assert (
+            streamed(settings, StepOrder(np.arange(24), PER_STEP, seed=5), start=start, tasks=tasks) == expected[start:]
+        )
+    parts = [streamed(settings, order, rank=rank, workers=2) for rank in range(2)]
+    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == expected
+    assert len({i for step in expected[:6] for i in step}) == 24  # an epoch is every example once
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("most_blocks", [1000, 3])
+def test_what_a_stream_is_made_from_is_the_same_from_any_step_on(
+    workers: int, most_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every start, every worker: the streams above keep the order of these blocks."""
+    monkeypatch.setattr("rarl.data.stream.MOST_BLOCKS", most_blocks)
+    whole = StepOrder(np.arange(24), PER_STEP, seed=5)
+    for start in range(STEPS):
+        fresh = StepOrder(np.arange(24), PER_STEP, seed=5)
+        for step in range(start, STEPS):
+            parts = [pa.concat_tables(step_blocks(fresh, start, STEPS, rank, workers)) for rank in range(workers)]
+            rows = [part.filter(pc.equal(part["step"], step))["row"].to_pylist() for part in parts]
+            assert list(chain(*rows)) == whole.rows_of(step).tolist(), (start, step)
+
+
+@pytest.mark.slow
+def test_blocks_of_several_steps_give_the_same_order(
+    ray_cluster: None, in_shards: Path, model_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, order = (
+        PreparerSettings(str(in_shards), model_path, plain_prompt()),
+        StepOrder(np.arange(24), PER_STEP, 5),
+    )
+    one = streamed(settings, order)
+    monkeypatch.setattr("rarl.data.stream.MOST_BLOCKS", 3)
+    assert streamed(settings, order, tasks=2) == one
+
+
+def test_the_order_of_the_demo_is_what_it_always_was() -> None:
+    """Figures in the documentation depend on it."""
+    config = load_config(REPOSITORY / "configs" / "demo.yaml")
+    order = StepOrder(np.arange(960), config.train.prompts_per_step, config.seed)
+    per_step = config.train.prompts_per_step
+    assert order.rows_of(0).tolist() == np.random.default_rng([0, 0]).permutation(960)[:per_step].tolist()
+    step = 960 // per_step + 1
+    second = np.random.default_rng([0, 1]).permutation(960)[per_step : 2 * per_step]
+    assert order.rows_of(step).tolist() == second.tolist()
+
+
+def test_a_step_that_cannot_be_shared_is_named() -> None:
+    assert np.concatenate([share_of(np.arange(6), rank, 3) for rank in range(3)]).tolist() == list(range(6))
+    with pytest.raises(UserError, match="prompts_per_step=6 cannot be shared by 4 workers"):
+        share_of(np.arange(6), 0, 4)
+
+
+def test_a_mixture_gives_each_data_set_its_share_and_its_own_epochs() -> None:
+    small, large = np.arange(0, 30), np.arange(30, 1030)
+    order = MixtureOrder([(small, 1.0), (large, 3.0)], prompts_per_step=8, seed=2)
+    drawn = np.concatenate([order.rows_of(step) for step in range(500)])  # four cycles
+    counts = Counter(int(row) for row in drawn)
+    assert sum(counts[int(row)] for row in small) == 1000
+    assert sum(counts[int(row)] for row in large) == 3000
+    assert {counts[int(row)] for row in small} == {33, 34}  # 1000 draws of 30 rows, epoch by epoch
+    assert {counts[int(row)] for row in large} == {3}
+    shares = [np.isin(order.rows_of(step), small).mean() for step in range(125)]
+    assert 0 < np.std(shares) < 0.25  # mixed within steps, not one after the other
+    again = MixtureOrder([(small, 1.0), (large, 3.0)], prompts_per_step=8, seed=2)
+    assert (again.rows_of(321) == order.rows_of(321)).all()  # without the steps before it
+    assert (MixtureOrder([(small, 1.0), (large, 3.0)], 8, 3).rows_of(0) != order.rows_of(0)).any()
+
+
+def test_shares_are_whole_and_exact() -> None:
+    assert exact_shares(np.array([1.0, 3.0]), CYCLE).tolist() == [250, 750]
+    assert exact_shares(np.array([1.0, 1.0, 1.0]), CYCLE).sum() == CYCLE
+    assert exact_shares(np.array([1e-9, 1.0, 1e-9]), CYCLE).tolist() == [1, 998, 1]
+
+
+def write_mixture(tmp_path: Path, examples: list[Example], lines: str) -> Path:
+    write_examples(tmp_path / "a.parquet", examples[:8])
+    write_examples(tmp_path / "b.parquet", [replace(e, image=b"broken") for e in examples[8:10]] + examples[10:24])
+    (tmp_path / "mixture.yaml").write_text(lines)
+    return tmp_path / "mixture.yaml"
+
+
+@pytest.mark.slow
+def test_a_mixture_file_streams_like_a_data_set(
+    ray_cluster: None, tmp_path: Path, examples: list[Example], model_path: str
+) -> None:
+    path = write_mixture(tmp_path, examples, "a.parquet: 3\nb.parquet: 1\n")
+    rows = ParquetRows(path)
+    assert len(rows) == 24
+    checked = check_rows(str(path), "skip")
+    assert [bad.row for bad in checked.bad] == [8, 9]
+    order = step_order(rows.parts, checked.good, PER_STEP, 0)
+    found = streamed(PreparerSettings(str(path), model_path, plain_prompt()), order)
+    assert found == [[e.id for e in rows.read(order.rows_of(step).tolist())] for step in range(STEPS)]
+    first = [order.rows_of(step) for step in range(CYCLE // PER_STEP)]
+    assert np.mean(np.concatenate(first) < 8) == 0.75
+    assert not np.isin(np.concatenate(first), [8, 9]).any()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("a.parquet: 0\n", "the weight of 'a.parquet' is 0, not a number above 0"),
+        ("a.parquet: much\n", "the weight of 'a.parquet' is 'much'"),
+        ("a.parquet: .inf\n", "not a number above 0"),
+        ("- a.parquet\n", "a mixture is a list of data sets with weights"),
+        ("a.parquet: [\n", "not valid YAML"),
+        ("none.parquet: 1\n", "none.parquet: no such Parquet file"),
+        ("mixture.yaml: 1\n", "'mixture.yaml' is a mixture itself"),
+    ],
+)
+def test_mistakes_in_a_mixture_are_named(tmp_path: Path, examples: list[Example], lines: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ParquetRows(write_mixture(tmp_path, examples, lines))
+
+
+def test_a_mixture_cannot_draw_from_a_data_set_without_a_usable_row(tmp_path: Path, examples: list[Example]) -> None:
+    rows = ParquetRows(write_mixture(tmp_path, examples, "a.parquet: 3\nb.parquet: 1\n"))
+    with pytest.raises(UserError, match=r"a\.parquet: not one of its rows can be used"):
+        step_order(rows.parts, np.arange(8, 24), PER_STEP, 0)
