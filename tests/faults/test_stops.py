@@ -19,7 +19,7 @@ from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environme
 
 pytestmark = pytest.mark.slow
 STEPS = 8
-OVERRIDES = [*SHORT, f"train.steps={STEPS}", "data.eval={}", "train.checkpoint_every=1"]
+OVERRIDES = [*SHORT, f"train.steps={STEPS}", "data.eval={}", "train.checkpoint_every=1", "rollout.num_actors=2"]
 
 
 def command(run: Path, *overrides: str) -> list[str]:
@@ -112,10 +112,10 @@ def test_more_samplers_than_the_machine_has_room_for_are_an_error_at_once(tmp_pa
 
 
 def test_a_run_on_two_nodes_survives_the_loss_of_one(undisturbed: Path, tmp_path: Path) -> None:
-    """It is the run of one node and one sampler all the same."""
+    """It is the run of one node all the same."""
     nodes = [sys.executable, "-m", "tests.faults.nodes", str(tmp_path), str(tmp_path / "run")]
     done = subprocess.run(
-        ["unshare", "-rnmpf", "--mount-proc", *nodes, *command(tmp_path / "run", "rollout.num_actors=2")],
+        ["unshare", "-rnmpf", "--mount-proc", *nodes, *command(tmp_path / "run")],
         cwd=REPOSITORY,
         env=environment() | {"RAY_AUTH_MODE": "disabled"},
         capture_output=True,
