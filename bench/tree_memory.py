@@ -34,7 +34,7 @@ class Peak:
     counts: dict[str, int] = field(default_factory=dict)
     shared: float = 0.0
     samples: int = 0
-    workers: dict[int, str] = field(default_factory=dict)  # kinds by process id, since Ray names only what is at work
+    data_workers: set[int] = field(default_factory=set)  # by process id, since Ray names them only while at work
 
 
 def run_watched(command: list[str], folder: str, environment: dict[str, str]) -> tuple[Peak, float, str]:
@@ -73,9 +73,9 @@ def sample(top: psutil.Process, peak: Peak) -> None:
         try:
             memory = process.memory_full_info()
             kind = "driver" if process.pid == top.pid else kind_of(" ".join(process.cmdline()))
-            if kind in KINDS.values():
-                peak.workers[process.pid] = kind
-            kind = peak.workers.get(process.pid, kind)
+            if kind == "data worker":
+                peak.data_workers.add(process.pid)
+            kind = "data worker" if process.pid in peak.data_workers else kind
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue  # it ended meanwhile
         pss += memory.pss / MIB
