@@ -21,16 +21,17 @@ MIB = 1024**2
 HEAD_CHUNK_MIB = 8  # `head.chunk_bytes` of a CPU
 # MiB of private memory without weights, cache and activations: medians of `python bench/plan.py` on 2 cores of an AMD
 # EPYC, Python 3.11, ray 2.60, torch 2.13, vLLM 0.29. A machine with more cores also has more idle Ray workers.
-DRIVER = 475
+DRIVER = 285
 RAY = 375  # control store, raylet, dashboard, agents, log monitor
-HELPERS = 1250  # Ray Train's controller, Ray Data's coordinators, statistics
-PREPARER = 465  # one Ray Data worker with the processor
+HELPERS = 840  # Ray Train's controller, Ray Data's coordinators, statistics
+PREPARER = 360  # one Ray Data worker with the processor; they stay when they have nothing to do
+PREPARERS = 3
 TRAIN_WORKER = 460
 SAMPLER = 700
 HELD = (
     8  # copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not given back
 )
-SHARED = 250  # pages of libraries that several processes map, and of the object store
+SHARED = 320  # pages of libraries that several processes map, and of the object store
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def plan_processes(config: Config, model: Any, model_path: str, value_bytes: int
         "driver": ProcessMemory(1, DRIVER, {"questions being measured": HELD * questions_bytes(config, work) / MIB}),
         "Ray's own": ProcessMemory(1, RAY, {}),
         "Ray Train's and Ray Data's helpers": ProcessMemory(1, HELPERS, {}),
-        "data worker": ProcessMemory(1, PREPARER, {}),
+        "data worker": ProcessMemory(PREPARERS, PREPARER, {}),
         "train worker": ProcessMemory(config.train.num_workers, TRAIN_WORKER, trained),
         "sampler": ProcessMemory(
             samplers, SAMPLER, {"weights": weights, "cache for keys and values": float(config.rollout.kv_cache_mib)}
