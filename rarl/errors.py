@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints the message alone, without a stack trace, and exits with code 2.
     """
+
+
+def last_line(error: object) -> str:
+    """What went wrong inside an actor: the end of Ray's copy of its stack trace. Empty where nothing is said."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")
