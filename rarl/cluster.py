@@ -52,13 +52,24 @@ def output_in(path: Path) -> Iterator[None]:
                 os.close(original)
 
 
+QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
 def start_or_join() -> None:
     """Joins the cluster named by RAY_ADDRESS (`ray job submit` sets it), or starts one here."""
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not os.environ.get("RAY_ADDRESS"):
+        return start_cluster()
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**quiet)
-        else:
+        ray.init(**QUIET)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None
+
+
+def start_cluster() -> None:
+    """A cluster of this process's own. Raises UserError when it does not come up at the second attempt either: a busy
+    machine may miss Ray's limit of 30 s once."""
+    for attempts_left in (1, 0):
+        try:
             # At least two: the actors' shares add up to more than one, and a machine with one core would wait forever.
             # "local": without it Ray would join whatever cluster somebody started on this machine.
             # No dashboard: it only slows starting and stopping a cluster that nobody else looks at.
@@ -68,7 +79,10 @@ def start_or_join() -> None:
                 include_dashboard=False,
                 # Idle processes stay: each data stream finds those of the last one, which have transformers imported.
                 _system_config={"num_workers_soft_limit": 8},
-                **quiet,
+                **QUIET,
             )
-    except Exception as error:  # Ray raises just that when a node is not up in its 30 seconds
-        raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None
+            return
+        except Exception as error:  # Ray raises plain exceptions here
+            ray.shutdown()
+            if not attempts_left:
+                raise UserError(f"Ray did not start: {str(error).splitlines()[0]}; try again") from None

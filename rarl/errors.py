@@ -22,3 +22,8 @@ def storage_fault(error: OSError, place: object) -> str | None:
         f"{error.filename or place}: {error.strerror}; make room, or let it be written, and the same command continues "
         "where this one stopped"
     )
+
+
+def last_line(error: object) -> str:
+    """What went wrong inside an actor: the end of Ray's copy of its stack trace. Empty where nothing is said."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")

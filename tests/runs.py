@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from rarl.config import load_config
 from rarl.data.order import StepOrder
@@ -78,3 +79,11 @@ def train_on(
     order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
     preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
     return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Empty for one that ended in the meantime."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

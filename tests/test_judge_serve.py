@@ -40,7 +40,7 @@ from rarl.schema import Verdict
 from rarl.training.metrics import read_metrics
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import JudgeService, run_judge
-from tests.runs import REPOSITORY, train_on
+from tests.runs import REPOSITORY, command_of, train_on
 
 pytestmark = pytest.mark.slow
 STATUSES = ("scored", "unparsable", "unreachable")
@@ -237,14 +237,6 @@ def kill_judge_replica() -> None:
     names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
     (name,) = [name for name in names if name.startswith("SERVE_REPLICA::faulty#JudgeService")]
     ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
-
-
-def command_of(process: psutil.Process) -> str:
-    """Empty for one that ended in the meantime, as the judge's replica did."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def kill_model_replica() -> None:

@@ -159,16 +159,20 @@ def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finish
     assert_one_line_error(other, "already holds a run with another configuration (seed is 0 there, 9 here)")
 
 
-def test_eval_measures_what_is_missing_and_keeps_answers_to_another_prompt_apart(finished: Path) -> None:
-    before = {path.name for path in (finished / "evaluation").iterdir()}
+def test_eval_measures_a_run_again(finished: Path) -> None:
     (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
-    done = rarl("eval", finished, "--prompt", "reason,none")
+    done = rarl("eval", finished)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
-    assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
     assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
+
+
+def test_eval_may_ask_with_another_prompt_and_keeps_its_answers_apart(finished: Path) -> None:
+    before = {path.name for path in (finished / "evaluation").iterdir()}
+    done = rarl("eval", finished, "prompts.eval=none")
+    assert done.returncode == 0, done.stdout + done.stderr
     new = {path.name for path in (finished / "evaluation").iterdir()} - before
-    assert new == {"summary.json", "summary-none.json"} | {
+    assert new == {"summary-none.json"} | {
         f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
     }
     rows = pq.read_table(finished / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
@@ -218,7 +222,7 @@ class LyingPool(SamplerPool):
 
 @pytest.mark.parametrize(
     ("fault", "staleness", "finished_steps"),
-    [(StalePool, 1, 3), (LyingPool, 0, 2)],
+    [(StalePool, 0, 2), (StalePool, 1, 3), (LyingPool, 0, 2), (LyingPool, 1, 3)],
 )
 def test_a_stale_sampler_stops_the_run_with_a_clear_message(
     pool: SamplerPool,

@@ -40,30 +40,6 @@ class PreparerSettings:
     blank: bool = False  # grey pictures in place of the data's
 
 
-class Preparer:
-    """Row numbers in, prepared examples out."""
-
-    def __init__(self, settings: PreparerSettings) -> None:
-        self.rows = ParquetRows(settings.data_path)
-        self.processor = load_processor(settings.model_path)
-        self.render, self.max_pixels, self.blank = settings.render, settings.max_pixels, settings.blank
-
-    def prepare(self, batch: pa.Table) -> pa.Table:
-        examples = self.rows.read(batch["row"].to_pylist())
-        if "image_row" in batch.column_names:
-            others = self.rows.read(batch["image_row"].to_pylist())
-            examples = [replace(e, image=other.image) for e, other in zip(examples, others, strict=True)]
-        if self.blank:
-            examples = [replace(e, image=blank_image(e.image)) for e in examples]
-        steps = batch["step"].to_pylist() if "step" in batch.column_names else [None] * len(examples)
-        prepared = [
-            prepare_example(e, self.processor, self.render, self.max_pixels, step)
-            for e, step in zip(examples, steps, strict=True)
-        ]
-        # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
-        return batch.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
-
-
 @functools.cache
 def load_processor(model_path: str) -> Any:
     """Once per process: the import alone takes 5 s of a core."""
@@ -72,11 +48,35 @@ def load_processor(model_path: str) -> Any:
     return AutoProcessor.from_pretrained(model_path)
 
 
+@functools.lru_cache(maxsize=2)
+def open_rows(data_path: str) -> ParquetRows:
+    """Kept with the row groups that it has read, since the steps of a stream come back to them. A process serves one
+    Ray job, in which data do not change."""
+    return ParquetRows(data_path)
+
+
 def prepare_block(block: pa.Table, settings: PreparerSettings) -> Iterator[pa.Table]:
-    """A Ray Data task. A few rows at a time, so that a block of large images is never in memory as a whole."""
-    preparer = Preparer(settings)
+    """A Ray Data task: row numbers in, prepared examples out. A few rows at a time, so that a block of large images is
+    never in memory as a whole."""
     for start in range(0, len(block), ROWS_AT_ONCE):
-        yield preparer.prepare(block.slice(start, ROWS_AT_ONCE))
+        yield prepare_rows(block.slice(start, ROWS_AT_ONCE), settings)
+
+
+def prepare_rows(block: pa.Table, settings: PreparerSettings) -> pa.Table:
+    rows, processor = open_rows(settings.data_path), load_processor(settings.model_path)
+    examples = rows.read(block["row"].to_pylist())
+    if "image_row" in block.column_names:
+        others = rows.read(block["image_row"].to_pylist())
+        examples = [replace(e, image=other.image) for e, other in zip(examples, others, strict=True)]
+    if settings.blank:
+        examples = [replace(e, image=blank_image(e.image)) for e in examples]
+    steps = block["step"].to_pylist() if "step" in block.column_names else [None] * len(examples)
+    prepared = [
+        prepare_example(e, processor, settings.render, settings.max_pixels, step)
+        for e, step in zip(examples, steps, strict=True)
+    ]
+    # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
+    return block.append_column("prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary()))
 
 
 def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table], tasks: int | None = None) -> Dataset:

@@ -22,7 +22,6 @@ def one_slot_product(inputs: Tensor, weights: Tensor, dtype: Any) -> Tensor:
 def use_one_slot_operators() -> None:
     """Replaces vLLM's three LoRA operators in this process. Call before the engine is made."""
     from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
 
     shrink, expand, expand_slice = lora_ops.bgmv_shrink, lora_ops.bgmv_expand, lora_ops.bgmv_expand_slice
 
@@ -52,11 +51,14 @@ def use_one_slot_operators() -> None:
             return expand_slice(inputs, weights, output, indices, offset, size, add_inputs)
         store(output[:, offset : offset + size], one_slot_product(inputs, weights, output.dtype), add_inputs)
 
-    replacements: dict[str, Callable[..., None]] = {
-        "bgmv_shrink": fast_shrink,
-        "bgmv_expand": fast_expand,
-        "bgmv_expand_slice": fast_expand_slice,
-    }
+    replace_operators({"bgmv_shrink": fast_shrink, "bgmv_expand": fast_expand, "bgmv_expand_slice": fast_expand_slice})
+
+
+def replace_operators(replacements: dict[str, Callable[..., None]]) -> None:
+    """In this process, wherever vLLM's CPU build looks them up."""
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
     for module in (lora_ops, punica_cpu):
         for name, replacement in replacements.items():
             setattr(module, name, replacement)

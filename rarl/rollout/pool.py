@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from rarl.errors import UserError
+from rarl.errors import UserError, last_line
 from rarl.rollout.environment import sampler_environment
 from rarl.rollout.sampler import NotPublished, Sampler, SampleRequest, SamplerSettings, SamplingSettings, ScoreRequest
 from rarl.schema import Rollout
@@ -237,8 +237,3 @@ def wait_for_restart(actor: Any, patience: float) -> None:
 
 def engine_failed(error: Exception) -> UserError:
     return UserError(f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs")
-
-
-def last_line(error: Exception) -> str:
-    """What went wrong inside the actor: the end of Ray's copy of its stack trace."""
-    return [line for line in str(error).splitlines() if line.strip()][-1].strip()

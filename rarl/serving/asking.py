@@ -22,7 +22,7 @@ from rarl.serving.engine_words import DIED, REPLACED
 from rarl.serving.images import data_url, decode, fit, read_bytes
 from rarl.serving.metrics import Metrics
 from rarl.serving.refusals import Refusal
-from rarl.serving.requests import ChatRequest, ImagePart, check_texts
+from rarl.serving.requests import ChatRequest, ImagePart, TextPart, check_texts
 from rarl.serving.settings import ServiceConfig
 
 ENGINES_OWN = re.compile(r',"system_fingerprint":(null|"[^"\\]*")')
@@ -150,8 +150,8 @@ class Engines:
                 raise Refusal(500, "engine_failed", "the engine failed to answer this request") from None
 
     async def _request(self, model: Model, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
-        options = {"stream": True}
-        handle = self.handle.options(**options, **({"multiplexed_model_id": model.version} if model.adapter else {}))
+        options = {"multiplexed_model_id": model.version} if model.adapter else {}
+        handle = self.handle.options(stream=True, **options)
         async for item in handle.ask.remote({**body, "model": model.version}):
             if isinstance(item, dict):
                 raise_refused(item)
@@ -187,11 +187,11 @@ def raise_refused(item: dict[str, Any]) -> None:
 
 def texts_of(request: ChatRequest) -> list[str]:
     texts = [m.content for m in request.messages if isinstance(m.content, str)]
-    return texts + [part.text for m in request.messages for part in parts_of(m.content, None) if hasattr(part, "text")]
+    return texts + [part.text for m in request.messages for part in parts_of(m.content, TextPart)]
 
 
 def parts_of(content: Any, kind: Any) -> list[Any]:
-    return [part for part in content if kind is None or isinstance(part, kind)] if isinstance(content, list) else []
+    return [part for part in content if isinstance(part, kind)] if isinstance(content, list) else []
 
 
 def renamed(item: dict[str, Any], model: Model) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rarl.rollout.cpu_lora import replace_operators, store
+
 
 class WorkerExtension:
     """Adds nothing to the worker; it is here to have vLLM import the module."""
@@ -47,27 +49,6 @@ def expand_slice(
     store(output[:, offset : offset + size], product_by_slot(inputs, weights, slots, output.dtype), add_inputs)
 
 
-def store(target: Tensor, values: Tensor, add: bool) -> None:
-    if add:
-        target += values
-    else:
-        target.copy_(values)
-
-
-def replace_operators() -> None:
-    """In this process. On other platforms these operators are not used."""
-    from vllm.lora.ops.torch_ops import lora_ops
-    from vllm.lora.punica_wrapper import punica_cpu
-
-    for module in (lora_ops, punica_cpu):
-        for name, replacement in (
-            ("bgmv_shrink", shrink),
-            ("bgmv_expand", expand),
-            ("bgmv_expand_slice", expand_slice),
-        ):
-            setattr(module, name, replacement)
-
-
 def is_cpu_worker() -> bool:
     from vllm.platforms import current_platform
 
@@ -75,4 +56,4 @@ def is_cpu_worker() -> bool:
 
 
 if is_cpu_worker():
-    replace_operators()
+    replace_operators({"bgmv_shrink": shrink, "bgmv_expand": expand, "bgmv_expand_slice": expand_slice})

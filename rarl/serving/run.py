@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rarl.cluster import start_cluster
 from rarl.config import Config, apply_override, load_config
-from rarl.errors import UserError
+from rarl.errors import UserError, last_line
 from rarl.hardware import Device, resolve_device, resolve_dtype
 from rarl.resources import find_adapter
 from rarl.serving.adapters import NAME
@@ -132,7 +132,7 @@ def serve_until_stopped(config: ServiceConfig, address: Address, say: Callable[[
             serve.run(inference, name="inference", route_prefix="/v1")
         except RuntimeError as error:  # "Deploying application inference failed: …"
             raise UserError(
-                f"the service did not start: {last_line(str(error))}; see /tmp/ray/session_latest"
+                f"the service did not start: {last_line(error) or 'no reason was given'}; see /tmp/ray/session_latest"
             ) from None
         with stopping() as stop:  # only now, since Ray has handlers of its own until it is up
             say(f"page {address.url}")
@@ -186,26 +186,8 @@ def local_ray() -> Iterator[None]:
     """A cluster of this process's own."""
     import ray
 
-    for attempts_left in (1, 0):  # a busy machine may miss Ray's own limit of 30 s once
-        try:
-            ray.init(
-                "local",
-                num_cpus=max(2, os.cpu_count() or 2),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            break
-        except Exception as error:  # Ray raises plain exceptions here
-            ray.shutdown()
-            if not attempts_left:
-                raise UserError(f"Ray did not start: {str(error).splitlines()[0]}; try again") from None
+    start_cluster()
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"

@@ -14,7 +14,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from rarl.config import Config
 from rarl.data.order import StepOrder
 from rarl.data.stream import WORKER_ENVIRONMENT, PreparerSettings, worker_streams
-from rarl.errors import UserError
+from rarl.errors import UserError, last_line
 from rarl.hardware import Device
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
@@ -92,9 +92,9 @@ def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInp
         thread.join(POLL_SECONDS)
         on_poll()
     if "error" in outcome:
-        lines = [line for line in str(outcome["error"]).splitlines() if line.strip()]
+        error = outcome["error"]
         raise UserError(
-            f"the train worker died: {lines[-1].strip() if lines else type(outcome['error']).__name__}; its log is "
+            f"the train worker died: {last_line(error) or type(error).__name__}; its log is "
             f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last finished step"
         )
     return outcome["result"]

@@ -23,7 +23,7 @@ from rarl.config import dump_config, load_config
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.schema import Example
 from tests.judge_faults import free_port
-from tests.runs import RARL, REPOSITORY, environment
+from tests.runs import RARL, REPOSITORY, command_of, environment
 
 KEY = "a-key-for-the-tests-0123456789"
 START_SECONDS = 500  # a machine that is busy with other things takes minutes to import vLLM five times
@@ -51,13 +51,6 @@ class Service:
     def processes(self, word: str) -> list[psutil.Process]:
         """Those of this service whose command line holds `word`."""
         return [one for one in psutil.Process(self.process.pid).children(recursive=True) if word in command_of(one)]
-
-
-def command_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def write_run(folder: Path, model_path: str, seed: int, strength: float = STRENGTH) -> Path:
