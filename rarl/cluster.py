@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
@@ -65,6 +66,17 @@ def start_or_join() -> None:
         raise UserError(f"Ray did not start: {str(error).splitlines()[0]}") from None
 
 
+# Idle processes stay: each data stream finds those of the last one, which have transformers imported. Ray compares the
+# environments of processes as text, and writes that of a job without one otherwise than that of its actors' tasks.
+REUSED_PROCESSES: dict[str, Any] = {
+    "_system_config": {
+        "num_workers_soft_limit": max(16, os.cpu_count() or 1),
+        "prestart_worker_first_driver": False,  # they would not have this environment
+    },
+    "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
+}
+
+
 def start_cluster() -> None:
     """A cluster of this process's own. Raises UserError when it does not come up at the second attempt either: a busy
     machine may miss Ray's limit of 30 s once."""
@@ -77,8 +89,7 @@ def start_cluster() -> None:
                 "local",
                 num_cpus=max(2, os.cpu_count() or 2),
                 include_dashboard=False,
-                # Idle processes stay: each data stream finds those of the last one, which have transformers imported.
-                _system_config={"num_workers_soft_limit": 8},
+                **REUSED_PROCESSES,
                 **QUIET,
             )
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 from rarl.cluster import ray_session
 from rarl.config import Config
 from rarl.data.check import CheckedRows, check_rows
-from rarl.data.stream import PreparerSettings
+from rarl.data.stream import PreparerSettings, warm_up
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.files import write_text
@@ -68,6 +68,7 @@ def open_session(setup: Setup, display: Display, data: dict[str, str], trains: b
         with display.working("waiting for room in the cluster") if "RAY_ADDRESS" in os.environ else nullcontext():
             require_cluster_room(setup.config, setup.device, trains)
         pool = launch_pool(setup)
+        _warming = warm_up(setup.model_path)
         checked = check_data(setup, display, data)
         with display.working("starting vLLM"):
             pool.wait_until_ready()

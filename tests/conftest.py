@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray import serve
 
+from rarl.cluster import REUSED_PROCESSES
 from rarl.data.parquet import write_examples
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
@@ -47,8 +48,7 @@ def dataset(tmp_path: Path, examples: list[Example]) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    config = {"num_workers_soft_limit": 8}  # as rarl/cluster.py has it
-    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, _system_config=config)
+    ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False, **REUSED_PROCESSES)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()

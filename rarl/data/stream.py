@@ -25,8 +25,16 @@ STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
 MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
-# Of all processes that prepare examples or train.
-WORKER_ENVIRONMENT = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+# Of all processes that prepare examples or train. Ray gives a task a process that is up, with all that it has imported,
+# only where every variable is the same, so this has those too that Ray Train adds for its workers' tasks.
+HEALTH_CHECK_SECONDS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+WORKER_ENVIRONMENT = {
+    "env_vars": {
+        "TOKENIZERS_PARALLELISM": "false",
+        HEALTH_CHECK_SECONDS: "0.5",  # by default 2 s: how late the end is noticed
+        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,15 @@ def load_processor(model_path: str) -> Any:
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(model_path)
+
+
+def warm_up(model_path: str) -> ray.ObjectRef:
+    """Has a process for the first stream load the processor meanwhile. Lasts while the reference is held."""
+    return ray.remote(num_cpus=READ_CPUS, runtime_env=WORKER_ENVIRONMENT)(load_and_keep).remote(model_path)
+
+
+def load_and_keep(model_path: str) -> None:
+    load_processor(model_path)
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from rarl.config import Config
 from rarl.data.order import StepOrder
-from rarl.data.stream import WORKER_ENVIRONMENT, PreparerSettings, worker_streams
+from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, worker_streams
 from rarl.errors import UserError, last_line
 from rarl.hardware import Device
 from rarl.training.inputs import LoopInputs
@@ -45,7 +45,7 @@ def run_training(
     mend, and when a worker died more often than it may be restarted.
     """
     config = inputs.config
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # by default 2 s: how late the end is noticed
+    os.environ.setdefault(HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT["env_vars"][HEALTH_CHECK_SECONDS])
     resources = worker_resources(config, inputs.device)
     inputs.run_dir.stop_request.unlink(missing_ok=True)  # of an earlier process
     trainer = Trainer(
