@@ -1,11 +1,10 @@
-"""The order of examples: the same with any number of read tasks and train workers, after a restart at any step, and a
+"""The order of examples: the same with any number of read tasks, after a restart at any step, and a
 mixture that gives every data set its share."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from rarl.config import load_config
 from rarl.data.check import check_rows
 from rarl.data.order import CYCLE, MixtureOrder, StepOrder, exact_shares, step_order
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.stream import PreparerSettings, share_of, step_blocks, training_stream, unpack
+from rarl.data.stream import PreparerSettings, step_blocks, training_stream, unpack
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
@@ -29,7 +28,7 @@ STEPS, PER_STEP = 10, 4
 def streamed(settings: PreparerSettings, order: StepOrder, start: int = 0, **asked: int) -> list[list[str]]:
     """Ids by step, as a train worker takes them."""
     stream = training_stream(settings, order, start, STEPS, **asked)
-    batches = stream.iter_batches(batch_size=PER_STEP // asked.get("workers", 1), batch_format="pyarrow")
+    batches = stream.iter_batches(batch_size=PER_STEP, batch_format="pyarrow")
     return [[prepared.example.id for prepared in unpack(batch)] for batch in batches]
 
 
@@ -42,7 +41,7 @@ def in_shards(tmp_path: Path, examples: list[Example]) -> Path:
 
 
 @pytest.mark.slow
-def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_after_a_restart(
+def test_the_order_is_the_same_with_any_number_of_read_tasks_and_after_a_restart(
     ray_cluster: None, in_shards: Path, examples: list[Example], model_path: str
 ) -> None:
     settings, order = (
@@ -56,25 +55,21 @@ def test_the_order_is_the_same_with_any_number_of_read_tasks_and_workers_and_aft
         assert (
             streamed(settings, StepOrder(np.arange(24), PER_STEP, seed=5), start=start, tasks=tasks) == expected[start:]
         )
-    parts = [streamed(settings, order, rank=rank, workers=2) for rank in range(2)]
-    assert [list(chain(*step)) for step in zip(*parts, strict=True)] == expected
     assert len({i for step in expected[:6] for i in step}) == 24  # an epoch is every example once
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("most_blocks", [1000, 3])
 def test_what_a_stream_is_made_from_is_the_same_from_any_step_on(
-    workers: int, most_blocks: int, monkeypatch: pytest.MonkeyPatch
+    most_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every start, every worker: the streams above keep the order of these blocks."""
+    """Every start: the streams above keep the order of these blocks."""
     monkeypatch.setattr("rarl.data.stream.MOST_BLOCKS", most_blocks)
     whole = StepOrder(np.arange(24), PER_STEP, seed=5)
     for start in range(STEPS):
         fresh = StepOrder(np.arange(24), PER_STEP, seed=5)
         for step in range(start, STEPS):
-            parts = [pa.concat_tables(step_blocks(fresh, start, STEPS, rank, workers)) for rank in range(workers)]
-            rows = [part.filter(pc.equal(part["step"], step))["row"].to_pylist() for part in parts]
-            assert list(chain(*rows)) == whole.rows_of(step).tolist(), (start, step)
+            rows = pa.concat_tables(step_blocks(fresh, start, STEPS))
+            assert rows.filter(pc.equal(rows["step"], step))["row"].to_pylist() == whole.rows_of(step).tolist()
 
 
 @pytest.mark.slow
@@ -99,12 +94,6 @@ def test_the_order_of_the_demo_is_what_it_always_was() -> None:
     step = 960 // per_step + 1
     second = np.random.default_rng([0, 1]).permutation(960)[per_step : 2 * per_step]
     assert order.rows_of(step).tolist() == second.tolist()
-
-
-def test_a_step_that_cannot_be_shared_is_named() -> None:
-    assert np.concatenate([share_of(np.arange(6), rank, 3) for rank in range(3)]).tolist() == list(range(6))
-    with pytest.raises(UserError, match="prompts_per_step=6 cannot be shared by 4 workers"):
-        share_of(np.arange(6), 0, 4)
 
 
 def test_a_mixture_gives_each_data_set_its_share_and_its_own_epochs() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from numpy.typing import NDArray
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
 from rarl.data.check import READ_CPUS
@@ -19,7 +18,6 @@ from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
-from rarl.errors import UserError
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
@@ -116,56 +114,24 @@ def prepared_stream(settings: PreparerSettings, blocks: list[pa.Table], tasks: i
 
 
 def training_stream(
-    settings: PreparerSettings,
-    order: StepOrder,
-    start: int,
-    stop: int,
-    rank: int = 0,
-    workers: int = 1,
-    tasks: int | None = None,
+    settings: PreparerSettings, order: StepOrder, start: int, stop: int, tasks: int | None = None
 ) -> Dataset:
-    """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`; of each step the share of one of
-    several train workers: the shares of all, one after the other, are the step.
-
-    What is prepared and not yet taken is bounded by STREAM_BYTES, however much data there is.
-    """
-    stream = prepared_stream(settings, step_blocks(order, start, stop, rank, workers), tasks)
+    """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`. What is prepared and not yet taken is
+    bounded by STREAM_BYTES, however much data there is."""
+    stream = prepared_stream(settings, step_blocks(order, start, stop), tasks)
     stream.context.execution_options.resource_limits = ExecutionResources(object_store_memory=STREAM_BYTES)
     return stream
 
 
-def step_blocks(order: StepOrder, start: int, stop: int, rank: int, workers: int) -> list[pa.Table]:
+def step_blocks(order: StepOrder, start: int, stop: int) -> list[pa.Table]:
     """What the stream is made from: `step` and `row`, a block a step, or several where there are many."""
     per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
     for first in range(start, stop, per_block):
-        steps = [(s, share_of(order.rows_of(s), rank, workers)) for s in range(first, min(first + per_block, stop))]
+        steps = [(step, order.rows_of(step)) for step in range(first, min(first + per_block, stop))]
         rows = np.concatenate([rows for _, rows in steps])
         blocks.append(pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows}))
     return blocks
-
-
-def share_of(rows: NDArray[np.int64], rank: int, workers: int) -> NDArray[np.int64]:
-    """Raises UserError where a step cannot be shared equally."""
-    if len(rows) % workers:
-        raise UserError(f"train.prompts_per_step={len(rows)} cannot be shared by {workers} workers; make it a multiple")
-    share = len(rows) // workers
-    return rows[rank * share : (rank + 1) * share]
-
-
-def worker_streams(
-    settings: PreparerSettings, order: StepOrder, start: int, stop: int, workers: int
-) -> dict[str, Dataset]:
-    """A stream for each train worker, by `worker_stream_name`. Ray Train would deal the blocks of one stream out as
-    the workers ask for them; streams of their own give every worker the same rows in every run."""
-    return {
-        worker_stream_name(rank): training_stream(settings, order, start, stop, rank, workers)
-        for rank in range(workers)
-    }
-
-
-def worker_stream_name(rank: int) -> str:
-    return f"train-{rank}"
 
 
 def ordered_stream(

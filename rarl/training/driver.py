@@ -13,7 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from rarl.config import Config
 from rarl.data.order import StepOrder
-from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, worker_streams
+from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
 from rarl.hardware import Device
 from rarl.training.inputs import LoopInputs
@@ -54,7 +54,7 @@ def run_training(
         scaling_config=ScalingConfig(
             num_workers=config.train.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
         ),
-        datasets=worker_streams(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills), 1),
+        datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
         dataset_config=DataConfig(datasets_to_split=[]),  # the leader alone reads
         run_config=RunConfig(
             # Ray Train's own notes. The checkpoints are ours: verified, one a step, the best kept.

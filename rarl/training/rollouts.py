@@ -11,7 +11,7 @@ import ray.train
 from rarl.config import Config
 from rarl.data.order import sampling_seed
 from rarl.data.prepare import PreparedExample, require_room
-from rarl.data.stream import unpack, worker_stream_name
+from rarl.data.stream import unpack
 from rarl.errors import UserError
 from rarl.rollout.pool import PendingRollouts, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
@@ -97,7 +97,7 @@ class RolloutStream:
 
 def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
     """(number, prompts) of whole steps, for the leader, after the first `first`; numbers count from 1."""
-    shard = ray.train.get_dataset_shard(worker_stream_name(0))
+    shard = ray.train.get_dataset_shard("train")
     for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
         number = int(batch["step"][0].as_py()) + 1
         if number > first:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from tests.judge_faults import free_port
 from tests.runs import train_on
 
 pytestmark = pytest.mark.slow
-STEPS = 6
-OVERRIDES = (f"train.steps={STEPS}", "train.learning_rate=0.01", "rollout.num_actors=2")
+STEPS = 10
+OVERRIDES = (f"train.steps={STEPS}", "train.learning_rate=0.001", "rollout.num_actors=2")
 Train = Callable[..., RunDir]
 
 
@@ -61,6 +61,17 @@ def train(
 @pytest.fixture(scope="module")
 def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return train(tmp_path_factory.mktemp("calm") / "run")
+
+
+@pytest.fixture(scope="module")
+def third(
+    pool: SamplerPool, sampler_settings: SamplerSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """A sampler besides those of the session."""
+    started = SamplerPool.launch(sampler_settings, 1, tmp_path_factory.mktemp("third"), timeout=300)
+    started.wait_until_ready()
+    yield started.launched[0]
+    started.stop()
 
 
 def after_steps(accidents: dict[int, Callable[[], Any]]) -> Callable[[RunDir], None]:
@@ -109,22 +120,23 @@ def test_a_hung_sampler_is_started_anew(pool: SamplerPool, train: Train, undistu
     assert_same(undisturbed, train(tmp_path / "run", accident=stop, on=impatient))
 
 
-def test_two_train_workers_learn_what_one_learns(train: Train, tmp_path: Path) -> None:
-    longer = ("train.steps=10", "train.learning_rate=0.001")
-    one, two = (train(tmp_path / name, *longer, f"train.num_workers={n}") for name, n in (("one", 1), ("two", 2)))
-    rows = [read_metrics(run_dir.metrics) for run_dir in (one, two)]
-    assert len(rows[0]) == len(rows[1]) == 10
+def test_two_train_workers_learn_what_one_learns(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
+    two = train(tmp_path / "two", "train.num_workers=2")
+    rows = [read_metrics(run_dir.metrics) for run_dir in (undisturbed, two)]
+    assert len(rows[0]) == len(rows[1]) == STEPS
+    asked = [pq.read_table(run_dir.samples).column("example_id").to_pylist() for run_dir in (undisturbed, two)]
+    assert asked[0] == asked[1], "the same questions, in the same order"
     for a, b in zip(*rows, strict=True):
         for key in ("loss", "kl", "entropy", "reward/mean", "completion_tokens", "learning_rate"):
             assert a[key] == pytest.approx(b[key], abs=1e-5), (a["step"], key)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
-    adapters = [read_adapter(run_dir.adapter)[0] for run_dir in (one, two)]
+    adapters = [read_adapter(run_dir.adapter)[0] for run_dir in (undisturbed, two)]
     for name, array in adapters[0].items():
         np.testing.assert_allclose(array, adapters[1][name], atol=1e-4)
 
 
 def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> None:
-    sft = ("method=sft", "train.learning_rate=0.001")
+    sft = ("method=sft", "train.steps=4")
     one, two = (train(tmp_path / name, *sft, f"train.num_workers={n}") for name, n in (("one", 1), ("two", 2)))
     for a, b in zip(read_metrics(one.metrics), read_metrics(two.metrics), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
@@ -132,31 +144,23 @@ def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> 
 
 
 def test_three_samplers_draw_what_one_draws(
-    pool: SamplerPool, sampler_settings: SamplerSettings, train: Train, tmp_path: Path
+    pool: SamplerPool, third: Any, train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
-    """The same samples. Their log-probs depend on what an engine computes together, in the last bits."""
-    third = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
-    third.wait_until_ready()
-    try:
-        runs = [
-            train(tmp_path / name, on=SamplerPool(actors, timeout=300))
-            for name, actors in (("one", pool.launched[:1]), ("three", [*pool.launched, *third.launched]))
-        ]
-    finally:
-        third.stop()
-    texts = [pq.read_table(run.samples).column("completion").to_pylist() for run in runs]
-    assert texts[0] == texts[1] and len(texts[0]) == STEPS * 16
-    for one, three in zip(*(read_metrics(run.metrics) for run in runs), strict=True):
-        assert one["loss"] == pytest.approx(three["loss"], abs=1e-6)
+    """And what two draw: the same samples. Their log-probs depend on what an engine computes together, in the last
+    bits."""
+    pools = {"one": pool.launched[:1], "three": [*pool.launched, third]}
+    one, three = (train(tmp_path / name, on=SamplerPool(actors, timeout=300)) for name, actors in pools.items())
+    texts = [pq.read_table(run.samples).column("completion").to_pylist() for run in (one, undisturbed, three)]
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) == STEPS * 16
+    for a, b in zip(read_metrics(one.metrics), read_metrics(three.metrics), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
 
 def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other(
-    pool: SamplerPool, train: Train, tmp_path: Path, sampler_settings: SamplerSettings
+    pool: SamplerPool, third: Any, train: Train, tmp_path: Path
 ) -> None:
-    second = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
-    second.wait_until_ready()
-    both = SamplerPool([pool.launched[0], second.launched[0]], timeout=300, restart_timeout=5)
-    lose = after_steps({2: lambda: ray.kill(second.launched[0], no_restart=True)})
+    both = SamplerPool([pool.launched[0], third], timeout=300, restart_timeout=5)
+    lose = after_steps({2: lambda: ray.kill(third, no_restart=True)})
     run_dir = train(tmp_path / "run", accident=lose, on=both)
     assert [row["step"] for row in read_metrics(run_dir.metrics)] == list(range(1, STEPS + 1))
 
