@@ -25,7 +25,12 @@ def resolve_device(config: Config) -> Device:
     if device == "cuda" and local and config.rollout.num_actors > torch.cuda.device_count():
         raise UserError(
             f"rollout.num_actors={config.rollout.num_actors}, but this machine has {torch.cuda.device_count()} GPU(s): "
-            "each actor needs one, which the first shares with the trainer"
+            "each sampler needs one, which train workers share"
+        )
+    if device == "cuda" and config.train.num_workers > config.rollout.num_actors:
+        raise UserError(
+            f"train.num_workers={config.train.num_workers}, but rollout.num_actors={config.rollout.num_actors}: each "
+            "train worker shares its GPU with a sampler; raise rollout.num_actors"
         )
     return device
 

@@ -13,10 +13,11 @@ from rarl.config import Config
 from rarl.data.check import READ_CPUS
 from rarl.errors import UserError
 from rarl.hardware import Device
-from rarl.rollout.pool import SAMPLER_CPUS
+from rarl.rollout.pool import SAMPLER_CPUS, SAMPLER_GPUS
 from rarl.training.driver import worker_resources
 
-WAIT = 300  # seconds, on a cluster that others may be using, or that may be growing
+WAIT = 900  # seconds, on a cluster that others may be using, or that is growing: machines boot and install
+WAIT_ALONE = 60  # for a busy machine's Ray
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Need:
 
 
 def needs_of(config: Config, device: Device, trains: bool) -> list[Need]:
-    gpus = {"GPU": config.rollout.gpu_memory_share} if device == "cuda" else {}
+    gpus = {"GPU": SAMPLER_GPUS} if device == "cuda" else {}
     needs = [Need("rollout.num_actors", config.rollout.num_actors, {"CPU": SAMPLER_CPUS, **gpus})]
     if trains:
-        needs.append(Need("train.num_workers", config.train.num_workers, worker_resources(config, device)))
+        needs.append(Need("train.num_workers", config.train.num_workers, worker_resources(device)))
     return [*needs, Need("a reader of data", 1, {"CPU": READ_CPUS})]
 
 
@@ -44,15 +45,16 @@ def require_cluster_room(config: Config, device: Device, trains: bool) -> None:
     """Reserves everything for a moment. Raises UserError when the cluster has too little of a resource, or when it is
     not free in time."""
     needs = needs_of(config, device, trains)
-    wait = WAIT if "RAY_ADDRESS" in os.environ else 0  # a cluster that this process has started stays as it is
+    own = "RAY_ADDRESS" not in os.environ  # a cluster that this process has started, and that stays as it is
     everything = placement_group([bundle for need in needs for bundle in need.bundles], strategy="PACK")
     try:
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + (WAIT_ALONE if own else WAIT)
         while not everything.wait(timeout_seconds=2):
-            if time.monotonic() > deadline:
-                short = missing(needs, ray.cluster_resources())
-                if short:
-                    raise UserError(f"no room in the Ray cluster: {short}; lower that key, or add to the cluster")
+            late = time.monotonic() > deadline
+            short = missing(needs, ray.cluster_resources()) if own or late else None
+            if short:
+                raise UserError(f"no room in the Ray cluster: {short}; lower that key, or add to the cluster")
+            if late:
                 free = ", ".join(f"{name} {ray.available_resources().get(name, 0):g}" for name in total(needs))
                 raise UserError(
                     f"no room in the Ray cluster for {words(needs)}; free are {free}. Others hold the "

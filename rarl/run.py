@@ -57,8 +57,10 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before
-    for fault in find_checkpoint(setup.run_dir.checkpoints).damaged:
-        display.note(f"damaged checkpoint, the one before it is used: {fault}")
+    found = find_checkpoint(setup.run_dir.checkpoints)
+    instead = "the one before it is used" if found.path else "and none before it is whole: training begins anew"
+    for fault in found.damaged:
+        display.note(f"damaged checkpoint, {instead}: {fault}")
     if config.method == "sft":
         require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
     parts = ParquetRows(setup.train_data).parts

@@ -64,7 +64,7 @@ class Session:
 @contextmanager
 def open_session(setup: Setup, display: Display, data: dict[str, str], trains: bool = False) -> Iterator[Session]:
     """Ray, engines and checked data; the engines come up while the data is checked."""
-    with ray_session(setup.run_dir.logs):
+    with setup.run_dir.owned(), ray_session(setup.run_dir.logs):
         with display.working("waiting for room in the cluster") if "RAY_ADDRESS" in os.environ else nullcontext():
             require_cluster_room(setup.config, setup.device, trains)
         pool = launch_pool(setup)

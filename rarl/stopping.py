@@ -13,8 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 
-class Stopped(Exception):
-    """The run was asked to end, and is ready to."""
+class Stopped(BaseException):
+    """The run was asked to end, and is ready to. Like KeyboardInterrupt, no error: nothing that catches errors may
+    take it for one."""
 
 
 @contextmanager
@@ -33,14 +34,20 @@ def ending_at_once() -> Iterator[None]:
 
 @contextmanager
 def ending_after_the_step(request: Path) -> Iterator[None]:
-    """Inside, SIGTERM writes the file that the train worker looks for after each step."""
+    """Inside, SIGTERM writes the file that the train worker looks for after each step; Stopped is raised at the end."""
+    asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
         request.touch()
 
+    request.unlink(missing_ok=True)  # of an earlier process
     before = signal.signal(signal.SIGTERM, ask)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
         request.unlink(missing_ok=True)
+    if asked:
+        raise Stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -63,8 +64,11 @@ class UpdateStats:
     entropy: float
 
 
+EXPLODED = 1e6  # norm of a gradient before it is clipped; what is learnt from is below a thousand
+
+
 class NotFinite(UserError):
-    """A loss or gradient that is no number: nothing can be learnt from it."""
+    """A log-prob or gradient that is no number, or beyond all measure: nothing can be learnt from it."""
 
 
 class SamplerMismatch(UserError):
@@ -158,15 +162,15 @@ def update_policy(
     )
 
 
-def clip_gradient(policy: PeftModel, max_norm: float, workers: Workers = ALONE) -> float:
+def clip_gradient(policy: torch.nn.Module, max_norm: float, workers: Workers = ALONE) -> float:
     """Sums it over the workers and clips it; returns its norm before. Raises NotFinite."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     workers.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    if not torch.isfinite(norm):
+    if not norm < EXPLODED:
         raise NotFinite(
-            "the gradient is not finite; the weights were left as they were. Lower train.learning_rate or "
-            "train.max_grad_norm in a new run_dir"
+            f"the gradient is not finite or has exploded (its norm is {norm:.3g}); the weights were left as they were. "
+            "Lower train.learning_rate or train.max_grad_norm in a new run_dir"
         )
     return float(norm.item())
 
@@ -244,6 +248,11 @@ def measure_mismatch(
 
 
 def check_mismatch(mean: float, largest: float, bound: float) -> None:
+    if not math.isfinite(mean):
+        raise NotFinite(
+            "a log-prob of the policy or of the sampler is not finite; the weights were left as they were. Look at the "
+            "model's files, then at train.learning_rate"
+        )
     if mean > bound:
         raise SamplerMismatch(
             f"the sampler does not sample from the policy: its log-probs differ by {mean:.2g} on average (at most "

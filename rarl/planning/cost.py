@@ -134,8 +134,9 @@ def step_seconds(
     """One on-policy step: everybody samples, then everybody updates, then the adapter is published.
 
     `lengths` is (prompts, G). Prompt i goes to sampler i mod `samplers` and to worker i mod `workers`; each phase lasts
-    as long as its slowest part. The gradient of the adapter (float32) goes around a ring; the adapter goes to the nodes
-    along a tree.
+    as long as its slowest part. The first worker alone scores, and sends the others their groups, images (float32
+    patches) included. The gradient of the adapter (float32) goes around a ring; the adapter goes to the nodes along a
+    tree.
     """
     sampling = [
         sampler_seconds(model, size, work, lengths[i :: layout.samplers], speeds, value_bytes)
@@ -147,16 +148,18 @@ def step_seconds(
     ]
     rollout = max(sampling) * max(1.0, layout.crowding)
     sent = 4 * size.adapter
-    ring = 0.0
+    shared = 0.0
     if layout.workers > 1:
         others = layout.workers - 1
-        ring = work.epochs * 2 * others * (sent / layout.workers / network.bandwidth + network.latency)
+        dealt = work.prompts * others / layout.workers * patches(work) * patch_bytes(model)
+        shared = dealt / network.bandwidth + others * network.latency
+        shared += work.epochs * 2 * others * (sent / layout.workers / network.bandwidth + network.latency)
     tree = math.ceil(math.log2(layout.samplers)) * (sent / network.bandwidth + network.latency)
-    reward = lengths.size * speeds.reply / layout.workers
+    reward = lengths.size * speeds.reply
     if judge is not None:
         # The first verdicts come while the rest is sampled; one request is always left at the end.
         reward += max(0.0, lengths.size / judge.concurrency * speeds.verdict - rollout) + speeds.verdict
-    return StepSeconds(rollout, reward, max(updating) + ring, speeds.publish + tree, ring + tree)
+    return StepSeconds(rollout, reward, max(updating) + shared, speeds.publish + tree, shared + tree)
 
 
 def sampler_seconds(
@@ -194,3 +197,9 @@ def worker_seconds(model: Any, work: Work, lengths: NDArray[np.int64], speeds: S
 
 def patches(work: Work) -> int:
     return PATCHES_PER_TOKEN * work.image
+
+
+def patch_bytes(model: Any) -> int:
+    """Of one patch as the processor makes it, in float32."""
+    vision = model.vision_config
+    return int(4 * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)

@@ -16,7 +16,8 @@ from rarl.rollout.environment import sampler_environment
 from rarl.rollout.sampler import NotPublished, Sampler, SampleRequest, SamplerSettings, SamplingSettings, ScoreRequest
 from rarl.schema import Rollout
 
-SAMPLER_CPUS = 0.2  # a share to place actors by; an engine uses what it needs
+SAMPLER_CPUS = 0.2  # shares to place actors by; an engine uses what it needs
+SAMPLER_GPUS = 0.51  # more than half, whatever memory it takes: Ray must not put two samplers on one card
 START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
 
 
@@ -67,7 +68,7 @@ class PendingRollouts:
             self.error = error
 
     def take_in(self, place: int, actor: Any, stream: Any) -> None:
-        """Raises what Ray raises, and EngineHung, the engine being ended, when no group is completed in time."""
+        """Raises what Ray raises. An engine that completes no group in time is ended, and counts as lost."""
         while True:
             ready, _ = ray.wait([stream], timeout=self.work.timeout, fetch_local=False)
             if not ready:
@@ -130,7 +131,7 @@ class SamplerPool:
         actors = []
         for index in range(num_actors):
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
-            gpus = settings.gpu_memory_share if settings.device == "cuda" else 0
+            gpus = SAMPLER_GPUS if settings.device == "cuda" else 0
             environment = {"env_vars": sampler_environment(settings.device, index)}
             placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
             remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
@@ -148,25 +149,35 @@ class SamplerPool:
 
     def banned_token_ids(self) -> list[int]:
         """Tokens that are never sampled. Raises UserError."""
-        try:
-            banned: list[int] = ray.get(self.actors[0].banned_token_ids.remote())
-        except ray.exceptions.RayError as error:
-            raise engine_failed(error) from None
+        actor = self.actors[0]
+        banned: list[int] = self.result_of(actor, actor.banned_token_ids.remote(), "banned_token_ids")
         return banned
+
+    def result_of(self, actor: Any, reference: Any, method: str, *arguments: Any, parts: int = 1) -> Any:
+        """What an engine was asked for by this call, which may take `timeout` seconds for each of its parts. An engine
+        that is lost, or hangs, is started anew and asked again. Raises UserError."""
+        for _ in range(MAX_REVIVALS):
+            try:
+                return ray.get(reference, timeout=self.timeout * parts)
+            except ray.exceptions.GetTimeoutError:
+                ray.kill(actor, no_restart=False)
+            except LOST:
+                pass
+            except ray.exceptions.RayError as error:
+                raise engine_failed(error) from None
+            actor = self.revive(actor)
+            reference = getattr(actor, method).remote(*arguments)
+        raise UserError(
+            f"a vLLM engine was lost or silent for rollout.timeout_seconds={self.timeout:g}, {MAX_REVIVALS} times in a "
+            "row; see sampler-*.log in the run's logs. The same command continues from the last finished step"
+        )
 
     def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
         """Sends the adapter once to the object store and loads it in every actor; returns the bytes loaded by one."""
         self.published = (version, ray.put(tensors), peft_config)
         pending = [(actor, actor.load_adapter.remote(*self.published)) for actor in self.actors]
-        sizes = []
-        for actor, loading in pending:
-            try:
-                sizes.append(ray.get(loading))
-            except LOST:
-                self.revive(actor)
-            except ray.exceptions.RayError as error:
-                raise engine_failed(error) from None
-        return int(sizes[0]) if sizes else sum(array.nbytes for array in tensors.values())
+        sizes = [self.result_of(actor, loading, "load_adapter", *self.published) for actor, loading in pending]
+        return int(sizes[0])
 
     def revive(self, actor: Any) -> Any:
         """Waits until Ray has restarted a lost actor and gives it the adapter that all hold; another actor, where it
@@ -209,12 +220,8 @@ class SamplerPool:
         pending = [a.score.remote(requests[i::count], use_adapter) for i, a in enumerate(actors)]
         results: list[list[float]] = [[] for _ in requests]
         for index, (actor, scoring) in enumerate(zip(actors, pending, strict=True)):
-            try:
-                results[index::count] = ray.get(scoring)
-            except LOST:
-                results[index::count] = ray.get(self.revive(actor).score.remote(requests[index::count], use_adapter))
-            except ray.exceptions.RayError as error:
-                raise engine_failed(error) from None
+            share = requests[index::count]
+            results[index::count] = self.result_of(actor, scoring, "score", share, use_adapter, parts=len(share))
         return results
 
     def stop(self) -> None:

@@ -31,7 +31,7 @@ from rarl.training.state import Learner, Progress
 
 
 def save_checkpoint(folder: Path, learner: Learner, progress: Progress, score: float | None, keep: int) -> Path:
-    """Writes the state after a finished step, then deletes what is older than the last `keep` and not the best.
+    """Writes the state after a finished step, then deletes all but the last `keep` and the best.
     `score` is what the best is chosen by, higher being better."""
     final = folder / f"step_{progress.step:06d}"
     partial = folder / f".{final.name}.partial"
@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, learner: Learner, progress: Progress, score: f
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     partial.rename(final)
     flush_folder(folder)
-    prune(folder, keep)
+    prune(folder, final, keep)
     return final
 
 

@@ -50,8 +50,12 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Deletes all but the last `keep` and the one with the highest score."""
+def prune(folder: Path, newest: Path, keep: int) -> None:
+    """Deletes all but the last `keep` up to `newest` and the one of them with the highest score. What is newer than
+    `newest` was damaged, or it would have been continued: its steps are made anew."""
+    for path in checkpoints_in(folder):
+        if path.name > newest.name:
+            shutil.rmtree(path)
     paths = checkpoints_in(folder)
     best = max(paths, key=lambda path: (score_of(path), path.name), default=None)
     for path in paths[:-keep]:

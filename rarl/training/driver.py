@@ -10,17 +10,20 @@ from typing import Any
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-from rarl.config import Config
 from rarl.data.order import StepOrder
 from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
 from rarl.hardware import Device
+from rarl.rollout.pool import SAMPLER_GPUS
+from rarl.training.checkpoint_folder import find_checkpoint, read_progress
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
 TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to
 POLL_SECONDS = 0.5
+PLACEMENT_ATTEMPTS = 10  # of a minute each, to place the workers again after one was lost with its node
 
 
 class Trainer(TorchTrainer):
@@ -46,21 +49,28 @@ def run_training(
     """
     config = inputs.config
     os.environ.setdefault(HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT["env_vars"][HEALTH_CHECK_SECONDS])
-    resources = worker_resources(config, inputs.device)
-    inputs.run_dir.stop_request.unlink(missing_ok=True)  # of an earlier process
+    resources = worker_resources(inputs.device)
+    found = find_checkpoint(inputs.run_dir.checkpoints).path
+    start = read_progress(found).batches if found else 0
+    most = config.train.steps * (1 + config.grpo.max_refills)
     trainer = Trainer(
         train_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers, use_gpu="GPU" in resources, resources_per_worker=resources
+            num_workers=config.train.num_workers,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
+            placement_strategy="SPREAD",  # as the samplers
         ),
-        datasets={"train": training_stream(preparer, order, 0, config.train.steps * (1 + config.grpo.max_refills))},
+        datasets={"train": training_stream(preparer, order, start, most)},
         dataset_config=DataConfig(datasets_to_split=[]),  # the leader alone reads
         run_config=RunConfig(
             # Ray Train's own notes. The checkpoints are ours: verified, one a step, the best kept.
             name="ray-train",
             storage_path=str(inputs.run_dir.logs),
-            failure_config=FailureConfig(max_failures=config.train.max_restarts),
+            failure_config=FailureConfig(
+                max_failures=config.train.max_restarts, controller_failure_limit=PLACEMENT_ATTEMPTS
+            ),
             worker_runtime_env=WORKER_ENVIRONMENT,
         ),
     )
@@ -71,9 +81,9 @@ def run_training(
     return outcome
 
 
-def worker_resources(config: Config, device: Device) -> dict[str, float]:
-    """What Ray reserves for one train worker: on a GPU what its sampler leaves."""
-    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - config.rollout.gpu_memory_share} if device == "cuda" else {})
+def worker_resources(device: Device) -> dict[str, float]:
+    """What Ray reserves for one train worker: on a GPU the place beside a sampler."""
+    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
 
 
 def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInputs) -> Any:
@@ -93,6 +103,12 @@ def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInp
         on_poll()
     if "error" in outcome:
         error = outcome["error"]
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise UserError(
+                f"Ray found no room for train.num_workers={inputs.config.train.num_workers} in {PLACEMENT_ATTEMPTS} "
+                "minutes after a worker was lost (`ray status` tells who holds what); make room or lower that key, and "
+                "the same command continues"
+            )
         raise UserError(
             f"the train worker died: {last_line(error) or type(error).__name__}; its log is "
             f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last finished step"

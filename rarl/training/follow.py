@@ -22,9 +22,10 @@ def follow(inputs: LoopInputs, team: Team) -> int:
         forward: ForwardPass = (
             SharedPrefixForward(train.gradient_checkpointing) if share.shared_prefix else plain_forward
         )
-        if inputs.config.method == "sft":
-            imitate(learner, share.groups, forward, train.micro_batch_tokens, train.max_grad_norm, team)
-        else:
-            update_with(inputs, learner, share, forward, team)
+        with team.joint():
+            if inputs.config.method == "sft":
+                imitate(learner, share.groups, forward, train.micro_batch_tokens, train.max_grad_norm, team)
+            else:
+                update_with(inputs, learner, share, forward, team)
         updates += 1
     return updates

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 
 from rarl.config import Config
+from rarl.errors import UserError
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.self_check import Chosen, choose_forward
@@ -29,9 +30,13 @@ def start_learner(inputs: LoopInputs, team: Team) -> Learner:
         load_adapter(policy, inputs.start_adapter)
     optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    return Learner(
-        policy, optimizer, scheduler, restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
-    )
+    progress = restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
+    if team.max(progress.step) + team.max(-progress.step) != 0:
+        raise UserError(
+            f"{inputs.run_dir.checkpoints}: the train workers do not see the same checkpoints; run_dir must be on "
+            "storage that all nodes share"
+        )
+    return Learner(policy, optimizer, scheduler, progress)
 
 
 def rate_factor(step: int, config: Config) -> float:

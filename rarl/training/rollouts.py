@@ -96,12 +96,22 @@ class RolloutStream:
 
 
 def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
-    """(number, prompts) of whole steps, for the leader, after the first `first`; numbers count from 1."""
+    """(number, prompts) of whole steps, for the leader, after the first `first`; numbers count from 1. The stream
+    begins where the driver found the run; a worker that was started again skips what was made since.
+
+    Raises UserError where the stream begins later, since a checkpoint was damaged meanwhile.
+    """
     shard = ray.train.get_dataset_shard("train")
     for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
         number = int(batch["step"][0].as_py()) + 1
-        if number > first:
+        if number > first + 1:
+            raise UserError(
+                f"the data begin with step {number}, but the newest whole checkpoint is of step {first}; start the "
+                "same command again"
+            )
+        if number == first + 1:
             yield number, unpack(batch)
+            first = number
 
 
 def require_equal_prompts(prompts: list[PreparedExample], groups: list[list[Rollout]]) -> None:

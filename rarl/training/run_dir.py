@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,26 @@ import yaml
 from rarl.config import Config, dump_config
 from rarl.errors import UserError
 from rarl.files import write_text
+
+# What a run that is continued may have otherwise: where and how it is computed, not what. Samples stay the same;
+# log-probs and gradients may differ in their last bits.
+FREE_TO_CONTINUE = (
+    "judge.url",
+    "judge.timeout_seconds",
+    "judge.retries",
+    "judge.concurrency",
+    "rollout.num_actors",
+    "rollout.timeout_seconds",
+    "rollout.kv_cache_mib",
+    "rollout.gpu_memory_share",
+    "train.num_workers",
+    "train.micro_batch_tokens",
+    "train.gradient_checkpointing",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.max_restarts",
+    "train.trackers",
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +94,22 @@ class RunDir:
     def data(self) -> Path:
         return self.path / "data"
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Within it no other process of this machine is at work in this folder. Raises UserError where one is."""
+        lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UserError(f"{self.path}: another process is at work in this run directory; wait for it") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            os.close(lock)
+
     def holds_results(self) -> bool:
         """True once anything was measured or trained."""
         return any((self.path / name).exists() for name in ("evaluation", "checkpoints", "metrics.jsonl", "adapter"))
@@ -91,17 +131,17 @@ def open_run_dir(config: Config) -> RunDir:
     run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
-        if not run_dir.config.exists() and any(run_dir.path.iterdir()):
+        if not run_dir.config.exists() and any(not one.name.startswith(".") for one in run_dir.path.iterdir()):
             raise UserError(f"{run_dir.path}: not empty and not a run directory; choose another run_dir")
         changed = run_dir.config.exists() and changed_key(run_dir, config)
         if changed and run_dir.holds_results():
             raise UserError(
                 f"{run_dir.path}: already holds a run with another configuration ({changed}); choose another run_dir, "
-                "or delete that folder"
+                f"or delete that folder. A run that is continued may change {', '.join(FREE_TO_CONTINUE)}"
             )
         if changed:
             shutil.rmtree(run_dir.data, ignore_errors=True)  # made by the other configuration, with its seed
-        if changed or not run_dir.config.exists():
+        if not run_dir.read_summary():
             write_text(run_dir.config, dump_config(config))
     except OSError as error:
         raise UserError(f"{run_dir.path}: cannot be used as run directory: {error.strerror or error}") from None
@@ -109,10 +149,10 @@ def open_run_dir(config: Config) -> RunDir:
 
 
 def changed_key(run_dir: RunDir, config: Config) -> str | None:
-    """The first key that differs from the folder's own configuration, in words. `run_dir` itself may be spelled
-    otherwise, since the folder may have moved."""
+    """The first key that differs from the folder's own configuration and may not, in words. `run_dir` itself may be
+    spelled otherwise, since the folder may have moved."""
     held, wanted = flatten(yaml.safe_load(run_dir.config.read_text())), flatten(config.model_dump())
-    for key in sorted({*held, *wanted} - {"run_dir"}):
+    for key in sorted({*held, *wanted} - {"run_dir", *FREE_TO_CONTINUE}):
         if held.get(key) != wanted.get(key):
             return f"{key} is {held.get(key)!r} there, {wanted.get(key)!r} here"
     return None

@@ -19,7 +19,8 @@ class LoopOutcome:
 
 
 def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
-    """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them."""
+    """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them; but
+    one that this worker has alone is raised, for the others wait for it: Ray Train ends them."""
     # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
     import torch
 
@@ -32,19 +33,23 @@ def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     team = Team.join()
     log_output_to(inputs.run_dir.logs / f"train-worker{'' if team.leads else f'-{team.rank}'}.log")
     loop = follow if not team.leads else train_sft if inputs.config.method == "sft" else train_grpo
+    alone = False
     try:
         outcome = LoopOutcome(loop(inputs, team))
     except UserError as error:
         outcome = LoopOutcome(0, str(error))
+        alone = not team.leads and not team.together
     except torch.cuda.OutOfMemoryError as error:
-        if team.size > 1:
-            raise  # the others wait for this one: Ray Train ends them
         outcome = LoopOutcome(0, out_of_memory(inputs, error))
+        alone = team.size > 1
     except OSError as error:
         fault = storage_fault(error, inputs.run_dir.path)
         if fault is None:
             raise
         outcome = LoopOutcome(0, fault)
+        alone = not team.leads
+    if alone:
+        raise UserError(outcome.error)
     if team.leads:
         team.dismiss()
     return outcome
@@ -53,7 +58,7 @@ def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
 def out_of_memory(inputs: LoopInputs, error: Exception) -> str:
     train = inputs.config.train
     return (
-        f"the GPU's memory did not suffice ({str(error).splitlines()[0]}). In a new run_dir: halve "
-        f"train.micro_batch_tokens (now {train.micro_batch_tokens}), set train.gradient_checkpointing=true, or lower "
-        f"rollout.gpu_memory_share (now {inputs.config.rollout.gpu_memory_share}); `rarl plan` estimates"
+        f"the GPU's memory did not suffice ({str(error).splitlines()[0]}). Halve train.micro_batch_tokens (now "
+        f"{train.micro_batch_tokens}), set train.gradient_checkpointing=true, or lower rollout.gpu_memory_share (now "
+        f"{inputs.config.rollout.gpu_memory_share}), and the same command goes on; `rarl plan` estimates"
     )

@@ -91,6 +91,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert find_checkpoint(tmp_path).path == tmp_path / "step_000003"
 
 
+def test_steps_that_are_made_anew_replace_damaged_ones(tmp_path: Path, learner: Learner) -> None:
+    """However many are damaged, and whatever their scores: what is written now is kept."""
+    for step, score in ((10, 0.5), (98, 0.9), (99, 0.1), (100, 0.1)):
+        save_checkpoint(tmp_path, learner, Progress(step, step), score, keep=9)
+    for step in (98, 99, 100):
+        flip(tmp_path / f"step_{step:06d}" / "optimizer.pt")
+    for step in (11, 12, 13):
+        save_checkpoint(tmp_path, learner, Progress(step, step), 0.1, keep=2)
+        assert find_checkpoint(tmp_path).path == tmp_path / f"step_{step:06d}"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000012", "step_000013"]
+
+
 def test_one_that_was_being_written_does_not_count(tmp_path: Path, learner: Learner) -> None:
     whole = save_checkpoint(tmp_path, learner, Progress(1, 1), None, keep=2)
     shutil.copytree(whole, tmp_path / ".step_000002.partial")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,10 +17,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file, save_file
 
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.update import NotFinite, clip_gradient
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
@@ -47,8 +52,14 @@ def train(
     dataset = tmp_path_factory.mktemp("data") / "examples.parquet"
     write_examples(dataset, examples)
 
-    def run(folder: Path, *overrides: str, accident: Callable[[RunDir], Any] | None = None, on: Any = None) -> RunDir:
-        run_dir, make = train_on(on or pool, folder, dataset, model_path, processor, *OVERRIDES, *overrides)
+    def run(
+        folder: Path,
+        *overrides: str,
+        accident: Callable[[RunDir], Any] | None = None,
+        on: SamplerPool | None = None,
+        model: str = model_path,
+    ) -> RunDir:
+        run_dir, make = train_on(on or pool, folder, dataset, model, processor, *OVERRIDES, *overrides)
         thread = threading.Thread(target=accident or (lambda _: None), args=(run_dir,))
         thread.start()
         make()
@@ -118,6 +129,10 @@ def test_a_hung_sampler_is_started_anew(pool: SamplerPool, train: Train, undistu
     impatient = SamplerPool(pool.launched, timeout=8)
     stop = after_steps({2: lambda: os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)})
     assert_same(undisturbed, train(tmp_path / "run", accident=stop, on=impatient))
+    os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)
+    loaded = read_adapter(undisturbed.adapter)
+    assert impatient.publish(STEPS, *loaded) == sum(array.nbytes for array in loaded[0].values())
+    assert impatient.banned_token_ids() == pool.banned_token_ids()
 
 
 def test_two_train_workers_learn_what_one_learns(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
@@ -184,8 +199,33 @@ def test_a_judge_that_is_away_stops_the_run_and_lets_it_go_on(train: Train, tmp_
     assert all(row["judge/unreachable"] == 0 for row in read_metrics(run_dir.metrics))
 
 
+def test_a_model_that_is_damaged_meanwhile_stops_the_run_and_mended_lets_it_go_on(
+    train: Train, undisturbed: RunDir, model_path: str, tmp_path: Path
+) -> None:
+    asked = train(tmp_path / "run", accident=lambda run_dir: after_steps({3: run_dir.stop_request.touch})(run_dir))
+    assert 3 <= len(read_metrics(asked.metrics)) < STEPS
+    asked.stop_request.unlink()
+    damaged = shutil.copytree(model_path, tmp_path / "model")
+    weights = load_file(damaged / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = math.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"step \d: a log-prob .* is not finite.*rarl replay .*step_\d+\.pkl"):
+        train(tmp_path / "run", model=str(damaged))
+    assert_same(undisturbed, train(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("value", "what"), [(math.nan, "nan"), (math.inf, "inf"), (1e7, r"1e\+07")])
+def test_a_gradient_that_is_no_number_or_has_exploded_is_not_used(value: float, what: str) -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight.grad = torch.full_like(layer.weight, value)
+    with pytest.raises(NotFinite, match=rf"its norm is {what}\).*Lower train.learning_rate"):
+        clip_gradient(layer, max_norm=1.0)
+    layer.weight.grad = torch.full_like(layer.weight, 1e5)
+    assert clip_gradient(layer, max_norm=1.0) == pytest.approx(1e5)
+
+
 def test_a_gradient_that_is_no_number_stops_the_run_and_keeps_the_batch(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step \d: the gradient is not finite.*rarl replay .*step_\d+\.pkl"):
+    with pytest.raises(UserError, match=r"step \d: .* not finite.*rarl replay .*step_\d+\.pkl"):
         train(tmp_path / "run", "train.learning_rate=1e30", "train.warmup_steps=0")
     (saved,) = (tmp_path / "run" / "failures").iterdir()
     found = list(replay(saved))
