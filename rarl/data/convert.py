@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.building import building
-from rarl.data.card import Card, SplitCounts, card_text, hashed_files
+from rarl.data.card import SKIPPED, Card, SplitCounts, card_text, hashed_files
 from rarl.data.fingerprint import find_leak, image_groups, stacked
 from rarl.data.leaks import leak_lines, leaks_among, read_side
 from rarl.data.parquet import CARD, ShardWriter
@@ -28,7 +28,6 @@ from rarl.errors import UserError
 
 SPLITS = ("official", "image-disjoint")
 MOST_SKIPPED = 0.5  # of the records: above it something is wrong with all of them, such as a missing image folder
-SKIPPED = "skipped.jsonl"
 
 
 def prepare_dataset(

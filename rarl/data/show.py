@@ -9,7 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from rarl.data.contact_sheet import draw_contact_sheet
+from rarl.data.contact_sheet import draw_contact_sheet, sheet_path
 from rarl.data.fingerprint import text_key
 from rarl.data.floors import Asked, floors, hold_out
 from rarl.data.leaks import named_parts
@@ -28,7 +28,7 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
         yield histogram(name, questions)
         yield answers_table(name, questions)
     yield from floor_tables(asked)
-    sheet = (path if path.is_dir() and path.suffix != ".parquet" else path.parent) / f"{path.stem}-examples.png"
+    sheet = sheet_path(path)
     shown = splits.get("train") or next(iter(splits.values()))
     drawn = draw_contact_sheet(shown, sheet)
     yield f"{drawn} random examples with their questions: {sheet}"
