@@ -227,7 +227,7 @@ def prepare(
     from rarl.display import Display
 
     display = Display()
-    choices = Choices(tuple(phrases.split(",")), language, images, version)
+    choices = Choices(tuple(phrase.strip() for phrase in phrases.split(",")), language, images, version)
     with display.working(f"preparing {src}"):
         report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
     display.note(report)

@@ -141,7 +141,8 @@ def write_skipped(path: Path, skipped: list[BadRecord]) -> None:
     """A line for every record that was left out as unusable; no file where there is none."""
     if skipped:
         lines = [json.dumps(asdict(one), ensure_ascii=False) for one in skipped]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # A file name may be of another encoding than UTF-8, which Python holds as lone surrogates.
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def report(card: Card, staged: Staged, out: Path) -> str:

@@ -16,7 +16,7 @@ from rarl.data.dicom import has_burned_in_text, is_dicom, render
 from rarl.data.faults import text_fault
 from rarl.data.fingerprint import ImagePrint, content_id, image_print
 from rarl.data.images import BadImage, decode_image, format_of, require_content
-from rarl.data.sources.record import BadRecord, Fault, Item, LeftOut, Record, yes_no_or_open
+from rarl.data.sources.record import SPLITS, BadRecord, Fault, Item, LeftOut, Record, yes_no_or_open
 from rarl.schema import Example
 
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "dcm": "DICOM"}
@@ -90,6 +90,9 @@ class Inspector:
 
 
 def make_example(record: Record, encoded: bytes, print_: ImagePrint) -> Example:
+    """Raises Fault for a split of another name: splits become file names."""
+    if record.split not in SPLITS:
+        raise Fault(f"split '{record.split}' is not one of {', '.join(SPLITS)}")
     guessed = "choice" if record.options else yes_no_or_open(record.answer)
     return Example(
         id=record.id,

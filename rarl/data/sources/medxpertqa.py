@@ -27,7 +27,7 @@ def read_medxpertqa(files: Files, choices: Choices) -> Iterator[Item]:
         raise UserError(f"--images {choices.images}: expected first or all")
     names = [name for name in files.find("dev.jsonl", "test.jsonl") if "Text/" not in name]
     if not names:
-        raise UserError(f"{files.root}: holds neither dev.jsonl nor test.jsonl of MedXpertQA's MM part")
+        raise UserError(f"{files.named}: holds neither dev.jsonl nor test.jsonl of MedXpertQA's MM part")
     for name in names:
         split = SPLITS.get(name.rsplit("/", 1)[-1].removesuffix(".jsonl"), "test")
         yield from each(read_table(files, name, KEYS), lambda row, s=split: record_of(row, files, choices, s))  # type: ignore[misc]
