@@ -68,17 +68,12 @@ def stage(items: Iterable[Item], path: Path, dataset: str) -> Staged:
 
 def note(staged: Staged, sound: Sound) -> None:
     example = sound.example
-    staged.side.add(sound.print, example.question, answer_text(example))
+    staged.side.add(sound.print, example.question, example.answer)
     staged.splits.append(example.split)
     staged.notes.update(sound.notes)
     language = language_of(example.question)
     if language:
         staged.languages[language] += 1
-
-
-def answer_text(example: Example) -> str:
-    """Of a multiple-choice question the options belong to what is answered."""
-    return "\n".join([example.answer, *sorted(example.options or ())])
 
 
 def read_staged(path: Path) -> Iterator[Example]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rarl.data.parquet import open_parquet
+from rarl.data.columns import open_parquet
 from rarl.data.sources.files import Files
 from rarl.data.sources.record import Row
 from rarl.errors import UserError
