@@ -257,7 +257,10 @@ def show(path: Annotated[Path, typer.Argument(help="A prepared folder, or one of
 
     display = Display()
     for part in show_dataset(path):
-        display.console.print(part)
+        if isinstance(part, str):
+            display.note(part)
+        else:
+            display.table(part)
 
 
 @app.command()

@@ -139,7 +139,7 @@ def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDAr
 
 
 def look_up(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """By the first VOI LUT, scaled by the bits of its entries. pydicom, where these are 8, counts places in 8 bits too."""
+    """By the first VOI LUT, scaled by the bits of its entries. Where these are 8, pydicom takes 8 for places too."""
     lut = dataset.VOILUTSequence[0]
     count, first_mapped, bits = (int(number) for number in lut.LUTDescriptor)
     table = lut.LUTData

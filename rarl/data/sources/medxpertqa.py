@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from rarl.data.images import BadImage, decode_image
+from rarl.data.metadata import without_metadata
 from rarl.data.sources.files import Files
 from rarl.data.sources.record import Choices, Fault, Item, Record, Row, each, optional_text, pick, text
 from rarl.data.sources.tables import read_table
@@ -64,7 +65,7 @@ def side_by_side(images: list[Callable[[], bytes]]) -> Callable[[], bytes]:
 
     def joined() -> bytes:
         try:
-            pictures = [decode_image(read()) for read in images]
+            pictures = [decode_image(without_metadata(read())) for read in images]
         except BadImage as error:
             raise Fault(f"image {error}") from None
         height = min(picture.height for picture in pictures)
