@@ -227,7 +227,7 @@ def prepare(
     from rarl.display import Display
 
     display = Display()
-    choices = Choices(tuple(phrases.split(",")), language, images, version)
+    choices = Choices(tuple(phrase.strip() for phrase in phrases.split(",")), language, images, version)
     with display.working(f"preparing {src}"):
         report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
     display.note(report)
@@ -257,7 +257,10 @@ def show(path: Annotated[Path, typer.Argument(help="A prepared folder, or one of
 
     display = Display()
     for part in show_dataset(path):
-        display.console.print(part)
+        if isinstance(part, str):
+            display.note(part)
+        else:
+            display.table(part)
 
 
 @app.command()

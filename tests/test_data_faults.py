@@ -89,6 +89,14 @@ def parquet_answers(path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows).append_column("answer", pa.array(answers)), path / "table.parquet")
 
 
+def latin_parquet(path: Path) -> None:
+    folder_with(path)
+    (path / "table.jsonl").unlink()
+    questions = pa.array([b"What?", "Où?".encode("latin-1")] * 3, pa.binary()).view(pa.string())
+    names, answers = [f"{i}.png" for i in range(ROWS)], ["a mass"] * ROWS
+    pq.write_table(pa.table({"image": names, "question": questions, "answer": answers}), path / "table.parquet")
+
+
 def cut_parquet(path: Path) -> None:
     """The footer is there, the pages before it are not."""
     write_hub_parquet(path / "train-0.parquet", [(picture(i), "What?", "a mass") for i in range(40)])
@@ -143,6 +151,31 @@ def break_member(path: Path) -> None:
     path.write_bytes(content)
 
 
+def in_directory(offset: int, value: int, also: tuple[int, int] | None = None) -> Callable[[Path], None]:
+    """Bytes of the first entry of a zip's central directory are others."""
+
+    def edit(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        start = content.index(b"PK\x01\x02")
+        content[start + offset] = value
+        if also is not None:
+            content[start + also[0]] = also[1]
+        path.write_bytes(content)
+
+    return edit
+
+
+def break_lzma(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for number in range(ROWS):
+            archive.writestr(f"imgs/x{number}/s.jpg", picture(number))
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("imgs/x2/s.jpg").header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 60 : start + 160] = bytes(byte ^ 0xA5 for byte in content[start + 60 : start + 160])
+    path.write_bytes(content)
+
+
 def cut_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -155,6 +188,16 @@ def pmc_csv(answer: str, label: str) -> Callable[[Path], None]:
         (path / "train.csv").write_text(
             header + "".join(rows) + f"2.png,What?,{answer},A:CT,B:MRI,C:PET,D:US,{label}\n"
         )
+
+    return build
+
+
+def pmc_split(split: str) -> Callable[[Path], None]:
+    def build(path: Path) -> None:
+        folder_with(path)
+        lines = [f"{i}.png,What?,MRI,A:CT,B:MRI,C:PET,D:US,{split if i == 2 else 'train'}\n" for i in range(ROWS)]
+        header = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,split\n"
+        (path / "train.csv").write_text(header + "".join(lines))
 
     return build
 
@@ -187,6 +230,8 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "one pixel": ("folder", image_two(picture(2, "PNG", (1, 1))), "skip", "only 1x1 pixels"),
     "truncated DICOM": ("folder", image_two(real_dicom("MR_truncated.dcm"), "2.dcm"), "skip", "decoded as DICOM"),
     "DICOM without a picture": ("folder", image_two(real_dicom("test-SR.dcm"), "2.dcm"), "skip", "without a picture"),
+    "infinite frame": ("folder", row_two(frame=float("inf")), "skip", "frame 'inf' is not a number from 0"),
+    "half a frame": ("folder", row_two(frame=0.5), "skip", "frame '0.5' is not a number from 0"),
     "text that is called DICOM": ("folder", image_two(b"x" * 500, "2.dcm"), "skip", "not a DICOM file"),
     "missing image": ("folder", row_two(image="none.png"), "skip", "image 'none.png' is nowhere"),
     "path that leads outside": ("folder", row_two(image="../../etc/passwd"), "skip", "leads outside the source folder"),
@@ -197,6 +242,9 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     # texts
     "empty question": ("folder", row_two(question="  "), "skip", "question is empty"),
     "empty answer": ("folder", row_two(answer=""), "skip", "answer is empty"),
+    "question that nobody sees": ("folder", row_two(question="\u200b\ufeff"), "skip", "question is empty"),
+    "half of a character": ("folder", row_two(question="\ud83d?"), "skip", r"half of a character \(.ud83d alone\)"),
+    "half of a character in options": ("folder", row_two(options='["a mass", "\\ud83d"]'), "skip", "look like a JSON"),
     "null answer": ("folder", row_two(answer=None), "skip", "answer is empty"),
     "NaN answer": ("folder", row_two(answer=float("nan")), "skip", "answer is NaN"),
     "NaN answer in Parquet": ("folder", parquet_answers, "skip", "answer is NaN"),
@@ -206,8 +254,13 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "options as one string": ("folder", row_two(options="a mass"), "skip", "options 'a mass' are one text"),
     "options as broken JSON": ("folder", row_two(options='["a mass", '), "skip", "look like a JSON list"),
     "options as numbers in lists": ("folder", row_two(options=[["a mass"]]), "skip", "not a list of texts"),
+    "truth values as options": ("folder", row_two(options=[True, False]), "skip", "not a list of texts"),
+    "only option": ("folder", row_two(options=["a mass"]), "skip", "'a mass' is the only option"),
+    "empty options": ("folder", row_two(options="a mass||"), "skip", "an option is empty"),
     "answer twice among options": ("folder", row_two(options=["a mass", "a mass"]), "skip", "is there twice"),
     "unknown split": ("folder", row_two(split="dev"), "skip", "split 'dev' is not one of"),
+    "split that leads outside": ("folder", row_two(split="../escaped"), "skip", "split '../escaped' is not one of"),
+    "split of a CSV that leads outside": ("pmc-vqa", pmc_split("../escaped"), "skip", "split '../escaped' is not"),
     "label that is not an option": ("pmc-vqa", pmc_csv("MRI", "E"), "skip", "answer 'E' is not one of the letters"),
     "label and answer disagree": ("pmc-vqa", pmc_csv("MRI", "C"), "skip", "not the option of Answer_label C"),
     "no images": ("medxpertqa", expert_row(images=[]), "skip", "images is not a list of file names"),
@@ -235,6 +288,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "deep JSON": ("folder", table("t.json", b"[" * 100_000), "error", "not readable as JSON"),
     "text that is called Parquet": ("folder", table("t.parquet", b"hello"), "error", "not a readable Parquet file"),
     "0-byte Parquet": ("path-vqa", empty_parquet, "error", "not a readable Parquet file"),
+    "Parquet with text that is not UTF-8": ("folder", latin_parquet, "error", "damaged after row 0: 'utf-8' codec"),
     "damaged Parquet": ("path-vqa", cut_parquet, "error", "damaged after row 0"),
     "Parquet of an unknown split": ("path-vqa", lambda p: write_hub_parquet(p / "dev-0.parquet", []), "error",
                                     "its name should begin with train, validation, test"),
@@ -245,6 +299,10 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "absolute path in a zip": ("slake", slake_zip(add_member("/evil.jpg")), "error", "leads outside the archive"),
     "encrypted member": ("slake", slake_zip(add_member("secret.jpg", True)), "error", "is encrypted"),
     "zip that is cut off": ("slake", slake_zip(cut_file), "error", "not a readable zip archive"),
+    "zip of a newer version": ("slake", slake_zip(in_directory(6, 99)), "error", "not a readable zip archive"),
+    "zip with a name of another encoding": ("slake", slake_zip(in_directory(46, 0xFF, (9, 8))), "error",
+                                            "not a readable zip archive"),
+    "damaged LZMA member": ("slake", slake_zip(break_lzma), "skip", "cannot be read|cannot be decoded"),
     "damaged member": ("slake", slake_zip(break_member), "skip", "cannot be read|cannot be decoded"),
     "image that no archive holds": ("slake", slake_zip(img_name="x9/s.jpg"), "skip", "image 'x9/s.jpg' is nowhere"),
     "no archive at all": ("slake", slake_rows, "error", "not one of the 6 records can be used"),

@@ -60,6 +60,73 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path: Path) -> No
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+NNUNET = '{"name": "Task01", "labels": {"0": "background"}, "files": []}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("dataset.json", NNUNET), ("notes.txt", "mine"), ("train.parquet/notes.txt", "mine"), ("images", None)],
+)
+def test_what_is_not_ours_is_never_replaced(
+    name: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program's dataset.json, or a file or folder of yours within a data set of ours."""
+    out = prepared_in_shards(tmp_path, monkeypatch).parent
+    (out / "out-examples.png").touch()
+    (out / "train-examples.png").touch()
+    prepare_dataset("folder", tmp_path / "src", out)  # all of it is ours
+    foreign = out / name
+    foreign.mkdir() if content is None else foreign.write_text(content)
+    with pytest.raises(UserError, match=f"holds files that are no data set .*, such as {name}"):
+        prepare_dataset("folder", tmp_path / "src", out)
+    assert content is None or foreign.read_text() == content
+    assert (out / "train.parquet").is_dir()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError])
+def test_the_earlier_data_set_comes_back_where_the_new_one_cannot_take_its_place(
+    failure: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, out = folder_with(tmp_path / "src"), tmp_path / "made" / "out"
+    prepare_dataset("folder", src, out)
+    before, rename, calls = contents(out), Path.rename, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 2:  # the first moved the earlier data set aside
+            raise failure
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        prepare_dataset("folder", folder_with(tmp_path / "new", answer="a cyst"), out)
+    assert len(calls) == 3
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_kill_left_aside_comes_back_or_goes(there: bool, tmp_path: Path) -> None:
+    """The state that SIGKILL leaves before the new data set is in place, and after it."""
+    src, out = folder_with(tmp_path / "src"), tmp_path / "made" / "out"
+    aside = out.parent / ".out.replaced-xyz" / "data"
+    prepare_dataset("folder", src, aside)
+    before = contents(aside)
+    if there:
+        prepare_dataset("folder", folder_with(tmp_path / "new", answer="a cyst"), tmp_path / "kept")
+        (tmp_path / "kept").rename(out)
+        before = contents(out)
+    (src / "table.jsonl").write_text("[")  # this run writes nothing
+    with pytest.raises(UserError):
+        prepare_dataset("folder", src, out)
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    assert contents(out) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def prepared_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("rarl.data.parquet.SHARD_BYTES", 4_000)
     prepare_dataset("folder", folder_with(tmp_path / "src"), tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
 
 from rarl.data.convert import prepare_dataset
-from rarl.data.dicom import render
+from rarl.data.dicom import has_burned_in_text, render
 from rarl.data.images import BadImage
 from tests.pictures import read, write_folder
 
@@ -98,6 +100,51 @@ def test_the_first_of_several_windows_counts() -> None:
     pixels = stored(dataset, "<u2")
     low, high = 450 - 0.5 - (790 - 1) / 2, 450 - 0.5 + (790 - 1) / 2
     assert (np.asarray(render(real("examples_overlay"))) == by_range(pixels, low, high)).all()
+
+
+@pytest.mark.parametrize("written", ["US", "OW"])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_voi_lut_is_scaled_by_its_own_bits(bits: int, written: str) -> None:
+    """The table maps -5 to 20, -4 to 21 and so on, and is used up to 200 of its 255 or 4095."""
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    entries = [20 + i % 180 for i in range(3000)]
+    lut = Dataset()
+    lut.add_new("LUTDescriptor", "SS", [len(entries), -5, bits])
+    lut.add_new("LUTData", written, entries if written == "US" else np.array(entries, "<u2").tobytes())
+    dataset.VOILUTSequence = [lut]
+    places = np.clip(stored(dataset, "<i2").astype(int) + 5, 0, len(entries) - 1)
+    expected = by_range(np.array(entries)[places], 0, 2**bits - 1)
+    assert (np.asarray(render(saved(dataset))) == expected).all()
+
+
+def group(**sequences: dict[str, Any]) -> Dataset:
+    """A functional group: macro sequences of one item each."""
+    found = Dataset()
+    for name, values in sequences.items():
+        item = Dataset()
+        for key, value in values.items():
+            setattr(item, key, value)
+        setattr(found, name, [item])
+    return found
+
+
+def test_enhanced_files_are_shown_by_the_values_of_the_frame_then_by_shared_ones() -> None:
+    """Two frames: the first has its own window, the second its own rescale."""
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    pixels = stored(dataset, "<i2")
+    dataset.PixelData, dataset.NumberOfFrames = pixels.tobytes() * 2, 2
+    shared = {"WindowCenter": 600, "WindowWidth": 1600}, {"RescaleIntercept": -100, "RescaleSlope": 2}
+    dataset.SharedFunctionalGroupsSequence = [
+        group(FrameVOILUTSequence=shared[0], PixelValueTransformationSequence=shared[1])
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        group(FrameVOILUTSequence={"WindowCenter": 900, "WindowWidth": 700, "VOILUTFunction": "LINEAR_EXACT"}),
+        group(PixelValueTransformationSequence={"RescaleIntercept": 50, "RescaleSlope": 1}),
+    ]
+    dataset.WindowCenter, dataset.WindowWidth = 1, 2  # of no frame
+    first, second = (np.asarray(render(saved(dataset), frame)) for frame in (0, 1))
+    assert (first == by_range(pixels.astype(float) * 2 - 100, 900 - 350, 900 + 350)).all()
+    assert (second == by_range(pixels.astype(float) + 50, 600 - 0.5 - 1599 / 2, 600 - 0.5 + 1599 / 2)).all()
 
 
 def test_monochrome1_is_inverted() -> None:
@@ -186,6 +233,23 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded() -> None:
     dataset.Rows, dataset.Columns = 65535, 65535
     with pytest.raises(BadImage, match="65535x65535 pixels are more than"):
         render(saved(dataset))
+
+
+def test_a_deflated_file_is_measured_before_it_is_inflated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert render(real("image_dfl")).size == (512, 512)
+    dataset = pydicom.dcmread(io.BytesIO(real("image_dfl")))
+    dataset.PixelData = bytes(64 << 20)
+    bomb = saved(dataset)
+    del dataset
+    monkeypatch.setattr("rarl.data.dicom.MAX_INFLATED_BYTES", 4 << 20)
+    assert len(bomb) < 1 << 20
+    tracemalloc.start()
+    for look in (render, has_burned_in_text):
+        with pytest.raises(BadImage, match="is deflated DICOM of more than 4 MiB"):
+            look(bomb)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from rarl.cli import app
 from rarl.data.convert import prepare_dataset
 from rarl.data.parquet import ParquetRows
 from rarl.data.sources.record import Choices
@@ -95,6 +97,33 @@ def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
     assert "6 records read, 5 of phrase type freeform or para kept" in report
     assert "1 answer types had a stray blank" in report
     assert "no image is in more than one split" in report
+
+
+def test_the_authors_json_may_be_named_directly(original: Path, tmp_path: Path) -> None:
+    prepare_dataset("vqa-rad", original / "records.json", tmp_path / "out")
+    assert len(read(tmp_path / "out" / "train.parquet")) == 3
+
+
+def test_images_of_one_name_in_two_folders_are_two_images(original: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png")):
+        (original / "images" / name).parent.mkdir(exist_ok=True)
+        (original / "images" / name).write_bytes(picture(number))
+    named = [record(i, 0, image_name=name) for i, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png", "a/x.jpg"))]
+    (original / "records.json").write_text(json.dumps(named))
+    prepare_dataset("vqa-rad", original, tmp_path / "out")
+    first, second, third, again = (e.image_id for e in read(tmp_path / "out" / "train.parquet"))
+    assert (first, second, again) == ("a/x", "b/x", "a/x")
+    assert third not in (first, second)
+
+
+def test_phrase_types_that_would_be_ignored_are_refused(original: Path, hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--phrases 'nonsense': VQA-RAD's JSON has freeform, para, frame"):
+        prepare_dataset("vqa-rad", original, tmp_path / "out", choices=Choices(("freeform", "nonsense")))
+    with pytest.raises(UserError, match="does not name phrase types; leave --phrases out"):
+        prepare_dataset("vqa-rad", hub, tmp_path / "out", choices=Choices(("frame",)))
+    arguments = ["prepare", "vqa-rad", str(original), str(tmp_path / "out"), "--phrases", "freeform, para"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["vqa-rad-1", "vqa-rad-2", "vqa-rad-3"]
 
 
 def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> None:

@@ -80,6 +80,14 @@ def test_slake_in_chinese_and_in_both(slake: Path, tmp_path: Path) -> None:
         prepare_dataset("slake", slake, tmp_path / "fr", choices=Choices(language="fr"))
 
 
+def test_a_table_that_is_named_must_be_one_of_the_source(slake: Path, tmp_path: Path) -> None:
+    prepare_dataset("slake", slake / "test.json", tmp_path / "test")
+    assert [p.name for p in (tmp_path / "test").glob("*.parquet")] == ["test.parquet"]
+    (slake / "test.json").rename(slake / "my.json")
+    with pytest.raises(UserError, match=r"my\.json: holds none of train\.json, validation\.json and test\.json"):
+        prepare_dataset("slake", slake / "my.json", tmp_path / "out")
+
+
 def test_slake_with_its_images_unpacked(slake: Path, tmp_path: Path) -> None:
     (slake / "imgs.zip").unlink()
     for number in range(4):
@@ -105,6 +113,14 @@ def test_path_vqa_in_three_splits_and_several_files(tmp_path: Path) -> None:
     ]
     assert train[0].image_id == train[1].image_id != train[2].image_id
     assert [len(read(tmp_path / "out" / f"{s}.parquet")) for s in ("validation", "test")] == [1, 1]
+
+
+def test_what_was_prepared_below_the_source_is_not_read_again(tmp_path: Path) -> None:
+    src = tmp_path / "path-vqa"
+    write_hub_parquet(src / "data" / "train-0.parquet", [(picture(0), YES_NO, "yes")])
+    write_hub_parquet(src / ".out.partial-x" / "train-0.parquet", [(picture(1), YES_NO, "no")])  # left by a kill
+    for _ in range(2):
+        assert "1 records read" in prepare_dataset("path-vqa", src, src / "out")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -177,6 +193,18 @@ def omni_row(number: int, options: list[str], answer: str, modality: str) -> dic
         **named,
         "modality_type": modality,
     }
+
+
+def test_what_macos_adds_to_archives_and_disks_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "omni"
+    folder.mkdir()
+    rows = [omni_row(1, ["Yes", "No"], "No", "CT")]
+    contents = {"O/Q.json": json.dumps(rows).encode(), "O/Images/ACRIMA/Im1.png": picture(1, "PNG")}
+    beside = {"__MACOSX/O/._Q.json": b"\x00\x05\x16\xff", "__MACOSX/O/Images/ACRIMA/._Im1.png": b"\x00"}
+    write_zip(folder / "O.zip", contents | beside)
+    (folder / "._Q.json").write_bytes(b"\x00\x05\x16\xff")
+    prepare_dataset("omnimedvqa", folder, tmp_path / "out")
+    assert len(read(tmp_path / "out" / "test.parquet")) == 1
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -298,6 +326,16 @@ def test_a_folder_of_your_own_in_every_kind_of_table(tmp_path: Path) -> None:
         assert "1 answers were an option's letter" in report
         expected = expected or found
         assert found == expected, kind
+
+
+def test_numbers_are_the_same_text_as_answer_and_as_option(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"image": "0.png", "question": "Which grade?", "answer": 1.0, "options": [1.0, 2.0]},
+        {"image": "1.png", "question": "Which grade?", "answer": 2, "options": [1.0, "2", 2.5]},
+    ]
+    prepare_dataset("folder", write_folder(tmp_path / "mine", rows), tmp_path / "out")
+    found = read(tmp_path / "out" / "train.parquet")
+    assert [(e.answer, e.options) for e in found] == [("1", ("1", "2")), ("2", ("1", "2", "2.5"))]
 
 
 def test_the_card_says_what_the_data_is(slake: Path, tmp_path: Path) -> None:

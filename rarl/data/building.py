@@ -10,59 +10,102 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rarl.data.card import SKIPPED, card_files
+from rarl.data.contact_sheet import sheet_path
 from rarl.data.parquet import CARD
 from rarl.errors import UserError
 
-PARTIAL = ".partial-"
+PARTIAL, REPLACED = ".partial-", ".replaced-"
 
 
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `out`; on success it is flushed to disk and takes that name, in place of a data
-    set that was there before. What killed attempts left beside it is removed.
+    set that was there before. What killed attempts left beside it is put back or removed.
 
     Raises UserError where `out` holds anything but an earlier data set, or where nothing can be written.
     """
     out = out.absolute()
-    require_replaceable(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out)
+        for aside in abandoned(out, REPLACED):
+            put_back(aside, out)
+        require_replaceable(out)
+        for left in abandoned(out, PARTIAL):
+            shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{PARTIAL}"))
     except OSError as error:
         raise UserError(f"{out.parent}: cannot be written: {error.strerror or error}") from None
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives, however it ends
     try:
-        yield folder
-        flush(folder)
-        folder.chmod(0o755)
-        put_in_place(folder, out)
+        with held(folder):
+            yield folder
+            flush(folder)
+            folder.chmod(0o755)
+            put_in_place(folder, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     finally:
-        os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_replaceable(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / CARD).is_file():
-        raise UserError(f"{out}: holds files that are no data set of `rarl prepare`; choose another OUT, or empty it")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; OUT is the folder to be made")
+    foreign = first_foreign(out, own_files(out)) if out.is_dir() else None
+    if foreign is not None:
+        raise UserError(
+            f"{out}: holds files that are no data set of `rarl prepare`, such as {foreign.relative_to(out)}; "
+            "choose another OUT, or empty it"
+        )
 
 
-def remove_abandoned(out: Path) -> None:
-    """Partial folders of this name whose process is gone: nobody holds their lock."""
-    for left in out.parent.glob(f".{out.name}{PARTIAL}*"):
-        handle = os.open(left, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # another `prepare` is at work
-        finally:
-            os.close(handle)
-        shutil.rmtree(left, ignore_errors=True)
+def own_files(out: Path) -> set[Path]:
+    """What `rarl prepare` and `rarl data show` make in `out`, with the folders of shards; empty where its card is not
+    ours: other programs write a `dataset.json` too."""
+    listed = card_files(out)
+    if listed is None:
+        return set()
+    files = {out / CARD, out / SKIPPED, sheet_path(out)}
+    for file in (one for one in listed if one.is_relative_to(out)):
+        files |= {file, *file.parents, sheet_path(out / file.relative_to(out).parts[0])}
+    return files
+
+
+def first_foreign(folder: Path, ours: set[Path]) -> Path | None:
+    for path in sorted(folder.iterdir()):
+        if path not in ours:
+            return path
+        inside = first_foreign(path, ours) if path.is_dir() and not path.is_symlink() else None
+        if inside is not None:
+            return inside
+    return None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Locked while this process lives, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def abandoned(out: Path, mark: str) -> list[Path]:
+    """Hidden folders beside `out` whose process is gone: nobody holds their lock."""
+    return [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}{mark}") and not is_held(path)]
+
+
+def is_held(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True  # another `prepare` is at work
+    finally:
+        os.close(handle)
+    return False
 
 
 def flush(folder: Path) -> None:
@@ -74,17 +117,22 @@ def flush(folder: Path) -> None:
 
 
 def put_in_place(folder: Path, out: Path) -> None:
-    """Moves an earlier data set aside for the moment; it comes back where the new one cannot take its place."""
+    """Moves an earlier data set aside for the moment; it comes back where the new one cannot take its place, whatever
+    the reason, or at the latest with the next `prepare`."""
     if not out.exists():
         folder.rename(out)
         return
-    # Not called partial: were this process killed right here, the next one must not remove it.
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.replaced-"))
-    out.rename(aside / "data")
-    try:
-        folder.rename(out)
-    except OSError:
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{REPLACED}"))
+    with held(aside):
+        try:
+            out.rename(aside / "data")
+            folder.rename(out)
+        finally:
+            put_back(aside, out)
+
+
+def put_back(aside: Path, out: Path) -> None:
+    """What was set aside takes its place again if that is empty; otherwise it has been replaced and goes."""
+    if not out.exists() and (aside / "data").exists():
         (aside / "data").rename(out)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -14,6 +14,7 @@ from rarl.errors import UserError
 from rarl.schema import Example
 
 FORMAT = 1
+SKIPPED = "skipped.jsonl"  # beside the card: the records that cannot be used
 
 
 @dataclass
@@ -74,6 +75,15 @@ def hashed_files(folder: Path) -> list[dict[str, Any]]:
         for path in sorted(folder.rglob("*.parquet"))
         if path.is_file()
     ]
+
+
+def card_files(folder: Path) -> list[Path] | None:
+    """The files that the card in `folder` lists; None where there is no card, or one of another program."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return [folder / str(one["path"]) for one in card["files"]] if card["format"] and card["source"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def changed_files(folder: Path) -> list[Path]:

@@ -34,9 +34,13 @@ class CheckedRows:
 
 
 def faults_in(path: str, rows: list[int]) -> Iterator[BadRow]:
+    """Rows of a part of a file that cannot be read are bad as well."""
     source = ParquetRows(path)
     for row in rows:
-        fault = find_fault(source.read([row])[0])
+        try:
+            fault = find_fault(source.read([row])[0])
+        except UserError as error:
+            fault = str(error)
         if fault:
             yield BadRow(row, fault)
 

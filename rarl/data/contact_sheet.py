@@ -18,6 +18,12 @@ LINE = 38  # characters of a caption's line
 LINES = 4
 
 
+def sheet_path(data: Path) -> Path:
+    """Where the sheet of a prepared folder goes, or of one of its splits."""
+    folder = data if data.is_dir() and data.suffix != ".parquet" else data.parent
+    return folder / f"{data.stem}-examples.png"
+
+
 def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
     """Writes a PNG; returns how many examples it shows. The same seed shows the same examples."""
     from matplotlib.figure import Figure  # takes a second to import

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.building import building
-from rarl.data.card import Card, SplitCounts, card_text, hashed_files
+from rarl.data.card import SKIPPED, Card, SplitCounts, card_text, hashed_files
 from rarl.data.fingerprint import find_leak, image_groups, stacked
 from rarl.data.leaks import leak_lines, leaks_among, read_side
 from rarl.data.parquet import CARD, ShardWriter
@@ -28,7 +28,6 @@ from rarl.errors import UserError
 
 SPLITS = ("official", "image-disjoint")
 MOST_SKIPPED = 0.5  # of the records: above it something is wrong with all of them, such as a missing image folder
-SKIPPED = "skipped.jsonl"
 
 
 def prepare_dataset(
@@ -142,7 +141,8 @@ def write_skipped(path: Path, skipped: list[BadRecord]) -> None:
     """A line for every record that was left out as unusable; no file where there is none."""
     if skipped:
         lines = [json.dumps(asdict(one), ensure_ascii=False) for one in skipped]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # A file name may be of another encoding than UTF-8, which Python holds as lone surrogates.
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def report(card: Card, staged: Staged, out: Path) -> str:

@@ -7,6 +7,7 @@ Right means equal but for case, punctuation and blanks.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 
 from rarl.data.fingerprint import text_key
 
+WORD = r"\w+"
 ROWS_AT_ONCE = 512  # questions compared with all training questions
 
 
@@ -57,10 +59,13 @@ def most_common(train: Sequence[Asked], kind: str) -> str | None:
 
 
 def nearest_answers(known: list[str], answers: list[str], questions: list[str]) -> list[str]:
-    """For each question the answer of the known one that is most like it; the first of equals."""
+    """For each question the answer of the known one that is most like it; the first of equals, also where not one of
+    them holds a word."""
+    if not any(re.search(WORD, question) for question in known):
+        return answers[:1] * len(questions)
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True)
     vectors = vectorizer.fit_transform(known)
     found = []
     for start in range(0, len(questions), ROWS_AT_ONCE):

@@ -27,6 +27,11 @@ class BadImage(ValueError):
 
 def decode_image(encoded: bytes) -> Image.Image:
     """Decodes to RGB. 16-bit greys are scaled to 8 bits by their own range, as viewers do. Raises BadImage."""
+    return as_rgb(load_image(encoded))
+
+
+def load_image(encoded: bytes) -> Image.Image:
+    """Decodes to the file's own mode. Raises BadImage."""
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
         if image.width * image.height > MAX_ENCODED_PIXELS:
@@ -36,6 +41,10 @@ def decode_image(encoded: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
         raise BadImage(f"cannot be decoded ({error})") from None
+    return image
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
         low, high = values.min(), values.max()

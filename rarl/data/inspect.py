@@ -16,7 +16,8 @@ from rarl.data.dicom import has_burned_in_text, is_dicom, render
 from rarl.data.faults import text_fault
 from rarl.data.fingerprint import ImagePrint, content_id, image_print
 from rarl.data.images import BadImage, decode_image, format_of, require_content
-from rarl.data.sources.record import BadRecord, Fault, Item, LeftOut, Record, yes_no_or_open
+from rarl.data.metadata import without_metadata
+from rarl.data.sources.record import SPLITS, BadRecord, Fault, Item, LeftOut, Record, yes_no_or_open
 from rarl.schema import Example
 
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "bmp": "BMP", "gif": "GIF", "webp": "WEBP", "dcm": "DICOM"}
@@ -90,6 +91,9 @@ class Inspector:
 
 
 def make_example(record: Record, encoded: bytes, print_: ImagePrint) -> Example:
+    """Raises Fault for a split of another name: splits become file names."""
+    if record.split not in SPLITS:
+        raise Fault(f"split '{record.split}' is not one of {', '.join(SPLITS)}")
     guessed = "choice" if record.options else yes_no_or_open(record.answer)
     return Example(
         id=record.id,
@@ -107,7 +111,7 @@ def make_example(record: Record, encoded: bytes, print_: ImagePrint) -> Example:
 
 
 def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes to keep, and notes about them. DICOM becomes a PNG without any of its other content. Raises Fault."""
+    """The bytes to keep, and notes about them: nothing but pixels. Raises Fault."""
     encoded = record.image()
     if not encoded:
         raise Fault(f"image '{record.image_name}' is empty")
@@ -123,7 +127,10 @@ def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
         elif record.frame:
             raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
         else:
-            found = format_of(encoded)
+            found, kept = format_of(encoded), without_metadata(encoded)
+            if kept != encoded:
+                notes.append("images held more than pixels (EXIF, comments, texts), which was taken away")
+            encoded = kept
     except BadImage as error:
         raise Fault(f"image {error}") from None
     if ENDINGS.get(ending, found) != found:

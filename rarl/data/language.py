@@ -3,8 +3,6 @@ none, so that a language that is named is there."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -22,10 +20,3 @@ def language_of(text: str) -> str | None:
     """A two-letter code, or None where it is not clear."""
     language, probability = identifier().classify(text)
     return str(language) if probability >= SURE else None
-
-
-def count_languages(questions: Iterable[str]) -> dict[str, int]:
-    """Questions by language, the most common first; those that are unsure are not counted."""
-    found = Counter(language_of(question) for question in questions)
-    found.pop(None, None)
-    return {str(language): count for language, count in found.most_common()}

@@ -16,7 +16,6 @@ from rarl.data.inspect import Inspector, in_threads
 from rarl.data.language import language_of
 from rarl.data.parquet import CARD, ParquetRows
 from rarl.data.sources.record import Fault
-from rarl.data.staging import answer_text
 from rarl.errors import UserError
 from rarl.schema import Example
 
@@ -28,8 +27,9 @@ SHOWN = 3  # bad rows that are named
 class Examined:
     """A data set read row by row."""
 
-    side: Side
+    side: Side  # its images are those of bad rows too
     faults: list[str] = field(default_factory=list)  # one a bad row, with its number
+    unread: list[str] = field(default_factory=list)  # those of them whose image cannot be read
     languages: Counter[str] = field(default_factory=Counter)
 
 
@@ -40,7 +40,7 @@ def examine(path: Path, name: str | None = None) -> Examined:
 
     def look(example: Example) -> tuple[Example, ImagePrint | str]:
         try:
-            return example, text_fault(example) or inspector.look_at(example.image)
+            return example, inspector.look_at(example.image)
         except Fault as fault:
             return example, str(fault)
 
@@ -48,10 +48,16 @@ def examine(path: Path, name: str | None = None) -> Examined:
         if example.id in ids:
             found.faults.append(f"row {number}: id '{example.id}' is also that of row {ids[example.id]}")
         ids.setdefault(example.id, number)
+        place = f"row {number}: example '{example.id}': "
         if isinstance(result, str):
-            found.faults.append(f"row {number}: example '{example.id}': {result}")
+            found.unread.append(place + result)
+        else:
+            found.side.number_of(result)
+        fault = text_fault(example) or (result if isinstance(result, str) else None)
+        if fault or isinstance(result, str):
+            found.faults.append(f"{place}{fault}")
             continue
-        found.side.add(result, example.question, answer_text(example))
+        found.side.add(result, example.question, example.answer)
         language = language_of(example.question)
         if language:
             found.languages[language] += 1
@@ -152,5 +158,9 @@ def named_parts(paths: list[Path]) -> list[tuple[Path, str]]:
 
 
 def read_side(path: Path) -> Side:
-    """For --against. Raises UserError."""
-    return examine(path).side
+    """For --against. Raises UserError, also for an image that cannot be held against others: what shares it would stay
+    unseen."""
+    examined = examine(path)
+    if examined.unread:
+        raise UserError(f"{path}: {examined.unread[0]}; mend or delete this row, so that all of --against counts")
+    return examined.side

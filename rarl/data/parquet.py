@@ -1,4 +1,4 @@
-"""The canonical Parquet schema: written by `rarl prepare`, read by row number."""
+"""Canonical Parquet: written by `rarl prepare`, read by row number."""
 
 from __future__ import annotations
 
@@ -13,28 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rarl.data.columns import REQUIRED, SCHEMA, damage_named, open_canonical
 from rarl.data.mixture import read_mixture
 from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
 
-SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("answer_type", pa.string(), nullable=False),
-        pa.field("options", pa.list_(pa.string())),
-        pa.field("rationale", pa.string()),
-        pa.field("modality", pa.string()),
-        pa.field("organ", pa.string()),
-        pa.field("dataset", pa.string()),
-        pa.field("split", pa.string()),
-    ]
-)
-REQUIRED = [field.name for field in SCHEMA if not field.nullable]
 # Row groups are small, since training reads rows in random order and a row group is the unit of reading.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 4 << 20  # of images, where these are large
@@ -123,11 +107,13 @@ def to_row(example: Example) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> Example:
-    """Columns that are absent count as null."""
+    """Columns that are absent count as null, and null as empty where there must be something: the checks find that."""
     options = row.get("options")
     known = {name: row.get(name) for name in SCHEMA.names}
-    texts = {name: row.get(name) or "" for name in ("dataset", "split")}
-    return Example(**known | texts | {"options": None if options is None else tuple(options)})
+    texts = {name: row.get(name) or "" for name in (*REQUIRED, "dataset", "split")}
+    image = {"image": row.get("image") or b""}
+    listed = None if options is None else tuple(option or "" for option in options)
+    return Example(**known | texts | image | {"options": listed})
 
 
 CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
@@ -174,23 +160,25 @@ class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder in name order, or a
     mixture (see `rarl.data.mixture`), whose data sets follow each other.
 
-    Raises UserError when there is no such file, no row, or a required column is missing.
+    Raises UserError when there is no such file, no row, a required column is missing, a column is of another type, or
+    a part of a file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.parts: list[RowRange] = []
         self.files: list[pq.ParquetFile] = []
+        self.paths: list[Path] = []  # of the files
         for part in read_mixture(self.path):
-            opened = [
-                open_parquet(file, advice="; convert it with `rarl prepare`") for file in parquet_files(part.path)
-            ]
+            paths = parquet_files(part.path)
+            opened = [open_canonical(path) for path in paths]
             start = self.parts[-1].stop if self.parts else 0
             rows = sum(file.metadata.num_rows for file in opened)
             if not rows:
                 raise UserError(f"{part.path}: holds no rows")
             self.parts.append(RowRange(part.path, start, start + rows, part.weight))
             self.files += opened
+            self.paths += paths
         self.groups = [(f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)]
         self.starts = [0]  # row number at which each group starts, and the total
         for f, g in self.groups:
@@ -203,16 +191,19 @@ class ParquetRows:
     def _read_group(self, group: int) -> list[dict[str, Any]]:
         file, number = self.groups[group]
         columns = [name for name in SCHEMA.names if name in self.files[file].schema_arrow.names]
-        rows: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=columns).to_pylist()
+        with damage_named(self.paths[file], f"row group {number}"):
+            rows: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=columns).to_pylist()
         return rows
 
     def column(self, name: str) -> list[Any]:
-        """One column of all rows, in their order, without reading the images; None where it is absent."""
+        """One column of all rows, in their order, without reading the images; None where it is absent or null, or the
+        empty text where there must be one."""
         values: list[Any] = []
-        for file in self.files:
+        for path, file in zip(self.paths, self.files, strict=True):
             known = name in file.schema_arrow.names
-            values += file.read(columns=[name])[name].to_pylist() if known else [None] * file.metadata.num_rows
-        return values
+            with damage_named(path, f"column '{name}'"):
+                values += file.read(columns=[name])[name].to_pylist() if known else [None] * file.metadata.num_rows
+        return [value or "" for value in values] if name in REQUIRED else values
 
     def read(self, rows: Sequence[int]) -> list[Example]:
         """The examples at these row numbers, in this order."""
@@ -221,16 +212,3 @@ class ParquetRows:
             group = bisect.bisect_right(self.starts, row) - 1
             examples.append(from_row(self.read_group(group)[row - self.starts[group]]))
         return examples
-
-
-def open_parquet(path: Path, required: Sequence[str] = REQUIRED, advice: str = "") -> pq.ParquetFile:
-    """Raises UserError when the file is not Parquet or lacks a required column; `advice` then ends the message."""
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    missing = [name for name in required if name not in file.schema_arrow.names]
-    if missing:
-        has = ", ".join(file.schema_arrow.names)
-        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {has}){advice}")
-    return file

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
-from rarl.data.contact_sheet import draw_contact_sheet
+from rarl.data.contact_sheet import draw_contact_sheet, sheet_path
 from rarl.data.fingerprint import text_key
 from rarl.data.floors import Asked, floors, hold_out
 from rarl.data.leaks import named_parts
 from rarl.data.parquet import ParquetRows
+from rarl.errors import UserError
 
 COMMON_ANSWERS = 8
 BAR = 30  # characters
@@ -28,10 +32,16 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
         yield histogram(name, questions)
         yield answers_table(name, questions)
     yield from floor_tables(asked)
-    sheet = (path if path.is_dir() and path.suffix != ".parquet" else path.parent) / f"{path.stem}-examples.png"
+    yield shown_sheet(splits, sheet_path(path))
+
+
+def shown_sheet(splits: dict[str, ParquetRows], sheet: Path) -> str:
     shown = splits.get("train") or next(iter(splits.values()))
-    drawn = draw_contact_sheet(shown, sheet)
-    yield f"{drawn} random examples with their questions: {sheet}"
+    try:
+        drawn = draw_contact_sheet(shown, sheet)
+    except OSError as error:
+        raise UserError(f"{sheet}: cannot be written: {error.strerror or error}; make room for it there") from None
+    return f"{drawn} random examples with their questions: {sheet}"
 
 
 def read_questions(rows: ParquetRows) -> list[Asked]:
@@ -39,8 +49,15 @@ def read_questions(rows: ParquetRows) -> list[Asked]:
     return [Asked(*values) for values in zip(*columns, strict=True)]
 
 
+class PlainTable(Table):
+    """Shows texts as they are: what is in brackets is no markup."""
+
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        super().add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def plain_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = PlainTable(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     return table

@@ -38,10 +38,12 @@ class Staged:
 
 
 def stage(items: Iterable[Item], path: Path, dataset: str) -> Staged:
-    """Writes the usable examples to `path`. Ids that were used before are faults; equal images get one image_id."""
+    """Writes the usable examples to `path`. Ids that were used before are faults; equal images get one image_id, others
+    never."""
     staged = Staged()
     known_ids: dict[str, str] = {}  # id → where
     image_ids: dict[str, str] = {}  # content → image_id
+    owners: dict[str, str] = {}  # image_id → content
     with ExampleWriter(path) as writer:
         for found in Inspector().inspect_all(items):
             staged.records += 1
@@ -55,7 +57,10 @@ def stage(items: Iterable[Item], path: Path, dataset: str) -> Staged:
                 staged.skipped.append(found)
                 continue
             known_ids[found.example.id] = found.where
-            image_id = image_ids.setdefault(found.print.content, found.example.image_id)
+            content = found.print.content
+            if owners.setdefault(found.example.image_id, content) != content:  # published under the name of another
+                found = replace(found, example=replace(found.example, image_id=content))
+            image_id = image_ids.setdefault(content, found.example.image_id)
             writer.add(replace(found.example, image_id=image_id, dataset=dataset))
             note(staged, found)
     return staged
@@ -63,17 +68,12 @@ def stage(items: Iterable[Item], path: Path, dataset: str) -> Staged:
 
 def note(staged: Staged, sound: Sound) -> None:
     example = sound.example
-    staged.side.add(sound.print, example.question, answer_text(example))
+    staged.side.add(sound.print, example.question, example.answer)
     staged.splits.append(example.split)
     staged.notes.update(sound.notes)
     language = language_of(example.question)
     if language:
         staged.languages[language] += 1
-
-
-def answer_text(example: Example) -> str:
-    """Of a multiple-choice question the options belong to what is answered."""
-    return "\n".join([example.answer, *sorted(example.options or ())])
 
 
 def read_staged(path: Path) -> Iterator[Example]:

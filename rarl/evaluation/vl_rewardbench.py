@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rarl.data.parquet import open_parquet
+from rarl.data.columns import open_parquet
 from rarl.errors import UserError
 from rarl.evaluation.judge_card import Preferences, Share, share_of
 from rarl.evaluation.judge_measure import CORRECTNESS_WEIGHT, Advance, ask

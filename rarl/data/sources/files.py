@@ -1,7 +1,11 @@
-"""The files of a published data set: a folder and the zip archives in it, as one tree of paths. Nothing is unpacked."""
+"""The files of a published data set: a folder and the zip archives in it, as one tree of paths. Nothing is unpacked.
+
+What `rarl prepare` made below the folder is not part of it, nor is what macOS adds to archives.
+"""
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -11,9 +15,21 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from rarl.data.building import PARTIAL
+from rarl.data.card import card_files
 from rarl.data.sources.record import Fault
 from rarl.errors import UserError
 
+# zipfile's ways of saying so: ValueError is a name that is not of its encoding, NotImplementedError a newer version.
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
 
 
@@ -32,6 +48,7 @@ class Files:
     """`root` is a folder, or one file in it that is to be read. Raises UserError for an archive that cannot be used."""
 
     def __init__(self, root: Path) -> None:
+        self.named = root
         self.root = root if root.is_dir() else root.parent
         self.chosen = None if root.is_dir() else root.name
         self.entries: dict[str, Entry] = {}
@@ -49,12 +66,12 @@ class Files:
     def add_archive(self, path: Path) -> None:
         try:
             archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except (*BROKEN_ARCHIVE, OSError) as error:
             raise UserError(f"{path}: not a readable zip archive ({error}); fetch it again") from None
         self.archives[path] = archive
         folder = path.parent.relative_to(self.root)
         for info in archive.infolist():
-            if info.is_dir():
+            if info.is_dir() or is_of_macos(info.filename):
                 continue
             if leads_outside(info.filename):
                 raise UserError(f"{path}: member '{info.filename}' leads outside the archive; do not trust this file")
@@ -63,10 +80,10 @@ class Files:
             self.entries[(folder / info.filename).as_posix()] = Entry(path, info.filename)
 
     def find(self, *patterns: str) -> list[str]:
-        """Names of the tree whose last part matches one of the patterns, sorted; only the chosen file if one is."""
-        if self.chosen is not None:
-            return [self.chosen]
-        return sorted(n for n in self.entries if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
+        """Names of the tree whose last part matches one of the patterns, sorted; of these only the chosen file if one
+        is."""
+        names = self.entries if self.chosen is None else [self.chosen]
+        return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
 
     def read(self, name: str) -> bytes:
         """Raises Fault for what is broken or too large."""
@@ -79,7 +96,7 @@ class Files:
             if self.archives[entry.path].getinfo(entry.member).file_size > MAX_FILE_BYTES:
                 raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
             return self.archives[entry.path].read(entry.member)
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (*BROKEN_ARCHIVE, OSError) as error:
             raise Fault(f"{name} cannot be read ({error})") from None
 
     def read_text(self, name: str) -> str:
@@ -124,7 +141,7 @@ class Files:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below `root`, through linked folders too, each folder once."""
+    """Every file below `root` that belongs to the data set, through linked folders too, each folder once."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -132,7 +149,20 @@ def walk(root: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
-        yield from (Path(folder, name) for name in files if Path(folder, name).is_file())
+        names[:] = [name for name in names if not is_prepared(Path(folder, name))]
+        here = (Path(folder, name) for name in files if not is_of_macos(name))
+        yield from (path for path in here if path.is_file())
+
+
+def is_prepared(folder: Path) -> bool:
+    """Made by `rarl prepare`, or left by one that was killed."""
+    return PARTIAL in folder.name or card_files(folder) is not None
+
+
+def is_of_macos(name: str) -> bool:
+    """Finder's own data beside the files of an archive or a foreign disk."""
+    path = PurePosixPath(name)
+    return "__MACOSX" in path.parts or path.name.startswith("._")
 
 
 def leads_outside(name: str) -> bool:

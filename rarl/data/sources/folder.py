@@ -12,19 +12,17 @@ from typing import Any
 
 from rarl.data.sources.files import Files
 from rarl.data.sources.hub_parquet import embedded_image
-from rarl.data.sources.record import Choices, Fault, Item, Record, Row, each, optional_text, text
-from rarl.data.sources.tables import TABLE_PATTERNS, read_table
+from rarl.data.sources.record import Choices, Fault, Item, Record, Row, each, optional_text, scalar_text, text
+from rarl.data.sources.tables import TABLE_PATTERNS, read_table, require_whole_characters
 from rarl.errors import UserError
-
-SPLITS = ("train", "validation", "test")
 
 
 def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     names = [name for name in files.find(*TABLE_PATTERNS) if "/" not in name]
     if not names:
-        raise UserError(f"{files.root}: holds no table (a CSV, JSON-lines, JSON or Parquet file) beside its images")
+        raise UserError(f"{files.named}: holds no table (a CSV, JSON-lines, JSON or Parquet file) beside its images")
     if len(names) > 1:
-        raise UserError(f"{files.root}: holds {len(names)} tables ({', '.join(names)}); name the one that is meant")
+        raise UserError(f"{files.named}: holds {len(names)} tables ({', '.join(names)}); name the one that is meant")
     yield from each(read_table(files, names[0], ("image", "question", "answer")), lambda row: folder_record(row, files))
 
 
@@ -38,9 +36,6 @@ def folder_record(row: Row, files: Files) -> Record:
         image = files.image(name)
     options = read_options(row.values.get("options"))
     answer, mended = letter_as_text(text(row.values, "answer"), options)
-    split = optional_text(row.values, "split") or "train"
-    if split not in SPLITS:
-        raise Fault(f"split '{split}' is not one of {', '.join(SPLITS)}")
     return Record(
         where=row.where,
         id=optional_text(row.values, "id") or f"row-{row.number}",
@@ -52,7 +47,7 @@ def folder_record(row: Row, files: Files) -> Record:
         rationale=optional_text(row.values, "rationale"),
         modality=optional_text(row.values, "modality"),
         organ=optional_text(row.values, "organ"),
-        split=split,
+        split=optional_text(row.values, "split") or "train",
         frame=read_frame(row.values.get("frame")),
         mended=mended,
     )
@@ -65,15 +60,21 @@ def read_options(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+            require_whole_characters(value)
+        except (ValueError, RecursionError):
             raise Fault(f"options {value!r} look like a JSON list but are none") from None
     elif isinstance(value, str) and "|" in value:
         value = value.split("|")
     if isinstance(value, str):
         raise Fault(f"options '{value}' are one text; give a list, or texts separated by |")
-    if not isinstance(value, list) or not all(isinstance(v, str | int | float) for v in value):
+    if not isinstance(value, list) or not all(is_scalar(option) for option in value):
         raise Fault(f"options {value!r} are not a list of texts")
-    return tuple(str(option).strip() for option in value)
+    return tuple(scalar_text(option) for option in value)
+
+
+def is_scalar(value: Any) -> bool:
+    """A text or number that is there; True and NaN are neither, as in every other column."""
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
 
 
 def letter_as_text(answer: str, options: tuple[str, ...] | None) -> tuple[str, tuple[str, ...]]:
@@ -90,9 +91,9 @@ def read_frame(value: Any) -> int:
     if value is None or value != value or value == "":
         return 0
     try:
-        frame = int(float(value))
-    except (TypeError, ValueError):
-        frame = -1
-    if frame < 0:
+        frame = float(value)
+    except (TypeError, ValueError, OverflowError):
+        frame = -1.0
+    if frame < 0 or not frame.is_integer():  # infinity is none either
         raise Fault(f"frame '{value}' is not a number from 0")
-    return frame
+    return int(frame)

@@ -7,11 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rarl.data.sources.files import Files
-from rarl.data.sources.record import Fault, Item, Record, Row, each, text, yes_no_or_open
+from rarl.data.sources.record import SPLITS, Fault, Item, Record, Row, each, text, yes_no_or_open
 from rarl.data.sources.tables import read_table
 from rarl.errors import UserError
-
-SPLITS = ("train", "validation", "test")
 
 
 def read_hub_parquet(files: Files, names: list[str], dataset: str) -> Iterator[Item]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from PIL import Image
 
 from rarl.data.images import BadImage, decode_image
+from rarl.data.metadata import without_metadata
 from rarl.data.sources.files import Files
 from rarl.data.sources.record import Choices, Fault, Item, Record, Row, each, optional_text, pick, text
 from rarl.data.sources.tables import read_table
@@ -27,7 +28,7 @@ def read_medxpertqa(files: Files, choices: Choices) -> Iterator[Item]:
         raise UserError(f"--images {choices.images}: expected first or all")
     names = [name for name in files.find("dev.jsonl", "test.jsonl") if "Text/" not in name]
     if not names:
-        raise UserError(f"{files.root}: holds neither dev.jsonl nor test.jsonl of MedXpertQA's MM part")
+        raise UserError(f"{files.named}: holds neither dev.jsonl nor test.jsonl of MedXpertQA's MM part")
     for name in names:
         split = SPLITS.get(name.rsplit("/", 1)[-1].removesuffix(".jsonl"), "test")
         yield from each(read_table(files, name, KEYS), lambda row, s=split: record_of(row, files, choices, s))  # type: ignore[misc]
@@ -64,7 +65,7 @@ def side_by_side(images: list[Callable[[], bytes]]) -> Callable[[], bytes]:
 
     def joined() -> bytes:
         try:
-            pictures = [decode_image(read()) for read in images]
+            pictures = [decode_image(without_metadata(read())) for read in images]
         except BadImage as error:
             raise Fault(f"image {error}") from None
         height = min(picture.height for picture in pictures)

@@ -19,7 +19,7 @@ KEYS = ("image_path", "question", "gt_answer")
 def read_omnimedvqa(files: Files, choices: Choices) -> Iterator[Item]:
     names = files.find("*.json")
     if not names:
-        raise UserError(f"{files.root}: holds no JSON file of OmniMedVQA, nor an archive with one")
+        raise UserError(f"{files.named}: holds no JSON file of OmniMedVQA, nor an archive with one")
     for name in names:
         yield from each(read_table(files, name, KEYS), lambda row: omnimedvqa_record(row, files))
 

@@ -13,5 +13,5 @@ from rarl.errors import UserError
 def read_path_vqa(files: Files, choices: Choices) -> Iterator[Item]:
     names = files.find("*.parquet")
     if not names:
-        raise UserError(f"{files.root}: holds no Parquet files of PathVQA")
+        raise UserError(f"{files.named}: holds no Parquet files of PathVQA")
     yield from read_hub_parquet(files, names, "path-vqa")

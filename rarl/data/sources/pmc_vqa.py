@@ -29,9 +29,9 @@ def read_pmc_vqa(files: Files, choices: Choices) -> Iterator[Item]:
         found = {v: names for v, names in found.items() if names and choices.version in (v, None)}
     if not found:
         known = ", ".join(name for names in NAMES.values() for name in names)
-        raise UserError(f"{files.root}: holds none of {known} of PMC-VQA")
+        raise UserError(f"{files.named}: holds none of {known} of PMC-VQA")
     if len(found) > 1:
-        raise UserError(f"{files.root}: holds both versions of PMC-VQA; choose with --version 1 or --version 2")
+        raise UserError(f"{files.named}: holds both versions of PMC-VQA; choose with --version 1 or --version 2")
     (version, names), *_ = found.items()
     for pattern, split in names.items():
         for name in files.find(pattern):

@@ -9,6 +9,8 @@ from typing import Any
 
 from rarl.schema import AnswerType
 
+SPLITS = ("train", "validation", "test")
+
 
 class Fault(ValueError):
     """A row cannot be used; the message says why. The row is counted, listed and left out."""
@@ -98,16 +100,19 @@ def text(values: dict[str, Any], key: str) -> str:
     value = values[key]
     if value is None or (isinstance(value, str) and not value.strip()):
         raise Fault(f"{key.lower()} is empty")
-    if isinstance(value, float):
-        if math.isnan(value):
-            raise Fault(f"{key.lower()} is NaN")
-        value = int(value) if value.is_integer() else value
+    if isinstance(value, float) and math.isnan(value):
+        raise Fault(f"{key.lower()} is NaN")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise Fault(f"{key.lower()} is of type {type(value).__name__}, not text")
-    stripped = str(value).strip()
+    stripped = scalar_text(value)
     if stripped.lower() in MISSING_WORDS:
         raise Fault(f"{key.lower()} is '{stripped}', which programs write for a missing value")
     return stripped
+
+
+def scalar_text(value: str | int | float) -> str:
+    """Whole numbers without a fraction: programs make 1.0 of 1 where a column has gaps."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
 def optional_text(values: dict[str, Any], key: str) -> str | None:

@@ -20,7 +20,7 @@ def read_slake(files: Files, choices: Choices) -> Iterator[Item]:
         raise UserError(f"--language {choices.language}: SLAKE has {', '.join(LANGUAGES)}")
     names = files.find("train.json", "validation.json", "test.json")
     if not names:
-        raise UserError(f"{files.root}: holds none of train.json, validation.json and test.json of SLAKE")
+        raise UserError(f"{files.named}: holds none of train.json, validation.json and test.json of SLAKE")
     for name in names:
         split = name.rsplit("/", 1)[-1].removesuffix(".json")
         yield from each(read_table(files, name, KEYS), lambda row, s=split: slake_record(row, files, choices, s))  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rarl.data.parquet import open_parquet
+from rarl.data.columns import open_parquet
 from rarl.data.sources.files import Files
 from rarl.data.sources.record import Row
 from rarl.errors import UserError
@@ -79,8 +79,21 @@ def jsonl_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row
 def object_row(place: str, number: int, record: Any, required: Sequence[str]) -> Row:
     if not isinstance(record, dict):
         return Row(place, number, {}, f"expected an object, found {type(record).__name__}")
+    try:
+        require_whole_characters(record)
+    except (ValueError, RecursionError) as error:
+        return Row(place, number, {}, str(error))
     missing = [key for key in required if key not in record]
     return Row(place, number, record, f"key '{missing[0]}' is missing" if missing else None)
+
+
+def require_whole_characters(value: Any) -> None:
+    """Raises ValueError where a JSON text escapes half of a surrogate pair, which no file in UTF-8 can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise ValueError(f"holds half of a character (\\u{half:04x} alone); write the character as a whole") from None
 
 
 def parquet_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[Row]:
@@ -92,7 +105,7 @@ def parquet_rows(files: Files, name: str, required: Sequence[str]) -> Iterator[R
             for values in batch.to_pylist():
                 yield Row(f"{path}: row {number}", number, values)
                 number += 1
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged after row {number}: {str(error).splitlines()[0]}; fetch it again") from None
 
 

@@ -14,19 +14,25 @@ from rarl.schema import AnswerType
 
 ORGANS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 ANSWER_TYPES: dict[str, AnswerType] = {"CLOSED": "closed", "OPEN": "open"}
+PHRASES = ("freeform", "para", "frame")
 KEYS = ("image_name", "question", "answer", "answer_type", "phrase_type")
 
 
 def read_vqa_rad(files: Files, choices: Choices) -> Iterator[Item]:
     """Reads whichever of the two forms is there."""
+    unknown = [phrase for phrase in choices.phrases if phrase not in PHRASES]
+    if unknown:
+        raise UserError(f"--phrases '{unknown[0]}': VQA-RAD's JSON has {', '.join(PHRASES)}")
     parquets, jsons = files.find("*.parquet"), files.find("*.json")
     if parquets:
+        if set(choices.phrases) != set(Choices.phrases):
+            raise UserError(f"{files.named}: the hub's Parquet does not name phrase types; leave --phrases out")
         yield from read_hub_parquet(files, parquets, "vqa-rad")
     elif jsons:
         for name in jsons:
             yield from each(read_table(files, name, KEYS), lambda row: authors_record(row, files, choices))
     else:
-        raise UserError(f"{files.root}: holds neither a JSON file with an image folder nor Parquet files of VQA-RAD")
+        raise UserError(f"{files.named}: holds neither a JSON file with an image folder nor Parquet files of VQA-RAD")
 
 
 def authors_record(row: Row, files: Files, choices: Choices) -> Record:
@@ -42,7 +48,7 @@ def authors_record(row: Row, files: Files, choices: Choices) -> Record:
         id=f"vqa-rad-{row.values.get('qid', row.number)}",
         image=files.image(name),
         image_name=name,
-        image_id=PurePosixPath(name).stem,
+        image_id=PurePosixPath(name).with_suffix("").as_posix(),
         question=text(row.values, "question"),
         answer=text(row.values, "answer"),
         answer_type=ANSWER_TYPES[kind.strip()],
