@@ -14,8 +14,8 @@ from rarl.data.check import READ_CPUS
 from rarl.errors import UserError
 from rarl.hardware import Device
 from rarl.rollout.pool import SAMPLER_CPUS, SAMPLER_GPUS
-from rarl.training.driver import worker_resources
 
+TRAIN_CPUS = 0.5  # a share to place a train worker by; it uses the threads that it is told to
 WAIT = 900  # seconds, on a cluster that others may be using, or that is growing: machines boot and install
 WAIT_ALONE = 60  # for a busy machine's Ray
 
@@ -31,6 +31,11 @@ class Need:
     @property
     def bundles(self) -> list[dict[str, float]]:
         return [self.each] * self.count
+
+
+def worker_resources(device: Device) -> dict[str, float]:
+    """What Ray reserves for one train worker: on a GPU the place beside a sampler."""
+    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
 
 
 def needs_of(config: Config, device: Device, trains: bool) -> list[Need]:

@@ -21,7 +21,6 @@ from rarl.prompts import training_prompts
 from rarl.session import Session, Setup, open_session, resolve
 from rarl.stopping import Stopped, ending_after_the_step
 from rarl.training.checkpoint_folder import find_checkpoint
-from rarl.training.driver import run_training
 from rarl.training.inputs import LoopInputs
 from rarl.training.metrics import read_metrics
 from rarl.training.rationales import require_rationales
@@ -52,6 +51,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
 
 def train(setup: Setup, live: Session, display: Display) -> float:
     """Makes the steps that are missing; returns the seconds that all steps took, this worker's start included."""
+    from rarl.training.driver import run_training  # PyTorch: 2 s, that a mistake in the configuration need not wait for
+
     config = setup.config
     assert setup.train_data is not None, "what is to be trained is resolved with its training data"
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))

@@ -169,8 +169,11 @@ def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: 
     four = seconds(Layout(workers=4, samplers=4))
     ring = 2 * 3 / 4 * 4 * size.adapter / 1e9
     tree = 2 * 4 * size.adapter / 1e9
-    assert four.communication == pytest.approx(ring + tree)
-    assert four.update - ring == pytest.approx(one.update / 4)
+    image = 4 * work.image * 1176 * 4  # 4 patches of 3 x 2 x 14 x 14 values for each of its tokens
+    dealt = work.prompts * 3 / 4 * image / 1e9
+    assert four.communication == pytest.approx(ring + tree + dealt)
+    assert four.reward == one.reward, "one worker scores for all"
+    assert four.update - ring - dealt == pytest.approx(one.update / 4)
     assert one.rollout / 4 < four.rollout < one.rollout  # the weights are read as often
     assert seconds(Layout(workers=16, samplers=16)).update == pytest.approx(
         seconds(Layout(workers=16, samplers=64)).update

@@ -8,6 +8,7 @@ libraries and Ray's object store, are counted once for the whole tree. The sum i
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,8 @@ HEAD_CHUNK_MIB = 8  # `head.chunk_bytes` of a CPU
 DRIVER = 285
 RAY = 375  # control store, raylet, dashboard, agents, log monitor
 HELPERS = 840  # Ray Train's controller, Ray Data's coordinators, statistics
-PREPARER = 360  # one Ray Data worker with the processor; they stay when they have nothing to do
-PREPARERS = 3
+PREPARER = 330  # a Ray Data worker; they stay when they have nothing to do
+PREPARERS = 1 + max(1, (os.cpu_count() or 1) // 2)  # of this machine: one that has checked the data, and the streams'
 TRAIN_WORKER = 460
 SAMPLER = 700
 HELD = (

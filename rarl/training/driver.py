@@ -15,13 +15,11 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from rarl.data.order import StepOrder
 from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
-from rarl.hardware import Device
-from rarl.rollout.pool import SAMPLER_GPUS
+from rarl.room import worker_resources
 from rarl.training.checkpoint_folder import find_checkpoint, read_progress
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
-TRAIN_CPUS = 0.5  # a share to place the worker by; it uses the threads that it is told to
 POLL_SECONDS = 0.5
 PLACEMENT_ATTEMPTS = 10  # of a minute each, to place the workers again after one was lost with its node
 
@@ -79,11 +77,6 @@ def run_training(
     if outcome.error is not None:
         raise UserError(f"training stopped: {outcome.error}")
     return outcome
-
-
-def worker_resources(device: Device) -> dict[str, float]:
-    """What Ray reserves for one train worker: on a GPU the place beside a sampler."""
-    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
 
 
 def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInputs) -> Any:
