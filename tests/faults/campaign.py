@@ -3,8 +3,8 @@
     python -m tests.faults.campaign --kills 50 --seed 0 --out runs/faults
 
 trains once undisturbed and once under fire, and compares: the same adapter to the last bit, the same metrics, each step
-once. Kinds of kills: a sampler (vLLM actor), the train worker, a Ray Data worker, the judge's process, the driver, and
-everything at once, as a power cut does. All by SIGKILL.
+once. Kinds of kills: a sampler (vLLM actor), the train worker, a Ray Data worker, the judge's process, the driver,
+Ray's node manager (raylet), and everything at once, as a power cut does. All by SIGKILL.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.judge_faults import free_port
 from tests.runs import RARL, REPOSITORY, environment
 
 # How often each kind is drawn: what is dear to start again, seldom.
-KINDS = {"data": 10, "judge": 14, "sampler": 9, "trainer": 9, "driver": 4, "everything": 4}
-TITLES = {"data": "ray::MapBatches", "sampler": "ray::Sampler", "trainer": "ray::RayTrainWorker"}
+KINDS = {"data": 9, "judge": 13, "sampler": 9, "trainer": 9, "driver": 4, "node": 2, "everything": 4}
+TITLES = {"data": "ray::MapBatches", "sampler": "ray::Sampler", "trainer": "ray::RayTrainWorker", "node": "/raylet "}
 SETTINGS = [
     "train.prompts_per_step=4",
     "train.max_restarts=100",
@@ -103,7 +103,7 @@ class Campaign:
                 end(victim)
             judge.kill()
         else:
-            victims = [p for p in family(process) if title_of(p).startswith(TITLES[kind])]
+            victims = [p for p in family(process) if TITLES[kind] in title_of(p)]
             if not victims:
                 return False
             end(victims[len(self.at) % len(victims)])

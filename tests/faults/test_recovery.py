@@ -108,8 +108,11 @@ def assert_same(undisturbed: RunDir, run_dir: RunDir) -> None:
     assert differences(undisturbed.path, run_dir.path, STEPS) == []
 
 
-def test_what_is_killed_comes_back_and_changes_nothing(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
-    """A data worker, a sampler and the train worker, one after the other."""
+def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
+    pool: SamplerPool, train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
+    """A data worker, a sampler and the train worker killed, one after the other; then a sampler that is stopped, not
+    dead, so that nothing tells but time, while it samples and while it is given an adapter."""
     killed: list[int] = []
 
     def kill(title: str) -> None:
@@ -118,21 +121,18 @@ def test_what_is_killed_comes_back_and_changes_nothing(train: Train, undisturbed
         killed.append(found[0].pid)
         found[0].kill()
 
-    kills = {0: lambda: kill("MapBatches"), 2: lambda: kill("Sampler"), 4: lambda: kill("RayTrainWorker")}
-    assert_same(undisturbed, train(tmp_path / "run", accident=after_steps(kills)))
-    running = [process.pid for process in processes("Sampler")]
-    assert len(killed) == 3 and len(running) == 2 and killed[1] not in running
+    def hang() -> None:
+        os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)
 
-
-def test_a_hung_sampler_is_started_anew(pool: SamplerPool, train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
-    """Stopped, not dead: nothing tells but time."""
+    kills = {0: lambda: kill("MapBatches"), 2: lambda: kill("Sampler"), 4: lambda: kill("RayTrainWorker"), 7: hang}
     impatient = SamplerPool(pool.launched, timeout=8)
-    stop = after_steps({2: lambda: os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)})
-    assert_same(undisturbed, train(tmp_path / "run", accident=stop, on=impatient))
-    os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)
+    assert_same(undisturbed, train(tmp_path / "run", accident=after_steps(kills), on=impatient))
+    hang()
     loaded = read_adapter(undisturbed.adapter)
     assert impatient.publish(STEPS, *loaded) == sum(array.nbytes for array in loaded[0].values())
     assert impatient.banned_token_ids() == pool.banned_token_ids()
+    running = [process.pid for process in processes("Sampler")]
+    assert len(killed) == 3 and len(running) == 2 and killed[1] not in running
 
 
 def test_two_train_workers_learn_what_one_learns(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
@@ -199,12 +199,9 @@ def test_a_judge_that_is_away_stops_the_run_and_lets_it_go_on(train: Train, tmp_
     assert all(row["judge/unreachable"] == 0 for row in read_metrics(run_dir.metrics))
 
 
-def test_a_model_that_is_damaged_meanwhile_stops_the_run_and_mended_lets_it_go_on(
+def test_a_model_that_is_damaged_stops_the_run_and_mended_lets_it_go_on(
     train: Train, undisturbed: RunDir, model_path: str, tmp_path: Path
 ) -> None:
-    asked = train(tmp_path / "run", accident=lambda run_dir: after_steps({3: run_dir.stop_request.touch})(run_dir))
-    assert 3 <= len(read_metrics(asked.metrics)) < STEPS
-    asked.stop_request.unlink()
     damaged = shutil.copytree(model_path, tmp_path / "model")
     weights = load_file(damaged / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] = math.nan

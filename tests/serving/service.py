@@ -35,6 +35,7 @@ class Service:
     url: str
     adapters: Path
     process: subprocess.Popen[bytes]
+    log: Path
     key: str = KEY
 
     @property
@@ -90,7 +91,7 @@ def serving(run: Path, log: Path, *overrides: str, key: str = KEY) -> Iterator[S
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    service = Service(f"http://127.0.0.1:{port}", run.parent, process, key)
+    service = Service(f"http://127.0.0.1:{port}", run.parent, process, log, key)
     try:
         wait_until_ready(service, log)
         yield service

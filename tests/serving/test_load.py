@@ -1,30 +1,22 @@
-"""Many clients at once, an engine that is killed under them, and the end of the service. bench/serving.py is the long
-one."""
+"""Many clients at once, and an engine that is killed under them. bench/serving.py is the long one."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from serving_load import Task, run_clients, with_expected
 
 from rarl.schema import Example
 from tests.serving.service import (
     Service,
-    answer_body,
     is_ready,
     kill_engine,
     messages,
-    serving,
-    write_run,
 )
 
 pytestmark = pytest.mark.slow
@@ -100,32 +92,3 @@ def stream_until_it_ends(service: Service) -> str:
         for line in response.iter_lines():
             last = line.removeprefix("data: ") or last
     return last if last == "[DONE]" else str(json.loads(last)["error"]["code"])
-
-
-def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
-    model_path: str, examples: list[Example], tmp_path: Path
-) -> None:
-    """SIGTERM while replies are being written: they are completed, and then the service ends with exit code 0."""
-    run = write_run(tmp_path / "runs" / "only", model_path, seed=3)
-    with serving(run, tmp_path / "log.txt") as service, ThreadPoolExecutor(8) as pool:
-        started = threading.Event()
-
-        def slow() -> int:
-            with service.http(timeout=300) as http:
-                body = {"model": "only", "messages": messages(examples[0]), "n": 8, "temperature": 2, "max_tokens": 400}
-                with http.stream("POST", "/chat/completions", json=body | {"stream": True}) as response:
-                    text = ""
-                    for piece in response.iter_text():
-                        started.set()
-                        text += piece
-                return int(text.rstrip().endswith("data: [DONE]"))
-
-        asked = [pool.submit(slow) for _ in range(4)]
-        assert started.wait(120)
-        service.process.send_signal(signal.SIGTERM)
-        assert [one.result() for one in asked] == [1, 1, 1, 1]
-        assert service.process.wait(120) == 0
-        with pytest.raises(httpx.ConnectError), service.http() as http:
-            http.post("/answer", json=answer_body(examples[0]))
-    log = (tmp_path / "log.txt").read_text()
-    assert f"page {service.url}" in log and "Traceback" not in log

@@ -1,0 +1,41 @@
+"""The end of the service. It is the one of the other tests of this folder, so this file is the last one of them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from rarl.schema import Example
+from tests.serving.service import Service, answer_body, messages
+
+pytestmark = pytest.mark.slow
+
+
+def test_what_is_in_flight_is_finished_when_the_service_is_stopped(service: Service, examples: list[Example]) -> None:
+    """SIGTERM while replies are being written: they are completed, and then the service ends with exit code 0."""
+    started, said_before = threading.Event(), len(service.log.read_text())
+
+    def slow() -> int:
+        with service.http(timeout=300) as http:
+            body = {"model": "first", "messages": messages(examples[0]), "n": 8, "temperature": 2, "max_tokens": 200}
+            with http.stream("POST", "/chat/completions", json=body | {"stream": True}) as response:
+                text = ""
+                for piece in response.iter_text():
+                    started.set()
+                    text += piece
+            return int(text.rstrip().endswith("data: [DONE]"))
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(slow) for _ in range(4)]
+        assert started.wait(120)
+        service.process.send_signal(signal.SIGTERM)
+        assert [one.result() for one in asked] == [1, 1, 1, 1]
+    assert service.process.wait(120) == 0
+    with pytest.raises(httpx.ConnectError), service.http() as http:
+        http.post("/answer", json=answer_body(examples[0]))
+    log = service.log.read_text()
+    assert f"page {service.url}" in log and "Traceback" not in log[said_before:]
