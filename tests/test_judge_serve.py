@@ -38,6 +38,7 @@ from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
 from rarl.training.metrics import read_metrics
+from tests.faults.campaign import JudgeProcess
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import JudgeService, run_judge
 from tests.runs import REPOSITORY, command_of, train_on
@@ -366,12 +367,14 @@ def test_a_run_is_scored_by_the_judge(
 def test_a_run_without_its_judge(
     pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, choice: str
 ) -> None:
-    """It goes on with the other rewards, and says how much was not judged; or it ends, and says why."""
+    """It goes on with the other rewards, and says how much was not judged; or it ends, says why, and goes on when the
+    judge is there."""
+    port = free_port()
     overrides = [
         "rewards={accuracy: 1, judge: 0.5}",
         "train.steps=2",
         "judge.backend=serve",
-        f"judge.url=http://127.0.0.1:{free_port()}/judge",
+        f"judge.url=http://127.0.0.1:{port}",
         "judge.retries=0",
         f"judge.on_unreachable={choice}",
     ]
@@ -380,6 +383,12 @@ def test_a_run_without_its_judge(
         with pytest.raises(UserError, match=r"training stopped: the judge application at .* cannot be reached"):
             run()
         assert read_metrics(run_dir.metrics) == []
+        judge = JudgeProcess(tmp_path, port)
+        try:
+            train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides, "judge.retries=4")[1]()
+        finally:
+            judge.process.kill()
+        assert [(row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)] == [(1, 0), (2, 0)]
         return
     run()
     for row in read_metrics(run_dir.metrics):
