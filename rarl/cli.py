@@ -235,7 +235,7 @@ def prepare(
 
 @data_commands.command(name="check")
 def check_data(
-    paths: Annotated[list[Path], typer.Argument(help="A prepared folder, or data sets to hold against each other.")],
+    paths: Annotated[list[Path], typer.Argument(help="Prepared folders, or data sets to hold against each other.")],
 ) -> None:
     """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not sound."""
     from rarl.data.leaks import check_datasets

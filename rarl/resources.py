@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH, LoraConfig
+from rarl.data.card import card_splits
+from rarl.data.mixture import read_mixture
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.imports import import_object
@@ -67,11 +69,27 @@ def download_model(hub_id: str) -> str:
 
 
 def find_data(key: str, path: str) -> None:
-    """Raises UserError when a Parquet file or folder is missing or lacks a column. Functions are called later."""
+    """Raises UserError when a Parquet file or folder is missing or lacks a column, or when held-out splits would be
+    trained on. Functions are called later."""
     if not IMPORT_PATH.match(path):
-        if not Path(path).expanduser().exists():
+        place = Path(path).expanduser()
+        if not place.exists():
             raise UserError(f"{key}={path}: no such file or folder; make a data set with `rarl prepare`")
-        ParquetRows(Path(path).expanduser())
+        for part in read_mixture(place) if key == "data.train" else ():
+            require_no_held_out_split(f"{key}={path}", part.path)
+        ParquetRows(place)
+
+
+def require_no_held_out_split(named: str, folder: Path) -> None:
+    """Raises UserError for a prepared folder as a whole where one of its splits is not for training."""
+    splits = card_splits(folder)
+    held_out = [split for split in splits if split in ("validation", "test")]
+    if held_out:
+        example = folder / f"{'train' if 'train' in splits else held_out[0]}.parquet"
+        raise UserError(
+            f"{named}: {folder} as a whole includes its {' and '.join(held_out)} split; name the split file, such as "
+            f"{example}"
+        )
 
 
 def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:

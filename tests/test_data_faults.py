@@ -48,6 +48,12 @@ def image_two(content: bytes, name: str = "2.png") -> Callable[[Path], None]:
     return build
 
 
+def image_named_otherwise(path: Path) -> None:
+    folder_with(path, image="img/case04.jpg")
+    (path / "img").mkdir()
+    (path / "img" / "CASE04.JPG").write_bytes(picture(2))
+
+
 def row_two(**changes: Any) -> Callable[[Path], None]:
     return lambda path: ignore(folder_with(path, **changes))
 
@@ -234,6 +240,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "half a frame": ("folder", row_two(frame=0.5), "skip", "frame '0.5' is not a number from 0"),
     "text that is called DICOM": ("folder", image_two(b"x" * 500, "2.dcm"), "skip", "not a DICOM file"),
     "missing image": ("folder", row_two(image="none.png"), "skip", "image 'none.png' is nowhere"),
+    "missing image of another case": ("folder", image_named_otherwise, "skip", r"did you mean 'img/CASE04\.JPG'\?"),
     "path that leads outside": ("folder", row_two(image="../../etc/passwd"), "skip", "leads outside the source folder"),
     "absolute path": ("folder", row_two(image="/etc/passwd"), "skip", "leads outside the source folder"),
     "frame of a PNG": ("folder", row_two(frame=3), "skip", "frame 3 is asked for, but the image is not DICOM"),
@@ -258,7 +265,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "only option": ("folder", row_two(options=["a mass"]), "skip", "'a mass' is the only option"),
     "empty options": ("folder", row_two(options="a mass||"), "skip", "an option is empty"),
     "answer twice among options": ("folder", row_two(options=["a mass", "a mass"]), "skip", "is there twice"),
-    "unknown split": ("folder", row_two(split="dev"), "skip", "split 'dev' is not one of"),
+    "unknown split": ("folder", row_two(split="later"), "skip", "split 'later' is not one of"),
     "split that leads outside": ("folder", row_two(split="../escaped"), "skip", "split '../escaped' is not one of"),
     "split of a CSV that leads outside": ("pmc-vqa", pmc_split("../escaped"), "skip", "split '../escaped' is not"),
     "label that is not an option": ("pmc-vqa", pmc_csv("MRI", "E"), "skip", "answer 'E' is not one of the letters"),
@@ -269,7 +276,8 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "missing key": ("slake", slake_zip(q_lang=None), "skip", "q_lang is empty"),
     # tables
     "duplicate ids": ("folder", row_two(id="row-1"), "skip", "id 'row-1' is also that of"),
-    "ragged row": ("folder", table("t.csv", csv_lines("2.png,What, is it?,a mass")), "skip", "has 4 cells where"),
+    "ragged row": ("folder", table("t.csv", csv_lines("2.png,What, is it?,a mass")), "skip",
+                   "has 4 cells where the header has 3; put texts with commas in quotes"),
     "row that is cut off": ("folder", table("t.csv", csv_lines("2.png")), "skip", "has 1 cells where"),
     "broken line of JSON": ("folder", table("t.jsonl", b'{"image": \n' + b"\n".join(
         json.dumps(good_row(i)).encode() for i in range(ROWS) if i != 2)), "skip", "not readable as JSON"),
@@ -277,7 +285,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         json.dumps(good_row(i)).encode() for i in range(ROWS) if i != 2)), "skip", "expected an object, found list"),
     "open quote": ("folder", table("t.csv", csv_lines('2.png,"What is it?,a mass')), "error", "not valid CSV"),
     "not UTF-8": ("folder", table("t.csv", csv_lines("2.png,Où?,a mass").decode().encode("latin-1")), "error",
-                  r"t\.csv: not UTF-8 \(byte 0xf9"),
+                  r"t\.csv: not UTF-8 \(byte 0xf9 in line 7\)"),
     "UTF-16": ("folder", table("t.csv", csv_lines().decode().encode("utf-16")), "error", "not UTF-8"),
     "empty table": ("folder", table("t.csv", b""), "error", "t.csv: is empty; its first line must name the columns"),
     "table without rows": ("folder", table("t.csv", b"image,question,answer\n"), "error", "holds no rows"),
@@ -293,6 +301,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "Parquet of an unknown split": ("path-vqa", lambda p: write_hub_parquet(p / "dev-0.parquet", []), "error",
                                     "its name should begin with train, validation, test"),
     "no table": ("folder", lambda p: (folder_with(p) / "table.jsonl").unlink(), "error", "holds no table"),
+    "workbook": ("folder", table("t.xlsx", b"PK"), "error", r"t\.xlsx: a workbook cannot be read; export it as CSV"),
     "two tables": ("folder", lambda p: (folder_with(p) / "t.csv").touch(), "error", "name the one that is meant"),
     # archives
     "path traversal in a zip": ("slake", slake_zip(add_member("../../evil.jpg")), "error", "leads outside the archive"),

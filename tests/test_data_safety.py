@@ -15,6 +15,7 @@ import pytest
 from rarl.data.convert import prepare_dataset
 from rarl.data.parquet import ParquetRows, parquet_files
 from rarl.errors import UserError
+from rarl.resources import find_data
 from tests.pictures import read, write_folder
 from tests.runs import REPOSITORY, environment
 
@@ -220,3 +221,20 @@ def test_a_killed_prepare_leaves_nothing_that_could_be_taken_for_whole(tmp_path:
     prepare_dataset("folder", few, out)
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     assert json.loads((out / "dataset.json").read_text())["records"] == ROWS
+
+
+def test_held_out_splits_are_not_trained_on_by_naming_their_folder(tmp_path: Path) -> None:
+    rows = [good_row(i, split="test" if i > 3 else "train") for i in range(ROWS)]
+    out = tmp_path / "out"
+    prepare_dataset("folder", write_folder(tmp_path / "src", rows, ROWS), out)
+    (tmp_path / "whole.yaml").write_text("out: 1\n")
+    (tmp_path / "named.yaml").write_text("out/train.parquet: 1\n")
+    message = r"out as a whole includes its test split; name the split file, such as .*out/train\.parquet"
+    for key, path in (("data.train", out), ("data.train", tmp_path / "whole.yaml")):
+        with pytest.raises(UserError, match=message):
+            find_data(key, str(path))
+    for name in ("named.yaml", "out/train.parquet", "out/test.parquet"):
+        find_data("data.train", str(tmp_path / name))
+    find_data("data.eval.mine", str(out))
+    (out / "dataset.json").unlink()
+    find_data("data.train", str(out))

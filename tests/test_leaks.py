@@ -351,3 +351,35 @@ def test_bad_rows_and_changed_files_are_not_sound(tmp_path: Path) -> None:
     report, sound = check_datasets([tmp_path / "out"])
     assert not sound
     assert "train.parquet: is not as it was prepared" in report
+    (tmp_path / "out" / "train.parquet").unlink()
+    write_examples(tmp_path / "out" / "test.parquet", rows)
+    report, _ = check_datasets([tmp_path / "out"])
+    assert "train.parquet: is missing, though" in report
+    assert "not as it was prepared" not in report
+
+
+def test_folders_beside_each_other_are_compared_split_by_split(tmp_path: Path) -> None:
+    for name, images in (("a", (0, 1, 1)), ("b", (2, 3, 4))):
+        for place, split in enumerate(("train", "train", "test")):
+            number = images[place]
+            example = Example(str(place), picture(number), str(number), f"What is {place}?", "a mass", "open")
+            path = tmp_path / name / f"{split}.parquet"
+            write_examples(path, [*(read(path) if path.exists() else []), example])
+    a, b = tmp_path / "a", tmp_path / "b"
+    report, sound = check_datasets([a, b])
+    assert not sound
+    assert report.count("LEAK") == 1
+    assert f"{a}/train and {a}/test share them" in report
+    assert f"{a}/train and {b}/test: no image is in more than one split" in report
+    with pytest.raises(UserError, match="named twice"):
+        check_datasets([a, a])
+    assert check_datasets([b, b.parent / "a" / "train.parquet"])[1]
+
+
+def test_a_folder_without_a_parquet_file_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="bare: holds no Parquet file"):
+        ParquetRows(tmp_path / "bare")
+    (tmp_path / "mixture.yaml").write_text("none/train.parquet: 1")
+    with pytest.raises(UserError, match="paths are relative to the mixture's own folder"):
+        ParquetRows(tmp_path / "mixture.yaml")

@@ -86,6 +86,14 @@ def card_files(folder: Path) -> list[Path] | None:
         return None
 
 
+def card_splits(folder: Path) -> list[str]:
+    """The splits that the card in `folder` names; none where there is no card, or one of another program."""
+    try:
+        return [str(name) for name in json.loads((folder / CARD).read_text(encoding="utf-8"))["splits"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def changed_files(folder: Path) -> list[Path]:
     """Those that the card in `folder` names and that are gone, or of another content. Raises UserError."""
     try:

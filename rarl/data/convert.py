@@ -7,6 +7,8 @@ splits and leaks need, the rows go into their splits. Memory holds no images, on
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.building import building
-from rarl.data.card import SKIPPED, Card, SplitCounts, card_text, hashed_files
+from rarl.data.card import SKIPPED, Card, SplitCounts, card_files, card_text, hashed_files
 from rarl.data.fingerprint import find_leak, image_groups, stacked
 from rarl.data.leaks import leak_lines, leaks_among, read_side
 from rarl.data.parquet import CARD, ShardWriter
@@ -27,6 +29,7 @@ from rarl.data.staging import Staged, read_staged, stage
 from rarl.errors import UserError
 
 SPLITS = ("official", "image-disjoint")
+SHOWN_COLUMNS, SHOWN_REASONS = 10, 5  # in the report
 MOST_SKIPPED = 0.5  # of the records: above it something is wrong with all of them, such as a missing image folder
 
 
@@ -52,6 +55,7 @@ def prepare_dataset(
         files = Files(find_source_files(str(src)))
         stack.callback(files.close)
         folder = stack.enter_context(building(out))
+        replaced = card_files(out) is not None
         temporary = folder / ".staged.parquet"
         staged = stage(known.read(files, choices), temporary, known.name)
         require_usable(staged, str(src), choices)
@@ -86,7 +90,7 @@ def prepare_dataset(
             files=hashed_files(folder),
         )
         (folder / CARD).write_text(json.dumps(asdict(card), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return report(card, staged, out)
+    return report(card, staged, out, replaced)
 
 
 def find_source(name: str) -> Source:
@@ -107,7 +111,7 @@ def require_usable(staged: Staged, src: str, choices: Choices) -> None:
     if len(bad) > MOST_SKIPPED * wanted:
         raise UserError(
             f"{len(bad):,} of {wanted:,} records cannot be used, so something is wrong with all of them (was all of it "
-            f"downloaded?); the first: {bad[0].where}: {bad[0].reason}"
+            f"downloaded?): {counted_reasons(bad)}; the first: {bad[0].where}: {bad[0].reason}"
         )
 
 
@@ -145,11 +149,31 @@ def write_skipped(path: Path, skipped: list[BadRecord]) -> None:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
 
 
-def report(card: Card, staged: Staged, out: Path) -> str:
+def report(card: Card, staged: Staged, out: Path, replaced: bool) -> str:
     lines = [card_text(card, out)]
+    if staged.unused:
+        more = f" and {len(staged.unused) - SHOWN_COLUMNS} more" if len(staged.unused) > SHOWN_COLUMNS else ""
+        lines.append(f"columns that are not used: {', '.join(list(staged.unused)[:SHOWN_COLUMNS])}{more}")
     if staged.skipped:
         first = staged.skipped[0]
-        listed = f"listed in {out / SKIPPED}; the first: {first.where}: {first.reason}"
-        lines.append(f"{len(staged.skipped):,} records cannot be used and were left out, {listed}")
+        listed = f"listed in {out / SKIPPED}: {counted_reasons(staged.skipped)}"
+        lines.append(
+            f"{len(staged.skipped):,} records cannot be used and were left out, {listed}; the first: {first.where}: "
+            f"{first.reason}"
+        )
     lines += leak_lines(card.checks)
+    if replaced:
+        lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)
+
+
+# A text in quotes that ends at a blank or mark, so that the apostrophe in 'Crohn's disease' is part of it; or a list.
+QUOTED = re.compile(r"\s*(\[.*\]|'.*?'(?=[\s,;:.?)]|$))", re.DOTALL)
+
+
+def counted_reasons(skipped: list[BadRecord]) -> str:
+    """The most frequent first, without the values that they quote."""
+    counts = Counter(QUOTED.sub("", bad.reason) for bad in skipped)
+    shown = [f"{count:,} × {reason}" for reason, count in counts.most_common(SHOWN_REASONS)]
+    others = len(skipped) - sum(count for _, count in counts.most_common(SHOWN_REASONS))
+    return ", ".join(shown + ([f"{others:,} for other reasons"] if others else []))

@@ -34,6 +34,7 @@ class Sound:
     example: Example
     print: ImagePrint
     notes: tuple[str, ...]
+    unused: tuple[str, ...] = ()  # columns
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -71,7 +72,7 @@ class Inspector:
                 raise Fault(fault)
         except Fault as fault:
             return BadRecord(item.where, str(fault))
-        return Sound(item.where, example, print_, item.mended + notes)
+        return Sound(item.where, example, print_, item.mended + notes, item.unused)
 
     def look_at(self, encoded: bytes) -> ImagePrint:
         """Raises Fault for an image that cannot be decoded, or that shows nothing."""

@@ -69,9 +69,15 @@ def rows_in_order(rows: ParquetRows) -> Iterator[Example]:
         yield rows.read([number])[0]
 
 
+def place_of(side: Side) -> int:
+    """By the split in its name, such as that of `train`, `data/mine/train` or `data/mine/train.parquet`."""
+    split = Path(side.name).stem
+    return ORDER.index(split) if split in ORDER else -1
+
+
 def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
     """Counts for every pair, as `dataset.json` holds them, and of what a side repeats or contradicts."""
-    ordered = sorted(sides, key=lambda side: ORDER.index(side.name) if side.name in ORDER else -1)
+    ordered = sorted(sides, key=place_of)
     pairs = []
     for left, right in combinations(ordered, 2):
         leak = find_leak(left, right)
@@ -122,7 +128,7 @@ def leak_lines(checks: dict[str, Any]) -> list[str]:
 
 
 def check_datasets(paths: list[Path]) -> tuple[str, bool]:
-    """(report, whether it is sound) of one prepared folder with its splits, or of any data sets beside each other.
+    """(report, whether it is sound) of prepared folders with their splits, or of any data sets beside each other.
     Raises UserError where one cannot be read."""
     lines, sides, sound = [], [], True
     for path, name in named_parts(paths):
@@ -140,21 +146,33 @@ def check_datasets(paths: list[Path]) -> tuple[str, bool]:
     ):
         for file in changed_files(folder):
             sound = False
-            lines.append(f"{file}: is not as it was prepared; prepare the data set again, or delete {folder / CARD}")
+            what = "is not as it was prepared" if file.is_file() else f"is missing, though {folder / CARD} names it"
+            lines.append(f"{file}: {what}; prepare the data set again, or delete {folder / CARD}")
     checks = leaks_among(sides)
     sound = sound and not any(pair["same_images"] or pair["near_images"] for pair in checks["leaks"])
     return "\n".join([*lines, *leak_lines(checks), "sound" if sound else "NOT SOUND"]), sound
 
 
 def named_parts(paths: list[Path]) -> list[tuple[Path, str]]:
-    """A folder's splits each for itself where it is the only one given; else every path as a whole."""
-    if len(paths) == 1 and paths[0].is_dir():
-        splits = sorted(paths[0].glob("*.parquet"))
-        if splits and paths[0].suffix != ".parquet":
-            return [(split, split.stem) for split in splits]
+    """A folder's splits each for itself, everything else as a whole."""
+    if len(paths) == 1:
+        splits = splits_in(paths[0])
+        return [(split, split.stem) for split in splits] or [(paths[0], str(paths[0]))]
     if len({str(path) for path in paths}) < len(paths):
         raise UserError(f"{paths[0]}: named twice; a data set shares everything with itself")
-    return [(path, str(path)) for path in paths]
+    parts: list[tuple[Path, str]] = []
+    for path in paths:
+        splits = splits_in(path)
+        if all(split.stem in ORDER for split in splits):  # else shards of one split, which may share images
+            parts += [(split, str(path / split.stem)) for split in splits] or [(path, str(path))]
+        else:
+            parts.append((path, str(path)))
+    return parts
+
+
+def splits_in(path: Path) -> list[Path]:
+    """Of a prepared folder; a split of many files is a folder itself, whose name ends in .parquet."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() and path.suffix != ".parquet" else []
 
 
 def read_side(path: Path) -> Side:

@@ -44,5 +44,11 @@ def read_mixture(path: Path) -> list[Part]:
             raise UserError(f"{path}: the weight of '{name}' is {weight!r}, not a number above 0")
         if Path(str(name)).suffix in ENDINGS:
             raise UserError(f"{path}: '{name}' is a mixture itself; name its data sets here")
-        parts.append(Part(path.parent / Path(str(name)).expanduser(), float(weight)))
+        place = path.parent / Path(str(name)).expanduser()
+        if not place.exists():
+            raise UserError(
+                f"{path}: {name}: no such Parquet file or folder; paths are relative to the mixture's own folder, "
+                f"so this is {place}"
+            )
+        parts.append(Part(place, float(weight)))
     return parts

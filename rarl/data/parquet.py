@@ -127,6 +127,8 @@ def parquet_files(path: Path) -> list[Path]:
         files = [file for found in inner for file in found]
     else:
         files = [path] if path.is_file() else []
+    if not files and path.exists():
+        raise UserError(f"{path}: holds no Parquet file; make one with `rarl prepare`")
     if not files:
         raise UserError(f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`")
     for folder in (path, path.parent):

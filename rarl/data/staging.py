@@ -31,6 +31,7 @@ class Staged:
     notes: Counter[str] = field(default_factory=Counter)  # what was put right → records
     languages: Counter[str] = field(default_factory=Counter)
     skipped: list[BadRecord] = field(default_factory=list)
+    unused: dict[str, None] = field(default_factory=dict)  # columns, in their order
 
     def split_sides(self, splits: NDArray[np.str_]) -> list[Side]:
         """A side for each split; rows with an empty one are in none."""
@@ -51,7 +52,7 @@ def stage(items: Iterable[Item], path: Path, dataset: str) -> Staged:
                 staged.left_out[found.reason] += 1
                 continue
             if isinstance(found, Sound) and found.example.id in known_ids:
-                reason = f"id '{found.example.id}' is also that of {known_ids[found.example.id]}"
+                reason = f"id '{found.example.id}' is also that of '{known_ids[found.example.id]}'"
                 found = BadRecord(found.where, reason)
             if isinstance(found, BadRecord):
                 staged.skipped.append(found)
@@ -71,6 +72,7 @@ def note(staged: Staged, sound: Sound) -> None:
     staged.side.add(sound.print, example.question, example.answer)
     staged.splits.append(example.split)
     staged.notes.update(sound.notes)
+    staged.unused.update(dict.fromkeys(sound.unused))
     language = language_of(example.question)
     if language:
         staged.languages[language] += 1

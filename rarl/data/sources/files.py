@@ -60,6 +60,7 @@ class Files:
         for path in on_disk:  # after the archives: what was unpacked counts
             self.entries[path.relative_to(self.root).as_posix()] = Entry(path)
         self.by_name: dict[str, list[str]] = {}
+        self.by_folded_name: dict[str, list[str]] = {}  # made when it is wanted first
         for name in self.entries:
             self.by_name.setdefault(PurePosixPath(name).name, []).append(name)
 
@@ -104,9 +105,9 @@ class Files:
         try:
             return self.read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            byte = error.object[error.start]
+            byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
             raise UserError(
-                f"{self.entries[name]}: not UTF-8 (byte 0x{byte:02x} at {error.start}); save it as UTF-8"
+                f"{self.entries[name]}: not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
             ) from None
         except Fault as fault:
             raise UserError(f"{self.entries[name]}: {fault}") from None
@@ -120,7 +121,7 @@ class Files:
 
     def image(self, name: str) -> Callable[[], bytes]:
         """A function that reads the image of this name: a path from the root, or its last parts. Raises Fault."""
-        name = name.strip().replace("\\", "/")
+        name = self.below_root(name.strip().replace("\\", "/"))
         if leads_outside(name):
             raise Fault(f"image '{name}' leads outside the source folder")
         name = PurePosixPath(name).as_posix()
@@ -130,10 +131,26 @@ class Files:
         loose = [n for n in found if self.entries[n].member is None]
         found = loose or found
         if not found:
-            raise Fault(f"image '{name}' is nowhere below the source folder")
+            raise Fault(f"image '{name}' is nowhere below the source folder{self.advice(name)}")
         if len(found) > 1:
             raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
         return partial(self.read, found[0])
+
+    def below_root(self, name: str) -> str:
+        """An absolute path below the root as one from the root; everything else as it is."""
+        for root in (self.root.absolute(), self.root.resolve()):
+            if PurePosixPath(name).is_relative_to(root):
+                return PurePosixPath(name).relative_to(root).as_posix()
+        return name
+
+    def advice(self, name: str) -> str:
+        """A file whose name differs only in case, the one in the same folder first."""
+        if not self.by_folded_name:
+            for known, names in self.by_name.items():
+                self.by_folded_name.setdefault(known.casefold(), []).extend(names)
+        alike = self.by_folded_name.get(PurePosixPath(name).name.casefold(), [])
+        alike = sorted(alike, key=lambda one: not f"/{one}".casefold().endswith(f"/{name}".casefold()))
+        return f"; did you mean '{alike[0]}'?" if alike else ""
 
     def close(self) -> None:
         for archive in self.archives.values():

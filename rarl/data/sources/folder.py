@@ -1,4 +1,4 @@
-"""Your own images with a table (CSV, JSON lines, JSON or Parquet) of `image`, `question` and `answer`.
+"""Your own images with a table (CSV, TSV, JSON lines, JSON or Parquet) of `image`, `question` and `answer`.
 
 `image` is a file's path below the folder (PNG, JPEG, DICOM, …) or, in Parquet, its bytes. Further columns are optional:
 `id`, `options`, `rationale`, `modality`, `organ`, `split`, and `frame` of a DICOM file with several.
@@ -6,24 +6,33 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from rarl.data.sources.files import Files
 from rarl.data.sources.hub_parquet import embedded_image
-from rarl.data.sources.record import Choices, Fault, Item, Record, Row, each, optional_text, scalar_text, text
-from rarl.data.sources.tables import TABLE_PATTERNS, read_table, require_whole_characters
+from rarl.data.sources.options import answer_among, read_options
+from rarl.data.sources.record import SPLITS, Choices, Fault, Item, Record, Row, each, optional_text, text
+from rarl.data.sources.tables import TABLE_PATTERNS, read_table
 from rarl.errors import UserError
+
+REQUIRED = ("image", "question", "answer")
+COLUMNS = (*REQUIRED, "id", "options", "rationale", "modality", "organ", "split", "frame")
+WORKBOOKS = ("*.xlsx", "*.xls", "*.ods")
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}  # what others call it
 
 
 def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     names = [name for name in files.find(*TABLE_PATTERNS) if "/" not in name]
+    workbooks = [name for name in files.find(*WORKBOOKS) if "/" not in name]
+    if not names and workbooks:
+        raise UserError(f"{files.entries[workbooks[0]]}: a workbook cannot be read; export it as CSV UTF-8")
     if not names:
-        raise UserError(f"{files.named}: holds no table (a CSV, JSON-lines, JSON or Parquet file) beside its images")
+        raise UserError(f"{files.named}: holds no table (a CSV, TSV, JSON-lines, JSON or Parquet file) beside images")
     if len(names) > 1:
         raise UserError(f"{files.named}: holds {len(names)} tables ({', '.join(names)}); name the one that is meant")
-    yield from each(read_table(files, names[0], ("image", "question", "answer")), lambda row: folder_record(row, files))
+    rows = read_table(files, names[0], REQUIRED, known=COLUMNS)
+    yield from each(rows, lambda row: folder_record(row, files))
 
 
 def folder_record(row: Row, files: Files) -> Record:
@@ -35,7 +44,7 @@ def folder_record(row: Row, files: Files) -> Record:
         name = text(row.values, "image")
         image = files.image(name)
     options = read_options(row.values.get("options"))
-    answer, mended = letter_as_text(text(row.values, "answer"), options)
+    answer, options, mended = answer_among(text(row.values, "answer"), options)
     return Record(
         where=row.where,
         id=optional_text(row.values, "id") or f"row-{row.number}",
@@ -47,43 +56,16 @@ def folder_record(row: Row, files: Files) -> Record:
         rationale=optional_text(row.values, "rationale"),
         modality=optional_text(row.values, "modality"),
         organ=optional_text(row.values, "organ"),
-        split=optional_text(row.values, "split") or "train",
+        split=read_split(row),
         frame=read_frame(row.values.get("frame")),
         mended=mended,
+        unused=tuple(column for column in row.values if column and column not in COLUMNS),
     )
 
 
-def read_options(value: Any) -> tuple[str, ...] | None:
-    """A list, a list written as JSON, or texts separated by |. Raises Fault."""
-    if value is None or value != value or value == "" or value == []:
-        return None
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-            require_whole_characters(value)
-        except (ValueError, RecursionError):
-            raise Fault(f"options {value!r} look like a JSON list but are none") from None
-    elif isinstance(value, str) and "|" in value:
-        value = value.split("|")
-    if isinstance(value, str):
-        raise Fault(f"options '{value}' are one text; give a list, or texts separated by |")
-    if not isinstance(value, list) or not all(is_scalar(option) for option in value):
-        raise Fault(f"options {value!r} are not a list of texts")
-    return tuple(scalar_text(option) for option in value)
-
-
-def is_scalar(value: Any) -> bool:
-    """A text or number that is there; True and NaN are neither, as in every other column."""
-    return isinstance(value, str | int | float) and not isinstance(value, bool) and value == value
-
-
-def letter_as_text(answer: str, options: tuple[str, ...] | None) -> tuple[str, tuple[str, ...]]:
-    """An answer that is only an option's letter becomes that option's text."""
-    if options and answer not in options and len(answer) == 1 and "A" <= answer <= "Z":
-        place = ord(answer) - ord("A")
-        if place < len(options):
-            return options[place], ("answers were an option's letter and are now its text",)
-    return answer, ()
+def read_split(row: Row) -> str:
+    given = optional_text(row.values, "split") or "train"
+    return SPLIT_NAMES.get(given.lower(), given.lower() if given.lower() in SPLITS else given)
 
 
 def read_frame(value: Any) -> int:

@@ -49,6 +49,7 @@ class Record:
     image_id: str | None = None  # None: from the image's content
     frame: int = 0  # of a DICOM image
     mended: tuple[str, ...] = ()  # what was put right, in words that fit "3 answers: …"
+    unused: tuple[str, ...] = ()  # columns of a table of your own that say nothing to RARL
 
 
 @dataclass(frozen=True)
