@@ -159,12 +159,18 @@ def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finish
     assert_one_line_error(other, "already holds a run with another configuration (seed is 0 there, 9 here)")
 
 
-def test_eval_measures_a_run_again(finished: Path) -> None:
+def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished: Path) -> None:
+    before = {path.name for path in (finished / "evaluation").iterdir()}
     (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
-    done = rarl("eval", finished)
+    done = rarl("eval", finished, "--prompt", "reason,structured")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
+    assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
     assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
+    new = {path.name for path in (finished / "evaluation").iterdir()} - before
+    assert new == {"summary.json", "summary-structured.json"} | {
+        f"{label}-phantoms-{name}-structured.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
+    }
 
 
 def test_eval_may_ask_with_another_prompt_and_keeps_its_answers_apart(finished: Path) -> None:
