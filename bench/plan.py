@@ -22,7 +22,7 @@ import typer
 from cases import CASES, Case, model_config
 from rich.console import Console
 from rich.table import Table
-from tree_memory import run_watched
+from tree_memory import Peak, run_watched
 from update import in_own_process
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,29 +36,32 @@ def compare(config: Path, overrides: list[str]) -> dict[str, Any]:
         run = Path(folder) / "run"
         command = [str(Path(sys.executable).parent / "rarl"), "train", str(config), f"run_dir={run}", *overrides]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HUB_OFFLINE": "1"}
-        peak, seconds, _ = run_watched(command, str(REPOSITORY), environment)
+        peak, seconds, done = run_watched(command, str(REPOSITORY), environment)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
     measured = {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.startswith("seconds/")}
-    predicted = predict(config, overrides)
-    return {
-        "memory": {
-            kind: {"predicted": mib, "measured": peak.private.get(kind, 0.0), "count": peak.counts.get(kind, 0)}
-            for kind, mib in predicted["memory"].items()
-            if kind != "shared pages"
-        }
-        | {"shared pages": {"predicted": predicted["memory"]["shared pages"], "measured": peak.shared, "count": 0}},
-        "total": {"predicted": sum(predicted["memory"].values()), "measured": peak.pss},
+    memory, step = predict(config, overrides)
+    return beside(memory, peak) | {
         "samples": peak.samples,
         "completion_tokens": statistics.mean(row["completion_tokens"] for row in rows),
-        "step": {
-            name: {"predicted": value, "measured": measured[f"seconds/{name}"]}
-            for name, value in predicted["step"].items()
-        },
+        "step": {name: {"predicted": value, "measured": measured[f"seconds/{name}"]} for name, value in step.items()},
         "run_seconds": seconds,
     }
 
 
-def predict(config: Path, overrides: list[str]) -> dict[str, Any]:
+def beside(memory: dict[str, float], peak: Peak) -> dict[str, Any]:
+    """The predicted memory beside the measured."""
+    measured = peak.private | {"shared pages": peak.shared}
+    rows = {
+        kind: {"predicted": mib, "measured": measured.get(kind, 0.0), "count": peak.counts.get(kind, 0)}
+        for kind, mib in memory.items()
+    }
+    return {"memory": rows, "total": {"predicted": sum(memory.values()), "measured": peak.pss}}
+
+
+def predict(config: Path, overrides: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """MiB by kind of process, and seconds by phase of a step."""
     from rarl.config import load_config
     from rarl.planning.plan import make_plan
 
@@ -66,10 +69,7 @@ def predict(config: Path, overrides: list[str]) -> dict[str, Any]:
     assert plan.processes is not None, "bench/plan.py is for configurations on CPU"
     step = plan.step
     phases = {"rollout": step.rollout, "reward": step.reward, "update": step.update, "publish": step.publish}
-    return {
-        "memory": {kind: process.total for kind, process in plan.processes.items()},
-        "step": phases | {"step": step.total},
-    }
+    return {kind: process.total for kind, process in plan.processes.items()}, phases | {"step": step.total}
 
 
 def activations(case: Case) -> dict[str, float]:

@@ -37,20 +37,20 @@ class Peak:
     data_workers: set[int] = field(default_factory=set)  # by process id, since Ray names them only while at work
 
 
-def run_watched(command: list[str], folder: str, environment: dict[str, str]) -> tuple[Peak, float, str]:
-    """Peak of the command's process tree, its seconds, and its standard error. Raises SystemExit when it fails."""
+def run_watched(
+    command: list[str], folder: str, environment: dict[str, str]
+) -> tuple[Peak, float, subprocess.CompletedProcess[str]]:
+    """Peak of the command's process tree, its seconds, and how it ended."""
     started = time.time()
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     peak = Peak()
     watcher = threading.Thread(target=watch, args=(process.pid, peak), daemon=True)
     watcher.start()
-    _, errors = process.communicate()
+    output, errors = process.communicate()
     watcher.join()
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
-    return peak, time.time() - started, errors
+    return peak, time.time() - started, subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def watch(root: int, peak: Peak) -> None:

@@ -1,9 +1,11 @@
-"""`module:function` strings: how a configuration names code."""
+"""How code is found and loaded: `module:function` strings, and the first import of transformers."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +21,16 @@ def import_object(path: str) -> Any:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"'{path}' cannot be imported: {error}") from None
+
+
+@contextmanager
+def only_what_is_needed() -> Iterator[None]:
+    """For the first import of transformers in a process. It imports scikit-learn and SciPy where they are installed,
+    for ways of decoding and losses that RARL has no use for: a second of a core, in each of a run's processes."""
+    hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]

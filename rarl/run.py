@@ -51,7 +51,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
 
 def train(setup: Setup, live: Session, display: Display) -> float:
     """Makes the steps that are missing; returns the seconds that all steps took, this worker's start included."""
-    from rarl.training.driver import run_training  # PyTorch: 2 s, that a mistake in the configuration need not wait for
+    from rarl.training.driver import run_training  # see open_session
 
     config = setup.config
     assert setup.train_data is not None, "what is to be trained is resolved with its training data"

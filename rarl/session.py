@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator
@@ -69,6 +70,10 @@ def open_session(setup: Setup, display: Display, data: dict[str, str], trains: b
             require_cluster_room(setup.config, setup.device, trains)
         pool = launch_pool(setup)
         _warming = warm_up(setup.model_path)
+        if (
+            trains
+        ):  # PyTorch: 2 s that a mistake in the configuration need not wait for, nor a run whose engines come up
+            importlib.import_module("rarl.training.driver")
         checked = check_data(setup, display, data)
         with display.working("starting vLLM"):
             pool.wait_until_ready()

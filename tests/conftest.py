@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import serve
+from tree_memory import Peak, run_watched
 
 from rarl.cluster import REUSED_PROCESSES
 from rarl.data.parquet import write_examples
@@ -18,8 +20,17 @@ from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
 from rarl.tiny.dataset import base_model, draw_examples
 from tests.judge_service import JudgeService, start_judge_service
+from tests.runs import RARL, REPOSITORY, SHORT, environment
 
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` runs two processes side by side. What shares engines or a run is done by one of them."""
+    for item in items:
+        part = item.path.relative_to(Path(__file__).parent)
+        shares = "finished run" if part.name in ("test_planning.py", "test_training.py") else part.parts[0]
+        item.add_marker(pytest.mark.xdist_group(shares))
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +86,26 @@ def pool(ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory:
     started.wait_until_ready()
     yield started
     started.stop()
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory, what the command line printed, and the memory that all its processes took."""
+
+    folder: Path
+    printed: str
+    peak: Peak
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: Any) -> FinishedRun:
+    """A short run of the demo's configuration, four steps, by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "short"
+    command = [RARL, "train", "configs/demo.yaml", f"run_dir={folder}", *SHORT]
+    peak, _, done = run_watched(command, str(REPOSITORY), environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return FinishedRun(folder, done.stdout, peak)
 
 
 @pytest.fixture

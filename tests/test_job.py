@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.judge_faults import free_port
@@ -52,19 +54,29 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 @pytest.mark.slow
 def test_submitted_jobs_train_and_evaluate(cluster: tuple[dict[str, str], str], tmp_path: Path) -> None:
+    """The evaluation asks with another prompt than the run's own, and keeps its answers apart."""
     variables, address = cluster
     package = tmp_path / "package"  # a fresh checkout: no environment, no runs
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(package)], check=True)
     run = tmp_path / "run"
     submit = ["job", "submit", "--address", address, "--working-dir", str(package), "--", sys.executable]
     job = ["jobs/train.py", "configs/demo.yaml", f"run_dir={run}"]
-    done = ray(variables, *submit, *job, *SHORT)
+    with ThreadPoolExecutor(1) as beside:
+        failing = beside.submit(ray, variables, *submit, *job, "train.stepz=1")
+        done = ray(variables, *submit, *job, *SHORT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
     assert json.loads((run / "summary.json").read_text())["trained"]["phantoms-seen"]["n"] == 30
-    measured = ray(variables, *submit, "jobs/evaluate.py", str(run))
+    assert failing.result().returncode == 1
+    assert "did you mean 'train.steps'?" in failing.result().stdout + failing.result().stderr
+
+    before = {path.name for path in (run / "evaluation").iterdir()}
+    measured = ray(variables, *submit, "jobs/evaluate.py", str(run), "prompts.eval=none")
     assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-3000:]
     assert "phantoms-unseen" in measured.stdout
-    failing = ray(variables, *submit, *job, "train.stepz=1")
-    assert failing.returncode == 1
-    assert "did you mean 'train.steps'?" in failing.stdout + failing.stderr
+    new = {path.name for path in (run / "evaluation").iterdir()} - before
+    assert new == {"summary-none.json"} | {
+        f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
+    }
+    rows = pq.read_table(run / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
+    assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)

@@ -138,7 +138,8 @@ def test_a_target_that_does_not_fit_is_named(prepared: list[PreparedExample], pr
 @pytest.mark.slow
 def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
     """A third of the recipe's steps is enough for every question; GRPO then starts from its adapter."""
-    short = ["train.steps=40", "evaluation.max_examples=200"]
+    domain = "data.eval={phantoms-seen: 'rarl.tiny.dataset:write_seen_test'}"
+    short = ["train.steps=40", "evaluation.max_examples=200", domain]
     done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short)
     assert done.returncode == 0, done.stderr
     replies = pq.read_table(tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet").to_pylist()

@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from ray import cloudpickle
 
-from rarl.data.parquet import ParquetRows, write_examples
+from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.adapter_folder import read_adapter
@@ -26,8 +26,8 @@ from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.schema import Example
 from rarl.training.metrics import read_metrics
+from tests.conftest import FinishedRun
 from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl, train_on
 
 pytestmark = pytest.mark.slow
@@ -64,17 +64,15 @@ STABLE_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: Any) -> Path:
-    """A short run of the demo's configuration, four steps."""
-    run = tmp_path_factory.mktemp("runs") / "short"
-    done = rarl("train", "configs/demo.yaml", f"run_dir={run}", *SHORT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert "step 4/4" in done.stdout
-    assert "phantoms-unseen" in done.stdout
-    assert "Ray" not in done.stdout.replace("phantoms", ""), "start-up noise belongs in the log files"
-    return run
+@pytest.fixture
+def finished(finished_run: FinishedRun) -> Path:
+    return finished_run.folder
+
+
+def test_a_run_prints_its_progress_and_its_result_and_nothing_else(finished_run: FinishedRun) -> None:
+    assert "step 4/4" in finished_run.printed
+    assert "phantoms-unseen" in finished_run.printed
+    assert "Ray" not in finished_run.printed.replace("phantoms", ""), "start-up noise belongs in the log files"
 
 
 def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
@@ -173,16 +171,7 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished:
     }
 
 
-def test_eval_may_ask_with_another_prompt_and_keeps_its_answers_apart(finished: Path) -> None:
-    before = {path.name for path in (finished / "evaluation").iterdir()}
-    done = rarl("eval", finished, "prompts.eval=none")
-    assert done.returncode == 0, done.stdout + done.stderr
-    new = {path.name for path in (finished / "evaluation").iterdir()} - before
-    assert new == {"summary-none.json"} | {
-        f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
-    }
-    rows = pq.read_table(finished / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
-    assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)
+def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> None:
     other = rarl("eval", finished, "train.steps=5")
     assert_one_line_error(other, "train.steps=5: the run was made with 4, and a measurement cannot change it")
 
@@ -298,51 +287,37 @@ def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
     assert all(not array.any() for name, array in tensors.items() if "lora_B" in name)
 
 
-def test_real_radiographs_train_end_to_end(vqa_rad: Path, tmp_path: Path) -> None:
-    data = tmp_path / "vqa-rad"
+def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_counted_and_listed(
+    vqa_rad: Path, tmp_path: Path
+) -> None:
+    data, damaged, run = tmp_path / "vqa-rad", tmp_path / "damaged.parquet", tmp_path / "run"
     assert rarl("prepare", "vqa-rad", vqa_rad, data, "--split", "image-disjoint").returncode == 0
-    run = tmp_path / "run"
+    whole = pq.read_table(data / "train.parquet")
+    images = whole["image"].to_pylist()
+    images[5] = b"broken"
+    column = pa.array(images, whole.schema.field("image").type)
+    pq.write_table(whole.set_column(whole.schema.get_field_index("image"), "image", column), damaged)
     done = rarl(
         "train",
         "configs/vqa_rad_tiny.yaml",
         f"run_dir={run}",
-        f"data.train={data / 'train.parquet'}",
+        f"data.train={damaged}",
         f"data.eval.vqa-rad={data / 'test.parquet'}",
+        "data.on_bad_row=skip",
+        "rewards={accuracy: 1.0, 'tests.test_rewards:half': 0.5}",
         *SHORT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout
+    bad = whole["id"][5].as_py()
+    assert (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{bad}': image cannot")
     rows = read_metrics(run / "metrics.jsonl")
     assert len(rows) == 4
     assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert all("reward/tests.test_rewards:half" in row and "reward/format" not in row for row in rows)
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["base"]["vqa-rad"]["by_type"]) == {"closed", "open"}
-    assert summary["skipped_rows"] == {"train": 0, "vqa-rad": 0}
-
-
-def test_bad_rows_are_skipped_counted_and_listed_and_a_users_reward_is_found(
-    tmp_path: Path, examples: list[Example]
-) -> None:
-    path = tmp_path / "data.parquet"
-    write_examples(path, [*examples[:5], replace(examples[5], image=b"broken"), *examples[6:]])
-    run = tmp_path / "run"
-    rewards = "rewards={accuracy: 1.0, 'tests.test_rewards:half': 0.5}"
-    overrides = [
-        f"run_dir={run}",
-        f"data.train={path}",
-        *SHORT,
-        "train.steps=1",
-        "data.eval={}",
-        "data.on_bad_row=skip",
-        rewards,
-    ]
-    done = rarl("train", "configs/demo.yaml", *overrides)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout
-    assert (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{examples[5].id}': image cannot")
-    assert json.loads((run / "summary.json").read_text())["skipped_rows"]["train"] == 1
-    (row,) = read_metrics(run / "metrics.jsonl")
-    assert "reward/tests.test_rewards:half" in row
-    assert "reward/format" not in row
+    assert summary["skipped_rows"] == {"train": 1, "vqa-rad": 0}
 
 
 def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_path: str) -> None:

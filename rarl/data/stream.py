@@ -18,6 +18,7 @@ from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
+from rarl.imports import only_what_is_needed
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
@@ -25,13 +26,12 @@ MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
 # Of all processes that prepare examples or train. Ray gives a task a process that is up, with all that it has imported,
 # only where every variable is the same, so this has those too that Ray Train adds for its workers' tasks.
-HEALTH_CHECK_SECONDS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+OF_RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default 2 s: how late the end is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that would tell the workers, who have no use for it
+}
 WORKER_ENVIRONMENT = {
-    "env_vars": {
-        "TOKENIZERS_PARALLELISM": "false",
-        HEALTH_CHECK_SECONDS: "0.5",  # by default 2 s: how late the end is noticed
-        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-    }
+    "env_vars": {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **OF_RAY_TRAIN}
 }
 
 
@@ -49,9 +49,10 @@ class PreparerSettings:
 @functools.cache
 def load_processor(model_path: str) -> Any:
     """Once per process: the import alone takes 5 s of a core."""
-    from transformers import AutoProcessor
+    with only_what_is_needed():
+        from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(model_path)
+        return AutoProcessor.from_pretrained(model_path)
 
 
 def warm_up(model_path: str) -> ray.ObjectRef:

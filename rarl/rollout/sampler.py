@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarl.imports import only_what_is_needed
 from rarl.rollout.cpu_lora import use_one_slot_operators
 from rarl.rollout.environment import log_output_to
 from rarl.schema import Rollout
@@ -80,7 +81,8 @@ class Sampler:
 
     def __init__(self, settings: SamplerSettings) -> None:
         log_output_to(Path(settings.log_path))
-        from vllm import LLM
+        with only_what_is_needed():
+            from vllm import LLM
 
         if settings.device == "cpu":
             use_one_slot_operators()

@@ -13,7 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from rarl.data.order import StepOrder
-from rarl.data.stream import HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT, PreparerSettings, training_stream
+from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
 from rarl.room import worker_resources
 from rarl.training.checkpoint_folder import find_checkpoint, read_progress
@@ -46,7 +46,8 @@ def run_training(
     mend, and when a worker died more often than it may be restarted.
     """
     config = inputs.config
-    os.environ.setdefault(HEALTH_CHECK_SECONDS, WORKER_ENVIRONMENT["env_vars"][HEALTH_CHECK_SECONDS])
+    for variable, value in OF_RAY_TRAIN.items():
+        os.environ.setdefault(variable, value)
     resources = worker_resources(inputs.device)
     found = find_checkpoint(inputs.run_dir.checkpoints).path
     start = read_progress(found).batches if found else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rarl.errors import UserError, storage_fault
+from rarl.imports import only_what_is_needed
 from rarl.rollout.environment import log_output_to
 from rarl.training.inputs import LoopInputs
 
@@ -22,12 +23,13 @@ def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them; but
     one that this worker has alone is raised, for the others wait for it: Ray Train ends them."""
     # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
-    import torch
+    with only_what_is_needed():
+        import torch
 
-    from rarl.training.follow import follow
-    from rarl.training.loop import train_grpo
-    from rarl.training.sft import train_sft
-    from rarl.training.team import Team
+        from rarl.training.follow import follow
+        from rarl.training.loop import train_grpo
+        from rarl.training.sft import train_sft
+        from rarl.training.team import Team
 
     inputs = settings["inputs"]
     team = Team.join()
