@@ -25,6 +25,7 @@ from tests.runs import RARL, REPOSITORY, SHORT, environment
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` runs two processes side by side. What shares engines or a run is done by one of them."""
     for item in items:

@@ -161,12 +161,14 @@ def texts(run_dir: RunDir) -> list[str]:
     return [str(text) for text in pq.read_table(run_dir.samples).column("completion").to_pylist()]
 
 
-def test_three_samplers_draw_what_two_draw(
+def test_three_samplers_draw_what_one_draws_and_what_two_draw(
     pool: SamplerPool, third: Any, train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     """The same samples. Their log-probs depend on what an engine computes together, in the last bits."""
     three = train(tmp_path / "three", on=SamplerPool([*pool.launched, third], timeout=300))
+    one = train(tmp_path / "one", "train.steps=4", on=SamplerPool(pool.launched[:1], timeout=300))
     assert texts(three) == texts(undisturbed) and len(texts(three)) == STEPS * 16
+    assert texts(three)[: 4 * 16] == texts(one)
     for a, b in zip(read_metrics(undisturbed.metrics), read_metrics(three.metrics), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
