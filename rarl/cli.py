@@ -13,6 +13,7 @@ import typer
 
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
+from rarl.imports import collect_seldom
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,6 +39,7 @@ def main() -> None:
 
 
 def run_and_explain(function: Any, *arguments: Any) -> None:
+    collect_seldom()
     try:
         function(*arguments)
     except UserError as error:

@@ -15,14 +15,27 @@ from tree_memory import Peak, run_watched
 
 from rarl.cluster import REUSED_PROCESSES
 from rarl.data.parquet import write_examples
+from rarl.imports import collect_seldom
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
 from rarl.tiny.dataset import base_model, draw_examples
 from tests.judge_service import JudgeService, start_judge_service
-from tests.runs import RARL, REPOSITORY, SHORT, environment
+from tests.runs import FINISHED, RARL, REPOSITORY, environment
 
+collect_seldom()  # the test modules import everything
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
+
+
+ENGINES = {"pool", "ray_cluster", "judge_service", "service", "finished_run"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` has two processes: one for the engines, which start once, and one for all that is quick."""
+    for item in items:
+        engines = item.get_closest_marker("slow") or ENGINES & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("engines" if engines else "quick"))
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +104,9 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: Any) -> FinishedRun:
-    """A short run of the demo's configuration, four steps, by the command line."""
+    """A short run of the demo's configuration, by the command line."""
     folder = tmp_path_factory.mktemp("runs") / "short"
-    command = [RARL, "train", "configs/demo.yaml", f"run_dir={folder}", *SHORT]
+    command = [RARL, "train", "configs/demo.yaml", f"run_dir={folder}", *FINISHED]
     peak, _, done = run_watched(command, str(REPOSITORY), environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

@@ -35,6 +35,10 @@ SHORT = [
     "evaluation.max_examples=30",
 ]
 
+# The run that the tests look at from all sides, and that those which are ended again and again must equal.
+STEPS = 16
+FINISHED = [*SHORT, f"train.steps={STEPS}", "train.checkpoint_every=1"]
+
 
 def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"HF_HUB_OFFLINE": "1"}

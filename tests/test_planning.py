@@ -27,7 +27,7 @@ from rarl.planning.plan import make_plan
 from rarl.planning.scaling import scale
 from rarl.planning.shapes import ModelSize, Work, model_shapes, model_size, step_work
 from tests.conftest import FinishedRun
-from tests.runs import REPOSITORY, SHORT, assert_one_line_error, environment, rarl
+from tests.runs import FINISHED, REPOSITORY, assert_one_line_error, environment, rarl
 
 DEMO = REPOSITORY / "configs/demo.yaml"
 QWEN = REPOSITORY / "configs/recipes/qwen2vl_2b/rarl.yaml"
@@ -53,7 +53,7 @@ def work() -> Work:
 def test_a_runs_peak_memory_is_predicted_within_20_percent(finished_run: FinishedRun) -> None:
     """The whole process tree: the driver, Ray, the train worker, the sampler, the data worker. bench/plan.py does the
     same for the demo with its two samplers."""
-    memory, _ = predict(DEMO, SHORT)
+    memory, _ = predict(DEMO, FINISHED)
     found = beside(memory, finished_run.peak)
     assert found["total"]["predicted"] == pytest.approx(found["total"]["measured"], rel=0.2)
     assert found["memory"]["sampler"]["count"] == 1

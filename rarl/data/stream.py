@@ -18,7 +18,7 @@ from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepare import PreparedExample, RenderPrompt, prepare_example
-from rarl.imports import only_what_is_needed
+from rarl.imports import quick_imports
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
@@ -49,7 +49,7 @@ class PreparerSettings:
 @functools.cache
 def load_processor(model_path: str) -> Any:
     """Once per process: the import alone takes 5 s of a core."""
-    with only_what_is_needed():
+    with quick_imports():
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(model_path)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarl.imports import only_what_is_needed
+from rarl.imports import quick_imports
 from rarl.rollout.cpu_lora import use_one_slot_operators
 from rarl.rollout.environment import log_output_to
 from rarl.schema import Rollout
@@ -81,7 +81,7 @@ class Sampler:
 
     def __init__(self, settings: SamplerSettings) -> None:
         log_output_to(Path(settings.log_path))
-        with only_what_is_needed():
+        with quick_imports():
             from vllm import LLM
 
         if settings.device == "cpu":

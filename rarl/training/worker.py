@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rarl.errors import UserError, storage_fault
-from rarl.imports import only_what_is_needed
+from rarl.imports import quick_imports
 from rarl.rollout.environment import log_output_to
 from rarl.training.inputs import LoopInputs
 
@@ -23,7 +23,7 @@ def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
     """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them; but
     one that this worker has alone is raised, for the others wait for it: Ray Train ends them."""
     # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
-    with only_what_is_needed():
+    with quick_imports():
         import torch
 
         from rarl.training.follow import follow

@@ -11,25 +11,21 @@ from pathlib import Path
 import pytest
 
 from rarl.training.metrics import read_metrics
+from tests.conftest import FinishedRun
 from tests.faults.campaign import differences
 from tests.faults.small_disk import ENDS, End
-from tests.runs import RARL, REPOSITORY, SHORT, assert_one_line_error, environment, rarl
+from tests.runs import FINISHED, RARL, REPOSITORY, SHORT, STEPS, assert_one_line_error, environment, rarl
 
 pytestmark = pytest.mark.slow
-STEPS = 16
-OVERRIDES = [*SHORT, f"train.steps={STEPS}", "data.eval={}", "train.checkpoint_every=1"]
 
 
 def command(run: Path, *overrides: str) -> list[str]:
-    return [RARL, "train", "configs/demo.yaml", f"run_dir={run}", *OVERRIDES, *overrides]
+    return [RARL, "train", "configs/demo.yaml", f"run_dir={run}", *FINISHED, "data.eval={}", *overrides]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = rarl(*command(run)[1:])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run
+@pytest.fixture
+def undisturbed(finished_run: FinishedRun) -> Path:
+    return finished_run.folder
 
 
 def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
