@@ -15,7 +15,7 @@ demo: $(READY)
 	.venv/bin/rarl demo --seed $(SEED) --out $(OUT)
 
 test: $(READY) browser
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest
 
 check: $(READY)
 	.venv/bin/ruff format --check .

@@ -27,17 +27,6 @@ collect_seldom()  # the test modules import everything
 VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
 
 
-ENGINES = {"pool", "ray_cluster", "judge_service", "service", "finished_run"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` has two processes: one for the engines, which start once, and one for all that is quick."""
-    for item in items:
-        engines = item.get_closest_marker("slow") or ENGINES & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("engines" if engines else "quick"))
-
-
 @pytest.fixture(scope="session")
 def model_path() -> str:
     return str(base_model())
