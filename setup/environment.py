@@ -58,7 +58,8 @@ def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
             return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode == 0
 
         if subprocess.run([str(python), "-m", "pip", "install", "uv"], stdout=output, stderr=output).returncode == 0:
-            uv = ["uv", "pip", "install", "--python", str(python), *sources(python)]
+            # Compiled as pip does, for where Python may not write what it compiles, each process would begin anew.
+            uv = ["uv", "pip", "install", "--compile-bytecode", "--python", str(python), *sources(python)]
             if run(*uv):
                 return
             if cpu and re.search(r"torch==[\d.]+\+cpu", log.read_text()):  # named in the complaint alone
