@@ -21,7 +21,8 @@ RANK = 8
 
 @dataclass(frozen=True)
 class Case:
-    """`prompt` tokens with image tokens, `completion` tokens each, `group` completions, `side` x `side` patches."""
+    """`prompt` tokens with image tokens, `completion` tokens each, `group` completions, `side` x
+    `side` patches."""
 
     name: str
     model: str
@@ -59,7 +60,8 @@ MIDDLE_VISION = {"depth": 6, "embed_dim": 384, "num_heads": 6, "hidden_size": 51
 
 
 def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftModel:
-    """`tiny` ships with RARL; `middle` and `2b` are random. The adapter is random too, so that no gradient is zero."""
+    """`tiny` ships with RARL; `middle` and `2b` are random. The adapter is random too, so that no
+    gradient is zero."""
     if kind == "tiny":
         policy = load_policy(str(base_model()), "float32", device, RANK, 2 * RANK, seed=0)
     else:
@@ -67,7 +69,9 @@ def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftMo
         with torch.device(device):
             model = Qwen2VLForConditionalGeneration(model_config(kind, vocabulary))
         model = model.to(torch.bfloat16) if device == "cuda" else model
-        adapter = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM")
+        adapter = LoraConfig(
+            r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"
+        )
         policy = get_peft_model(model, adapter).train()
     for parameter in adapter_parameters(policy):
         torch.nn.init.normal_(parameter, std=0.02)
@@ -95,11 +99,17 @@ def make_group(case: Case, config: Any, seed: int = 0) -> Group:
     image = case.side**2 // 4
     before = (case.prompt - image) // 2
     after = case.prompt - image - before
-    ids = [*rng.integers(3, ordinary, before), *[config.image_token_id] * image, *rng.integers(3, ordinary, after)]
+    ids = [
+        *rng.integers(3, ordinary, before),
+        *[config.image_token_id] * image,
+        *rng.integers(3, ordinary, after),
+    ]
     return Group(
         prompt_token_ids=np.array(ids, dtype=np.int64),
         patches=rng.standard_normal((case.side**2, PATCH_VALUES)).astype(np.float32),
         grid=np.array([1, case.side, case.side], dtype=np.int64),
-        completions=[rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)],
+        completions=[
+            rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)
+        ],
         key=0,
     )

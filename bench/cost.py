@@ -1,4 +1,5 @@
-"""What sharing the prompt saves by arithmetic, for Qwen2-VL-2B and many shapes: needs no GPU and no weights.
+"""What sharing the prompt saves by arithmetic, for Qwen2-VL-2B and many shapes: needs no GPU and no
+weights.
 
 python bench/cost.py
 """
@@ -23,9 +24,17 @@ def main() -> None:
     for group in (4, 8, 16):
         for prompt, completion in SHAPES:
             case = Case("", "2b", prompt, completion, group, SIDES[prompt])
-            plain, shared = plain_flops(case.shape, config) / 1e12, update_flops(case.shape, config) / 1e12
+            plain, shared = (
+                plain_flops(case.shape, config) / 1e12,
+                update_flops(case.shape, config) / 1e12,
+            )
             table.add_row(
-                str(prompt), str(completion), str(group), f"{plain:.1f}", f"{shared:.1f}", f"{plain / shared:.1f}"
+                str(prompt),
+                str(completion),
+                str(group),
+                f"{plain:.1f}",
+                f"{shared:.1f}",
+                f"{plain / shared:.1f}",
             )
     Console().print(table)
 

@@ -1,9 +1,11 @@
-"""How fast examples stream through decode and preprocess, and in how much memory: Ray Data as training uses it, beside
-a plain PyTorch DataLoader over the same files, in the same order, with the same function per example.
+"""How fast examples stream through decode and preprocess, and in how much memory: Ray Data as
+training uses it, beside a plain PyTorch DataLoader over the same files, in the same order, with the
+same function per example.
 
     python bench/data.py [--examples 100000] [--cores 2] [--json rows.json]
 
-Exits with 1 where a process of the Ray Data stream needed more than BOUND_MB, or an example is missing or out of order.
+Exits with 1 where a process of the Ray Data stream needed more than BOUND_MB, or an example is
+missing or out of order.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from PIL import Image
 
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.prepare import prepare_example
+from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings, training_stream, unpack
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
@@ -43,7 +45,9 @@ POLL_SECONDS = 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--examples", type=int, default=100_000)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -52,12 +56,18 @@ def main() -> None:
         started = time.perf_counter()
         generate(Path(folder), asked.examples, asked.cores)
         megabytes = sum(p.stat().st_size for p in Path(folder).iterdir()) / 1e6
-        print(f"{asked.examples:,} examples, {megabytes:,.0f} MB, generated in {time.perf_counter() - started:.0f} s")
+        print(
+            f"{asked.examples:,} examples, {megabytes:,.0f} MB, generated in {time.perf_counter() - started:.0f} s"
+        )
         order = StepOrder(np.arange(asked.examples), PER_STEP, seed=0)
         steps = asked.examples // PER_STEP
         rows = [
-            measure("Ray Data", lambda: ray_stream(folder, order, steps, asked.cores), order, steps),
-            measure("DataLoader", lambda: plain_loader(folder, order, steps, asked.cores), order, steps),
+            measure(
+                "Ray Data", lambda: ray_stream(folder, order, steps, asked.cores), order, steps
+            ),
+            measure(
+                "DataLoader", lambda: plain_loader(folder, order, steps, asked.cores), order, steps
+            ),
         ]
     for row in rows:
         print(
@@ -66,7 +76,9 @@ def main() -> None:
         )
     write_rows(asked.json, rows)
     if rows[0]["peak_mb"] > BOUND_MB or not all(row["in_order"] for row in rows):
-        sys.exit(f"a process needed more than {BOUND_MB} MB, or the examples are not those that were asked for")
+        sys.exit(
+            f"a process needed more than {BOUND_MB} MB, or the examples are not those that were asked for"
+        )
 
 
 def generate(folder: Path, count: int, cores: int) -> None:
@@ -83,11 +95,15 @@ def write_shard(asked: tuple[Path, int, int]) -> None:
 def make_example(number: int) -> Example:
     """A cloud with grain, no two alike, as JPEG."""
     rng = np.random.default_rng(number)
-    cloud = Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    cloud = Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     grain = rng.integers(0, 24, (SIDE, SIDE), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(np.asarray(cloud) // 8 * 7 + grain).save(out, format="JPEG", quality=85)
-    return Example(str(number), out.getvalue(), str(number), f"Is there a lesion in {number}?", "no", "closed")
+    return Example(
+        str(number), out.getvalue(), str(number), f"Is there a lesion in {number}?", "no", "closed"
+    )
 
 
 def ray_stream(folder: str, order: StepOrder, steps: int, cores: int) -> Iterator[list[str]]:
@@ -98,13 +114,16 @@ def ray_stream(folder: str, order: StepOrder, steps: int, cores: int) -> Iterato
     ray.data.DataContext.get_current().enable_progress_bars = False
     settings = PreparerSettings(folder, str(base_model()), plain_prompt())
     stream = training_stream(settings, order, 0, steps, tasks=cores)
-    for batch in stream.iter_batches(batch_size=PER_STEP, batch_format="pyarrow", prefetch_batches=1):
+    for batch in stream.iter_batches(
+        batch_size=PER_STEP, batch_format="pyarrow", prefetch_batches=1
+    ):
         yield [prepared.example.id for prepared in unpack(batch)]
     ray.shutdown()
 
 
 class Prepared(torch.utils.data.Dataset[Any]):
-    """What one would write without Ray: random access, decode and preprocess in the loader's workers."""
+    """What one would write without Ray: random access, decode and preprocess in the loader's
+    workers."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -122,7 +141,11 @@ class Prepared(torch.utils.data.Dataset[Any]):
 def plain_loader(folder: str, order: StepOrder, steps: int, cores: int) -> Iterator[list[str]]:
     batches = [order.rows_of(step).tolist() for step in range(steps)]
     loader = torch.utils.data.DataLoader(
-        Prepared(folder), batch_sampler=batches, num_workers=cores, collate_fn=list, multiprocessing_context="spawn"
+        Prepared(folder),
+        batch_sampler=batches,
+        num_workers=cores,
+        collate_fn=list,
+        multiprocessing_context="spawn",
     )
     for batch in loader:
         yield [prepared.example.id for prepared in batch]
@@ -130,7 +153,8 @@ def plain_loader(folder: str, order: StepOrder, steps: int, cores: int) -> Itera
 
 @dataclass
 class Memory:
-    """The most that any process of ours held: pid → (resident, of which not shared) in MB, and its name."""
+    """The most that any process of ours held: pid → (resident, of which not shared) in MB, and its
+    name."""
 
     peaks: dict[int, tuple[float, float, str]] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
@@ -145,10 +169,16 @@ class Memory:
                     continue
                 before = self.peaks.get(process.pid, (0.0, 0.0, name))
                 own = (held.rss - held.shared) / 2**20
-                self.peaks[process.pid] = max(held.rss / 2**20, before[0]), max(own, before[1]), name
+                self.peaks[process.pid] = (
+                    max(held.rss / 2**20, before[0]),
+                    max(own, before[1]),
+                    name,
+                )
 
 
-def measure(name: str, stream: Callable[[], Iterator[list[str]]], order: StepOrder, steps: int) -> dict[str, Any]:
+def measure(
+    name: str, stream: Callable[[], Iterator[list[str]]], order: StepOrder, steps: int
+) -> dict[str, Any]:
     """Rate from the first step's arrival on: starting the workers is not part of it."""
     memory = Memory()
     watcher = threading.Thread(target=memory.watch, daemon=True)
@@ -159,7 +189,10 @@ def measure(name: str, stream: Callable[[], Iterator[list[str]]], order: StepOrd
         in_order = in_order and ids == [str(row) for row in order.rows_of(step)]
         elapsed = time.perf_counter() - started
         if step and step % max(1, steps // 10) == 0:
-            print(f"  {name}: {step * PER_STEP:,} examples, {step * PER_STEP / elapsed:.1f}/s", flush=True)
+            print(
+                f"  {name}: {step * PER_STEP:,} examples, {step * PER_STEP / elapsed:.1f}/s",
+                flush=True,
+            )
     memory.done.set()
     watcher.join()
     peak, own, largest = max(memory.peaks.values())

@@ -1,4 +1,5 @@
-"""Seconds and peak memory of a function, in a process that does nothing else, and rows written as JSON."""
+"""Seconds and peak memory of a function, in a process that does nothing else, and rows written as
+JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import torch
 
 
 def peak_memory_mb(function: Callable[[], Any], device: str) -> float:
-    """What the process's memory rises by at most while it runs: resident memory, or the GPU allocator's own count."""
+    """What the process's memory rises by at most while it runs: resident memory, or the GPU
+    allocator's own count."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -22,7 +24,8 @@ def peak_memory_mb(function: Callable[[], Any], device: str) -> float:
         function()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - allocated) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark becomes what is resident now
+    # the high-water mark becomes what is resident now
+    Path("/proc/self/clear_refs").write_text("5")
     before = resident_kib("VmHWM")
     function()
     return (resident_kib("VmHWM") - before) / 1024
@@ -46,7 +49,8 @@ def seconds(function: Callable[[], Any], device: str, repeats: int) -> list[floa
 
 
 def matmul_gflops(dtype: torch.dtype, device: str) -> float:
-    """What this machine reaches on a product of the middle model's shapes: the speed that the bound is taken at."""
+    """What this machine reaches on a product of the middle model's shapes: the speed that the bound
+    is taken at."""
     size = (2000, 512, 1536) if device == "cpu" else (8192, 8192, 8192)
     a = torch.randn(size[0], size[1], dtype=dtype, device=device)
     b = torch.randn(size[1], size[2], dtype=dtype, device=device)

@@ -1,5 +1,5 @@
 """How far apart the perceptual hash holds copies of an image, and different images: what NEAR in
-rarl/data/fingerprint.py was chosen by.
+rarl/prepare/fingerprint.py was chosen by.
 
     python bench/near_copies.py FOLDER_OF_IMAGES
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from rarl.data.fingerprint import NEAR, image_print
+from rarl.prepare.fingerprint import NEAR, image_print
 
 EVERY = 3  # of the images is copied
 
@@ -45,12 +45,16 @@ def main() -> None:
     looks = np.stack([image_print(b"", image).look for image in images])
     apart = np.bitwise_count(looks[:, None] ^ looks[None]).sum(-1).astype(int)
     np.fill_diagonal(apart, 256)
-    print(f"{len(images)} images; the nearest different ones differ in {apart.min()} of 256 bits; near is up to {NEAR}")
+    print(
+        f"{len(images)} images; the nearest different ones differ in {apart.min()} of 256 bits; near is up to {NEAR}"
+    )
     for name, change in CHANGES.items():
         copies = np.stack([image_print(b"", change(image)).look for image in images[::EVERY]])
         bits = np.bitwise_count(copies ^ looks[::EVERY]).sum(-1)
         found = 100 * np.mean(bits <= NEAR)
-        print(f"{name:22} median {np.median(bits):3.0f}  largest {bits.max():3}  found {found:.0f} %")
+        print(
+            f"{name:22} median {np.median(bits):3.0f}  largest {bits.max():3}  found {found:.0f} %"
+        )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python bench/plan.py [CONFIG] [key=value …] [--json FILE]
     python bench/plan.py --activations
 
-Without arguments the demo, cut to 6 steps and 20 questions of each measurement. Memory is the sum of PSS over the
-process tree, sampled 5 times a second; see tree_memory.py. `--activations` compares the formula for activations, which
-the GPU plan uses too, with the update's peak for the shapes of bench/update.py.
+Without arguments the demo, cut to 6 steps and 20 questions of each measurement. Memory is the sum
+of PSS over the process tree, sampled 5 times a second; see tree_memory.py. `--activations` compares
+the formula for activations, which the GPU plan uses too, with the update's peak for the shapes of
+bench/update.py.
 """
 
 from __future__ import annotations
@@ -31,21 +32,39 @@ WARM_UP = 2  # steps that are left out of the medians
 
 
 def compare(config: Path, overrides: list[str]) -> dict[str, Any]:
-    """Runs the configuration; MiB by kind of process and seconds by phase, predicted and measured."""
+    """Runs the configuration; MiB by kind of process and seconds by phase, predicted and
+    measured."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [str(Path(sys.executable).parent / "rarl"), "train", str(config), f"run_dir={run}", *overrides]
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HUB_OFFLINE": "1"}
+        command = [
+            str(Path(sys.executable).parent / "rarl"),
+            "train",
+            str(config),
+            f"run_dir={run}",
+            *overrides,
+        ]
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+            "HF_HUB_OFFLINE": "1"
+        }
         peak, seconds, done = run_watched(command, str(REPOSITORY), environment)
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
-    measured = {key: statistics.median(row[key] for row in rows) for key in rows[0] if key.startswith("seconds/")}
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][
+            WARM_UP:
+        ]
+    measured = {
+        key: statistics.median(row[key] for row in rows)
+        for key in rows[0]
+        if key.startswith("seconds/")
+    }
     memory, step = predict(config, overrides)
     return beside(memory, peak) | {
         "samples": peak.samples,
         "completion_tokens": statistics.mean(row["completion_tokens"] for row in rows),
-        "step": {name: {"predicted": value, "measured": measured[f"seconds/{name}"]} for name, value in step.items()},
+        "step": {
+            name: {"predicted": value, "measured": measured[f"seconds/{name}"]}
+            for name, value in step.items()
+        },
         "run_seconds": seconds,
     }
 
@@ -54,7 +73,11 @@ def beside(memory: dict[str, float], peak: Peak) -> dict[str, Any]:
     """The predicted memory beside the measured."""
     measured = peak.private | {"shared pages": peak.shared}
     rows = {
-        kind: {"predicted": mib, "measured": measured.get(kind, 0.0), "count": peak.counts.get(kind, 0)}
+        kind: {
+            "predicted": mib,
+            "measured": measured.get(kind, 0.0),
+            "count": peak.counts.get(kind, 0),
+        }
         for kind, mib in memory.items()
     }
     return {"memory": rows, "total": {"predicted": sum(memory.values()), "measured": peak.pss}}
@@ -68,19 +91,28 @@ def predict(config: Path, overrides: list[str]) -> tuple[dict[str, float], dict[
     plan = make_plan(load_config(config, overrides))
     assert plan.processes is not None, "bench/plan.py is for configurations on CPU"
     step = plan.step
-    phases = {"rollout": step.rollout, "reward": step.reward, "update": step.update, "publish": step.publish}
-    return {kind: process.total for kind, process in plan.processes.items()}, phases | {"step": step.total}
+    phases = {
+        "rollout": step.rollout,
+        "reward": step.reward,
+        "update": step.update,
+        "publish": step.publish,
+    }
+    return {kind: process.total for kind, process in plan.processes.items()}, phases | {
+        "step": step.total
+    }
 
 
 def activations(case: Case) -> dict[str, float]:
-    """MiB of one group's update, head included, by the formula and by the high-water mark of a process that does
-    nothing else."""
+    """MiB of one group's update, head included, by the formula and by the high-water mark of a
+    process that does nothing else."""
     from rarl.planning.cpu_memory import HEAD_CHUNK_MIB
     from rarl.planning.gpu_memory import activation_bytes
     from rarl.planning.shapes import model_shapes
     from rarl.tiny.dataset import base_model
 
-    config = model_shapes(str(base_model())) if case.model == "tiny" else model_config(case.model, None)
+    config = (
+        model_shapes(str(base_model())) if case.model == "tiny" else model_config(case.model, None)
+    )
     tokens = case.prompt + case.group * case.completion
     row = in_own_process(case.name, "shared prefix", ["--repeats", "1"])
     formula = tokens * activation_bytes(config, checkpointing=False, value_bytes=4) / 2**20
@@ -94,26 +126,44 @@ def show(title: str, rows: dict[str, dict[str, float]], digits: int) -> None:
     for name, row in rows.items():
         ratio = f"{row['predicted'] / row['measured']:.2f}" if row["measured"] else ""
         count = f" ({row['count']})" if row.get("count") else ""
-        table.add_row(name + count, f"{row['predicted']:.{digits}f}", f"{row['measured']:.{digits}f}", ratio)
+        table.add_row(
+            name + count, f"{row['predicted']:.{digits}f}", f"{row['measured']:.{digits}f}", ratio
+        )
     Console(width=100).print(table)
 
 
 def main(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG] [key=value]...")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison there")] = None,
-    check_activations: Annotated[bool, typer.Option("--activations", help="the formula of the GPU plan")] = False,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG] [key=value]...")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the comparison there")
+    ] = None,
+    check_activations: Annotated[
+        bool, typer.Option("--activations", help="the formula of the GPU plan")
+    ] = False,
 ) -> None:
     if check_activations:
         rows = {name: activations(case) for name, case in CASES.items()}
         show("memory of one group's update, MiB", rows, 0)
         return
     given = list(arguments or [])
-    config = Path(given.pop(0)) if given and "=" not in given[0] else REPOSITORY / "configs" / "demo.yaml"
+    config = (
+        Path(given.pop(0))
+        if given and "=" not in given[0]
+        else REPOSITORY / "configs" / "demo.yaml"
+    )
     found = compare(config, [*SHORT, *given])
     cores = os.cpu_count()
-    show(f"peak memory by kind of process, MiB ({cores} cores)", found["memory"] | {"all": found["total"]}, 0)
+    show(
+        f"peak memory by kind of process, MiB ({cores} cores)",
+        found["memory"] | {"all": found["total"]},
+        0,
+    )
     show("seconds of a step; predicted: an estimate", found["step"], 3)
-    print(f"{found['samples']} samples; completions of {found['completion_tokens']:.0f} tokens on average")
+    print(
+        f"{found['samples']} samples; completions of {found['completion_tokens']:.0f} tokens on average"
+    )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -15,12 +15,12 @@ REPEATS = 5
 
 def measure(one_slot: bool) -> None:
     """In a process of its own, since vLLM's operators are replaced for good."""
-    from rarl.rollout.environment import sampler_environment
+    from rarl.system.processes import sampler_environment
 
     os.environ.update(sampler_environment("cpu", 0))
     from transformers import AutoProcessor
 
-    from rarl.data.prepare import prepare_example
+    from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
     from rarl.prompts import plain_prompt
     from rarl.rollout import sampler
@@ -29,16 +29,22 @@ def measure(one_slot: bool) -> None:
     if not one_slot:
         sampler.use_one_slot_operators = lambda: None
     path = str(base_model())
-    settings = sampler.SamplerSettings(path, "cpu", "float32", 8, 256, 128, 0.4, f"{tempfile.gettempdir()}/sampler.log")
+    settings = sampler.SamplerSettings(
+        path, "cpu", "float32", 8, 256, 128, 0.4, f"{tempfile.gettempdir()}/sampler.log"
+    )
     engine = sampler.Sampler(settings)
     policy = load_policy(path, "float32", "cpu", 8, 16, 0)
     engine.load_adapter(0, adapter_arrays(policy), adapter_config(policy))
     processor = AutoProcessor.from_pretrained(path)
     seconds = []
     for repeat in range(REPEATS + 1):
-        prepared = [prepare_example(e, processor, plain_prompt()) for e in draw_examples("seen", 8, repeat, "bench")]
+        prepared = [
+            prepare_example(e, processor, plain_prompt())
+            for e in draw_examples("seen", 8, repeat, "bench")
+        ]
         requests = [
-            sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, 100 * i) for i, p in enumerate(prepared)
+            sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, 100 * i)
+            for i, p in enumerate(prepared)
         ]
         started = time.perf_counter()
         groups = [g for _, g in engine.generate(requests, sampler.SamplingSettings(8, 1.0, 48))]

@@ -1,10 +1,12 @@
-"""64 clients for two minutes: RARL's service beside plain `vllm serve`, the same tiny model, adapters and questions.
+"""64 clients for two minutes: RARL's service beside plain `vllm serve`, the same tiny model,
+adapters and questions.
 
     python bench/serving.py                    # about ten minutes on two quiet cores
     python bench/serving.py --seconds 10       # to see that it runs
 
-Both servers get the same engine arguments, one after the other. RARL's then has its engine killed under the same load,
-and more clients than it takes. Every reply is compared with what the same server said when it was asked alone.
+Both servers get the same engine arguments, one after the other. RARL's then has its engine killed
+under the same load, and more clients than it takes. Every reply is compared with what the same
+server said when it was asked alone.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ def bodies(count: int) -> list[dict[str, Any]]:
     made = []
     for number, example in enumerate(draw_examples("seen", count, seed=7, split="bench")):
         url = "data:image/png;base64," + base64.b64encode(example.image).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.question}]
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": example.question},
+        ]
         messages = [{"role": "user", "content": content}]
         model = ("tiny", "first", "second")[number % 3]
         made.append({"model": model, "messages": messages, "temperature": 0, "max_tokens": 32})
@@ -74,10 +79,17 @@ def bodies(count: int) -> list[dict[str, Any]]:
 def running(command: list[str], ready: str, log: Path) -> Iterator[int]:
     """The process's id, from when `ready` answers 200 until it is ended, its children with it."""
     variables = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    variables |= {"RARL_API_KEY": KEY, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    variables |= {
+        "RARL_API_KEY": KEY,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+    }
     variables |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=variables, stdout=output, stderr=output
+        )
     children: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -107,8 +119,8 @@ def answers(url: str) -> bool:
 
 
 def plain_command(model: str, adapters: Path, port: int, engine: dict[str, Any]) -> list[str]:
-    """What `vllm serve` starts, with the engine arguments of serve_config.yaml. The command itself looks for a package
-    of the name vllm, which the CPU build does not have."""
+    """What `vllm serve` starts, with the engine arguments of serve_config.yaml. The command itself
+    looks for a package of the name vllm, which the CPU build does not have."""
     limits = '{"image": 1, "video": 0}'
     command = [
         sys.executable,
@@ -123,8 +135,19 @@ def plain_command(model: str, adapters: Path, port: int, engine: dict[str, Any])
         "--api-key",
         KEY,
     ]
-    command += ["--served-model-name", "tiny", "--generation-config", "vllm", "--limit-mm-per-prompt", limits]
-    command += ["--enable-lora", "--lora-modules", *(f"{name}={adapters / name}" for name in ("first", "second"))]
+    command += [
+        "--served-model-name",
+        "tiny",
+        "--generation-config",
+        "vllm",
+        "--limit-mm-per-prompt",
+        limits,
+    ]
+    command += [
+        "--enable-lora",
+        "--lora-modules",
+        *(f"{name}={adapters / name}" for name in ("first", "second")),
+    ]
     for key, value in engine.items():
         flag = "--" + key.replace("_", "-")
         if value is True:
@@ -146,7 +169,9 @@ def own_command(folder: Path, adapters: Path, port: int) -> list[str]:
 
 def load(name: str, url: str, tasks: list[Task], clients: int, seconds: float) -> Outcome:
     outcome = asyncio.run(run_clients(url, HEADERS, tasks, clients, seconds))
-    statuses = ", ".join(f"{count} × {status}" for status, count in sorted(outcome.statuses.items()))
+    statuses = ", ".join(
+        f"{count} × {status}" for status, count in sorted(outcome.statuses.items())
+    )
     print(
         f"| {name} | {clients} | {outcome.wall:.0f} | {statuses} | {outcome.wrong} | {outcome.lost} | "
         f"{outcome.statuses[200] / outcome.wall:.1f} | {outcome.tokens / outcome.wall:.0f} | "
@@ -175,7 +200,9 @@ def main() -> None:
 
     model = str(base_model())
     args = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())["applications"][0]["args"]
-    print("| server | clients | seconds | statuses | wrong | lost | replies/s | tokens/s | median s | 95 % s |")
+    print(
+        "| server | clients | seconds | statuses | wrong | lost | replies/s | tokens/s | median s | 95 % s |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder, port = Path(name), free_port()
@@ -184,12 +211,26 @@ def main() -> None:
         url = f"http://127.0.0.1:{port}/v1"
         command = plain_command(model, adapters, port, args["llm"]["engine_kwargs"])
         with running(command, f"{url}/models", folder / "vllm.log"):
-            load("vllm serve", url, with_expected(url, HEADERS, bodies(48)), options.clients, options.seconds)
-        with running(own_command(folder, adapters, port), f"{url}/ready", folder / "rarl.log") as parent:
+            load(
+                "vllm serve",
+                url,
+                with_expected(url, HEADERS, bodies(48)),
+                options.clients,
+                options.seconds,
+            )
+        with running(
+            own_command(folder, adapters, port), f"{url}/ready", folder / "rarl.log"
+        ) as parent:
             tasks = with_expected(url, HEADERS, bodies(48))
             load("RARL", url, tasks, options.clients, options.seconds)
             threading.Timer(options.seconds / 4, kill_engine_of, [parent]).start()
-            load("RARL, its engine killed after a quarter", url, tasks, options.clients, options.seconds)
+            load(
+                "RARL, its engine killed after a quarter",
+                url,
+                tasks,
+                options.clients,
+                options.seconds,
+            )
             load("RARL, more than it takes", url, tasks, 3 * options.clients, options.seconds / 4)
 
 

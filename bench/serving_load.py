@@ -1,4 +1,5 @@
-"""Clients that ask one question after the other, each with questions of its own whose right replies are known."""
+"""Clients that ask one question after the other, each with questions of its own whose right replies
+are known."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def reply_text(reply: Any) -> str:
     return str(reply["choices"][0]["message"]["content"])
 
 
-def with_expected(url: str, headers: dict[str, str], bodies: Sequence[dict[str, Any]]) -> list[Task]:
+def with_expected(
+    url: str, headers: dict[str, str], bodies: Sequence[dict[str, Any]]
+) -> list[Task]:
     """Asks each alone."""
     tasks = []
     with httpx.Client(headers=headers, timeout=300) as http:
@@ -54,10 +57,15 @@ def with_expected(url: str, headers: dict[str, str], bodies: Sequence[dict[str, 
 
 
 async def run_clients(
-    url: str, headers: dict[str, str], tasks: Sequence[Task], clients: int, seconds: float, turns: int | None = None
+    url: str,
+    headers: dict[str, str],
+    tasks: Sequence[Task],
+    clients: int,
+    seconds: float,
+    turns: int | None = None,
 ) -> Outcome:
-    """`clients` at once, each asking until the time is over or it has had `turns` replies. Whoever is told 429 waits as
-    long as the server says, and asks the same again."""
+    """`clients` at once, each asking until the time is over or it has had `turns` replies. Whoever
+    is told 429 waits as long as the server says, and asks the same again."""
     outcome, started = Outcome(), time.monotonic()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(headers=headers, timeout=600, limits=limits) as http:

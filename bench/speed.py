@@ -2,8 +2,9 @@
 
     python bench/speed.py
 
-The tiny model. Generation: one engine in this process, on one core, seconds fitted to decoding steps, tokens and
-prompts. Update: `update_policy` with all cores, seconds fitted to operations and groups. Medians of `REPEATS` calls.
+The tiny model. Generation: one engine in this process, on one core, seconds fitted to decoding
+steps, tokens and prompts. Update: `update_policy` with all cores, seconds fitted to operations and
+groups. Medians of `REPEATS` calls.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def fit(columns: list[list[float]], taken: list[float]) -> NDArray[Any]:
 
 
 def generation(report: Callable[[str], None]) -> None:
-    from rarl.rollout.environment import sampler_environment
+    from rarl.system.processes import sampler_environment
 
     os.environ.update(sampler_environment("cpu", 0))
     from transformers import AutoProcessor
 
-    from rarl.data.prepare import prepare_example
+    from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
     from rarl.planning.cost import decode_steps
     from rarl.prompts import plain_prompt
@@ -49,24 +50,37 @@ def generation(report: Callable[[str], None]) -> None:
     engine = sampler.Sampler(sampler.SamplerSettings(path, "cpu", "float32", 8, 256, 128, 0.4, log))
     policy = load_policy(path, "float32", "cpu", 8, 16, 0)
     arrays, settings = adapter_arrays(policy), adapter_config(policy)
-    loads = [timed(lambda v=version: engine.load_adapter(v, arrays, settings)) for version in range(6)]  # type: ignore[misc]
+    loads = [
+        timed(lambda v=version: engine.load_adapter(v, arrays, settings))  # type: ignore[misc]
+        for version in range(6)
+    ]
     processor = AutoProcessor.from_pretrained(path)
     columns, taken = [], []
     for repeat in range(REPEATS + 1):
         for index, (prompts, group, longest) in enumerate(SAMPLED):
             examples = draw_examples("seen", prompts, 100 * repeat + index, "bench")
             prepared = [prepare_example(e, processor, plain_prompt()) for e in examples]
-            requests = [sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, i) for i, p in enumerate(prepared)]
+            requests = [
+                sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, i)
+                for i, p in enumerate(prepared)
+            ]
             started = time.perf_counter()
-            groups = [g for _, g in engine.generate(requests, sampler.SamplingSettings(group, 1.0, longest))]
+            groups = [
+                g
+                for _, g in engine.generate(requests, sampler.SamplingSettings(group, 1.0, longest))
+            ]
             lengths = np.array([[len(r.completion_token_ids) for r in g] for g in groups])
             if repeat:
                 columns.append([decode_steps(lengths), lengths.sum(), prompts])
                 taken.append(time.perf_counter() - started)
     step, token, prompt = fit(columns, taken)
     errors = np.abs(np.array(columns) @ [step, token, prompt] / taken - 1)
-    report(f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, publish={np.median(loads[1:]):.2g}")
-    report(f"  generation: {len(taken)} calls, median error of the fit {100 * np.median(errors):.0f} %")
+    report(
+        f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, publish={np.median(loads[1:]):.2g}"
+    )
+    report(
+        f"  generation: {len(taken)} calls, median error of the fit {100 * np.median(errors):.0f} %"
+    )
 
 
 def update(report: Callable[[str], None]) -> None:
@@ -100,9 +114,18 @@ def update(report: Callable[[str], None]) -> None:
         scored = []
         for index in range(groups):
             group = make_group(case, config, index)
-            scored.append(ScoredGroup(group, [[-1.0] * completion] * size, np.linspace(-1, 1, size, dtype=np.float32)))
-        call = lambda s=scored: update_policy(  # noqa: E731
-            policy, optimizer, s, SharedPrefixForward(False), SamplingDistribution(1.0, []), settings
+            scored.append(
+                ScoredGroup(
+                    group, [[-1.0] * completion] * size, np.linspace(-1, 1, size, dtype=np.float32)
+                )
+            )
+        call = lambda s=scored: update_policy(
+            policy,
+            optimizer,
+            s,
+            SharedPrefixForward(False),
+            SamplingDistribution(1.0, []),
+            settings,
         )
         taken.append(float(np.median(seconds(call, "cpu", REPEATS + 1)[1:])))
         columns.append([groups * update_flops(case.shape, config), groups])
@@ -124,7 +147,9 @@ def main() -> None:
     os.set_inheritable(3, True)
     context = multiprocessing.get_context("fork")
     for part in (generation, update):
-        process = context.Process(target=part, args=(lambda line: os.write(3, f"{line}\n".encode()),))
+        process = context.Process(
+            target=part, args=(lambda line: os.write(3, f"{line}\n".encode()),)
+        )
         process.start()
         process.join()
 

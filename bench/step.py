@@ -3,10 +3,11 @@
     python bench/step.py [--json FILE] [--steps 12]
     python bench/step.py --device cuda --tokenizer QWEN2_VL_FOLDER
 
-The tiny model, phantom questions, 16 prompts x 8 answers, the same rewards, adapter and machine; medians over the steps
-after the first three. RARL runs as `rarl train` does, with Ray, Ray Data and two vLLM engines; TRL runs as its own
-trainer does: tuned, once generating with transformers and once with vLLM, and with its defaults. Ratios are to the
-faster of the tuned two. With `--device cuda`, RARL alone, on a random Qwen2-VL-2B.
+The tiny model, phantom questions, 16 prompts x 8 answers, the same rewards, adapter and machine;
+medians over the steps after the first three. RARL runs as `rarl train` does, with Ray, Ray Data and
+two vLLM engines; TRL runs as its own trainer does: tuned, once generating with transformers and
+once with vLLM, and with its defaults. Ratios are to the faster of the tuned two. With `--device
+cuda`, RARL alone, on a random Qwen2-VL-2B.
 """
 
 from __future__ import annotations
@@ -32,20 +33,39 @@ PROMPTS, GROUP, MAX_TOKENS, WARM_UP = 16, 8, 48, 3
 
 
 def rarl_step(steps: int, overrides: list[str], device: str) -> dict[str, Any]:
-    """Medians of a real run's own metrics, and on a GPU the most memory that all its processes together held."""
+    """Medians of a real run's own metrics, and on a GPU the most memory that all its processes
+    together held."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [str(Path(sys.executable).parent / "rarl"), "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}"]
-        command += [f"train.steps={steps}", f"train.prompts_per_step={PROMPTS}", f"rollout.group_size={GROUP}"]
+        command = [
+            str(Path(sys.executable).parent / "rarl"),
+            "train",
+            "configs/recipes/tiny/rl.yaml",
+            f"run_dir={run}",
+        ]
+        command += [
+            f"train.steps={steps}",
+            f"train.prompts_per_step={PROMPTS}",
+            f"rollout.group_size={GROUP}",
+        ]
         command += ["data.eval={}", "grpo.kl_beta=0", f"train.checkpoint_every={steps}", *overrides]
         memory = GpuMemory() if device == "cuda" else None
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             sys.exit(f"rarl: {done.stderr[-2000:]}")
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
-    keys = [key for key in rows[0] if key.startswith("seconds/")] + ["completion_tokens/total", "published_bytes"]
-    found = {key.removeprefix("seconds/"): statistics.median(row[key] for row in rows) for key in keys}
-    found["tokens_per_second"] = sum(r["completion_tokens/total"] for r in rows) / sum(r["seconds/step"] for r in rows)
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][
+            WARM_UP:
+        ]
+    keys = [key for key in rows[0] if key.startswith("seconds/")] + [
+        "completion_tokens/total",
+        "published_bytes",
+    ]
+    found = {
+        key.removeprefix("seconds/"): statistics.median(row[key] for row in rows) for key in keys
+    }
+    found["tokens_per_second"] = sum(r["completion_tokens/total"] for r in rows) / sum(
+        r["seconds/step"] for r in rows
+    )
     return found | ({"stack_peak_mb": memory.stop()} if memory else {})
 
 
@@ -77,22 +97,32 @@ class GpuMemory:
 
 def trl_step(steps: int, tuned: bool, use_vllm: bool = False) -> dict[str, Any]:
     """In a process of its own, with as many threads as there are cores."""
-    call = f"trl_steps({steps}, {PROMPTS}, {GROUP}, {MAX_TOKENS}, tuned={tuned}, use_vllm={use_vllm})"
+    call = (
+        f"trl_steps({steps}, {PROMPTS}, {GROUP}, {MAX_TOKENS}, tuned={tuned}, use_vllm={use_vllm})"
+    )
     code = f"import json; from trl_baseline import trl_steps; print(json.dumps({call}))"
     place = str(Path(__file__).parent)
     # A bound on the cache of vLLM's CPU build; without effect where it is not used.
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         sys.exit(f"TRL: {done.stderr[-2000:]}")
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[") and line.endswith("]"))
+    (line,) = (
+        line for line in done.stdout.splitlines() if line.startswith("[") and line.endswith("]")
+    )
     return {"step": statistics.median(json.loads(line)[WARM_UP:])}
 
 
 def random_2b(folder: Path, tokenizer: Path) -> None:
-    """A random Qwen2-VL-2B with the tokenizer and processor of `tokenizer`, saved as a model folder."""
+    """A random Qwen2-VL-2B with the tokenizer and processor of `tokenizer`, saved as a model
+    folder."""
     from cases import make_policy
     from transformers import AutoProcessor
 
@@ -103,7 +133,9 @@ def random_2b(folder: Path, tokenizer: Path) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"one step, {PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores; medians, seconds")
+    table = Table(
+        title=f"one step, {PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores; medians, seconds"
+    )
     phases = ("step", "data", "rollout", "reward", "update", "publish", "other")
     for column in ("system", *phases, "TRL / this"):
         table.add_column(column, justify="left" if column == "system" else "right")
@@ -114,7 +146,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
     own = rows[0]
     rest = own["data"] + own["publish"] + own["other"]
-    print(f"publish {100 * own['publish'] / own['step']:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes")
+    print(
+        f"publish {100 * own['publish'] / own['step']:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes"
+    )
     print(f"all but generation, reward and update {100 * rest / own['step']:.1f} %")
     print(f"{own['tokens_per_second']:.0f} completion tokens/s")
     if "stack_peak_mb" in own:
@@ -125,20 +159,30 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows there")] = None,
     steps: int = 12,
     device: str = "cpu",
-    tokenizer: Annotated[Path | None, typer.Option(help="folder of Qwen2-VL's processor, for --device cuda")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="folder of Qwen2-VL's processor, for --device cuda")
+    ] = None,
 ) -> None:
     if device == "cuda":
         if tokenizer is None:
             sys.exit("--device cuda needs --tokenizer, the folder of Qwen2-VL's processor files")
         with tempfile.TemporaryDirectory() as folder:
             random_2b(Path(folder), tokenizer)
-            overrides = ["device=cuda", f"model.path={folder}", "model.dtype=bfloat16", "rollout.num_actors=1"]
+            overrides = [
+                "device=cuda",
+                f"model.path={folder}",
+                "model.dtype=bfloat16",
+                "rollout.num_actors=1",
+            ]
             overrides += ["rollout.max_completion_tokens=200", "rollout.max_model_length=1024"]
             rows = [{"system": "RARL", **rarl_step(steps, overrides, device)}]
     else:
         rows = [
             {"system": "RARL", **rarl_step(steps, [], device)},
-            {"system": "RARL, staleness 1", **rarl_step(steps, ["rollout.max_staleness=1"], device)},
+            {
+                "system": "RARL, staleness 1",
+                **rarl_step(steps, ["rollout.max_staleness=1"], device),
+            },
             {"system": "TRL tuned", **trl_step(steps, tuned=True)},
             {"system": "TRL tuned, vLLM", **trl_step(steps, tuned=True, use_vllm=True)},
             {"system": "TRL defaults", **trl_step(steps, tuned=False)},
@@ -147,7 +191,13 @@ def main(
         for row in rows:
             row["ratio_to_trl_tuned"] = fastest / row["step"]
     for row in rows:
-        row |= {"case": "step", "prompt": 60, "completion": MAX_TOKENS, "group": GROUP, "seconds": row["step"]}
+        row |= {
+            "case": "step",
+            "prompt": 60,
+            "completion": MAX_TOKENS,
+            "group": GROUP,
+            "seconds": row["step"],
+        }
     show(rows)
     write_rows(json_file, rows)
 

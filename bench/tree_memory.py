@@ -12,8 +12,8 @@ import psutil
 
 INTERVAL = 0.2  # seconds between samples
 MIB = 2**20
-# By how Ray names its workers. What is not here is a helper of Ray Train or Ray Data; what has no such name at all
-# belongs to Ray itself.
+# By how Ray names its workers. What is not here is a helper of Ray Train or Ray Data; what has no
+# such name at all belongs to Ray itself.
 KINDS = {
     "ray::Sampler": "sampler",
     "ray::RayTrainWorker": "train worker",
@@ -26,15 +26,17 @@ HELPERS = "Ray Train's and Ray Data's helpers"
 
 @dataclass
 class Peak:
-    """MiB at the moment at which the tree's PSS was highest. PSS counts a page that n processes share as 1/n of a page
-    in each, so the sum over the tree is what the tree takes; `private` is USS by kind of process, `shared` the rest."""
+    """MiB at the moment at which the tree's PSS was highest. PSS counts a page that n processes
+    share as 1/n of a page in each, so the sum over the tree is what the tree takes; `private` is
+    USS by kind of process, `shared` the rest."""
 
     pss: float = 0.0
     private: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     shared: float = 0.0
     samples: int = 0
-    data_workers: set[int] = field(default_factory=set)  # by process id, since Ray names them only while at work
+    # by process id, since Ray names them only while at work
+    data_workers: set[int] = field(default_factory=set)
 
 
 def run_watched(
@@ -43,14 +45,23 @@ def run_watched(
     """Peak of the command's process tree, its seconds, and how it ended."""
     started = time.time()
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     peak = Peak()
     watcher = threading.Thread(target=watch, args=(process.pid, peak), daemon=True)
     watcher.start()
     output, errors = process.communicate()
     watcher.join()
-    return peak, time.time() - started, subprocess.CompletedProcess(command, process.returncode, output, errors)
+    return (
+        peak,
+        time.time() - started,
+        subprocess.CompletedProcess(command, process.returncode, output, errors),
+    )
 
 
 def watch(root: int, peak: Peak) -> None:

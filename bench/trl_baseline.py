@@ -24,7 +24,8 @@ from rarl.tiny.dataset import base_model, draw_examples
 
 
 def trl_update(policy: PeftModel, group: Group, advantages: torch.Tensor) -> Callable[[], None]:
-    """`_compute_loss` and backward, tuned: no gradient checkpointing, no pass for old log-probs, no KL."""
+    """`_compute_loss` and backward, tuned: no gradient checkpointing, no pass for old log-probs, no
+    KL."""
     count, length = len(group.completions), len(group.completions[0])
     device = policy.get_base_model().device
     arguments = GRPOConfig(
@@ -59,7 +60,9 @@ def trl_update(policy: PeftModel, group: Group, advantages: torch.Tensor) -> Cal
         "num_items_in_batch": torch.tensor(completions.numel()),
         "pixel_values": torch.from_numpy(group.patches).repeat(count, 1),
         "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(count, 1),
-        "mm_token_type_ids": torch.cat([image, torch.zeros_like(completions, dtype=torch.int32)], dim=1),
+        "mm_token_type_ids": torch.cat(
+            [image, torch.zeros_like(completions, dtype=torch.int32)], dim=1
+        ),
     }
     inputs = {key: value.to(device) for key, value in batch.items()} | {"num_images": [1] * count}
 
@@ -69,14 +72,22 @@ def trl_update(policy: PeftModel, group: Group, advantages: torch.Tensor) -> Cal
     return update
 
 
-def trl_steps(steps: int, prompts: int, group: int, max_tokens: int, tuned: bool, use_vllm: bool) -> list[float]:
-    """Seconds of each step of a TRL training on phantom questions with the tiny model and RARL's rewards."""
+def trl_steps(
+    steps: int, prompts: int, group: int, max_tokens: int, tuned: bool, use_vllm: bool
+) -> list[float]:
+    """Seconds of each step of a TRL training on phantom questions with the tiny model and RARL's
+    rewards."""
     count = prompts * group
-    # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's default.
+    # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's
+    # default.
     batch = count if tuned else 8
     options: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
     if use_vllm:  # without the pass that its importance sampling needs
-        options |= {"use_vllm": True, "vllm_max_model_length": 256, "vllm_importance_sampling_correction": False}
+        options |= {
+            "use_vllm": True,
+            "vllm_max_model_length": 256,
+            "vllm_importance_sampling_correction": False,
+        }
     arguments = GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -119,7 +130,9 @@ def text_reward(reward: Callable[..., Any]) -> Callable[..., Any]:
 
     def on_text(completions: list[Any], **columns: Any) -> Any:
         texts = [message[0]["content"] for message in completions]
-        return reward(completions=[t if isinstance(t, str) else t[0]["text"] for t in texts], **columns)
+        return reward(
+            completions=[t if isinstance(t, str) else t[0]["text"] for t in texts], **columns
+        )
 
     on_text.__name__ = reward.__name__
     return on_text

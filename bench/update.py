@@ -1,9 +1,11 @@
-"""Seconds and peak memory of one GRPO update: plain pass, TRL's, and the shared prefix, side by side.
+"""Seconds and peak memory of one GRPO update: plain pass, TRL's, and the shared prefix, side by
+side.
 
     python bench/update.py [--json FILE] [--case short …] [--device cuda --tokenizer QWEN2_VL_FOLDER]
 
-Loss and backward of one group, same model, prompt, completions, dtype, adapter and threads. Every measurement is made
-in a process of its own: the first call's memory, then the fastest of the following calls.
+Loss and backward of one group, same model, prompt, completions, dtype, adapter and threads. Every
+measurement is made in a process of its own: the first call's memory, then the fastest of the
+following calls.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from rarl.planning.flops import update_flops
 SYSTEMS = ("shared prefix", "TRL tuned", "plain pass")
 
 
-def rarl_update(policy: Any, group: Any, advantages: torch.Tensor, shared: bool) -> Callable[[], None]:
+def rarl_update(
+    policy: Any, group: Any, advantages: torch.Tensor, shared: bool
+) -> Callable[[], None]:
     """RARL's loss and backward with one of its forward passes."""
     from rarl.grpo.forward import plain_forward
     from rarl.grpo.group import SamplingDistribution
@@ -53,11 +57,15 @@ def rarl_update(policy: Any, group: Any, advantages: torch.Tensor, shared: bool)
     return update
 
 
-def measure_one(case: Case, system: str, device: str, repeats: int, vocabulary: int | None) -> dict[str, Any]:
+def measure_one(
+    case: Case, system: str, device: str, repeats: int, vocabulary: int | None
+) -> dict[str, Any]:
     """In this process: one system on one case."""
     if device == "cpu":
         torch.set_num_threads(1)
-    policy = make_policy("2b" if device == "cuda" and case.model == "middle" else case.model, device, vocabulary)
+    policy = make_policy(
+        "2b" if device == "cuda" and case.model == "middle" else case.model, device, vocabulary
+    )
     config = policy.get_base_model().config
     group = make_group(case, config)
     advantages = torch.linspace(-1, 1, case.group)
@@ -70,7 +78,12 @@ def measure_one(case: Case, system: str, device: str, repeats: int, vocabulary: 
     peak = peak_memory_mb(update, device)
     policy.zero_grad()
     times = seconds(update, device, repeats)
-    norm = torch.stack([p.grad.float().norm() for p in policy.parameters() if p.grad is not None]).norm() / repeats
+    norm = (
+        torch.stack(
+            [p.grad.float().norm() for p in policy.parameters() if p.grad is not None]
+        ).norm()
+        / repeats
+    )
     speed = matmul_gflops(torch.bfloat16 if device == "cuda" else torch.float32, device)
     return {
         "case": case.name,
@@ -100,7 +113,11 @@ def show_profile(case: Case) -> None:
     seconds(update, "cpu", 3)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         update()
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60))
+    print(
+        profiler.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=60
+        )
+    )
 
 
 def in_own_process(case: str, system: str, arguments: list[str]) -> dict[str, Any]:
@@ -114,11 +131,23 @@ def in_own_process(case: str, system: str, arguments: list[str]) -> dict[str, An
 
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(title="one update of one group; fastest of the repeats")
-    for column in ("(P, C, G)", "system", "seconds", "TRL / this", "peak MB", "TRL's / this", "of the bound"):
+    for column in (
+        "(P, C, G)",
+        "system",
+        "seconds",
+        "TRL / this",
+        "peak MB",
+        "TRL's / this",
+        "of the bound",
+    ):
         table.add_column(column, justify="left" if column == "system" else "right")
     for row in rows:
         shape = f"({row['prompt']}, {row['completion']}, {row['group']})"
-        bound = f"{100 * row['bound_seconds'] / row['seconds']:.0f} %" if row["system"] == "shared prefix" else ""
+        bound = (
+            f"{100 * row['bound_seconds'] / row['seconds']:.0f} %"
+            if row["system"] == "shared prefix"
+            else ""
+        )
         ratios = (f"{row['ratio_to_trl_tuned']:.2f}", f"{row['memory_ratio_to_trl_tuned']:.1f}")
         seconds_, peak = f"{row['seconds']:.3f}", f"{row['peak_mb']:.0f}"
         table.add_row(shape, row["system"], seconds_, ratios[0], peak, ratios[1], bound)
@@ -126,12 +155,18 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(
-    case: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(CASES)}; all by default")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help=f"of {', '.join(CASES)}; all by default")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows there")] = None,
     repeats: int = 3,
     device: str = "cpu",
-    tokenizer: Annotated[Path | None, typer.Option(help="folder of Qwen2-VL's tokenizer, for --device cuda")] = None,
-    profile: Annotated[bool, typer.Option(help="instead, where the time of the first case's update goes")] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="folder of Qwen2-VL's tokenizer, for --device cuda")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option(help="instead, where the time of the first case's update goes")
+    ] = False,
     only: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     names = case or list(CASES)

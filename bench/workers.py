@@ -2,8 +2,8 @@
 
     python bench/workers.py [key=value …] [--workers 1,2]
 
-Without arguments the demo with 10 steps. The workers share the machine's cores, so on CPU the gain is in what one
-worker leaves idle; what a second machine or card would bring is not measured here.
+Without arguments the demo with 10 steps. The workers share the machine's cores, so on CPU the gain
+is in what one worker leaves idle; what a second machine or card would bring is not measured here.
 """
 
 from __future__ import annotations
@@ -32,18 +32,33 @@ def train(workers: int, overrides: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = [f"run_dir={run}", f"train.num_workers={workers}", *SHORT, *overrides]
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"HF_HUB_OFFLINE": "1"}
-        command = [str(Path(sys.executable).parent / "rarl"), "train", "configs/demo.yaml", *settings]
-        subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True)
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
+            "HF_HUB_OFFLINE": "1"
+        }
+        command = [
+            str(Path(sys.executable).parent / "rarl"),
+            "train",
+            "configs/demo.yaml",
+            *settings,
+        ]
+        subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True
+        )
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def main(overrides: Annotated[list[str] | None, typer.Argument()] = None, workers: str = "1,2") -> None:
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument()] = None, workers: str = "1,2"
+) -> None:
     counts = [int(count) for count in workers.split(",")]
     runs = {count: train(count, overrides or []) for count in counts}
-    table = Table("workers", *PHASES, "largest difference of the loss", title="median seconds of a step")
+    table = Table(
+        "workers", *PHASES, "largest difference of the loss", title="median seconds of a step"
+    )
     for count, rows in runs.items():
-        medians = [statistics.median(row[f"seconds/{phase}"] for row in rows[WARM_UP:]) for phase in PHASES]
+        medians = [
+            statistics.median(row[f"seconds/{phase}"] for row in rows[WARM_UP:]) for phase in PHASES
+        ]
         apart = max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, runs[counts[0]], strict=True))
         table.add_row(str(count), *(f"{seconds:.2f}" for seconds in medians), f"{apart:.1e}")
     Console(width=140).print(table)

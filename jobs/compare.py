@@ -1,4 +1,5 @@
-"""Models, seeds and data sets as one table: python jobs/compare.py configs/compare/ablations.yaml [key=value …]
+"""Models, seeds and data sets as one table: python jobs/compare.py configs/compare/ablations.yaml
+[key=value …]
 
 The same as `rarl compare`.
 """

@@ -1,4 +1,5 @@
-"""Evaluate under Ray: ray job submit --working-dir . -- python jobs/evaluate.py RUN|CONFIG|MODEL[+ADAPTER] …
+"""Evaluate under Ray: ray job submit --working-dir . -- python jobs/evaluate.py
+RUN|CONFIG|MODEL[+ADAPTER] …
 
 The same as `rarl eval`.
 """

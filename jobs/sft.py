@@ -1,4 +1,5 @@
-"""Supervised fine-tuning under Ray: ray job submit --working-dir . -- python jobs/sft.py CONFIG [key=value …]
+"""Supervised fine-tuning under Ray: ray job submit --working-dir . -- python jobs/sft.py CONFIG
+[key=value …]
 
 The same as `rarl sft`; the run directory must be on storage that every node sees.
 """

@@ -1,4 +1,5 @@
-"""Train under Ray: ray job submit --working-dir . -- python jobs/train.py configs/demo.yaml [key=value …]
+"""Train under Ray: ray job submit --working-dir . -- python jobs/train.py configs/demo.yaml
+[key=value …]
 
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """

@@ -13,7 +13,7 @@ import typer
 
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
-from rarl.imports import collect_seldom
+from rarl.system.imports import collect_seldom
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,14 +23,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-tiny = typer.Typer(help="The tiny world: a real model and phantom radiographs, small enough for a laptop.")
+tiny = typer.Typer(
+    help="The tiny world: a real model and phantom radiographs, small enough for a laptop."
+)
 app.add_typer(tiny, name="tiny", no_args_is_help=True)
 judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
 app.add_typer(judge_commands, name="judge", no_args_is_help=True)
 data_commands = typer.Typer(help="Prepared data: look at it, check it.")
 app.add_typer(data_commands, name="data", no_args_is_help=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")
+]
 
 
 def main() -> None:
@@ -55,17 +59,26 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it outside."""
-    from rarl.stopping import Stopped, ending_at_once
+    """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it
+    outside."""
+    from rarl.system.signals import Stopped, ending_at_once
 
     try:
         with ending_at_once():
             yield
     except Stopped:
-        print("stopped as asked; the same command continues where this one stopped", file=sys.stderr, flush=True)
+        print(
+            "stopped as asked; the same command continues where this one stopped",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(0)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues where this one stopped", file=sys.stderr, flush=True)
+        print(
+            "interrupted; the same command continues where this one stopped",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
 
 
@@ -89,31 +102,41 @@ def evaluate(
         typer.Argument(metavar="[DATASET]... [key=value]...", help="Parquet; else the run's own."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="Families, such as none,reason,structured.")] = "",
-    control: Annotated[str, typer.Option(help="Of blank,shuffled,text: without what is to be seen.")] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Replies per question, for self-consistency.")] = 1,
-    options: Annotated[bool, typer.Option("--options", help="Likelihood of the options, without replies.")] = False,
-    judge: Annotated[str, typer.Option(help="rules, or the URL of a judge; see docs/judge.md.")] = "",
+    control: Annotated[
+        str, typer.Option(help="Of blank,shuffled,text: without what is to be seen.")
+    ] = "",
+    samples: Annotated[
+        int, typer.Option(min=1, help="Replies per question, for self-consistency.")
+    ] = 1,
+    options: Annotated[
+        bool, typer.Option("--options", help="Likelihood of the options, without replies.")
+    ] = False,
+    judge: Annotated[
+        str, typer.Option(help="rules, or the URL of a judge; see docs/judge.md.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Where a MODEL's results go.")] = None,
 ) -> None:
     """Measures a run's adapter beside its base, a configuration's base model, or any model."""
-    from rarl.asked import read_target, ways_to_measure
+    from rarl.commands.evaluate import read_target, ways_to_measure
     from rarl.display import Display
-    from rarl.measurements import evaluate_only
+    from rarl.evaluation.measurements import evaluate_only
 
     display = Display()
     ways = ways_to_measure(prompt, control, samples, options)
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
-        for suffix, summary in evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter).items():
+        for suffix, summary in evaluate_only(
+            asked.config, asked.made_with, ways, display, asked.adapter
+        ).items():
             display.measured(suffix.removeprefix("-"), summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
 
 
 @app.command()
 def compare(config: Path, overrides: Overrides = None) -> None:
-    """Trains what is missing, measures every model on every data set, and makes one table. `out=…` and `seeds=0,1`
-    set the comparison's own keys; other overrides go to every training."""
-    from rarl.compare import compare as compare_models
+    """Trains what is missing, measures every model on every data set, and makes one table. `out=…`
+    and `seeds=0,1` set the comparison's own keys; other overrides go to every training."""
+    from rarl.commands.compare import compare as compare_models
     from rarl.display import Display
     from rarl.evaluation.report import write_report
 
@@ -125,7 +148,9 @@ def compare(config: Path, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")],
+) -> None:
     """Writes report.html: tables, curves, examples, data and configuration in one file."""
     from rarl.display import Display
     from rarl.evaluation.report import write_report
@@ -144,9 +169,9 @@ def demo(
 
 
 def train_config(config: Config) -> None:
+    from rarl.commands.train import train_and_evaluate
     from rarl.display import Display
     from rarl.evaluation.report import write_report
-    from rarl.run import train_and_evaluate
     from rarl.training.curve import draw_curve
 
     display = Display()
@@ -166,16 +191,22 @@ def train_config(config: Config) -> None:
 
 @app.command()
 def serve(
-    run: Annotated[Path, typer.Argument(help="A finished run directory. Those beside it are served too.")],
+    run: Annotated[
+        Path, typer.Argument(help="A finished run directory. Those beside it are served too.")
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value of rarl/serving/settings.py, such as limits.concurrent=16")
+        list[str] | None,
+        typer.Argument(help="key=value of rarl/serving/settings.py, such as limits.concurrent=16"),
     ] = None,
-    host: Annotated[str, typer.Option(help="Others than this machine's own need RARL_API_KEY.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Others than this machine's own need RARL_API_KEY.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
 ) -> None:
-    """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See docs/serving.md."""
+    """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See
+    docs/serving.md."""
+    from rarl.commands.serve import Address, serve_until_stopped, serving_of
     from rarl.display import Display
-    from rarl.serving.run import Address, serve_until_stopped, serving_of
 
     serve_until_stopped(serving_of(run, overrides or []), Address(host, port), Display().note)
 
@@ -185,11 +216,15 @@ def plan(
     config: Path,
     overrides: Overrides = None,
     gpu: Annotated[
-        str | None, typer.Option(help="The card, such as a100-40g (else as the configuration says).")
+        str | None,
+        typer.Option(help="The card, such as a100-40g (else as the configuration says)."),
     ] = None,
-    gpu_gib: Annotated[float | None, typer.Option(help="Its memory, where only a part of the card is meant.")] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option(help="Its memory, where only a part of the card is meant.")
+    ] = None,
 ) -> None:
-    """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither GPU nor model."""
+    """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither
+    GPU nor model."""
     from rarl.planning.cards import DEFAULT_CARD, find_card
 
     loaded = load_config(config, overrides)
@@ -210,26 +245,38 @@ def plan(
 @app.command()
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; or folder: your own.")
+        str,
+        typer.Argument(
+            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; or folder: your own."
+        ),
     ],
     src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
     test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
-    against: Annotated[Path | None, typer.Option(help="A prepared data set: leave out what it has too.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A prepared data set: leave out what it has too.")
+    ] = None,
     phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
     language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
-    images: Annotated[str, typer.Option(help="medxpertqa: of several images, first or all.")] = "first",
-    version: Annotated[int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")] = None,
+    images: Annotated[
+        str, typer.Option(help="medxpertqa: of several images, first or all.")
+    ] = "first",
+    version: Annotated[
+        int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
+    ] = None,
 ) -> None:
-    """Converts a published data set, or your own, to the Parquet files that training reads, and checks it."""
-    from rarl.data.convert import prepare_dataset
-    from rarl.data.sources.record import Choices
+    """Converts a published data set, or your own, to the Parquet files that training reads, and
+    checks it."""
     from rarl.display import Display
+    from rarl.prepare.convert import prepare_dataset
+    from rarl.prepare.sources.record import Choices
 
     display = Display()
-    choices = Choices(tuple(phrase.strip() for phrase in phrases.split(",")), language, images, version)
+    choices = Choices(
+        tuple(phrase.strip() for phrase in phrases.split(",")), language, images, version
+    )
     with display.working(f"preparing {src}"):
         report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
     display.note(report)
@@ -237,11 +284,15 @@ def prepare(
 
 @data_commands.command(name="check")
 def check_data(
-    paths: Annotated[list[Path], typer.Argument(help="Prepared folders, or data sets to hold against each other.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Prepared folders, or data sets to hold against each other."),
+    ],
 ) -> None:
-    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not sound."""
-    from rarl.data.leaks import check_datasets
+    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not
+    sound."""
     from rarl.display import Display
+    from rarl.prepare.leaks import check_datasets
 
     display = Display()
     with display.working("checking"):
@@ -252,10 +303,12 @@ def check_data(
 
 
 @data_commands.command()
-def show(path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")]) -> None:
+def show(
+    path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")],
+) -> None:
     """Counts, frequent answers, floors, and a contact sheet of random examples."""
-    from rarl.data.show import show_dataset
     from rarl.display import Display
+    from rarl.prepare.show import show_dataset
 
     display = Display()
     for part in show_dataset(path):
@@ -277,17 +330,25 @@ def replay(batch: Annotated[Path, typer.Argument(metavar="RUN/failures/step_….
 @judge_commands.command()
 def check(
     rest: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONFIG] [key=value]...", help="The rules, where nothing is named.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG] [key=value]...", help="The rules, where nothing is named."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for card.json and card.md: a run's, for its report.")] = None,
-    vl_rewardbench: Annotated[Path | None, typer.Option(help="A file of VL-RewardBench, to be read too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for card.json and card.md: a run's, for its report.")
+    ] = None,
+    vl_rewardbench: Annotated[
+        Path | None, typer.Option(help="A file of VL-RewardBench, to be read too.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="How often each reply is judged.")] = 2,
 ) -> None:
-    """Measures a judge on replies of known truth: its card. Exits with 1 where it is unfit for rewards."""
-    from rarl.asked import read_judge
+    """Measures a judge on replies of known truth: its card. Exits with 1 where it is unfit for
+    rewards."""
+    from rarl.commands.evaluate import read_judge
+    from rarl.commands.judge_check import judge_check
     from rarl.display import Display
-    from rarl.evaluation.judge_card_text import render_markdown
-    from rarl.evaluation.judge_check import judge_check
+    from rarl.judge.card.text import render_markdown
 
     display = Display()
     config = read_judge(rest or [])

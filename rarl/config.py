@@ -1,4 +1,5 @@
-"""One configuration tree. `load_config` reads YAML, applies `key=value` overrides, names a mistake in one line."""
+"""One configuration tree. `load_config` reads YAML, applies `key=value` overrides, names a mistake
+in one line."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """The adapter: always on the seven linear kinds of the language model, never on the vision tower (vLLM would
-    ignore that part), and without dropout (the sampler has none, and the sampler must be the policy)."""
+    """The adapter: always on the seven linear kinds of the language model, never on the vision
+    tower (vLLM would ignore that part), and without dropout (the sampler has none, and the sampler
+    must be the policy)."""
 
     rank: Positive = 8
     alpha: Positive = 16
@@ -32,15 +34,18 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str  # a folder, a Hub id, or `module:function` that returns a folder
-    adapter: str | None = None  # a run directory, or a PEFT folder of the same shape, to start training from
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, bfloat16 on a GPU
+    # a run directory, or a PEFT folder of the same shape, to start training from
+    adapter: str | None = None
+    # auto: float32 on CPU, bfloat16 on a GPU
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraConfig = LoraConfig()
 
 
 class DataConfig(Section):
     train: str  # canonical Parquet (file or folder), or `module:function` that writes one
     eval: dict[str, str] = {}  # name → the same; measured before and after training
-    max_pixels: Positive | None = None  # images are shrunk to at most this area; None: the processor's own bound
+    # images are shrunk to at most this area; None: the processor's own bound
+    max_pixels: Positive | None = None
     on_bad_row: Literal["fail", "skip"] = "fail"
 
 
@@ -49,29 +54,39 @@ class RolloutConfig(Section):
     group_size: Annotated[int, Field(ge=2)] = 8  # completions per prompt
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0  # vLLM takes no more than 2
     max_completion_tokens: Positive = 512
-    # Updates between the adapter that samples and the policy that learns. 1: the next batch is sampled while this one
-    # trains; the importance weight corrects for it. 0: strictly on-policy.
+    # Updates between the adapter that samples and the policy that learns. 1: the next batch is
+    # sampled while this one trains; the importance weight corrects for it. 0: strictly on-policy.
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    timeout_seconds: Positive = 1800  # from one group to the next, before an engine counts as hung and is started anew
+    # from one group to the next, before an engine counts as hung and is started anew
+    timeout_seconds: Positive = 1800
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
-    kv_cache_mib: Positive = 128  # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
-    gpu_memory_share: Fraction = 0.4  # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
+    # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
+    kv_cache_mib: Positive = 128
+    # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
+    gpu_memory_share: Fraction = 0.4
 
 
 class GrpoConfig(Section):
     """None takes what the loss's own paper uses; see the table in rarl/grpo/loss.py."""
 
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
-    clip: Annotated[float, Field(gt=0)] | None = None  # ε of the ratio's lower bound, and of the upper one
-    clip_high: Annotated[float, Field(gt=0)] | None = None  # ε of the upper bound, where it is another
+    # ε of the ratio's lower bound, and of the upper one
+    clip: Annotated[float, Field(gt=0)] | None = None
+    # ε of the upper bound, where it is another
+    clip_high: Annotated[float, Field(gt=0)] | None = None
     scale_advantages: bool | None = None  # by the group's standard deviation
-    drop_truncated: bool | None = None  # leave out completions that were cut off at max_completion_tokens
-    kl_beta: Annotated[float, Field(ge=0)] = 0.0  # weight of the KL to the base model; 0 skips the reference pass
-    importance: Literal["truncated", "masked", "none"] = "truncated"  # correction for what the sampler drew from
-    importance_cap: Annotated[float, Field(ge=1)] = 2.0  # C: the largest weight; "masked" drops tokens above it
-    epochs: Positive = 1  # optimizer steps per batch; the ratio leaves 1, and clipping begins, with the second
-    # Batches that a step may draw to replace groups without spread, from which nothing is learnt (DAPO, section 3.2).
-    # 0: such groups stay in, with zero advantage.
+    # leave out completions that were cut off at max_completion_tokens
+    drop_truncated: bool | None = None
+    # weight of the KL to the base model; 0 skips the reference pass
+    kl_beta: Annotated[float, Field(ge=0)] = 0.0
+    # correction for what the sampler drew from
+    importance: Literal["truncated", "masked", "none"] = "truncated"
+    # C: the largest weight; "masked" drops tokens above it
+    importance_cap: Annotated[float, Field(ge=1)] = 2.0
+    # optimizer steps per batch; the ratio leaves 1, and clipping begins, with the second
+    epochs: Positive = 1
+    # Batches that a step may draw to replace groups without spread, from which nothing is learnt
+    # (DAPO, section 3.2). 0: such groups stay in, with zero advantage.
     max_refills: Annotated[int, Field(ge=0)] = 0
 
 
@@ -82,24 +97,29 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 5
     schedule: Literal["constant", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    micro_batch_tokens: Positive = 4096  # per forward and backward pass, a prompt counted once; bounds memory
-    gradient_checkpointing: bool = False  # recompute each layer in the backward pass: a third slower, little memory
-    # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001 in float32,
-    # 0.1 in bfloat16, where rounding alone gives about 0.01.
+    # per forward and backward pass, a prompt counted once; bounds memory
+    micro_batch_tokens: Positive = 4096
+    # recompute each layer in the backward pass: a third slower, little memory
+    gradient_checkpointing: bool = False
+    # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001
+    # in float32, 0.1 in bfloat16, where rounding alone gives about 0.01.
     max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None
-    num_workers: Positive = 1  # each learns from its share of a step's groups; the gradient is that of all
+    # each learns from its share of a step's groups; the gradient is that of all
+    num_workers: Positive = 1
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
-    # Where copies of metrics.jsonl go; their own environment variables say where their servers are. Never a reason for
-    # a run to fail: what a tracker raises is told once.
+    # Where copies of metrics.jsonl go; their own environment variables say where their servers are.
+    # Never a reason for a run to fail: what a tracker raises is told once.
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
 
 
 class PromptsConfig(Section):
-    """How a question is asked. Families of wordings are in rarl/prompts.yaml, or in a file of the same form."""
+    """How a question is asked. Families of wordings are in rarl/prompts.yaml, or in a file of the
+    same form."""
 
-    train: dict[str, Annotated[float, Field(ge=0)]] = {"plain": 1.0}  # family → weight; drawn per question by the seed
+    # family → weight; drawn per question by the seed
+    train: dict[str, Annotated[float, Field(ge=0)]] = {"plain": 1.0}
     eval: str = "plain"  # the family, of which the first wording is used
     templates: str | None = None  # a YAML file, instead of the one that comes with RARL
 
@@ -108,8 +128,10 @@ class RewardConfig(Section):
     """One reward. In YAML a number alone is its weight; null takes the reward out."""
 
     weight: Annotated[float, Field(ge=0)]  # 0: computed and logged, but not counted
-    gate: str | None = None  # another reward, by whose value this one is multiplied: `format`, or `accuracy`
-    normalise: bool = False  # to mean 0 and standard deviation 1 within each group, before it is weighted
+    # another reward, by whose value this one is multiplied: `format`, or `accuracy`
+    gate: str | None = None
+    # to mean 0 and standard deviation 1 within each group, before it is weighted
+    normalise: bool = False
     options: dict[str, Any] = {}  # keyword arguments of the reward's own
 
 
@@ -118,22 +140,27 @@ def read_rewards(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        name: {"weight": one} if isinstance(one, int | float) else one for name, one in value.items() if one is not None
+        name: {"weight": one} if isinstance(one, int | float) else one
+        for name, one in value.items()
+        if one is not None
     }
 
 
 class JudgeConfig(Section):
     """Who scores correctness and explanation, for the reward `judge` and in evaluation."""
 
-    # rules: deterministic, no model; openai: any OpenAI-compatible server; serve: RARL's own Ray Serve application
+    # rules: deterministic, no model; openai: any OpenAI-compatible server; serve: RARL's own Ray
+    # Serve application
     backend: Literal["rules", "openai", "serve"] = "rules"
-    url: str | None = None  # openai: up to /v1; serve: http://host:port/judge, or app:NAME in the same Ray cluster
+    # openai: up to /v1; serve: http://host:port/judge, or app:NAME in the same Ray cluster
+    url: str | None = None
     model: str | None = None  # openai: the name that the server knows
     api_key_env: str | None = None  # the environment variable that holds the key
     concurrency: Positive = 16  # requests in flight
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # of one attempt
     retries: Annotated[int, Field(ge=0)] = 3  # with back-off
-    on_unreachable: Literal["continue", "stop"] = "continue"  # a reply that could not be judged: count it, or end
+    # a reply that could not be judged: count it, or end
+    on_unreachable: Literal["continue", "stop"] = "continue"
     cache: bool = True  # verdicts are kept in the run directory and never asked for twice
     evaluate: bool = False  # judge the replies of the measurements too
 
@@ -157,7 +184,8 @@ class Config(Section):
     run_dir: str
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where the prompt asks
+    # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where
+    # the prompt asks
     method: Literal["grpo", "sft"] = "grpo"
     model: ModelConfig
     data: DataConfig
@@ -186,7 +214,8 @@ IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a YAML file and applies overrides such as `rollout.group_size=4` (values are YAML).
 
-    Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a wrong value.
+    Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a
+    wrong value.
     """
     tree = read_recipe(Path(path))
     for override in overrides or []:
@@ -198,12 +227,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 
 # What an override of one entry is added to, where the recipe does not name the group.
-ADDED_TO: dict[str, dict[str, float]] = {"rewards": {"format": 0.2, "accuracy": 1.0}, "prompts.train": {"plain": 1.0}}
+ADDED_TO: dict[str, dict[str, float]] = {
+    "rewards": {"format": 0.2, "accuracy": 1.0},
+    "prompts.train": {"plain": 1.0},
+}
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them
 
 
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file, over the one that its key `extends` names (relative to its own folder), if it has one."""
+    """A YAML file, over the one that its key `extends` names (relative to its own folder), if it
+    has one."""
     tree = read_yaml(path)
     parent = tree.pop("extends", None)
     if parent is None:
@@ -231,13 +264,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; configurations are YAML files such as configs/demo.yaml") from None
+        raise UserError(
+            f"{path}: no such file; configurations are YAML files such as configs/demo.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected keys and values at the top level, found {type(tree).__name__}")
+        raise UserError(
+            f"{path}: expected keys and values at the top level, found {type(tree).__name__}"
+        )
     return tree
 
 
@@ -267,7 +304,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def describe(error: ValidationError) -> str:
     """The first mistake of a validation as one line."""
     errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a typo also leaves a key missing
+    # a typo also leaves a key missing
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         nearest = nearest_key(key)
@@ -280,7 +318,8 @@ def describe(error: ValidationError) -> str:
 
 
 def nearest_key(unknown: str) -> str | None:
-    """The known dotted key most like `unknown`; a leaf that exists in another group counts as near."""
+    """The known dotted key most like `unknown`; a leaf that exists in another group counts as
+    near."""
     known = list(known_keys(Config))
     close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
     if close:

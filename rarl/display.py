@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from rarl.training.metrics import read_metrics
@@ -28,7 +35,8 @@ PLAIN_LINES = 10  # per training run, where there is no terminal
 class Display:
     """All of the program's output to people. Results can be read from files; nothing parses this.
 
-    Writes to a copy of standard output, which stays the terminal's while the libraries' output goes to a log file.
+    Writes to a copy of standard output, which stays the terminal's while the libraries' output goes
+    to a log file.
     """
 
     def __init__(self) -> None:
@@ -57,7 +65,12 @@ class Display:
             self.note(f"{what} ({total}) …")
             yield lambda _: None
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda done: progress.advance(task, done)
@@ -90,9 +103,13 @@ class Display:
         """Before → after with 95 % intervals."""
         table = Table(title=TITLE, box=box.SIMPLE_HEAD)
         for column in ("data set", "n", "base", "trained", "difference"):
-            table.add_column(column, justify="left" if column == "data set" else "right", no_wrap=True)
+            table.add_column(
+                column, justify="left" if column == "data set" else "right", no_wrap=True
+            )
         for name, base in summary["base"].items():
-            add_rows(table, name, base, summary["trained"].get(name), summary["difference"].get(name))
+            add_rows(
+                table, name, base, summary["trained"].get(name), summary["difference"].get(name)
+            )
         self.console.print(table)
 
     def measured(self, way: str, summary: dict[str, Any]) -> None:
@@ -111,13 +128,22 @@ class Display:
                         )
             return
         table = Table(title="by the likelihood of the options", box=box.SIMPLE_HEAD)
-        for column in ("model", "data set", "n", "accuracy in %", "margin in nats", "probability in %"):
+        for column in (
+            "model",
+            "data set",
+            "n",
+            "accuracy in %",
+            "margin in nats",
+            "probability in %",
+        ):
             table.add_column(column, justify="left" if column in ("model", "data set") else "right")
         for label, sets in summary.items():
             for name, one in sets.items():
                 margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
                 cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
-                table.add_row(label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"]))
+                table.add_row(
+                    label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"])
+                )
         self.console.print(table)
 
     def replayed(self, groups: list[Replayed]) -> None:
@@ -126,7 +152,10 @@ class Display:
         for column in ("group", "loss", "gradient norm", "first completion"):
             table.add_column(column)
         for number, group in enumerate(groups):
-            loss, norm = ("not finite" if value is None else f"{value:.4g}" for value in (group.loss, group.grad_norm))
+            loss, norm = (
+                "not finite" if value is None else f"{value:.4g}"
+                for value in (group.loss, group.grad_norm)
+            )
             table.add_row(str(number), loss, norm, escape(group.completions[0]))
         self.console.print(table)
 
@@ -135,21 +164,30 @@ class Display:
 
 
 def add_rows(table: Table, name: str, base: dict[str, Any], trained: Any, change: Any) -> None:
-    """One row for the data set's accuracy, one for each answer type where there are several, one for the reasoning."""
+    """One row for the data set's accuracy, one for each answer type where there are several, one
+    for the reasoning."""
     table.add_row(name, str(base["n"]), percent(base), percent(trained), in_points(change))
     if len(base["by_type"]) > 1:
         for kind, part in base["by_type"].items():
             after = trained["by_type"][kind] if trained else None
-            table.add_row(f"  {kind}", str(part["n"]), percent(part), percent(after), "", style="dim")
+            table.add_row(
+                f"  {kind}", str(part["n"]), percent(part), percent(after), "", style="dim"
+            )
     reasoning = base.get("reasoning")
     if reasoning:
         after = trained["reasoning"] if trained else None
         points = in_points(change["reasoning"]) if change else ""
-        table.add_row("  reasoning", str(reasoning["n"]), percent(reasoning), percent(after), points)
+        table.add_row(
+            "  reasoning", str(reasoning["n"]), percent(reasoning), percent(after), points
+        )
 
 
 def in_points(change: dict[str, Any] | None) -> str:
-    return f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})" if change else ""
+    return (
+        f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})"
+        if change
+        else ""
+    )
 
 
 def percent(result: dict[str, Any] | None) -> str:

@@ -1,4 +1,5 @@
-"""The one exception that is shown to the user as a single line, and what a full disk is to be called."""
+"""The one exception that is shown to the user as a single line, and what a full disk is to be
+called."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says what was wrong, where, and what to do about it.
+    """Something the user can put right. The message says what was wrong, where, and what to do
+    about it.
 
     The command line prints the message alone, without a stack trace, and exits with code 2.
     """
@@ -25,5 +27,6 @@ def storage_fault(error: OSError, place: object) -> str | None:
 
 
 def last_line(error: object) -> str:
-    """What went wrong inside an actor: the end of Ray's copy of its stack trace. Empty where nothing is said."""
+    """What went wrong inside an actor: the end of Ray's copy of its stack trace. Empty where
+    nothing is said."""
     return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), "")

@@ -1,4 +1,5 @@
-"""Writing files so that a reader, or a run that continues, finds either the old content or the new, never a half."""
+"""Writing files so that a reader, or a run that continues, finds either the old content or the new,
+never a half."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; on success it is flushed to disk and takes `path`'s name.
+    """Yields a temporary path in the same folder; on success it is flushed to disk and takes
+    `path`'s name.
 
     Raises OSError that names `path` for a failure of the disk, whichever library met it.
     """

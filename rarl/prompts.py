@@ -1,4 +1,5 @@
-"""Example → chat messages. The wordings are data (prompts.yaml); which one an example gets is drawn by the seed."""
+"""Example → chat messages. The wordings are data (prompts.yaml); which one an example gets is drawn
+by the seed."""
 
 from __future__ import annotations
 
@@ -54,8 +55,9 @@ def read_families(path: Path = BUILT_IN) -> dict[str, Family]:
 class PromptPlan:
     """Which family and wording an example is asked with. Picklable; calling it makes the prompt.
 
-    In training the family is drawn by weight and the wording evenly, as a function of seed, step and example alone.
-    Without a step, in evaluation, it is the first wording of the heaviest family.
+    In training the family is drawn by weight and the wording evenly, as a function of seed, step
+    and example alone. Without a step, in evaluation, it is the first wording of the heaviest
+    family.
     """
 
     families: dict[str, Family]
@@ -113,7 +115,9 @@ def option_lines(example: Example, family: Family) -> list[str]:
     if family.options == "hidden":
         return []
     if example.options and family.options == "lettered":
-        return [f"{chr(ord('A') + index)}) {option}" for index, option in enumerate(example.options)]
+        return [
+            f"{chr(ord('A') + index)}) {option}" for index, option in enumerate(example.options)
+        ]
     if example.options:
         return ["Options: " + ", ".join(example.options) + "."]
     yes_no = example.answer_type == "closed" and example.answer.strip().lower() in ("yes", "no")
@@ -121,7 +125,8 @@ def option_lines(example: Example, family: Family) -> list[str]:
 
 
 def chat_messages(text: str, image: bool = True) -> list[dict[str, Any]]:
-    """One user turn: the image, where there is one, then the text. The image itself travels beside the messages."""
+    """One user turn: the image, where there is one, then the text. The image itself travels beside
+    the messages."""
     content: list[dict[str, Any]] = [{"type": "image"}] if image else []
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
@@ -129,20 +134,25 @@ def chat_messages(text: str, image: bool = True) -> list[dict[str, Any]]:
 def render(processor: Any, text: str, image: bool) -> str:
     """The turn through the processor's own chat template, up to where the reply begins."""
     messages = chat_messages(text, image)
-    rendered: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    rendered: str = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
     return rendered
 
 
 def without_image(prompt: str) -> str:
     """The same prompt with nothing to look at."""
     if IMAGE_PLACEHOLDER not in prompt:
-        raise UserError(f"the prompt has no image to leave out: the chat template writes no {IMAGE_PLACEHOLDER}")
+        raise UserError(
+            f"the prompt has no image to leave out: the chat template writes no {IMAGE_PLACEHOLDER}"
+        )
     return prompt.replace(IMAGE_PLACEHOLDER, "")
 
 
 def rederive_text(example: Example, thinking: str) -> str:
-    """The question again, with the reasoning in place of the image (CAPO, arXiv 2506.12849): whoever reasoned well can
-    be followed without looking. Tags and special tokens inside the reasoning are taken out: it is data, not a turn."""
+    """The question again, with the reasoning in place of the image (CAPO, arXiv 2506.12849):
+    whoever reasoned well can be followed without looking. Tags and special tokens inside the
+    reasoning are taken out: it is data, not a turn."""
     thinking = SPECIAL_TOKEN.sub(" ", TAG.sub(" ", thinking))
     family = Family(form="answer", wordings=["Answer from these findings."])
     return f"Findings: {thinking}\n{question_text(example, family, family.wordings[0])}"

@@ -1,4 +1,5 @@
-"""The nouns that travel between folders. Plain, typed and picklable: they cross process borders through Ray."""
+"""The nouns that travel between folders. Plain, typed and picklable: they cross process borders
+through Ray."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from typing import Literal, get_args
 
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
-# What a prompt asks for: thinking and answer, each in tags; the same with findings and impression as the thinking; or
-# the tagged answer alone.
+# What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
+# as the thinking; or the tagged answer alone.
 ReplyForm = Literal["think", "structured", "answer"]
 
 
@@ -16,9 +17,10 @@ ReplyForm = Literal["think", "structured", "answer"]
 class Example:
     """One image with one question and its reference answer.
 
-    `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has `options`, one of which
-    is the answer; `open` is free text. `image` holds the encoded file (JPEG, PNG, …), not pixels. `image_id` is equal
-    for two examples exactly when they show the same image: intervals and splits treat it as the unit.
+    `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
+    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
+    (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
+    image: intervals and splits treat it as the unit.
     """
 
     id: str
@@ -37,8 +39,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an example is asked with: `text` with one image placeholder, the wording it was made from ("family/number")
-    and the form of reply that it asks for."""
+    """What an example is asked with: `text` with one image placeholder, the wording it was made
+    from ("family/number") and the form of reply that it asks for."""
 
     text: str
     wording: str
@@ -49,10 +51,11 @@ class Prompt:
 class Rollout:
     """One sampled completion.
 
-    `prompt_token_ids` is the prompt with the image placeholder already expanded. `completion_token_ids` ends with the
-    end-of-turn token when `finish_reason` is "stop"; "length" means that it was cut. `sampler_logprobs[t]` is the
-    log-probability (nats) that the sampler gave to `completion_token_ids[t]` under the distribution it drew from:
-    after banned tokens and temperature.
+    `prompt_token_ids` is the prompt with the image placeholder already expanded.
+    `completion_token_ids` ends with the end-of-turn token when `finish_reason` is "stop"; "length"
+    means that it was cut. `sampler_logprobs[t]` is the log-probability (nats) that the sampler gave
+    to `completion_token_ids[t]` under the distribution it drew from: after banned tokens and
+    temperature.
     """
 
     example_id: str
@@ -66,7 +69,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Score:
-    """Rewards of one rollout by name, each in [0, 1] or None where it could not be scored, and their weighted sum."""
+    """Rewards of one rollout by name, each in [0, 1] or None where it could not be scored, and
+    their weighted sum."""
 
     rewards: dict[str, float | None] = field(default_factory=dict)
     total: float = 0.0
@@ -74,10 +78,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the explanation are in [0, 1].
+    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the
+    explanation are in [0, 1].
 
-    "unparsable" (the judge refused, or gave no verdict that can be read) has zeros. "unreachable" has no scores at all:
-    the reply could not be judged, which says nothing about it.
+    "unparsable" (the judge refused, or gave no verdict that can be read) has zeros. "unreachable"
+    has no scores at all: the reply could not be judged, which says nothing about it.
     """
 
     status: Literal["scored", "unparsable", "unreachable"]

@@ -2,8 +2,8 @@
 
     python3 setup/browser.py
 
-As root on Debian or Ubuntu, what is missing is installed; elsewhere one line says what to install. Only the standard
-library is used.
+As root on Debian or Ubuntu, what is missing is installed; elsewhere one line says what to install.
+Only the standard library is used.
 """
 
 import os
@@ -45,8 +45,13 @@ def can_install() -> bool:
 def install() -> None:
     """Failures show in what is missing afterwards; apt's own words come before it."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
-        subprocess.run(["apt-get", *arguments], env=environment, stdout=subprocess.DEVNULL, check=False)
+    for arguments in (
+        ["update", "-qq"],
+        ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES],
+    ):
+        subprocess.run(
+            ["apt-get", *arguments], env=environment, stdout=subprocess.DEVNULL, check=False
+        )
 
 
 if __name__ == "__main__":

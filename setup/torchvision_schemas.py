@@ -1,12 +1,14 @@
 """Lets a CUDA-built torchvision be imported beside a CPU-only torch.
 
-The registry's x86-64 torchvision wheels are CUDA builds: their compiled operators do not load beside a CPU torch, and
-`import torchvision` dies with "operator torchvision::nms does not exist". Nothing in RARL, transformers' Qwen2-VL code
-or vLLM calls those operators, so declaring the two schemas that torchvision looks up at import is enough.
+The registry's x86-64 torchvision wheels are CUDA builds: their compiled operators do not load
+beside a CPU torch, and `import torchvision` dies with "operator torchvision::nms does not exist".
+Nothing in RARL, transformers' Qwen2-VL code or vLLM calls those operators, so declaring the two
+schemas that torchvision looks up at import is enough.
 
-`setup/environment.py` copies this file into site-packages together with a `.pth` file that imports it, and does so only
-where the import is broken. It must act in every process, also in those that vLLM and Ray spawn, hence the `.pth`; it
-must cost nothing where torchvision is never imported, hence the lazy finder instead of an `import torch` here.
+`setup/environment.py` copies this file into site-packages together with a `.pth` file that imports
+it, and does so only where the import is broken. It must act in every process, also in those that
+vLLM and Ray spawn, hence the `.pth`; it must cost nothing where torchvision is never imported,
+hence the lazy finder instead of an `import torch` here.
 """
 
 import sys
@@ -19,7 +21,8 @@ SCHEMAS = {
 
 
 class DeclareSchemas(MetaPathFinder):
-    """Declares the operators the first time anybody imports torchvision, then steps out of the way."""
+    """Declares the operators the first time anybody imports torchvision, then steps out of the
+    way."""
 
     def find_spec(self, fullname, path=None, target=None):  # type: ignore[no-untyped-def]
         if fullname != "torchvision":

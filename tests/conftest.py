@@ -13,12 +13,12 @@ import ray
 from ray import serve
 from tree_memory import Peak, run_watched
 
-from rarl.cluster import REUSED_PROCESSES
 from rarl.data.parquet import write_examples
-from rarl.imports import collect_seldom
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
+from rarl.system.cluster import REUSED_PROCESSES
+from rarl.system.imports import collect_seldom
 from rarl.tiny.dataset import base_model, draw_examples
 from tests.judge_service import JudgeService, start_judge_service
 from tests.runs import FINISHED, RARL, REPOSITORY, environment
@@ -41,7 +41,9 @@ def processor(model_path: str) -> Any:
 
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
-    return draw_examples("seen", 12, seed=5, split="test") + draw_examples("unseen", 12, seed=5, split="test")
+    return draw_examples("seen", 12, seed=5, split="test") + draw_examples(
+        "unseen", 12, seed=5, split="test"
+    )
 
 
 @pytest.fixture
@@ -74,9 +76,13 @@ def sampler_settings(model_path: str) -> SamplerSettings:
 
 
 @pytest.fixture(scope="session")
-def pool(ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory: Any) -> Iterator[SamplerPool]:
+def pool(
+    ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory: Any
+) -> Iterator[SamplerPool]:
     """Two engines: whatever is asserted of samples holds across actors."""
-    started = SamplerPool.launch(sampler_settings, 2, tmp_path_factory.mktemp("sampler-logs"), timeout=300)
+    started = SamplerPool.launch(
+        sampler_settings, 2, tmp_path_factory.mktemp("sampler-logs"), timeout=300
+    )
     started.wait_until_ready()
     yield started
     started.stop()
@@ -84,7 +90,8 @@ def pool(ray_cluster: None, sampler_settings: SamplerSettings, tmp_path_factory:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run directory, what the command line printed, and the memory that all its processes took."""
+    """A run directory, what the command line printed, and the memory that all its processes
+    took."""
 
     folder: Path
     printed: str
@@ -111,6 +118,7 @@ def vqa_rad() -> Path:
 
 @pytest.fixture(scope="module")
 def judge_service(ray_cluster: None) -> Iterator[JudgeService]:
-    """The tiny model and the judge in front of it behind Ray Serve; gone with the module, since it takes its share."""
+    """The tiny model and the judge in front of it behind Ray Serve; gone with the module, since it
+    takes its share."""
     yield start_judge_service()
     serve.shutdown()

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from rarl.evaluation.judge_card import Share
 from rarl.judge.candidate import Candidate
-from rarl.judge.card_set import load_questions
+from rarl.judge.card.card_set import load_questions
+from rarl.judge.card.judge_card import Share
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
 from rarl.judge.rules import judge_by_rules
@@ -26,7 +26,8 @@ Alter = Callable[[Candidate, Verdict, int], Verdict]
 
 
 class Altered(Judge):
-    """The rules with a fault: `alter` is told the candidate, the rules' verdict and how often it was asked before."""
+    """The rules with a fault: `alter` is told the candidate, the rules' verdict and how often it
+    was asked before."""
 
     def __init__(self, alter: Alter) -> None:
         super().__init__()
@@ -80,7 +81,10 @@ def is_long(candidate: Candidate) -> bool:
 
 def fond_of_length(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
     extra = 0.4 if is_long(candidate) else 0.0
-    parts = {name: (getattr(verdict, name) + extra) / 1.4 for name in ("factuality", "completeness", "relevance")}
+    parts = {
+        name: (getattr(verdict, name) + extra) / 1.4
+        for name in ("factuality", "completeness", "relevance")
+    }
     return replace(verdict, **parts)
 
 
@@ -107,7 +111,8 @@ def away(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
 
 
 def dice(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
-    """Noise; half of the candidates get the same when asked again, some are refused or not reached."""
+    """Noise; half of the candidates get the same when asked again, some are refused or not
+    reached."""
     number = zlib.crc32(repr(candidate).encode())
     rng = np.random.default_rng([number, before if number % 2 else 0])
     fate = rng.random()

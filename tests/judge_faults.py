@@ -1,4 +1,5 @@
-"""Servers that misbehave on purpose, for the tests of the judge: real HTTP, real sockets, faults drawn by a seed."""
+"""Servers that misbehave on purpose, for the tests of the judge: real HTTP, real sockets, faults
+drawn by a seed."""
 
 from __future__ import annotations
 
@@ -19,16 +20,17 @@ import uvicorn
 from rarl.judge.candidate import Candidate
 from rarl.judge.rubric import ITEMS
 
-# Each is done by a real server in front of the real answer: `slow` keeps the client waiting beyond its patience, `500`
-# and `429` say no, `garbage` is no JSON, `hollow` no completion, `bad_verdict` a completion that holds no verdict,
-# `dropped` a connection that ends in the middle of the answer.
+# Each is done by a real server in front of the real answer: `slow` keeps the client waiting beyond
+# its patience, `500` and `429` say no, `garbage` is no JSON, `hollow` no completion, `bad_verdict`
+# a completion that holds no verdict, `dropped` a connection that ends in the middle of the answer.
 FAULTS = ("slow", "500", "429", "garbage", "hollow", "bad_verdict", "dropped")
 Answer = Callable[[bytes], Awaitable[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request as the server saw it: the candidate's message, the fault, and the status that was sent (0: none)."""
+    """One request as the server saw it: the candidate's message, the fault, and the status that was
+    sent (0: none)."""
 
     asked: str
     fault: str | None
@@ -64,7 +66,8 @@ class FaultyServer:
         self._at_work.add(request)
         self.most_at_once = max(self.most_at_once, len(self._at_work))
         responding = asyncio.create_task(self.respond(request, body, self.draw(), send))
-        leaving = asyncio.create_task(receive())  # comes back when the client goes away, or has its answer
+        # comes back when the client goes away, or has its answer
+        leaving = asyncio.create_task(receive())
         await asyncio.wait((responding, leaving), return_when=asyncio.FIRST_COMPLETED)
         for task in (responding, leaving):
             task.cancel()
@@ -81,19 +84,26 @@ class FaultyServer:
         if fault == "garbage":
             status, reply = 200, b"<html>gateway</html>"
         if fault == "hollow":
-            status, reply = 200, b'{"id": "x", "object": "chat.completion", "choices": [{"message": {"content": [1]}}]}'
+            status, reply = (
+                200,
+                b'{"id": "x", "object": "chat.completion", "choices": [{"message": {"content": [1]}}]}',
+            )
         if fault == "bad_verdict" and status == 200:
             reply = spoil_verdict(reply)
         self.log.append(Exchange(asked, fault, 0 if fault == "dropped" else status))
         start = {"type": "http.response.start", "status": status}
         length = len(reply) + (100 if fault == "dropped" else 0)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(length).encode()),
+        ]
         if fault == "429":
             headers.append((b"retry-after", b"0.05"))
         self._at_work.discard(request)  # before the client has its answer, and asks the next thing
         await send({**start, "headers": headers})
         await send({"type": "http.response.body", "body": reply, "more_body": fault == "dropped"})
-        # Where a connection is to be dropped, uvicorn sees an answer shorter than announced, and closes it.
+        # Where a connection is to be dropped, uvicorn sees an answer shorter than announced, and
+        # closes it.
 
 
 async def read_body(receive: Any) -> bytes:
@@ -120,11 +130,19 @@ def spoil_verdict(reply: bytes) -> bytes:
     return json.dumps(completion).encode()
 
 
-def completion(content: str | None, finish_reason: str = "stop", refusal: str | None = None) -> bytes:
+def completion(
+    content: str | None, finish_reason: str = "stop", refusal: str | None = None
+) -> bytes:
     """A chat completion as OpenAI's servers write it."""
     message = {"role": "assistant", "content": content, "refusal": refusal}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}
-    reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    reply = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+    }
     return json.dumps(reply).encode()
 
 
@@ -145,7 +163,9 @@ def forward_to(url: str) -> Answer:
     async def answer(body: bytes) -> tuple[int, bytes]:
         own = client.setdefault("own", httpx.AsyncClient(timeout=300))  # of the loop that answers
         try:
-            response = await own.post(url, content=body, headers={"content-type": "application/json"})
+            response = await own.post(
+                url, content=body, headers={"content-type": "application/json"}
+            )
         except httpx.TransportError as error:
             return 502, json.dumps({"error": {"message": type(error).__name__}}).encode()
         return response.status_code, response.content
@@ -156,7 +176,9 @@ def forward_to(url: str) -> Answer:
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Runs an ASGI application in a thread; yields its http address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="critical", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=free_port(), log_level="critical", lifespan="off")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -177,7 +199,9 @@ def free_port() -> int:
 
 def candidates(count: int, tag: str = "") -> list[Candidate]:
     """Distinct replies to one question."""
-    thoughts = [f"Two lungs between ribs. Spot {tag}{index} in the left half." for index in range(count)]
+    thoughts = [
+        f"Two lungs between ribs. Spot {tag}{index} in the left half." for index in range(count)
+    ]
     return [
         Candidate(
             question="Where is the lesion?",

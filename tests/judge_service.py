@@ -16,7 +16,8 @@ from tests.runs import REPOSITORY
 
 @dataclass(frozen=True)
 class JudgeService:
-    """`llm_url` ends in /v1; `judge_url` is what `judge.url` wants, and `app:judge` is the same by handle."""
+    """`llm_url` ends in /v1; `judge_url` is what `judge.url` wants, and `app:judge` is the same by
+    handle."""
 
     llm_url: str
     model: str
@@ -31,7 +32,9 @@ def start_judge_service() -> JudgeService:
     port = free_port()
     llm, judge = read_applications()
     llm["args"]["llm_configs"][0]["model_loading_config"]["model_source"] = str(base_model())
-    service = JudgeService(f"http://127.0.0.1:{port}/llm/v1", "tiny", f"http://127.0.0.1:{port}/judge", port)
+    service = JudgeService(
+        f"http://127.0.0.1:{port}/llm/v1", "tiny", f"http://127.0.0.1:{port}/judge", port
+    )
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(build_openai_app(llm["args"]), name="llm", route_prefix="/llm")
     run_judge("judge", judge["args"] | {"url": service.llm_url})
@@ -44,5 +47,7 @@ def run_judge(name: str, args: dict[str, Any]) -> None:
 
 
 def read_applications() -> tuple[dict[str, Any], dict[str, Any]]:
-    llm, judge = yaml.safe_load((REPOSITORY / "configs/judge/tiny.yaml").read_text())["applications"]
+    llm, judge = yaml.safe_load((REPOSITORY / "configs/judge/tiny.yaml").read_text())[
+        "applications"
+    ]
     return llm, judge

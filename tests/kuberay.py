@@ -1,7 +1,7 @@
 """The part of KubeRay's resources (ray.io/v1) and of Kubernetes' pods that the manifests use.
 
-After the API reference at https://ray-project.github.io/kuberay/reference/api/. What is not here is refused, so that a
-misspelt key is found.
+After the API reference at https://ray-project.github.io/kuberay/reference/api/. What is not here is
+refused, so that a misspelt key is found.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class Resources(Strict):
 
 
 class Port(Strict):
-    containerPort: Annotated[int, Field(gt=0, lt=65536)]  # noqa: N815
+    containerPort: Annotated[int, Field(gt=0, lt=65536)]
     name: Annotated[str, StringConstraints(max_length=15)]
 
 
 class Mount(Strict):
     name: Name
-    mountPath: Annotated[str, StringConstraints(pattern="^/")]  # noqa: N815
+    mountPath: Annotated[str, StringConstraints(pattern="^/")]
 
 
 class Container(Strict):
@@ -70,22 +70,22 @@ class Container(Strict):
     image: Annotated[str, StringConstraints(pattern=r"^[^\s:]+(:\d+)?[^\s:]*:[\w.-]+$")]
     ports: list[Port] = []
     resources: Resources
-    volumeMounts: list[Mount] = []  # noqa: N815
+    volumeMounts: list[Mount] = []
 
 
 class Claim(Strict):
-    claimName: Name  # noqa: N815
+    claimName: Name
 
 
 class EmptyDir(Strict):
     medium: Literal["", "Memory"] = ""
-    sizeLimit: Quantity  # noqa: N815
+    sizeLimit: Quantity
 
 
 class Volume(Strict):
     name: Name
-    persistentVolumeClaim: Claim | None = None  # noqa: N815
-    emptyDir: EmptyDir | None = None  # noqa: N815
+    persistentVolumeClaim: Claim | None = None
+    emptyDir: EmptyDir | None = None
 
     @model_validator(mode="after")
     def one_source(self) -> Volume:
@@ -102,7 +102,7 @@ class Toleration(Strict):
 
 class PodSpec(Strict):
     containers: Annotated[list[Container], Field(min_length=1)]
-    nodeSelector: dict[str, str] = {}  # noqa: N815
+    nodeSelector: dict[str, str] = {}
     tolerations: list[Toleration] = []
     volumes: list[Volume] = []
 
@@ -121,67 +121,72 @@ class PodTemplate(Strict):
 
 
 class HeadGroup(Strict):
-    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"  # noqa: N815
-    rayStartParams: dict[str, str]  # noqa: N815
+    serviceType: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    rayStartParams: dict[str, str]
     template: PodTemplate
 
 
 class WorkerGroup(Strict):
-    groupName: Name  # noqa: N815
+    groupName: Name
     replicas: Annotated[int, Field(ge=0)] = 0
-    minReplicas: Annotated[int, Field(ge=0)] = 0  # noqa: N815
-    maxReplicas: Annotated[int, Field(ge=0)] = 2**31 - 1  # noqa: N815
-    rayStartParams: dict[str, str] = {}  # noqa: N815
+    minReplicas: Annotated[int, Field(ge=0)] = 0
+    maxReplicas: Annotated[int, Field(ge=0)] = 2**31 - 1
+    rayStartParams: dict[str, str] = {}
     template: PodTemplate
 
     @model_validator(mode="after")
     def replicas_in_bounds(self) -> WorkerGroup:
         if not self.minReplicas <= self.replicas <= self.maxReplicas:
-            raise ValueError(f"{self.groupName}: replicas must lie between minReplicas and maxReplicas")
+            raise ValueError(
+                f"{self.groupName}: replicas must lie between minReplicas and maxReplicas"
+            )
         return self
 
 
 class AutoscalerOptions(Strict):
-    upscalingMode: Literal["Default", "Aggressive", "Conservative"] = "Default"  # noqa: N815
-    idleTimeoutSeconds: Annotated[int, Field(ge=0)] = 60  # noqa: N815
+    upscalingMode: Literal["Default", "Aggressive", "Conservative"] = "Default"
+    idleTimeoutSeconds: Annotated[int, Field(ge=0)] = 60
 
 
 class RayClusterSpec(Strict):
-    rayVersion: str  # noqa: N815
-    enableInTreeAutoscaling: bool = False  # noqa: N815
-    autoscalerOptions: AutoscalerOptions | None = None  # noqa: N815
-    headGroupSpec: HeadGroup  # noqa: N815
-    workerGroupSpecs: list[WorkerGroup] = []  # noqa: N815
+    rayVersion: str
+    enableInTreeAutoscaling: bool = False
+    autoscalerOptions: AutoscalerOptions | None = None
+    headGroupSpec: HeadGroup
+    workerGroupSpecs: list[WorkerGroup] = []
 
     def containers(self) -> list[Container]:
-        templates = [self.headGroupSpec.template, *(group.template for group in self.workerGroupSpecs)]
+        templates = [
+            self.headGroupSpec.template,
+            *(group.template for group in self.workerGroupSpecs),
+        ]
         return [container for template in templates for container in template.spec.containers]
 
 
 class RayJobSpec(Strict):
     entrypoint: str
-    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode"] = "K8sJobMode"  # noqa: N815
-    runtimeEnvYAML: str = ""  # noqa: N815
-    backoffLimit: Annotated[int, Field(ge=0)] = 0  # noqa: N815
-    shutdownAfterJobFinishes: bool = False  # noqa: N815
-    ttlSecondsAfterFinished: Annotated[int, Field(ge=0)] = 0  # noqa: N815
-    rayClusterSpec: RayClusterSpec  # noqa: N815
+    submissionMode: Literal["K8sJobMode", "HTTPMode", "InteractiveMode"] = "K8sJobMode"
+    runtimeEnvYAML: str = ""
+    backoffLimit: Annotated[int, Field(ge=0)] = 0
+    shutdownAfterJobFinishes: bool = False
+    ttlSecondsAfterFinished: Annotated[int, Field(ge=0)] = 0
+    rayClusterSpec: RayClusterSpec
 
 
 class RayServiceSpec(Strict):
-    serveConfigV2: str  # noqa: N815
-    rayClusterConfig: RayClusterSpec  # noqa: N815
+    serveConfigV2: str
+    rayClusterConfig: RayClusterSpec
 
 
 class RayJob(Strict):
-    apiVersion: Literal["ray.io/v1"]  # noqa: N815
+    apiVersion: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
     metadata: Metadata
     spec: RayJobSpec
 
 
 class RayService(Strict):
-    apiVersion: Literal["ray.io/v1"]  # noqa: N815
+    apiVersion: Literal["ray.io/v1"]
     kind: Literal["RayService"]
     metadata: Metadata
     spec: RayServiceSpec

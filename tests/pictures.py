@@ -36,7 +36,9 @@ def write_zip(path: Path, members: dict[str, bytes]) -> None:
 def write_hub_parquet(path: Path, rows: list[tuple[bytes, str, str]]) -> None:
     """(image, question, answer) as the hub stores image data sets."""
     images = pa.array([{"bytes": image, "path": None} for image, _, _ in rows], IMAGE_STRUCT)
-    table = pa.table({"image": images, "question": [r[1] for r in rows], "answer": [r[2] for r in rows]})
+    table = pa.table(
+        {"image": images, "question": [r[1] for r in rows], "answer": [r[2] for r in rows]}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 

@@ -1,4 +1,5 @@
-"""Small randomly initialised Qwen-VL policies and groups for them, made from the library's own model classes."""
+"""Small randomly initialised Qwen-VL policies and groups for them, made from the library's own
+model classes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from rarl.grpo.policy import TARGETS, adapter_parameters
 
 VOCABULARY, IMAGE, START, END, VIDEO = 300, 290, 291, 292, 293
 PATCH = 14
-SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
+SPECIAL = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -68,9 +74,14 @@ def random_policy(family: str = "qwen2_vl", layers: int = 3) -> PeftModel:
 
 
 def random_group(
-    rng: np.random.Generator, grid: tuple[int, int], text: tuple[int, int], lengths: Sequence[int], key: int = 0
+    rng: np.random.Generator,
+    grid: tuple[int, int],
+    text: tuple[int, int],
+    lengths: Sequence[int],
+    key: int = 0,
 ) -> Group:
-    """A prompt of `text[0]` tokens, an image of `grid` patches (even sides), `text[1]` tokens, and its completions."""
+    """A prompt of `text[0]` tokens, an image of `grid` patches (even sides), `text[1]` tokens, and
+    its completions."""
     rows, columns = grid
     prompt = [
         *rng.integers(3, 280, text[0]),

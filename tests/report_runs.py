@@ -24,9 +24,15 @@ STEPS = 30
 
 
 def write_run(
-    folder: Path, data: dict[str, list[Example]], accuracy: float, seed: int = 0, *overrides: str, trained: bool = True
+    folder: Path,
+    data: dict[str, list[Example]],
+    accuracy: float,
+    seed: int = 0,
+    *overrides: str,
+    trained: bool = True,
 ) -> RunDir:
-    """A run directory as `rarl train` leaves it, with made-up replies; `data` is measured, its first set trained on."""
+    """A run directory as `rarl train` leaves it, with made-up replies; `data` is measured, its
+    first set trained on."""
     files = {name: folder.parent / "data" / f"{name}.parquet" for name in data}
     for name, path in files.items():
         if not path.exists():
@@ -44,7 +50,9 @@ def write_run(
     for label, share in (("base", 0.4), ("trained", accuracy)) if trained else (("base", 0.4),):
         for name, examples in data.items():
             rng = np.random.default_rng([seed, len(label), round(100 * share)])
-            replies = [reply_to(example, bool(rng.random() < share), rng.random()) for example in examples]
+            replies = [
+                reply_to(example, bool(rng.random() < share), rng.random()) for example in examples
+            ]
             save_predictions(replies, folder / "evaluation" / f"{label}-{name}.parquet")
     if trained:
         write_text(run_dir.summary, json.dumps({"seconds": {"train": 60.0}, "skipped_rows": {}}))
@@ -70,15 +78,37 @@ def reply_to(example: Example, is_right: bool, reasoning: float) -> Prediction:
 
 
 def metrics_row(step: int, method: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"step": step, "loss": 1.0 / step, "grad_norm": 0.1, "completion_tokens": 20.0 + step % 3}
+    row: dict[str, Any] = {
+        "step": step,
+        "loss": 1.0 / step,
+        "grad_norm": 0.1,
+        "completion_tokens": 20.0 + step % 3,
+    }
     if method == "grpo":
-        row |= {"reward/mean": 0.02 * step, "reward/format": 0.9, "reward/accuracy": 0.4 + 0.01 * step}
+        row |= {
+            "reward/mean": 0.02 * step,
+            "reward/format": 0.9,
+            "reward/accuracy": 0.4 + 0.01 * step,
+        }
         row |= {"reward/judge": None, "kl": 0.001 * step, "sampler_mismatch": 1e-7 * (1 + step % 2)}
-    phases = {"data": 0.1, "rollout": 0.5, "reward": 0.1, "update": 0.4, "publish": 0.1, "other": 0.0}
-    return row | {f"seconds/{name}": seconds for name, seconds in phases.items()} | {"seconds/step": 1.2}
+    phases = {
+        "data": 0.1,
+        "rollout": 0.5,
+        "reward": 0.1,
+        "update": 0.4,
+        "publish": 0.1,
+        "other": 0.0,
+    }
+    return (
+        row
+        | {f"seconds/{name}": seconds for name, seconds in phases.items()}
+        | {"seconds/step": 1.2}
+    )
 
 
-def spoil(path: Path, change: Callable[[Prediction], dict[str, Any]], places: Iterable[int]) -> None:
+def spoil(
+    path: Path, change: Callable[[Prediction], dict[str, Any]], places: Iterable[int]
+) -> None:
     """Other fields for some predictions of a file."""
     predictions = load_predictions(path)
     for place in places:
@@ -89,18 +119,32 @@ def spoil(path: Path, change: Callable[[Prediction], dict[str, Any]], places: It
 def draw_data() -> dict[str, list[Example]]:
     """Two data sets of different sizes; the second's questions are open."""
     seen = draw_examples("seen", 60, seed=3, split="test")
-    unseen = [replace(e, answer_type="open", options=None) for e in draw_examples("unseen", 45, seed=3, split="test")]
+    unseen = [
+        replace(e, answer_type="open", options=None)
+        for e in draw_examples("unseen", 45, seed=3, split="test")
+    ]
     return {"seen": seen, "unseen": unseen}
 
 
 def write_comparison(out: Path, data: dict[str, list[Example]]) -> Path:
-    """Two models with two seeds, one that is not finished, hostile text in the first examples, an unfit judge."""
+    """Two models with two seeds, one that is not finished, hostile text in the first examples, an
+    unfit judge."""
     for seed in (0, 1):
         write_run(out / f"sft-{seed}", data, 0.6, seed, "method=sft", "prompts.eval=plain")
         write_run(out / f"rarl-{seed}", data, 0.8, seed, "prompts.eval=reason")
     write_run(out / "rl-0", data, 0.7, 0, trained=False)
-    hostile: dict[str, Any] = {"reply": HOSTILE, "answer": None, "well_formed": False, "correct": False}
-    hostile |= {"judge_status": "scored", "judge_correctness": 1.0, "judge_explanation": 0.5, "judge_reason": HOSTILE}
+    hostile: dict[str, Any] = {
+        "reply": HOSTILE,
+        "answer": None,
+        "well_formed": False,
+        "correct": False,
+    }
+    hostile |= {
+        "judge_status": "scored",
+        "judge_correctness": 1.0,
+        "judge_explanation": 0.5,
+        "judge_reason": HOSTILE,
+    }
     spoil(out / "rarl-0/evaluation/trained-seen.parquet", lambda _: hostile, range(2))
     failures = [f"position: 9 points <b>apart</b> {HOSTILE}", "verbosity"]
     (out / "judge-card.json").write_text(json.dumps({"fit": False, "failures": failures}))

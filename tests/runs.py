@@ -35,20 +35,29 @@ SHORT = [
     "evaluation.max_examples=30",
 ]
 
-# The run that the tests look at from all sides, and that those which are ended again and again must equal.
+# The run that the tests look at from all sides, and that those which are ended again and again must
+# equal.
 STEPS = 16
 FINISHED = [*SHORT, f"train.steps={STEPS}", "train.checkpoint_every=1"]
 
 
 def environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"HF_HUB_OFFLINE": "1"}
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {
+        "HF_HUB_OFFLINE": "1"
+    }
 
 
 def rarl(*arguments: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     command = [RARL, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
 
 

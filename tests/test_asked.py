@@ -10,34 +10,47 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarl.asked import name_data_sets, read_target, ways_to_measure
+from rarl.commands.evaluate import name_data_sets, read_target, ways_to_measure
+from rarl.commands.session import require_same_run
 from rarl.config import load_config
 from rarl.data.controls import blank_image, rows_with_other_images
 from rarl.errors import UserError
-from rarl.measurements import Way
+from rarl.evaluation.measurements import Way
 from rarl.prompts import plain_prompt, without_image
 from rarl.schema import Example
-from rarl.session import require_same_run
 from tests.runs import REPOSITORY
 
 DEMO = str(REPOSITORY / "configs" / "demo.yaml")
 
 
 def test_data_sets_get_names_that_tell_them_apart() -> None:
-    paths = ["data/vqa-rad/test.parquet", "other/ct.parquet", "more/ct.parquet", "rarl.tiny.dataset:write_seen_test"]
+    paths = [
+        "data/vqa-rad/test.parquet",
+        "other/ct.parquet",
+        "more/ct.parquet",
+        "rarl.tiny.dataset:write_seen_test",
+    ]
     assert list(name_data_sets(paths)) == ["vqa-rad-test", "ct", "ct-2", "seen-test"]
 
 
 def test_a_configuration_with_data_sets_overrides_and_a_judge(tmp_path: Path) -> None:
-    asked = read_target(DEMO, ["x/y.parquet", "rollout.num_actors=3"], "http://127.0.0.1:8000/judge", tmp_path)
+    asked = read_target(
+        DEMO, ["x/y.parquet", "rollout.num_actors=3"], "http://127.0.0.1:8000/judge", tmp_path
+    )
     assert asked.config.data.eval == {"y": "x/y.parquet"}
     assert asked.config.rollout.num_actors == 3
     assert asked.config.run_dir == str(tmp_path)
     judge = asked.config.judge
-    assert (judge.backend, judge.url, judge.evaluate) == ("serve", "http://127.0.0.1:8000/judge", True)
+    assert (judge.backend, judge.url, judge.evaluate) == (
+        "serve",
+        "http://127.0.0.1:8000/judge",
+        True,
+    )
 
 
-def test_a_model_with_an_adapter_takes_its_shape_from_the_adapter(tmp_path: Path, model_path: str) -> None:
+def test_a_model_with_an_adapter_takes_its_shape_from_the_adapter(
+    tmp_path: Path, model_path: str
+) -> None:
     adapter = tmp_path / "run" / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_model.safetensors").write_bytes(b"")
@@ -54,7 +67,11 @@ def test_a_model_with_an_adapter_takes_its_shape_from_the_adapter(tmp_path: Path
     [
         ("some/model", [], "name the data sets"),
         ("{tmp}", [], "holds neither config.yaml"),
-        ("some/model+{tmp}", ["a.parquet"], "neither a finished run directory nor a folder with a PEFT adapter"),
+        (
+            "some/model+{tmp}",
+            ["a.parquet"],
+            "neither a finished run directory nor a folder with a PEFT adapter",
+        ),
         ("some/model", ["a.parquet", "rolout.num_actors=2"], "did you mean 'rollout'"),
         (DEMO, ["prompts.evl=none"], "did you mean 'prompts.eval'"),
     ],
@@ -84,10 +101,17 @@ def test_ways_are_every_prompt_with_and_without_each_control() -> None:
 
 def test_a_measurement_may_not_change_the_run() -> None:
     own = load_config(DEMO)
-    require_same_run(load_config(DEMO, ["rollout.num_actors=5", "data.eval.more=x.parquet", "prompts.eval=none"]), own)
+    require_same_run(
+        load_config(
+            DEMO, ["rollout.num_actors=5", "data.eval.more=x.parquet", "prompts.eval=none"]
+        ),
+        own,
+    )
     with pytest.raises(UserError, match=r"evaluation.max_examples=5: the run was made with None"):
         require_same_run(load_config(DEMO, ["evaluation.max_examples=5"]), own)
-    with pytest.raises(UserError, match=r"data.eval.phantoms-seen=x.parquet: the run knows .* by that name"):
+    with pytest.raises(
+        UserError, match=r"data.eval.phantoms-seen=x.parquet: the run knows .* by that name"
+    ):
         require_same_run(load_config(DEMO, ["data.eval.phantoms-seen=x.parquet"]), own)
 
 
@@ -103,13 +127,17 @@ def test_shuffled_images_are_always_those_of_another_question() -> None:
     given = [ids[row] for row in others]
     assert all(mine != other for mine, other in zip(ids, given, strict=True))
     assert set(given) == set(ids), "each image is used for one other"
-    assert all(len({given[i] for i in range(k, k + 3)}) == 1 for k in range(0, 60, 3)), "questions stay together"
+    assert all(len({given[i] for i in range(k, k + 3)}) == 1 for k in range(0, 60, 3)), (
+        "questions stay together"
+    )
     assert np.array_equal(others, rows_with_other_images(ids, seed=3))
     with pytest.raises(UserError, match="at least two images"):
         rows_with_other_images(["a", "a"])
 
 
-def test_the_text_control_takes_out_the_image_and_nothing_else(processor: object, examples: list[Example]) -> None:
+def test_the_text_control_takes_out_the_image_and_nothing_else(
+    processor: object, examples: list[Example]
+) -> None:
     prompt = plain_prompt()(processor, examples[0]).text
     bare = without_image(prompt)
     assert "<|image_pad|>" not in bare and examples[0].question in bare

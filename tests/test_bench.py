@@ -15,9 +15,24 @@ from tests.runs import REPOSITORY, environment
 @pytest.mark.slow
 def test_the_update_benchmark_compares_equal_work(tmp_path: Path) -> None:
     rows_file = tmp_path / "rows.json"
-    command = [sys.executable, "bench/update.py", "--case", "tiny", "--repeats", "1", "--json", str(rows_file)]
+    command = [
+        sys.executable,
+        "bench/update.py",
+        "--case",
+        "tiny",
+        "--repeats",
+        "1",
+        "--json",
+        str(rows_file),
+    ]
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=400, check=False
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     rows = {row["system"]: row for row in json.loads(rows_file.read_text())}

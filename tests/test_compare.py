@@ -1,4 +1,5 @@
-"""Comparisons: what their file may say, what is left to do, and a whole one that is killed and continued."""
+"""Comparisons: what their file may say, what is left to do, and a whole one that is killed and
+continued."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rarl.compare import read_plan
+from rarl.commands.compare import read_plan
 from rarl.config import load_config
 from rarl.errors import UserError
 from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl
@@ -38,7 +39,8 @@ def write(folder: Path, **changes: object) -> Path:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_comparisons_that_ship_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rarl.compare.find_data", lambda key, path: None)  # the user's own data is not here
+    # the user's own data is not here
+    monkeypatch.setattr("rarl.commands.compare.find_data", lambda key, path: None)
     plan = read_plan(path, [])
     assert len(plan.tasks()) >= 9
     assert {task.arguments[0] for task in plan.tasks()} <= {"train", "eval"}
@@ -50,15 +52,25 @@ def test_each_ablation_is_one_override() -> None:
     for name, entry in plan.comparison.models.items():
         if name.startswith("rarl-"):
             assert len(entry.overrides) + (entry.prompt is not None) == 1
-            plain = load_config(RECIPES / "rarl.yaml", [f"run_dir={plan.folder(name, 0)}", "seed=0"])
+            plain = load_config(
+                RECIPES / "rarl.yaml", [f"run_dir={plan.folder(name, 0)}", "seed=0"]
+            )
             assert (plan.config(name, 0) != plain) == bool(entry.overrides)
 
 
 def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None:
-    changes = {"data": {"other": str(dataset)}, "data_overrides": ["rollout.max_model_length=512"], "seeds": [3, 4]}
+    changes = {
+        "data": {"other": str(dataset)},
+        "data_overrides": ["rollout.max_model_length=512"],
+        "seeds": [3, 4],
+    }
     plan = read_plan(write(tmp_path, **changes), ["train.steps=5"])
     titles = [task.title for task in plan.tasks()]
-    assert titles[:3] == ["SFT, seed 3: training", "SFT, seed 3: measuring on other", "SFT, seed 4: training"]
+    assert titles[:3] == [
+        "SFT, seed 3: training",
+        "SFT, seed 3: measuring on other",
+        "SFT, seed 4: training",
+    ]
     assert titles[-1] == "RARL, answer alone, seed 4: measuring on other" and len(titles) == 12
     training, measuring = plan.tasks()[:2]
     assert training.arguments[0] == "train" and training.arguments[-3:] == [
@@ -82,7 +94,10 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
         ({"models": {"a": {"title": "A"}}, "reference": "a"}, "either `recipe` or `measured_as`"),
         ({"models": {"a b": SMALL["models"]["sft"]}}, "models.a b"),  # type: ignore[index]
         (
-            {"models": {"a": {"title": "A", "measured_as": "b", "prompt": "none"}}, "reference": "a"},
+            {
+                "models": {"a": {"title": "A", "measured_as": "b", "prompt": "none"}},
+                "reference": "a",
+            },
             "'b' is not a model",
         ),
         ({"sedes": [1]}, "sedes"),
@@ -90,7 +105,9 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
         ({"overrides": ["train.stesp=3"]}, "did you mean 'train.steps'"),
     ],
 )
-def test_mistakes_are_named_before_anything_runs(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_mistakes_are_named_before_anything_runs(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read_plan(write(tmp_path, **changes), []).data_sets()
 
@@ -105,7 +122,11 @@ def test_a_killed_comparison_continues_and_repeats_nothing(tmp_path: Path) -> No
         command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log, start_new_session=True
     )
     deadline = time.time() + 400
-    while not (out / "rarl-0" / "metrics.jsonl").exists() and time.time() < deadline and process.poll() is None:
+    while (
+        not (out / "rarl-0" / "metrics.jsonl").exists()
+        and time.time() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -114,12 +135,20 @@ def test_a_killed_comparison_continues_and_repeats_nothing(tmp_path: Path) -> No
 
     done = rarl("compare", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[1/3]" not in done.stdout and "[2/3] RARL, seed 0: training" in done.stdout and "[3/3]" in done.stdout
+    assert (
+        "[1/3]" not in done.stdout
+        and "[2/3] RARL, seed 0: training" in done.stdout
+        and "[3/3]" in done.stdout
+    )
     assert (out / "sft-0" / "summary.json").stat().st_mtime_ns == first
     table = (out / "results.md").read_text()
     for title in ("base (plain)", "base (reason)", "SFT", "RARL", "RARL, answer alone"):
         assert table.count(f"| {title} | 30 |") == 2, title
-    assert (out / "results.csv").is_file() and (out / "results.tex").is_file() and (out / "report.html").is_file()
+    assert (
+        (out / "results.csv").is_file()
+        and (out / "results.tex").is_file()
+        and (out / "report.html").is_file()
+    )
 
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
     done = rarl("compare", path)

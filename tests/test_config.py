@@ -32,7 +32,12 @@ def test_shipped_configurations_parse_and_survive_a_round_trip(path: Path, tmp_p
 def test_overrides_reach_nested_keys_and_are_typed(minimal: Path) -> None:
     config = load_config(
         minimal,
-        ["rollout.group_size=4", "train.learning_rate=1e-5", "data.eval.mine=x.parquet", "data.max_pixels=null"],
+        [
+            "rollout.group_size=4",
+            "train.learning_rate=1e-5",
+            "data.eval.mine=x.parquet",
+            "data.max_pixels=null",
+        ],
     )
     assert config.rollout.group_size == 4
     assert config.train.learning_rate == 1e-5
@@ -43,13 +48,19 @@ def test_overrides_reach_nested_keys_and_are_typed(minimal: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.grup_size=4", "unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'?"),
+        (
+            "rollout.grup_size=4",
+            "unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'?",
+        ),
         ("group_size=4", "unknown key 'group_size'; did you mean 'rollout.group_size'?"),
         ("train.lerning_rate=1", "did you mean 'train.learning_rate'?"),
         ("zzzzzzzz=1", "unknown key 'zzzzzzzz'"),
         ("train.steps=ten", "key 'train.steps': Input should be a valid integer"),
         ("train.steps=0", "key 'train.steps': Input should be greater than 0, got 0"),
-        ("data.on_bad_row=ignore", "key 'data.on_bad_row': Input should be 'fail' or 'skip', got 'ignore'"),
+        (
+            "data.on_bad_row=ignore",
+            "key 'data.on_bad_row': Input should be 'fail' or 'skip', got 'ignore'",
+        ),
         ("rollout", "write key=value"),
         ("run_dir.x=1", "'run_dir' is not a group of keys"),
     ],
@@ -91,14 +102,21 @@ def test_every_key_has_a_default_but_three() -> None:
 
 
 def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text(MINIMAL + "rewards: {format: 0.2, accuracy: 1}\ntrain: {steps: 7}\n")
+    (tmp_path / "base.yaml").write_text(
+        MINIMAL + "rewards: {format: 0.2, accuracy: 1}\ntrain: {steps: 7}\n"
+    )
     (tmp_path / "mine.yaml").write_text(
         "extends: base.yaml\nrun_dir: runs/y\ntrain: {learning_rate: 0.5}\nrewards: {reasoning: {weight: 1}}\n"
     )
     config = load_config(tmp_path / "mine.yaml", ["rewards.judge=0.25"])
     assert (config.run_dir, config.train.steps, config.train.learning_rate) == ("runs/y", 7, 0.5)
-    assert {name: reward.weight for name, reward in config.rewards.items()} == {"reasoning": 1.0, "judge": 0.25}
-    assert load_config(tmp_path / "mine.yaml", ["rewards.reasoning=null", "rewards.x=1"]).rewards.keys() == {"x"}
+    assert {name: reward.weight for name, reward in config.rewards.items()} == {
+        "reasoning": 1.0,
+        "judge": 0.25,
+    }
+    assert load_config(
+        tmp_path / "mine.yaml", ["rewards.reasoning=null", "rewards.x=1"]
+    ).rewards.keys() == {"x"}
 
 
 @pytest.mark.parametrize(
@@ -122,12 +140,20 @@ def test_wrong_recipes_are_named(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_an_override_of_one_reward_is_added_to_the_others(minimal: Path) -> None:
-    weights = {name: reward.weight for name, reward in load_config(minimal, ["rewards.judge=0.5"]).rewards.items()}
+    weights = {
+        name: reward.weight
+        for name, reward in load_config(minimal, ["rewards.judge=0.5"]).rewards.items()
+    }
     assert weights == {"format": 0.2, "accuracy": 1.0, "judge": 0.5}
-    gated = load_config(minimal, ["rewards.accuracy.gate=format", "rewards.format.options={partial: true}"]).rewards
+    gated = load_config(
+        minimal, ["rewards.accuracy.gate=format", "rewards.format.options={partial: true}"]
+    ).rewards
     assert (gated["accuracy"].weight, gated["accuracy"].gate) == (1.0, "format")
     assert (gated["format"].weight, gated["format"].options) == (0.2, {"partial": True})
-    assert load_config(minimal, ["prompts.train.short=1"]).prompts.train == {"plain": 1.0, "short": 1.0}
+    assert load_config(minimal, ["prompts.train.short=1"]).prompts.train == {
+        "plain": 1.0,
+        "short": 1.0,
+    }
     assert load_config(minimal, ["prompts.train={short: 1}"]).prompts.train == {"short": 1.0}
 
 

@@ -17,7 +17,7 @@ from rarl.data.check import check_rows
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.data.order import StepOrder, sampling_seed
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.prepare import prepare_example
+from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings, ordered_stream, training_stream, unpack
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt
@@ -53,7 +53,9 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, examples: list[Exam
 def test_missing_file_missing_column_and_empty_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such Parquet file"):
         ParquetRows(tmp_path / "none.parquet")
-    pq.write_table(pa.table({"id": ["1"], "image": [b""], "image_id": ["1"]}), tmp_path / "columns.parquet")
+    pq.write_table(
+        pa.table({"id": ["1"], "image": [b""], "image_id": ["1"]}), tmp_path / "columns.parquet"
+    )
     with pytest.raises(UserError, match="column 'question' is missing"):
         ParquetRows(tmp_path / "columns.parquet")
     (tmp_path / "text.parquet").write_text("not parquet")
@@ -93,7 +95,9 @@ def test_damaged_images_are_refused(damage: str) -> None:
         decode_image(encoded)
 
 
-@pytest.mark.parametrize("size", [(112, 112), (512, 512), (1310, 1024), (30, 1000), (3000, 30), (8, 8), (57, 111)])
+@pytest.mark.parametrize(
+    "size", [(112, 112), (512, 512), (1310, 1024), (30, 1000), (3000, 30), (8, 8), (57, 111)]
+)
 @pytest.mark.parametrize("max_pixels", [None, 6000])
 def test_fitted_images_are_left_alone_by_the_processor(
     processor: Any, size: tuple[int, int], max_pixels: int | None
@@ -125,11 +129,18 @@ def test_order_visits_every_row_once_an_epoch_and_depends_on_seed_and_step_alone
     again = StepOrder(rows, 3, 1)
     assert (again.rows_of(5) == order.rows_of(5)).all()
     assert (StepOrder(rows, 3, 2).rows_of(0) != order.rows_of(0)).any()
-    assert len(StepOrder(rows[:2], 5, 0).rows_of(0)) == 5  # more prompts than rows: several epochs in a step
+    # more prompts than rows: several epochs in a step
+    assert len(StepOrder(rows[:2], 5, 0).rows_of(0)) == 5
 
 
 def test_sampling_seeds_do_not_repeat() -> None:
-    seeds = {sampling_seed(s, t, p, 8) + g for s in range(3) for t in range(20) for p in range(16) for g in range(8)}
+    seeds = {
+        sampling_seed(s, t, p, 8) + g
+        for s in range(3)
+        for t in range(20)
+        for p in range(16)
+        for g in range(8)
+    }
     assert len(seeds) == 3 * 20 * 16 * 8
     assert max(seeds) < 2**63
 
@@ -139,7 +150,9 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
 ) -> None:
     settings = PreparerSettings(str(dataset), model_path, plain_prompt())
     order = StepOrder(np.arange(24), prompts_per_step=5, seed=3)
-    whole = list(training_stream(settings, order, 0, 9).iter_batches(batch_size=5, batch_format="pyarrow"))
+    whole = list(
+        training_stream(settings, order, 0, 9).iter_batches(batch_size=5, batch_format="pyarrow")
+    )
     assert [batch["step"][0].as_py() for batch in whole] == list(range(9))
     rows = ParquetRows(dataset)
     for step, batch in enumerate(whole):
@@ -151,22 +164,36 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
         assert (prepared[0].prompt_token_ids == expected.prompt_token_ids).all()
         assert (prepared[0].patches == expected.patches).all()
         assert (prepared[0].pixels == expected.pixels).all()
-    tail = list(training_stream(settings, order, 6, 9).iter_batches(batch_size=5, batch_format="pyarrow"))
+    tail = list(
+        training_stream(settings, order, 6, 9).iter_batches(batch_size=5, batch_format="pyarrow")
+    )
     assert [b["row"].to_pylist() for b in tail] == [b["row"].to_pylist() for b in whole[6:]]
 
 
-def test_the_evaluation_stream_keeps_the_order_of_rows(ray_cluster: None, dataset: Path, model_path: str) -> None:
+def test_the_evaluation_stream_keeps_the_order_of_rows(
+    ray_cluster: None, dataset: Path, model_path: str
+) -> None:
     stream = ordered_stream(
-        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(24)[::-1].copy(), block_rows=4
+        PreparerSettings(str(dataset), model_path, plain_prompt()),
+        np.arange(24)[::-1].copy(),
+        block_rows=4,
     )
-    found = [p.example.id for batch in stream.iter_batches(batch_size=7, batch_format="pyarrow") for p in unpack(batch)]
+    found = [
+        p.example.id
+        for batch in stream.iter_batches(batch_size=7, batch_format="pyarrow")
+        for p in unpack(batch)
+    ]
     assert found == [e.id for e in ParquetRows(dataset).read(list(range(24))[::-1])]
 
 
 FAULTS = {
     "empty question": {"question": "  "},
     "empty answer": {"answer": ""},
-    "not among the options": {"answer": "spleen", "answer_type": "choice", "options": ("chest", "brain")},
+    "not among the options": {
+        "answer": "spleen",
+        "answer_type": "choice",
+        "options": ("chest", "brain"),
+    },
     "no options": {"answer_type": "choice", "options": None},
     "not one of": {"answer_type": "CLOSED "},
     "cannot be decoded": {"image": b"\xff\xd8\xff broken"},
@@ -183,7 +210,9 @@ def with_faults(tmp_path: Path, examples: list[Example]) -> Path:
     return path
 
 
-def test_the_first_bad_row_is_named(ray_cluster: None, tmp_path: Path, examples: list[Example]) -> None:
+def test_the_first_bad_row_is_named(
+    ray_cluster: None, tmp_path: Path, examples: list[Example]
+) -> None:
     path = with_faults(tmp_path, examples)
     with pytest.raises(UserError) as caught:
         check_rows(str(path), "fail")
@@ -191,10 +220,19 @@ def test_the_first_bad_row_is_named(ray_cluster: None, tmp_path: Path, examples:
     assert "and 5 more bad rows" in str(caught.value)
 
 
-def test_bad_rows_can_be_skipped_and_are_listed(ray_cluster: None, tmp_path: Path, examples: list[Example]) -> None:
+def test_bad_rows_can_be_skipped_and_are_listed(
+    ray_cluster: None, tmp_path: Path, examples: list[Example]
+) -> None:
     checked = check_rows(str(with_faults(tmp_path, examples)), "skip")
     assert [bad.row for bad in checked.bad] == [2, 4, 6, 8, 10, 12]
-    reasons = ["question is empty", "answer is empty", "not among the options", "no options", "not one of", "decoded"]
+    reasons = [
+        "question is empty",
+        "answer is empty",
+        "not among the options",
+        "no options",
+        "not one of",
+        "decoded",
+    ]
     for bad, reason in zip(checked.bad, reasons, strict=True):
         assert reason in bad.reason
     assert checked.good.tolist() == [i for i in range(24) if i not in (2, 4, 6, 8, 10, 12)]

@@ -1,5 +1,5 @@
-"""Seeded faults over every format: each is an error that names it, or rows that are counted, listed and left out. Never
-another exception, never a half-written output."""
+"""Seeded faults over every format: each is an error that names it, or rows that are counted, listed
+and left out. Never another exception, never a half-written output."""
 
 from __future__ import annotations
 
@@ -20,20 +20,26 @@ import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from rarl.data.convert import prepare_dataset
 from rarl.errors import UserError
+from rarl.prepare.convert import prepare_dataset
 from tests.pictures import picture, read, write_folder, write_hub_parquet, write_zip
 
 ROWS = 6
 
 
 def good_row(number: int, **changes: Any) -> dict[str, Any]:
-    return {"image": f"{number}.png", "question": f"What is in {number}?", "answer": "a mass"} | changes
+    return {
+        "image": f"{number}.png",
+        "question": f"What is in {number}?",
+        "answer": "a mass",
+    } | changes
 
 
 def folder_with(path: Path, **changes: Any) -> Path:
     """Row 2 of six is changed."""
-    return write_folder(path, [good_row(i, **(changes if i == 2 else {})) for i in range(ROWS)], ROWS)
+    return write_folder(
+        path, [good_row(i, **(changes if i == 2 else {})) for i in range(ROWS)], ROWS
+    )
 
 
 def ignore(_: object) -> None:
@@ -92,7 +98,10 @@ def parquet_answers(path: Path) -> None:
     (path / "table.jsonl").unlink()
     rows = [{"image": f"{i}.png", "question": f"What is in {i}?"} for i in range(ROWS)]
     answers = [float(i) if i != 2 else float("nan") for i in range(ROWS)]
-    pq.write_table(pa.Table.from_pylist(rows).append_column("answer", pa.array(answers)), path / "table.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows).append_column("answer", pa.array(answers)),
+        path / "table.parquet",
+    )
 
 
 def latin_parquet(path: Path) -> None:
@@ -100,12 +109,16 @@ def latin_parquet(path: Path) -> None:
     (path / "table.jsonl").unlink()
     questions = pa.array([b"What?", "Où?".encode("latin-1")] * 3, pa.binary()).view(pa.string())
     names, answers = [f"{i}.png" for i in range(ROWS)], ["a mass"] * ROWS
-    pq.write_table(pa.table({"image": names, "question": questions, "answer": answers}), path / "table.parquet")
+    pq.write_table(
+        pa.table({"image": names, "question": questions, "answer": answers}), path / "table.parquet"
+    )
 
 
 def cut_parquet(path: Path) -> None:
     """The footer is there, the pages before it are not."""
-    write_hub_parquet(path / "train-0.parquet", [(picture(i), "What?", "a mass") for i in range(40)])
+    write_hub_parquet(
+        path / "train-0.parquet", [(picture(i), "What?", "a mass") for i in range(40)]
+    )
     whole = (path / "train-0.parquet").read_bytes()
     half = len(whole) // 2
     (path / "train-0.parquet").write_bytes(whole[:4] + bytes(half - 4) + whole[half:])
@@ -123,7 +136,10 @@ def empty_images(path: Path) -> None:
 
 def slake_rows(path: Path, **changes: Any) -> None:
     known = {"q_lang": "en", "answer_type": "OPEN", "question": "What?", "answer": "a mass"}
-    rows = [known | {"qid": i, "img_name": f"x{i}/s.jpg"} | (changes if i == 2 else {}) for i in range(ROWS)]
+    rows = [
+        known | {"qid": i, "img_name": f"x{i}/s.jpg"} | (changes if i == 2 else {})
+        for i in range(ROWS)
+    ]
     path.mkdir()
     (path / "train.json").write_text(json.dumps(rows))
 
@@ -157,7 +173,9 @@ def break_member(path: Path) -> None:
     path.write_bytes(content)
 
 
-def in_directory(offset: int, value: int, also: tuple[int, int] | None = None) -> Callable[[Path], None]:
+def in_directory(
+    offset: int, value: int, also: tuple[int, int] | None = None
+) -> Callable[[Path], None]:
     """Bytes of the first entry of a zip's central directory are others."""
 
     def edit(path: Path) -> None:
@@ -178,7 +196,9 @@ def break_lzma(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("imgs/x2/s.jpg").header_offset
     content = bytearray(path.read_bytes())
-    content[start + 60 : start + 160] = bytes(byte ^ 0xA5 for byte in content[start + 60 : start + 160])
+    content[start + 60 : start + 160] = bytes(
+        byte ^ 0xA5 for byte in content[start + 60 : start + 160]
+    )
     path.write_bytes(content)
 
 
@@ -201,7 +221,10 @@ def pmc_csv(answer: str, label: str) -> Callable[[Path], None]:
 def pmc_split(split: str) -> Callable[[Path], None]:
     def build(path: Path) -> None:
         folder_with(path)
-        lines = [f"{i}.png,What?,MRI,A:CT,B:MRI,C:PET,D:US,{split if i == 2 else 'train'}\n" for i in range(ROWS)]
+        lines = [
+            f"{i}.png,What?,MRI,A:CT,B:MRI,C:PET,D:US,{split if i == 2 else 'train'}\n"
+            for i in range(ROWS)
+        ]
         header = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,split\n"
         (path / "train.csv").write_text(header + "".join(lines))
 
@@ -211,8 +234,15 @@ def pmc_split(split: str) -> Callable[[Path], None]:
 def expert_row(**changes: Any) -> Callable[[Path], None]:
     def build(path: Path) -> None:
         folder_with(path)
-        known: dict[str, Any] = {"question": "What?", "options": {"A": "Rest", "B": "Splint"}, "label": "A"}
-        rows = [known | {"id": f"MM-{i}", "images": [f"{i}.png"]} | (changes if i == 2 else {}) for i in range(ROWS)]
+        known: dict[str, Any] = {
+            "question": "What?",
+            "options": {"A": "Rest", "B": "Splint"},
+            "label": "A",
+        }
+        rows = [
+            known | {"id": f"MM-{i}", "images": [f"{i}.png"]} | (changes if i == 2 else {})
+            for i in range(ROWS)
+        ]
         (path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     return build
@@ -344,4 +374,10 @@ def test_every_fault_is_named_or_counted(name: str, tmp_path: Path) -> None:
 
 def test_there_are_thirty_kinds_and_more() -> None:
     assert len(FAULTS) >= 30
-    assert {source for source, *_ in FAULTS.values()} >= {"folder", "slake", "path-vqa", "pmc-vqa", "medxpertqa"}
+    assert {source for source, *_ in FAULTS.values()} >= {
+        "folder",
+        "slake",
+        "path-vqa",
+        "pmc-vqa",
+        "medxpertqa",
+    }

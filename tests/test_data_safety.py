@@ -1,4 +1,5 @@
-"""What `rarl prepare` leaves behind: whole data sets or nothing, and one line where it cannot do what was asked."""
+"""What `rarl prepare` leaves behind: whole data sets or nothing, and one line where it cannot do
+what was asked."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from rarl.data.convert import prepare_dataset
+from rarl.commands.resolve import find_data
 from rarl.data.parquet import ParquetRows, parquet_files
 from rarl.errors import UserError
-from rarl.resources import find_data
+from rarl.prepare.convert import prepare_dataset
 from tests.pictures import read, write_folder
 from tests.runs import REPOSITORY, environment
 
@@ -23,12 +24,18 @@ ROWS = 6
 
 
 def good_row(number: int, **changes: Any) -> dict[str, Any]:
-    return {"image": f"{number}.png", "question": f"What is in {number}?", "answer": "a mass"} | changes
+    return {
+        "image": f"{number}.png",
+        "question": f"What is in {number}?",
+        "answer": "a mass",
+    } | changes
 
 
 def folder_with(path: Path, **changes: Any) -> Path:
     """Row 2 of six is changed."""
-    return write_folder(path, [good_row(i, **(changes if i == 2 else {})) for i in range(ROWS)], ROWS)
+    return write_folder(
+        path, [good_row(i, **(changes if i == 2 else {})) for i in range(ROWS)], ROWS
+    )
 
 
 def test_what_does_no_harm_is_counted_and_kept(tmp_path: Path) -> None:
@@ -45,7 +52,9 @@ def test_what_does_no_harm_is_counted_and_kept(tmp_path: Path) -> None:
 def test_more_bad_rows_than_good_ones_are_an_error(tmp_path: Path) -> None:
     rows = [good_row(i, image=f"{i}.png" if i < 2 else "none.png") for i in range(ROWS)]
     src = write_folder(tmp_path / "src", rows, ROWS)
-    with pytest.raises(UserError, match="4 of 6 records cannot be used, so something is wrong with all of them"):
+    with pytest.raises(
+        UserError, match="4 of 6 records cannot be used, so something is wrong with all of them"
+    ):
         prepare_dataset("folder", src, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -66,7 +75,12 @@ NNUNET = '{"name": "Task01", "labels": {"0": "background"}, "files": []}'
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("dataset.json", NNUNET), ("notes.txt", "mine"), ("train.parquet/notes.txt", "mine"), ("images", None)],
+    [
+        ("dataset.json", NNUNET),
+        ("notes.txt", "mine"),
+        ("train.parquet/notes.txt", "mine"),
+        ("images", None),
+    ],
 )
 def test_what_is_not_ours_is_never_replaced(
     name: str, content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +148,9 @@ def prepared_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out" / "train.parquet"
 
 
-def test_shards_are_read_as_one_and_a_broken_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_read_as_one_and_a_broken_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = prepared_in_shards(tmp_path, monkeypatch)
     shards = parquet_files(split)
     assert len(shards) > 2
@@ -145,7 +161,9 @@ def test_shards_are_read_as_one_and_a_broken_one_is_named(tmp_path: Path, monkey
     with pytest.raises(UserError, match=r"00001\.parquet: not a readable Parquet file"):
         ParquetRows(split)
     shards[1].unlink()
-    with pytest.raises(UserError, match=r"00001\.parquet: is missing, though .*dataset\.json names it"):
+    with pytest.raises(
+        UserError, match=r"00001\.parquet: is missing, though .*dataset\.json names it"
+    ):
         ParquetRows(split)
     shards[1].write_bytes(kept)
     assert len(ParquetRows(split)) == ROWS
@@ -154,7 +172,9 @@ def test_shards_are_read_as_one_and_a_broken_one_is_named(tmp_path: Path, monkey
 def rarl(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "rarl", *arguments]
     env = environment() | variables
-    return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.slow
@@ -181,7 +201,10 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
-    assert "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be downloaded" in lines[0]
+    assert (
+        "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be downloaded"
+        in lines[0]
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -193,7 +216,9 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
 def start_and_kill(src: Path, out: Path) -> None:
     """Kills a `prepare` as soon as it has begun to write."""
     command = [sys.executable, "-m", "rarl", "prepare", "folder", str(src), str(out)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL
+    )
     try:
         while not list(out.parent.glob(f".{out.name}.partial-*/.staged.parquet")):
             assert process.poll() is None, "it ended before it could be killed"
@@ -205,7 +230,9 @@ def start_and_kill(src: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_nothing_that_could_be_taken_for_whole(tmp_path: Path) -> None:
-    many = write_folder(tmp_path / "many", [good_row(i % ROWS, id=str(i)) for i in range(20_000)], ROWS)
+    many = write_folder(
+        tmp_path / "many", [good_row(i % ROWS, id=str(i)) for i in range(20_000)], ROWS
+    )
     few, out = folder_with(tmp_path / "few"), tmp_path / "made" / "out"
     start_and_kill(many, out)
     assert not out.exists()
@@ -217,7 +244,8 @@ def test_a_killed_prepare_leaves_nothing_that_could_be_taken_for_whole(tmp_path:
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     start_and_kill(many, out)
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before  # the data set that was there is still whole
+    # the data set that was there is still whole
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     prepare_dataset("folder", few, out)
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     assert json.loads((out / "dataset.json").read_text())["records"] == ROWS
@@ -229,7 +257,9 @@ def test_held_out_splits_are_not_trained_on_by_naming_their_folder(tmp_path: Pat
     prepare_dataset("folder", write_folder(tmp_path / "src", rows, ROWS), out)
     (tmp_path / "whole.yaml").write_text("out: 1\n")
     (tmp_path / "named.yaml").write_text("out/train.parquet: 1\n")
-    message = r"out as a whole includes its test split; name the split file, such as .*out/train\.parquet"
+    message = (
+        r"out as a whole includes its test split; name the split file, such as .*out/train\.parquet"
+    )
     for key, path in (("data.train", out), ("data.train", tmp_path / "whole.yaml")):
         with pytest.raises(UserError, match=message):
             find_data(key, str(path))

@@ -8,23 +8,31 @@ import pytest
 from typer.testing import CliRunner
 
 from rarl.cli import app
-from rarl.data.convert import prepare_dataset
-from rarl.data.floors import nearest_answers
-from rarl.data.show import show_dataset
 from rarl.errors import UserError
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.floors import nearest_answers
+from rarl.prepare.show import show_dataset
 from tests.pictures import write_folder
 
 
 def prepared(path: Path, question: str = "What?") -> Path:
     rows = [
-        {"image": f"{i}.png", "question": question, "answer": f"[/red] {i}", "modality": "MR [/T1]", "id": str(i)}
+        {
+            "image": f"{i}.png",
+            "question": question,
+            "answer": f"[/red] {i}",
+            "modality": "MR [/T1]",
+            "id": str(i),
+        }
         for i in range(4)
     ]
     prepare_dataset("folder", write_folder(path / "src", rows), path / "out[red]")
     return path / "out[red]"
 
 
-def test_texts_in_brackets_are_shown_as_they_are(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_texts_in_brackets_are_shown_as_they_are(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = CliRunner().invoke(app, ["data", "show", str(prepared(tmp_path))])
     assert done.exception is None
     shown = capfd.readouterr().out

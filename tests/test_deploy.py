@@ -1,5 +1,6 @@
-"""What is deployed elsewhere, checked as far as it can be here: Ray's own cluster schema, KubeRay's structure, and that
-the parts agree with each other and with the repository. Nothing here has been run on a cloud or on Kubernetes."""
+"""What is deployed elsewhere, checked as far as it can be here: Ray's own cluster schema, KubeRay's
+structure, and that the parts agree with each other and with the repository. Nothing here has been
+run on a cloud or on Kubernetes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from rarl.config import Config, load_config
-from rarl.imports import import_object
+from rarl.system.imports import import_object
 from tests.kuberay import RayClusterSpec, RayJob, RayService, amount
 from tests.runs import REPOSITORY
 
@@ -32,7 +33,9 @@ def read(name: str) -> Any:
 
 def pinned_ray() -> str:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    (version,) = (found[1] for d in project["dependencies"] if (found := re.match(r"ray\[.*\]==([\d.]+)", d)))
+    (version,) = (
+        found[1] for d in project["dependencies"] if (found := re.match(r"ray\[.*\]==([\d.]+)", d))
+    )
     return str(version)
 
 
@@ -61,7 +64,9 @@ def test_clusters_pass_rays_own_validation(name: str) -> None:
         (lambda c: c["provider"].update(type="gpc"), "gpc"),
     ],
 )
-def test_rays_validation_finds_mistakes(change: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_rays_validation_finds_mistakes(
+    change: Callable[[dict[str, Any]], None], message: str
+) -> None:
     cluster = read("cluster.yaml")
     change(cluster)
     with pytest.raises(Exception, match=message):
@@ -80,7 +85,9 @@ def test_the_cloud_cluster_grows_from_one_a100() -> None:
 
 def test_the_onprem_cluster_is_its_machines() -> None:
     cluster = read("deploy/cluster-onprem.yaml")
-    assert cluster["min_workers"] == cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
+    assert (
+        cluster["min_workers"] == cluster["max_workers"] == len(cluster["provider"]["worker_ips"])
+    )
     assert cluster["provider"]["head_ip"] not in cluster["provider"]["worker_ips"]
 
 
@@ -112,7 +119,10 @@ def test_pods_have_a_gpu_a_claim_and_shared_memory() -> None:
     (claim,) = yaml.safe_load_all((REPOSITORY / "deploy/runs-claim.yaml").read_text())
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for cluster in clusters():
-        for template in [cluster.headGroupSpec.template, *(group.template for group in cluster.workerGroupSpecs)]:
+        for template in [
+            cluster.headGroupSpec.template,
+            *(group.template for group in cluster.workerGroupSpecs),
+        ]:
             volumes = {volume.name: volume for volume in template.spec.volumes}
             (container,) = template.spec.containers
             limits = container.resources.limits
@@ -127,7 +137,8 @@ def test_pods_have_a_gpu_a_claim_and_shared_memory() -> None:
 
 
 def job_config() -> Config:
-    """The configuration that the job's command line makes, read from this repository instead of the image."""
+    """The configuration that the job's command line makes, read from this repository instead of the
+    image."""
     python, script, config, *overrides = shlex.split(job().spec.entrypoint)
     assert python == "python"
     assert (REPOSITORY / script.removeprefix(IN_IMAGE)).is_file()
@@ -161,9 +172,15 @@ def test_the_services_applications_parse_and_are_the_judges() -> None:
     assert judge.args["model"] == model["model_loading_config"]["model_id"]
     assert judge.args["url"] == f"http://127.0.0.1:8000{llm.route_prefix}/v1"
     wanted = sum(bundle.get("GPU", 0) for bundle in model["placement_group_config"]["bundles"])
-    there = sum(amount(one.resources.limits["nvidia.com/gpu"]) for one in service().spec.rayClusterConfig.containers())
+    there = sum(
+        amount(one.resources.limits["nvidia.com/gpu"])
+        for one in service().spec.rayClusterConfig.containers()
+    )
     assert wanted <= there
-    ports = {port.name: port.containerPort for port in service().spec.rayClusterConfig.containers()[0].ports}
+    ports = {
+        port.name: port.containerPort
+        for port in service().spec.rayClusterConfig.containers()[0].ports
+    }
     assert ports["serve"] == 8000
 
 
@@ -172,12 +189,25 @@ def test_the_services_applications_parse_and_are_the_judges() -> None:
     [
         (lambda m: m["spec"].update(entryPoint="x"), "entryPoint"),
         (lambda m: m["spec"].update(submissionMode="Http"), "submissionMode"),
-        (lambda m: m["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replicas=9), "maxReplicas"),
-        (lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"].pop("rayStartParams"), "rayStartParams"),
-        (lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"].pop(), "no volume"),
+        (
+            lambda m: m["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replicas=9),
+            "maxReplicas",
+        ),
+        (
+            lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"].pop("rayStartParams"),
+            "rayStartParams",
+        ),
+        (
+            lambda m: m["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"][
+                "volumes"
+            ].pop(),
+            "no volume",
+        ),
     ],
 )
-def test_the_structure_finds_mistakes(change: Callable[[dict[str, Any]], Any], message: str) -> None:
+def test_the_structure_finds_mistakes(
+    change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
     manifest = read("deploy/rayjob.yaml")
     change(manifest)
     with pytest.raises(ValidationError, match=message):

@@ -1,4 +1,5 @@
-"""DICOM pictures against renderings computed here from the raw bytes, over real files that come with pydicom."""
+"""DICOM pictures against renderings computed here from the raw bytes, over real files that come
+with pydicom."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from rarl.data.convert import prepare_dataset
-from rarl.data.dicom import has_burned_in_text, render
 from rarl.data.images import BadImage
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.dicom import has_burned_in_text, render
 from tests.pictures import read, write_folder
 
 
@@ -47,7 +48,8 @@ def by_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
 
 
 def test_ct_is_rescaled_and_shown_by_its_own_range() -> None:
-    """128x128, signed 16 bits, slope 1, intercept -1024, no window, padding -2000 (not in this picture)."""
+    """128x128, signed 16 bits, slope 1, intercept -1024, no window, padding -2000 (not in this
+    picture)."""
     dataset = pydicom.dcmread(io.BytesIO(real("CT_small")))
     hounsfield = stored(dataset, "<i2").astype(float) * 1 - 1024
     picture = render(real("CT_small"))
@@ -74,7 +76,9 @@ def test_mr_is_windowed_as_the_standard_says() -> None:
     assert (pixels > high).any(), "the window cuts something off in this picture"
 
 
-@pytest.mark.parametrize("name", ["MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless"])
+@pytest.mark.parametrize(
+    "name", ["MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless"]
+)
 def test_other_encodings_of_the_same_picture_look_the_same(name: str) -> None:
     assert (np.asarray(render(real(name))) == np.asarray(render(real("MR_small")))).all()
 
@@ -110,7 +114,9 @@ def test_a_voi_lut_is_scaled_by_its_own_bits(bits: int, written: str) -> None:
     entries = [20 + i % 180 for i in range(3000)]
     lut = Dataset()
     lut.add_new("LUTDescriptor", "SS", [len(entries), -5, bits])
-    lut.add_new("LUTData", written, entries if written == "US" else np.array(entries, "<u2").tobytes())
+    lut.add_new(
+        "LUTData", written, entries if written == "US" else np.array(entries, "<u2").tobytes()
+    )
     dataset.VOILUTSequence = [lut]
     places = np.clip(stored(dataset, "<i2").astype(int) + 5, 0, len(entries) - 1)
     expected = by_range(np.array(entries)[places], 0, 2**bits - 1)
@@ -133,24 +139,37 @@ def test_enhanced_files_are_shown_by_the_values_of_the_frame_then_by_shared_ones
     dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
     pixels = stored(dataset, "<i2")
     dataset.PixelData, dataset.NumberOfFrames = pixels.tobytes() * 2, 2
-    shared = {"WindowCenter": 600, "WindowWidth": 1600}, {"RescaleIntercept": -100, "RescaleSlope": 2}
+    shared = (
+        {"WindowCenter": 600, "WindowWidth": 1600},
+        {"RescaleIntercept": -100, "RescaleSlope": 2},
+    )
     dataset.SharedFunctionalGroupsSequence = [
         group(FrameVOILUTSequence=shared[0], PixelValueTransformationSequence=shared[1])
     ]
     dataset.PerFrameFunctionalGroupsSequence = [
-        group(FrameVOILUTSequence={"WindowCenter": 900, "WindowWidth": 700, "VOILUTFunction": "LINEAR_EXACT"}),
+        group(
+            FrameVOILUTSequence={
+                "WindowCenter": 900,
+                "WindowWidth": 700,
+                "VOILUTFunction": "LINEAR_EXACT",
+            }
+        ),
         group(PixelValueTransformationSequence={"RescaleIntercept": 50, "RescaleSlope": 1}),
     ]
     dataset.WindowCenter, dataset.WindowWidth = 1, 2  # of no frame
     first, second = (np.asarray(render(saved(dataset), frame)) for frame in (0, 1))
     assert (first == by_range(pixels.astype(float) * 2 - 100, 900 - 350, 900 + 350)).all()
-    assert (second == by_range(pixels.astype(float) + 50, 600 - 0.5 - 1599 / 2, 600 - 0.5 + 1599 / 2)).all()
+    assert (
+        second == by_range(pixels.astype(float) + 50, 600 - 0.5 - 1599 / 2, 600 - 0.5 + 1599 / 2)
+    ).all()
 
 
 def test_monochrome1_is_inverted() -> None:
     dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
     dataset.PhotometricInterpretation = "MONOCHROME1"
-    assert (np.asarray(render(saved(dataset))) == 255 - np.asarray(render(real("MR_small"))).astype(int)).all()
+    assert (
+        np.asarray(render(saved(dataset))) == 255 - np.asarray(render(real("MR_small"))).astype(int)
+    ).all()
 
 
 def test_rescale_with_a_slope_moves_the_window() -> None:
@@ -167,7 +186,9 @@ def test_colour_ultrasound_keeps_its_colours() -> None:
     assert dataset.Modality == "US"
     raw = np.frombuffer(dataset.PixelData, np.uint8)[: 240 * 320 * 3]
     expected = (
-        raw.reshape(240, 320, 3) if dataset.PlanarConfiguration == 0 else raw.reshape(3, 240, 320).transpose(1, 2, 0)
+        raw.reshape(240, 320, 3)
+        if dataset.PlanarConfiguration == 0
+        else raw.reshape(3, 240, 320).transpose(1, 2, 0)
     )
     picture = render(real("examples_rgb_color"))
     assert picture.mode == "RGB"
@@ -181,7 +202,8 @@ def test_palette_ultrasound_is_looked_up() -> None:
     index = np.frombuffer(dataset.PixelData, np.uint8)[: 350 * 800].reshape(350, 800)
     first = dataset.RedPaletteColorLookupTableDescriptor[1]
     tables = [
-        np.frombuffer(dataset[f"{name}PaletteColorLookupTableData"].value, "<u2") for name in ("Red", "Green", "Blue")
+        np.frombuffer(dataset[f"{name}PaletteColorLookupTableData"].value, "<u2")
+        for name in ("Red", "Green", "Blue")
     ]
     channels = [t[np.clip(index.astype(int) - first, 0, len(t) - 1)] for t in tables]
     expected = np.rint(np.stack(channels, axis=-1) / 65535 * 255).astype(np.uint8)
@@ -197,7 +219,8 @@ def test_a_chosen_frame_of_a_compressed_colour_film() -> None:
         found = np.asarray(render(real("examples_ybr_color"), number)).astype(int)
         assert np.abs(found - expected).max() <= 3, number  # two roundings of the colour conversion
     assert (
-        np.asarray(render(real("examples_ybr_color"), 0)) != np.asarray(render(real("examples_ybr_color"), 29))
+        np.asarray(render(real("examples_ybr_color"), 0))
+        != np.asarray(render(real("examples_ybr_color"), 29))
     ).any()
 
 
@@ -241,7 +264,7 @@ def test_a_deflated_file_is_measured_before_it_is_inflated(monkeypatch: pytest.M
     dataset.PixelData = bytes(64 << 20)
     bomb = saved(dataset)
     del dataset
-    monkeypatch.setattr("rarl.data.dicom.MAX_INFLATED_BYTES", 4 << 20)
+    monkeypatch.setattr("rarl.prepare.dicom.MAX_INFLATED_BYTES", 4 << 20)
     assert len(bomb) < 1 << 20
     tracemalloc.start()
     for look in (render, has_burned_in_text):
@@ -254,7 +277,12 @@ def test_a_deflated_file_is_measured_before_it_is_inflated(monkeypatch: pytest.M
 
 def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"image": "a/Doe^John.dcm", "question": "Which organ?", "answer": "chest", "modality": "CT"},
+        {
+            "image": "a/Doe^John.dcm",
+            "question": "Which organ?",
+            "answer": "chest",
+            "modality": "CT",
+        },
         {"image": "film", "question": "Is this ultrasound?", "answer": "yes", "frame": 7},
         {"image": "burned.dcm", "question": "Is this MR?", "answer": "yes"},
     ]
@@ -268,16 +296,21 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
     report = prepare_dataset("folder", folder, tmp_path / "out")
     found = read(tmp_path / "out" / "train.parquet")
     assert [e.image[:8] for e in found] == [b"\x89PNG\r\n\x1a\n"] * 3
-    assert (np.asarray(Image.open(io.BytesIO(found[0].image))) == np.asarray(render(real("CT_small")))).all()
     assert (
-        np.asarray(Image.open(io.BytesIO(found[1].image))) == np.asarray(render(real("examples_ybr_color"), 7))
+        np.asarray(Image.open(io.BytesIO(found[0].image))) == np.asarray(render(real("CT_small")))
+    ).all()
+    assert (
+        np.asarray(Image.open(io.BytesIO(found[1].image)))
+        == np.asarray(render(real("examples_ybr_color"), 7))
     ).all()
     assert "3 DICOM images were rendered to PNG" in report
     assert "1 DICOM images say that text is burned into the picture" in report
     person = pydicom.dcmread(io.BytesIO(real("CT_small")))
     secrets = [str(person.PatientName), str(person.StudyInstanceUID), "Doe^John"]
     everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
-    everything += json.dumps([e.image_id + e.id for e in found]).encode() + b"".join(e.image for e in found)
+    everything += json.dumps([e.image_id + e.id for e in found]).encode() + b"".join(
+        e.image for e in found
+    )
     for secret in secrets:
         assert len(secret) > 4
         assert secret.encode() not in everything

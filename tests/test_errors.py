@@ -1,4 +1,5 @@
-"""What a user can get wrong, through the command line: one line each, exit code 2, nothing left behind."""
+"""What a user can get wrong, through the command line: one line each, exit code 2, nothing left
+behind."""
 
 from __future__ import annotations
 
@@ -26,24 +27,32 @@ def test_missing_configuration(tmp_path: Path) -> None:
 
 
 def test_unknown_key_and_wrong_type() -> None:
-    assert_one_line_error(rarl("train", DEMO, "rollout.grup_size=4"), "did you mean 'rollout.group_size'?")
+    assert_one_line_error(
+        rarl("train", DEMO, "rollout.grup_size=4"), "did you mean 'rollout.group_size'?"
+    )
     assert_one_line_error(rarl("train", DEMO, "train.steps=many"), "train.steps", "valid integer")
 
 
 def test_missing_data_and_missing_column(tmp_path: Path) -> None:
     run = f"run_dir={tmp_path / 'run'}"
     missing = tmp_path / "none.parquet"
-    assert_one_line_error(rarl("train", DEMO, run, f"data.train={missing}"), f"data.train={missing}: no such file")
+    assert_one_line_error(
+        rarl("train", DEMO, run, f"data.train={missing}"), f"data.train={missing}: no such file"
+    )
     bare = tmp_path / "bare.parquet"
     pq.write_table(pa.table({"id": ["1"]}), bare)
     other = f"run_dir={tmp_path / 'other'}"
-    assert_one_line_error(rarl("train", DEMO, other, f"data.train={bare}"), "column 'image' is missing (it has: id)")
+    assert_one_line_error(
+        rarl("train", DEMO, other, f"data.train={bare}"), "column 'image' is missing (it has: id)"
+    )
 
 
 @pytest.mark.slow
 def test_a_corrupt_image_is_named_by_row(tmp_path: Path, examples: list[Example]) -> None:
     damaged = tmp_path / "damaged.parquet"
-    write_examples(damaged, [*examples[:3], replace(examples[3], image=b"\xff\xd8 broken"), *examples[4:]])
+    write_examples(
+        damaged, [*examples[:3], replace(examples[3], image=b"\xff\xd8 broken"), *examples[4:]]
+    )
     done = rarl("train", DEMO, f"run_dir={tmp_path / 'run'}", f"data.train={damaged}", *SHORT)
     assert_one_line_error(done, "row 3:", "cannot be decoded", "data.on_bad_row=skip")
 
@@ -65,18 +74,23 @@ def test_no_gpu_where_one_is_required(tmp_path: Path) -> None:
 
 def test_no_model(tmp_path: Path) -> None:
     run = f"run_dir={tmp_path / 'run'}"
-    assert_one_line_error(rarl("train", DEMO, run, "model.path=/no/such/model"), "model.path=/no/such/model")
+    assert_one_line_error(
+        rarl("train", DEMO, run, "model.path=/no/such/model"), "model.path=/no/such/model"
+    )
     hub = rarl("train", DEMO, run, "model.path=nobody/no-such-model")
     assert_one_line_error(hub, "model.path=nobody/no-such-model: not in the local cache")
     (tmp_path / "empty").mkdir()
-    assert_one_line_error(rarl("train", DEMO, run, f"model.path={tmp_path / 'empty'}"), "holds no config.json")
+    assert_one_line_error(
+        rarl("train", DEMO, run, f"model.path={tmp_path / 'empty'}"), "holds no config.json"
+    )
 
 
 def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = load_config(REPOSITORY / DEMO, [f"run_dir={run}"])
     open_run_dir(config)
-    open_run_dir(load_config(REPOSITORY / DEMO, [f"run_dir={run}", "seed=3"]))  # nothing is there yet to be lost
+    # nothing is there yet to be lost
+    open_run_dir(load_config(REPOSITORY / DEMO, [f"run_dir={run}", "seed=3"]))
     (run / "metrics.jsonl").touch()
     assert_one_line_error(
         rarl("train", DEMO, f"run_dir={run}", "seed=3", "train.steps=7"),
@@ -84,7 +98,9 @@ def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    assert_one_line_error(rarl("train", DEMO, f"run_dir={tmp_path / 'mine'}"), "not empty and not a run directory")
+    assert_one_line_error(
+        rarl("train", DEMO, f"run_dir={tmp_path / 'mine'}"), "not empty and not a run directory"
+    )
     file = tmp_path / "file"
     file.write_text("")
     assert_one_line_error(rarl("train", DEMO, f"run_dir={file}"), "cannot be used as run directory")
@@ -92,7 +108,9 @@ def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
 
 def test_evaluating_what_is_no_run(tmp_path: Path) -> None:
     done = rarl("eval", tmp_path)
-    assert_one_line_error(done, "holds neither config.yaml (a run directory) nor config.json (a model)")
+    assert_one_line_error(
+        done, "holds neither config.yaml (a run directory) nor config.json (a model)"
+    )
 
 
 def test_a_plan_needs_neither_gpu_nor_model() -> None:

@@ -14,16 +14,30 @@ from rarl.evaluation.prediction import Prediction, load_predictions, save_predic
 from rarl.evaluation.summary import difference, summarise
 
 
-def prediction(index: int, correct: bool, kind: str = "closed", image: str | None = None) -> Prediction:
+def prediction(
+    index: int, correct: bool, kind: str = "closed", image: str | None = None
+) -> Prediction:
     return Prediction(
-        str(index), image or f"image-{index}", kind, "q", "yes", "plain/0", "reply", "yes", True, correct, 5
+        str(index),
+        image or f"image-{index}",
+        kind,
+        "q",
+        "yes",
+        "plain/0",
+        "reply",
+        "yes",
+        True,
+        correct,
+        5,
     )
 
 
 def test_interval_equals_scipys_bootstrap_for_independent_questions() -> None:
     values = np.random.default_rng(0).random(300) < 0.7
     ours = interval95(values, [str(i) for i in range(300)])
-    theirs = stats.bootstrap((values.astype(float),), np.mean, method="percentile", n_resamples=10_000, rng=1)
+    theirs = stats.bootstrap(
+        (values.astype(float),), np.mean, method="percentile", n_resamples=10_000, rng=1
+    )
     assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.007)
 
 
@@ -32,22 +46,30 @@ def test_questions_about_one_image_count_as_one() -> None:
     alone = interval95(values, [str(i) for i in range(100)])
     repeated = interval95(np.repeat(values, 4), [str(i) for i in range(100) for _ in range(4)])
     assert repeated == pytest.approx(alone, abs=1e-9)
-    assert interval95(values, [str(i) for i in range(100)]) == alone, "the same input must give the same interval"
+    assert interval95(values, [str(i) for i in range(100)]) == alone, (
+        "the same input must give the same interval"
+    )
 
 
 def draw_accuracy(rng: np.random.Generator, images: int, right: float, wrong: float) -> Sample:
-    """1 to 3 questions about each image, which share its difficulty, on average right / (right + wrong)."""
+    """1 to 3 questions about each image, which share its difficulty, on average right / (right +
+    wrong)."""
     sizes = rng.integers(1, 4, images)
     chance = np.repeat(rng.beta(right, wrong, images), sizes)
-    return (rng.random(len(chance)) < chance).astype(float), np.repeat(np.arange(images), sizes).astype(str).tolist()
+    return (rng.random(len(chance)) < chance).astype(float), np.repeat(
+        np.arange(images), sizes
+    ).astype(str).tolist()
 
 
 def draw_difference(rng: np.random.Generator, images: int, won: float, lost: float) -> Sample:
-    """1 to 3 questions about each image; where the image's questions are won more often, fewer are lost."""
+    """1 to 3 questions about each image; where the image's questions are won more often, fewer are
+    lost."""
     sizes = rng.integers(1, 4, images)
     ease = 2.0 * np.repeat(rng.beta(2, 2, images), sizes)
     luck = rng.random(len(ease))
-    change = np.where(luck < won * ease, 100.0, np.where(luck > 1.0 - lost * (2.0 - ease), -100.0, 0.0))
+    change = np.where(
+        luck < won * ease, 100.0, np.where(luck > 1.0 - lost * (2.0 - ease), -100.0, 0.0)
+    )
     return change, np.repeat(np.arange(images), sizes).astype(str).tolist()
 
 
@@ -65,9 +87,14 @@ def draw_difference(rng: np.random.Generator, images: int, won: float, lost: flo
 def test_the_interval_covers_the_truth_as_often_as_it_says(
     draw: Any, one: float, other: float, truth: float, images: int
 ) -> None:
-    """2,000 simulated data sets, so that the coverage's standard error is 0.5 points. They share the resamples."""
+    """2,000 simulated data sets, so that the coverage's standard error is 0.5 points. They share
+    the resamples."""
     rng = np.random.default_rng(1)
-    intervals = [i for _ in range(8) for i in intervals95([draw(rng, images, one, other) for _ in range(250)])]
+    intervals = [
+        i
+        for _ in range(8)
+        for i in intervals95([draw(rng, images, one, other) for _ in range(250)])
+    ]
     coverage = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.93 <= coverage <= 0.97
 
@@ -82,7 +109,9 @@ def test_intervals_computed_together_equal_those_alone_and_a_plain_bootstrap() -
     assert together[0] == together[0][::-1], "one image tells nothing of others"
     values, names = np.asarray(samples[4][0]), np.asarray(samples[4][1])
     groups = [values[names == name] for name in np.unique(names)]
-    means = [np.concatenate([groups[k] for k in rng.integers(50, size=50)]).mean() for _ in range(20_000)]
+    means = [
+        np.concatenate([groups[k] for k in rng.integers(50, size=50)]).mean() for _ in range(20_000)
+    ]
     level = stats.norm.cdf(np.sqrt(50 / 49) * stats.t.ppf(0.025, 49))
     assert together[4] == pytest.approx(tuple(np.quantile(means, [level, 1 - level])), abs=0.008)
     assert tail(50) == pytest.approx(level) and 0.0247 < tail(2000) < 0.025
@@ -92,27 +121,47 @@ def test_intervals_computed_together_equal_those_alone_and_a_plain_bootstrap() -
 
 
 def test_breakdowns_and_metrics_of_a_summary() -> None:
-    one = [replace(prediction(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest") for i in range(30)]
+    one = [
+        replace(prediction(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest")
+        for i in range(30)
+    ]
     summary = summarise([*one, replace(prediction(30, True, "open"), organ="chest")])
-    assert {name: part["n"] for name, part in summary["by_modality"].items()} == {"CT": 15, "MR": 15, "unknown": 1}
+    assert {name: part["n"] for name, part in summary["by_modality"].items()} == {
+        "CT": 15,
+        "MR": 15,
+        "unknown": 1,
+    }
     assert "by_organ" not in summary and "judge" not in summary and summary["reasoning"] is None
     assert summary["by_modality"]["CT"] == {
         "n": 15,
         "accuracy": pytest.approx(np.mean([p.correct for p in one[1::2]])),
-        "ci95": pytest.approx(interval95([p.correct for p in one[1::2]], [p.image_id for p in one[1::2]])),
+        "ci95": pytest.approx(
+            interval95([p.correct for p in one[1::2]], [p.image_id for p in one[1::2]])
+        ),
     }
     closed = {name: summary["by_type"]["closed"][name] for name in ("n", "ci95")}
-    assert summary["metrics"]["closed"] == closed | {"mean": summary["by_type"]["closed"]["accuracy"]}
+    assert summary["metrics"]["closed"] == closed | {
+        "mean": summary["by_type"]["closed"]["accuracy"]
+    }
     assert "choice" not in summary["metrics"] and "judge_correctness" not in summary["metrics"]
     assert summary["metrics"]["completion_tokens"]["mean"] == 5.0
 
 
 def test_summary_by_type_and_paired_difference(tmp_path: Any) -> None:
-    before = [prediction(i, i % 2 == 0, "closed" if i < 40 else "open", f"image-{i // 2}") for i in range(100)]
-    after = [prediction(i, i % 2 == 0 or i % 5 == 0, p.answer_type, p.image_id) for i, p in enumerate(before)]
+    before = [
+        prediction(i, i % 2 == 0, "closed" if i < 40 else "open", f"image-{i // 2}")
+        for i in range(100)
+    ]
+    after = [
+        prediction(i, i % 2 == 0 or i % 5 == 0, p.answer_type, p.image_id)
+        for i, p in enumerate(before)
+    ]
     summary = summarise(before)
     assert (summary["n"], summary["accuracy"], summary["well_formed"]) == (100, 0.5, 1.0)
-    assert {kind: part["n"] for kind, part in summary["by_type"].items()} == {"closed": 40, "open": 60}
+    assert {kind: part["n"] for kind, part in summary["by_type"].items()} == {
+        "closed": 40,
+        "open": 60,
+    }
     change = difference(before, after)
     assert change["points"] == pytest.approx(10.0)
     assert (change["won"], change["lost"], change["p"]) == (10, 0, pytest.approx(2 * 0.5**10))

@@ -1,4 +1,5 @@
-"""Findings in free text: clauses, negation, opposites, and that neither repetition nor length pays."""
+"""Findings in free text: clauses, negation, opposites, and that neither repetition nor length
+pays."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def test_contradictions_earn_nothing(text: str, reference: str) -> None:
     ("text", "reference"),
     [
         ("The liver is dark", "A round spot in the left half"),
-        ("No round spot in the right half", "A round spot in the left half"),  # true, though it is not the finding
+        # true, though it is not the finding
+        ("No round spot in the right half", "A round spot in the left half"),
         ("left lung clear", "right lung opacity"),
         ("effusion in the left lung", "effusion in the left and right lung"),  # half of the truth
         ("mass", "mass"),
@@ -127,7 +129,10 @@ def test_repeating_or_rewording_a_right_claim_does_not_hide_a_wrong_one() -> Non
 def test_saying_both_earns_less_than_either() -> None:
     right, wrong = "A round spot in the left half.", "A round spot in the right half."
     organ = "Two lungs between ribs. "
-    guess = (compare_findings(organ + right, CHEST_LEFT).f1 + compare_findings(organ + wrong, CHEST_LEFT).f1) / 2
+    guess = (
+        compare_findings(organ + right, CHEST_LEFT).f1
+        + compare_findings(organ + wrong, CHEST_LEFT).f1
+    ) / 2
     for both in (right + wrong, wrong + right, right + "No round spot.", "No round spot." + right):
         assert compare_findings(organ + both, CHEST_LEFT).f1 < min(
             guess, compare_findings(organ + wrong, CHEST_LEFT).f1
@@ -185,7 +190,9 @@ CLAUSES = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(CLAUSES, CLAUSES, st.randoms(use_true_random=False))
-def test_order_and_repetition_of_claims_do_not_matter(text: list[str], reference: list[str], random: object) -> None:
+def test_order_and_repetition_of_claims_do_not_matter(
+    text: list[str], reference: list[str], random: object
+) -> None:
     claims, wanted = split_claims(". ".join(text)), split_claims(". ".join(reference))
     match = match_claims(claims, wanted)
     shuffled = list(claims)

@@ -1,4 +1,5 @@
-"""Log-probs and update: against the model's own forward, and against each other however the step is cut."""
+"""Log-probs and update: against the model's own forward, and against each other however the step is
+cut."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
-from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.loss import LOSSES, LossSettings
@@ -42,15 +43,25 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
         encoded = io.BytesIO()
         picture.save(encoded, format="PNG")
         made.append(
-            prepare_example(Example(**{**vars(example), "image": encoded.getvalue()}), processor, plain_prompt())
+            prepare_example(
+                Example(**{**vars(example), "image": encoded.getvalue()}), processor, plain_prompt()
+            )
         )
     return made
 
 
 def make_groups(prepared: list[PreparedExample], rng: np.random.Generator) -> list[Group]:
     return [
-        Group(p.prompt_token_ids, p.patches, p.grid, [rng.integers(0, 256, n).tolist() for n in lengths], key)
-        for key, (p, lengths) in enumerate(zip(prepared, [(1, 7, 3), (12, 2, 5), (4, 9, 1)], strict=True))
+        Group(
+            p.prompt_token_ids,
+            p.patches,
+            p.grid,
+            [rng.integers(0, 256, n).tolist() for n in lengths],
+            key,
+        )
+        for key, (p, lengths) in enumerate(
+            zip(prepared, [(1, 7, 3), (12, 2, 5), (4, 9, 1)], strict=True)
+        )
     ]
 
 
@@ -63,7 +74,9 @@ def policy(model_path: str) -> Any:
     return made
 
 
-def naive_logprobs(policy: Any, group: Group, completion: list[int], distribution: SamplingDistribution) -> Any:
+def naive_logprobs(
+    policy: Any, group: Group, completion: list[int], distribution: SamplingDistribution
+) -> Any:
     """One sequence at a time through the model's own forward, full logits, no padding."""
     ids = torch.tensor([[*group.prompt_token_ids.tolist(), *completion]])
     logits = policy(
@@ -100,7 +113,9 @@ def test_plain_forward_equals_the_models_own_forward(
 def scored(groups: list[Group], policy: Any, rng: np.random.Generator) -> list[ScoredGroup]:
     """Groups whose sampler is the policy itself."""
     with torch.no_grad():
-        rows = plain_forward(policy, groups, SamplingDistribution(1.0, []), VisionCache()).logprobs.tolist()
+        rows = plain_forward(
+            policy, groups, SamplingDistribution(1.0, []), VisionCache()
+        ).logprobs.tolist()
     result = []
     for group in groups:
         own = [rows.pop(0)[: len(completion)] for completion in group.completions]
@@ -128,9 +143,12 @@ def weights(policy: Any) -> torch.Tensor:
 def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
     policy: Any, prepared: list[PreparedExample], loss: str
 ) -> None:
-    """Two epochs, so that the ratio leaves 1, with a KL, cut in several ways, through both passes."""
+    """Two epochs, so that the ratio leaves 1, with a KL, cut in several ways, through both
+    passes."""
     results = []
-    chosen = replace(SETTINGS, loss=replace(SETTINGS.loss, loss=loss, clip=LOSSES[loss].clip), epochs=2)
+    chosen = replace(
+        SETTINGS, loss=replace(SETTINGS.loss, loss=loss, clip=LOSSES[loss].clip), epochs=2
+    )
     ways: list[tuple[ForwardPass, bool, int]] = [
         (plain_forward, False, 10**6),
         (plain_forward, False, 1),
@@ -143,7 +161,9 @@ def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
         groups = scored(make_groups(prepared, rng), twin, rng)
         optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
         settings = replace(chosen, micro_batch_tokens=budget, shared_prefix=shared)
-        results.append((update_policy(twin, optimizer, groups, forward, DISTRIBUTION, settings), weights(twin)))
+        results.append(
+            (update_policy(twin, optimizer, groups, forward, DISTRIBUTION, settings), weights(twin))
+        )
     for stats, after in results[1:]:
         torch.testing.assert_close(after, results[0][1], atol=2e-6, rtol=0)
         assert stats.loss == pytest.approx(results[0][0].loss, abs=1e-5)
@@ -154,11 +174,16 @@ def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
     assert results[0][0].kl > 0
 
 
-def test_without_a_weight_the_reference_pass_is_skipped(policy: Any, prepared: list[PreparedExample]) -> None:
+def test_without_a_weight_the_reference_pass_is_skipped(
+    policy: Any, prepared: list[PreparedExample]
+) -> None:
     calls: list[bool] = []
 
     def counting(
-        policy: PeftModel, groups: list[Group], distribution: SamplingDistribution, vision: VisionCache
+        policy: PeftModel,
+        groups: list[Group],
+        distribution: SamplingDistribution,
+        vision: VisionCache,
     ) -> ForwardOutput:
         calls.append(torch.is_grad_enabled())
         return plain_forward(policy, groups, distribution, vision)
@@ -169,14 +194,18 @@ def test_without_a_weight_the_reference_pass_is_skipped(policy: Any, prepared: l
         calls.clear()
         twin = copy.deepcopy(policy)
         optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
-        settings = replace(SETTINGS, loss=replace(SETTINGS.loss, kl_beta=beta), micro_batch_tokens=10**6)
+        settings = replace(
+            SETTINGS, loss=replace(SETTINGS.loss, kl_beta=beta), micro_batch_tokens=10**6
+        )
         stats = update_policy(twin, optimizer, groups, counting, DISTRIBUTION, settings)
         assert calls == expected
         assert (stats.kl is None) == (beta == 0)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_micro_batches_keep_every_completion_once(prepared: list[PreparedExample], policy: Any, shared: bool) -> None:
+def test_micro_batches_keep_every_completion_once(
+    prepared: list[PreparedExample], policy: Any, shared: bool
+) -> None:
     rng = np.random.default_rng(0)
     groups = scored(make_groups(prepared, rng), policy, rng)
     prompts = [len(g.group.prompt_token_ids) for g in groups]
@@ -203,7 +232,9 @@ def test_micro_batches_keep_every_completion_once(prepared: list[PreparedExample
 def off_by(policy: Any, prepared: list[PreparedExample], difference: float) -> list[ScoredGroup]:
     rng = np.random.default_rng(0)
     return [
-        ScoredGroup(s.group, [[x - difference for x in row] for row in s.sampler_logprobs], s.advantages)
+        ScoredGroup(
+            s.group, [[x - difference for x in row] for row in s.sampler_logprobs], s.advantages
+        )
         for s in scored(make_groups(prepared, rng), policy, rng)
     ]
 
@@ -219,11 +250,15 @@ def test_a_sampler_with_other_weights_is_refused_before_the_weights_change(
     assert torch.equal(weights(twin), weights(policy))
 
 
-def test_a_batch_that_is_meant_to_differ_is_trained_on(policy: Any, prepared: list[PreparedExample]) -> None:
+def test_a_batch_that_is_meant_to_differ_is_trained_on(
+    policy: Any, prepared: list[PreparedExample]
+) -> None:
     twin = copy.deepcopy(policy)
     optimizer = torch.optim.SGD(adapter_parameters(twin), lr=1.0)
     groups = off_by(twin, prepared, 0.01)
-    stats = update_policy(twin, optimizer, groups, plain_forward, DISTRIBUTION, replace(SETTINGS, max_drift=None))
+    stats = update_policy(
+        twin, optimizer, groups, plain_forward, DISTRIBUTION, replace(SETTINGS, max_drift=None)
+    )
     assert stats.drift == pytest.approx(0.01, abs=1e-5)
     assert not torch.equal(weights(twin), weights(policy))
 

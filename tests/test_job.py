@@ -23,7 +23,13 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 def ray(variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [RAY, *arguments], cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=500, check=False
+        [RAY, *arguments],
+        cwd=REPOSITORY,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
 
 
@@ -33,13 +39,30 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
     variables = environment() | {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
     address = f"http://127.0.0.1:{(dashboard := free_port())}"
     assert ray(variables, "get-auth-token", "--generate").returncode == 0
-    head = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    # The agent starts the jobs. Its port is fixed by default, and the cluster of other tests may hold it.
-    ports = [f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}"]
+    head = [
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--node-ip-address=127.0.0.1",
+        "--disable-usage-stats",
+    ]
+    # The agent starts the jobs. Its port is fixed by default, and the cluster of other tests may
+    # hold it.
+    ports = [
+        f"--port={free_port()}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
     with (tmp_path / "head.log").open("w") as log:
-        # Not `ray stop` at the end: it would stop every cluster of this machine, those of other tests too.
+        # Not `ray stop` at the end: it would stop every cluster of this machine, those of other
+        # tests too.
         process = subprocess.Popen(
-            [RAY, *head, *ports], env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            [RAY, *head, *ports],
+            env=variables,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         deadline = time.time() + 300
@@ -53,13 +76,24 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 
 @pytest.mark.slow
-def test_submitted_jobs_train_and_evaluate(cluster: tuple[dict[str, str], str], tmp_path: Path) -> None:
+def test_submitted_jobs_train_and_evaluate(
+    cluster: tuple[dict[str, str], str], tmp_path: Path
+) -> None:
     """The evaluation asks with another prompt than the run's own, and keeps its answers apart."""
     variables, address = cluster
     package = tmp_path / "package"  # a fresh checkout: no environment, no runs
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(package)], check=True)
     run = tmp_path / "run"
-    submit = ["job", "submit", "--address", address, "--working-dir", str(package), "--", sys.executable]
+    submit = [
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        str(package),
+        "--",
+        sys.executable,
+    ]
     job = ["jobs/train.py", "configs/demo.yaml", f"run_dir={run}"]
     with ThreadPoolExecutor(1) as beside:
         failing = beside.submit(ray, variables, *submit, *job, "train.stepz=1")
@@ -76,7 +110,9 @@ def test_submitted_jobs_train_and_evaluate(cluster: tuple[dict[str, str], str], 
     assert "phantoms-unseen" in measured.stdout
     new = {path.name for path in (run / "evaluation").iterdir()} - before
     assert new == {"summary-none.json"} | {
-        f"{label}-phantoms-{name}-none.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
+        f"{label}-phantoms-{name}-none.parquet"
+        for label in ("base", "trained")
+        for name in ("seen", "unseen")
     }
     rows = pq.read_table(run / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
     assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)

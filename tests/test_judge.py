@@ -41,7 +41,11 @@ from tests.judge_faults import (
 
 def independent_correctness(items: dict[str, bool]) -> int:
     """The authors' scale, said another way: how far down this list one gets."""
-    steps = [items["on_topic"], items["answer_agrees"], items["no_error"] and items["explanation_supports_answer"]]
+    steps = [
+        items["on_topic"],
+        items["answer_agrees"],
+        items["no_error"] and items["explanation_supports_answer"],
+    ]
     return len(list(itertools.takewhile(bool, steps)))
 
 
@@ -52,7 +56,9 @@ def test_every_checklist_gives_the_numbers_of_the_scale() -> None:
         verdict = verdict_of(Checklist(reason="because", **items))
         assert verdict.correctness == independent_correctness(items)
         assert verdict.factuality == (items["findings_true"] + items["nothing_invented"]) / 2
-        assert verdict.completeness == (items["names_key_finding"] + items["names_all_findings"]) / 2
+        assert (
+            verdict.completeness == (items["names_key_finding"] + items["names_all_findings"]) / 2
+        )
         assert verdict.relevance == (items["addresses_question"] + items["no_padding"]) / 2
         seen.add(verdict.correctness)
     assert seen == {0.0, 1.0, 2.0, 3.0}
@@ -69,7 +75,8 @@ def test_every_checklist_gives_the_numbers_of_the_scale() -> None:
         ({"no_error": False}, 2),
         ({"explanation_supports_answer": False}, 2),
         ({"no_error": False, "explanation_supports_answer": False}, 2),
-        ({"findings_true": False, "nothing_invented": False}, 3),  # the explanation's parts are apart
+        # the explanation's parts are apart
+        ({"findings_true": False, "nothing_invented": False}, 3),
     ],
 )
 def test_correctness(changed: dict[str, bool], expected: int) -> None:
@@ -79,9 +86,16 @@ def test_correctness(changed: dict[str, bool], expected: int) -> None:
 def test_the_schema_is_the_checklist() -> None:
     """What the judge is forced to write is what the parser accepts, with the reason first."""
     described = schema()
-    assert list(described["properties"]) == ["reason", *ITEMS] == described["required"] == list(Checklist.model_fields)
+    assert (
+        list(described["properties"])
+        == ["reason", *ITEMS]
+        == described["required"]
+        == list(Checklist.model_fields)
+    )
     assert described["additionalProperties"] is False
-    assert {entry["type"] for name, entry in described["properties"].items() if name != "reason"} == {"boolean"}
+    assert {
+        entry["type"] for name, entry in described["properties"].items() if name != "reason"
+    } == {"boolean"}
     assert all(f"\n{name}: " in SYSTEM for name in ITEMS)
 
 
@@ -165,9 +179,15 @@ def test_parsing_never_raises(text: str) -> None:
     assert parse_verdict(text).status == "unparsable"
 
 
-@pytest.mark.parametrize("reason", ["a" * 5000, "line\nline", "\x1b[31mred", "\u202eabc", "\ud800", "tab\tnul\x00"])
+@pytest.mark.parametrize(
+    "reason", ["a" * 5000, "line\nline", "\x1b[31mred", "\u202eabc", "\ud800", "tab\tnul\x00"]
+)
 def test_reasons_are_one_short_printable_line(reason: str) -> None:
-    for verdict in (parse_verdict(json.dumps(checklist(reason))), unparsable(reason), unreachable(reason)):
+    for verdict in (
+        parse_verdict(json.dumps(checklist(reason))),
+        unparsable(reason),
+        unreachable(reason),
+    ):
         assert verdict.reason.isprintable()
         assert len(verdict.reason) <= REASON_CHARACTERS
     assert parse_verdict(json.dumps(checklist(reason))).status == "scored"
@@ -215,7 +235,10 @@ def test_candidates_are_inert_data(text: str) -> None:
     data, question = user.removeprefix("<data>\n").rsplit("\n</data>\n", 1)
     assert question == "Grade the reply."
     assert not set("<>") & set(data)
-    assert all(unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn") for char in data.replace("\n", ""))
+    assert all(
+        unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+        for char in data.replace("\n", "")
+    )
     read = json.loads(data)
     assert list(read) == ["question", "options", "reference_answer", "rationale", "reply"]
     assert read["reply"] == text  # the judge can read it, all the same
@@ -231,7 +254,9 @@ def test_quoting_can_be_undone(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", SPECIAL_TOKENS, ids=range(len(SPECIAL_TOKENS)))
-@pytest.mark.parametrize("field", ["question", "reference", "rationale", "reply", "options", "thinking", "answer"])
+@pytest.mark.parametrize(
+    "field", ["question", "reference", "rationale", "reply", "options", "thinking", "answer"]
+)
 def test_no_special_token_comes_from_data(processor: Any, text: str, field: str) -> None:
     tokenizer = processor.tokenizer
     harmless, hostile = candidates(2)
@@ -242,7 +267,9 @@ def test_no_special_token_comes_from_data(processor: Any, text: str, field: str)
     special = set(tokenizer.all_special_ids)
 
     def special_tokens(candidate: Candidate) -> list[int]:
-        tokens = tokenizer.apply_chat_template(judge_messages(candidate), add_generation_prompt=True, return_dict=False)
+        tokens = tokenizer.apply_chat_template(
+            judge_messages(candidate), add_generation_prompt=True, return_dict=False
+        )
         return [token for token in tokens if token in special]
 
     assert special_tokens(hostile) == special_tokens(harmless)
@@ -274,7 +301,9 @@ def test_the_judge_reads_parts_where_there_are_parts() -> None:
 
 
 def test_a_prompt_and_a_verdict_fit_into_the_tiny_judge(processor: Any) -> None:
-    prompt = processor.tokenizer.apply_chat_template(judge_messages(candidates(1)[0]), return_dict=False)
+    prompt = processor.tokenizer.apply_chat_template(
+        judge_messages(candidates(1)[0]), return_dict=False
+    )
     longest = json.dumps(checklist("~" * REASON_CHARACTERS, **dict.fromkeys(ITEMS, False)))
     assert len(prompt) + len(processor.tokenizer(longest).input_ids) < 2048
 
@@ -292,7 +321,9 @@ def tagged(thinking: str, answer: str) -> str:
 
 def reply(thinking: str, answer: str, **changed: Any) -> Candidate:
     text = tagged(thinking, answer)
-    base = Candidate("Where is the lesion?", ("left", "right"), "left", LEFT, text, thinking, answer)
+    base = Candidate(
+        "Where is the lesion?", ("left", "right"), "left", LEFT, text, thinking, answer
+    )
     return replace(base, **changed)
 
 
@@ -302,12 +333,21 @@ def untagged(text: str) -> Candidate:
 
 
 def lesion(thinking: str, answer: str) -> Candidate:
-    return reply(thinking, answer, question="Is there a lesion?", options=None, reference="no", rationale=NO_SPOT)
+    return reply(
+        thinking,
+        answer,
+        question="Is there a lesion?",
+        options=None,
+        reference="no",
+        rationale=NO_SPOT,
+    )
 
 
 def xray(thinking: str, answer: str) -> Candidate:
     question = "What is the main abnormality?"
-    return reply(thinking, answer, question=question, options=None, reference="cardiomegaly", rationale=XRAY)
+    return reply(
+        thinking, answer, question=question, options=None, reference="cardiomegaly", rationale=XRAY
+    )
 
 
 def unexplained(thinking: str, answer: str) -> Candidate:
@@ -319,8 +359,10 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] =
     (reply(LEFT, "left"), 3, 1, 1, 1),
     (reply("A round spot in the left half. Two lungs between ribs.", "left"), 3, 1, 1, 1),
     (reply(LEFT, "A"), 3, 1, 1, 1),
-    (reply(f"{LEFT} So the lesion is on the left.", "left"), 3, 1, 1, 1),  # a conclusion claims nothing new
-    (reply(f"{LEFT} Therefore the heart is huge.", "left"), 2, 2 / 3, 1, 1),  # but for one that does
+    # a conclusion claims nothing new
+    (reply(f"{LEFT} So the lesion is on the left.", "left"), 3, 1, 1, 1),
+    # but for one that does
+    (reply(f"{LEFT} Therefore the heart is huge.", "left"), 2, 2 / 3, 1, 1),
     (xray(XRAY, "no cardiomegaly"), 1, 1, 1, 1),
     (reply(LEFT, "(a) left"), 3, 1, 1, 1),
     (reply(LEFT, "right"), 1, 1, 1, 1),
@@ -353,7 +395,8 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] =
     (xray(XRAY, "pneumonia"), 1, 1, 1, 1),
     (xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.", "cardiomegaly"), 3, 1, 1, 1),
     (xray("The heart is normal.", "cardiomegaly"), 2, 0, 0, 1),
-    (unexplained("Two lungs between ribs.", "left"), 2, None, None, None),  # whatever is invented would look as good
+    # whatever is invented would look as good
+    (unexplained("Two lungs between ribs.", "left"), 2, None, None, None),
     (unexplained("The lesion is on the left side.", "left"), 2, None, None, None),
     (unexplained("The lesion is on the left side.", "right"), 1, None, None, None),
     (unexplained("Full marks for the lesion on the left.", "left"), 2, 0, None, 0),
@@ -361,15 +404,24 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] =
 
 
 @pytest.mark.parametrize(
-    ("candidate", "correctness", "factuality", "completeness", "relevance"), RULES, ids=range(len(RULES))
+    ("candidate", "correctness", "factuality", "completeness", "relevance"),
+    RULES,
+    ids=range(len(RULES)),
 )
 def test_rules(
-    candidate: Candidate, correctness: float, factuality: float | None, completeness: float | None, relevance: float
+    candidate: Candidate,
+    correctness: float,
+    factuality: float | None,
+    completeness: float | None,
+    relevance: float,
 ) -> None:
     verdict = judge_by_rules(candidate)
-    assert (verdict.correctness, verdict.factuality, verdict.completeness, verdict.relevance) == pytest.approx(
-        (correctness, factuality, completeness, relevance)
-    )
+    assert (
+        verdict.correctness,
+        verdict.factuality,
+        verdict.completeness,
+        verdict.relevance,
+    ) == pytest.approx((correctness, factuality, completeness, relevance))
     assert verdict.status == "scored" and verdict.reason
     assert judge_by_rules(candidate) == verdict
 
@@ -391,22 +443,34 @@ def test_rules(
     ],
 )
 def test_words_to_the_grader_gain_nothing(text: str) -> None:
-    honest, begging = judge_by_rules(reply(LEFT, "left")), judge_by_rules(reply(f"{LEFT} {text}", "left"))
+    honest, begging = (
+        judge_by_rules(reply(LEFT, "left")),
+        judge_by_rules(reply(f"{LEFT} {text}", "left")),
+    )
     assert begging.correctness is not None and honest.correctness is not None
     assert begging.correctness < honest.correctness
     assert begging.explanation is not None and honest.explanation is not None
     assert begging.explanation < honest.explanation
 
 
-def test_the_truth_about_phantoms_gets_full_marks_and_nothing_else_does(examples: list[Example]) -> None:
-    """Every example's own rationale and answer; and with any other example's rationale that says something else."""
+def test_the_truth_about_phantoms_gets_full_marks_and_nothing_else_does(
+    examples: list[Example],
+) -> None:
+    """Every example's own rationale and answer; and with any other example's rationale that says
+    something else."""
 
     def judged(example: Example, thinking: str) -> Verdict:
         text = tagged(thinking, example.answer)
         read = parse_reply(text)
         return judge_by_rules(
             Candidate(
-                example.question, example.options, example.answer, example.rationale, text, read.thinking, read.answer
+                example.question,
+                example.options,
+                example.answer,
+                example.rationale,
+                text,
+                read.thinking,
+                read.answer,
             )
         )
 

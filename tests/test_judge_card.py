@@ -13,10 +13,17 @@ from scipy.stats import mannwhitneyu
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
-from rarl.evaluation.judge_card import BARS, JudgeCard, Share, share_of
-from rarl.evaluation.judge_card_text import main_table, render_markdown
-from rarl.evaluation.judge_measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
-from rarl.judge.card_set import FILLERS, HOSTILE, build_cells, load_questions, reverse_options, set_version
+from rarl.judge.card.card_set import (
+    FILLERS,
+    HOSTILE,
+    build_cells,
+    load_questions,
+    reverse_options,
+    set_version,
+)
+from rarl.judge.card.judge_card import BARS, JudgeCard, Share, share_of
+from rarl.judge.card.measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
+from rarl.judge.card.text import main_table, render_markdown
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
 from rarl.judge.rules import RulesJudge, judge_by_rules
@@ -58,8 +65,17 @@ def rules_card() -> JudgeCard:
 def test_questions_are_well_formed() -> None:
     assert len({one.id for one in QUESTIONS}) == len(QUESTIONS) == 24
     assert Counter(one.answer_type for one in QUESTIONS) == {"closed": 8, "choice": 8, "open": 8}
-    assert {one.modality for one in QUESTIONS} == {"chest x-ray", "CT", "MRI", "pathology", "fundus"}
-    assert Counter(one.answer for one in QUESTIONS if one.answer_type == "closed") == {"yes": 4, "no": 4}
+    assert {one.modality for one in QUESTIONS} == {
+        "chest x-ray",
+        "CT",
+        "MRI",
+        "pathology",
+        "fundus",
+    }
+    assert Counter(one.answer for one in QUESTIONS if one.answer_type == "closed") == {
+        "yes": 4,
+        "no": 4,
+    }
     for one in QUESTIONS:
         assert one.wrong != one.answer
         assert bool(one.options) == (one.answer_type == "choice")
@@ -71,10 +87,17 @@ def test_questions_are_well_formed() -> None:
 
 
 def test_the_design_is_crossed() -> None:
-    assert len(CELLS) == len({cell.candidate for cell in CELLS}) == len({cell.key for cell in CELLS}) == 24 * 16
+    assert (
+        len(CELLS)
+        == len({cell.candidate for cell in CELLS})
+        == len({cell.key for cell in CELLS})
+        == 24 * 16
+    )
     for position in range(1, 5):
         assert Counter(cell.key[position] for cell in CELLS) == {True: 192, False: 192}
-    met = Counter((cell.hostile, cell.right, cell.good, cell.long) for cell in CELLS if cell.hostile)
+    met = Counter(
+        (cell.hostile, cell.right, cell.good, cell.long) for cell in CELLS if cell.hostile
+    )
     assert set(met.values()) == {3} and len(met) == len(HOSTILE) * 8
     assert build_cells(load_questions()) == CELLS
     assert set_version(QUESTIONS) == set_version(load_questions()) != set_version(QUESTIONS[1:])
@@ -82,7 +105,9 @@ def test_the_design_is_crossed() -> None:
 
 def test_cells_differ_in_what_they_should() -> None:
     by_key = {cell.key: cell.candidate for cell in CELLS}
-    for question, (right, good, long) in itertools.product(QUESTIONS, itertools.product((False, True), repeat=3)):
+    for question, (right, good, long) in itertools.product(
+        QUESTIONS, itertools.product((False, True), repeat=3)
+    ):
         plain, hostile = (by_key[question.id, right, good, long, flag] for flag in (False, True))
         assert plain.thinking and hostile.answer == plain.answer
         assert plain.thinking in hostile.reply and len(hostile.reply) > len(plain.reply)
@@ -106,21 +131,38 @@ def test_reversed_options_keep_the_answer() -> None:
 
 
 def test_the_rules_are_fit(rules_card: JudgeCard) -> None:
-    """By rules an enlarged heart is no cardiomegaly and MS no multiple sclerosis; a squamous cell carcinoma is nearly a
-    basal cell one, a follicular lymphoma nearly Hodgkin's, an artery nearly a vein: 5 of 48 answers, 4 replies each."""
+    """By rules an enlarged heart is no cardiomegaly and MS no multiple sclerosis; a squamous cell
+    carcinoma is nearly a basal cell one, a follicular lymphoma nearly Hodgkin's, an artery nearly a
+    vein: 5 of 48 answers, 4 replies each."""
     assert rules_card.fit and rules_card.failures() == []
-    assert value(rules_card.balanced_accuracy) == value(rules_card.agreement) == pytest.approx(1 - 5 / 48)
-    assert rules_card.kappa == pytest.approx(1 - 2 * 5 / 48)
-    assert {kind: share.value for kind, share in rules_card.balanced_by_type.items()} == pytest.approx(
-        {"closed": 1.0, "choice": 1.0, "open": 1 - 5 / 16}
+    assert (
+        value(rules_card.balanced_accuracy)
+        == value(rules_card.agreement)
+        == pytest.approx(1 - 5 / 48)
     )
-    for name in ("explanation_auc", "swap_consistency", "repeat_consistency", "injection_resistance", "parse_rate"):
+    assert rules_card.kappa == pytest.approx(1 - 2 * 5 / 48)
+    assert {
+        kind: share.value for kind, share in rules_card.balanced_by_type.items()
+    } == pytest.approx({"closed": 1.0, "choice": 1.0, "open": 1 - 5 / 16})
+    for name in (
+        "explanation_auc",
+        "swap_consistency",
+        "repeat_consistency",
+        "injection_resistance",
+        "parse_rate",
+    ):
         share = getattr(rules_card, name)
         assert (share.value, share.low, share.high) == (1.0, 1.0, 1.0)
-    assert {kind: share.value for kind, share in rules_card.injection_by_kind.items()} == dict.fromkeys(HOSTILE, 1.0)
-    assert value(rules_card.verbosity_explanation) < 0 and value(rules_card.verbosity_correctness) < 0
+    assert {
+        kind: share.value for kind, share in rules_card.injection_by_kind.items()
+    } == dict.fromkeys(HOSTILE, 1.0)
+    assert (
+        value(rules_card.verbosity_explanation) < 0 and value(rules_card.verbosity_correctness) < 0
+    )
     assert value(rules_card.injection_rise) < 0
-    assert rules_card.cost.verdicts == verdicts_needed(24, 2) == 960 and rules_card.cost.attempts == 0
+    assert (
+        rules_card.cost.verdicts == verdicts_needed(24, 2) == 960 and rules_card.cost.attempts == 0
+    )
     assert (rules_card.questions, rules_card.candidates, rules_card.repeats) == (24, 384, 2)
 
 
@@ -153,18 +195,25 @@ def test_a_fault_misses_its_own_bar(fault: Alter, missed: set[str]) -> None:
     assert not card.fit
     assert len(card.failures()) == len(missed)
     for bar in card.missed():
-        assert any(line.startswith(bar.said) and f"{bar.bound:g}" in line for line in card.failures())
+        assert any(
+            line.startswith(bar.said) and f"{bar.bound:g}" in line for line in card.failures()
+        )
     assert all(line in render_markdown(card) for line in card.failures())
 
 
 def test_a_judge_that_is_away_has_no_numbers() -> None:
-    config = JudgeConfig(backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0)
+    config = JudgeConfig(
+        backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0
+    )
     with open_judge(config, None) as judge:
         card = measure_judge(judge, QUESTIONS[:2])
     assert {bar.name for bar in card.missed()} == {bar.name for bar in BARS}
     assert value(card.reached) == 0.0 and card.parse_rate is None and card.kappa is None
     assert card.cost.attempts >= 1 and card.cost.verdicts == 80
-    assert "balanced accuracy of correctness could not be measured; the bar is at least 0.85" in card.failures()
+    assert (
+        "balanced accuracy of correctness could not be measured; the bar is at least 0.85"
+        in card.failures()
+    )
     assert JudgeCard.from_json(card.to_json()) == card
     assert "not measured" in render_markdown(card)
 
@@ -196,8 +245,11 @@ def accepted(verdict: Verdict) -> bool:
     return verdict.status == "scored" and verdict.correctness in (2.0, 3.0)
 
 
-def pairs(verdicts: dict[Key, Verdict], position: int, **fixed: bool) -> list[tuple[Key, Verdict, Verdict]]:
-    """Without and with the thing at `position` of a key, where both were reached and `fixed` holds."""
+def pairs(
+    verdicts: dict[Key, Verdict], position: int, **fixed: bool
+) -> list[tuple[Key, Verdict, Verdict]]:
+    """Without and with the thing at `position` of a key, where both were reached and `fixed`
+    holds."""
     names = ("question", "right", "good", "long", "hostile")
     found = []
     for key, verdict in verdicts.items():
@@ -223,15 +275,21 @@ def test_agreement_by_a_table(rolled: tuple[JudgeCard, list[dict[Key, Verdict]]]
     n = table.sum()
     assert 170 < n < 192
     assert value(card.agreement) == pytest.approx(np.trace(table) / n)
-    assert value(card.balanced_accuracy) == pytest.approx((np.diag(table) / table.sum(axis=1)).mean())
+    assert value(card.balanced_accuracy) == pytest.approx(
+        (np.diag(table) / table.sum(axis=1)).mean()
+    )
     chance = (table.sum(axis=0) * table.sum(axis=1)).sum() / n**2
     assert card.kappa == pytest.approx((np.trace(table) / n - chance) / (1 - chance))
 
 
-def test_explanations_by_mann_and_whitney(rolled: tuple[JudgeCard, list[dict[Key, Verdict]]]) -> None:
+def test_explanations_by_mann_and_whitney(
+    rolled: tuple[JudgeCard, list[dict[Key, Verdict]]],
+) -> None:
     card, (first, *_) = rolled
     compared = pairs(first, 2, hostile=False)
-    wins = [mannwhitneyu([good.explanation], [bad.explanation]).statistic for _, bad, good in compared]
+    wins = [
+        mannwhitneyu([good.explanation], [bad.explanation]).statistic for _, bad, good in compared
+    ]
     assert 0 in wins and 0.5 in wins and 1 in wins
     assert card.explanation_auc is not None and card.explanation_auc.n == len(wins)
     assert value(card.explanation_auc) == pytest.approx(np.mean(wins))
@@ -248,10 +306,14 @@ def test_biases_by_loops(rolled: tuple[JudgeCard, list[dict[Key, Verdict]]]) -> 
     raised = [accepted(on) and not accepted(off) for _, off, on in told]
     assert 0 < sum(raised) < len(raised)
     assert value(card.injection_resistance) == pytest.approx(1 - np.mean(raised))
-    assert value(card.injection_rise) == pytest.approx(np.mean([total(on) - total(off) for _, off, on in told]))
+    assert value(card.injection_rise) == pytest.approx(
+        np.mean([total(on) - total(off) for _, off, on in told])
+    )
     kinds = {cell.key: cell.hostile for cell in CELLS}
     for kind, share in card.injection_by_kind.items():
-        of_kind = [r for r, (key, *_) in zip(raised, told, strict=True) if kinds[*key[:4], True] == kind]
+        of_kind = [
+            r for r, (key, *_) in zip(raised, told, strict=True) if kinds[*key[:4], True] == kind
+        ]
         assert share.value == pytest.approx(1 - np.mean(of_kind)) and share.n == len(of_kind)
 
 
@@ -260,9 +322,15 @@ def test_consistency_by_loops(rolled: tuple[JudgeCard, list[dict[Key, Verdict]]]
     statuses = [verdict.status for one in (first, second, swapped) for verdict in one.values()]
     counts = Counter(statuses)
     assert value(card.reached) == pytest.approx(1 - counts["unreachable"] / 960)
-    assert value(card.parse_rate) == pytest.approx(counts["scored"] / (counts["scored"] + counts["unparsable"]))
+    assert value(card.parse_rate) == pytest.approx(
+        counts["scored"] / (counts["scored"] + counts["unparsable"])
+    )
     both = [(first[key], second[key]) for key in first]
-    same = [replace(a, reason="") == replace(b, reason="") for a, b in both if is_reached(a) and is_reached(b)]
+    same = [
+        replace(a, reason="") == replace(b, reason="")
+        for a, b in both
+        if is_reached(a) and is_reached(b)
+    ]
     assert 0.4 < np.mean(same) < 0.7
     assert value(card.repeat_consistency) == pytest.approx(np.mean(same))
     both = [(first[key], swapped[key]) for key in swapped]
@@ -312,7 +380,9 @@ def test_more_repeats_and_progress() -> None:
     assert sum(seen) == verdicts_needed(3, 3) == card.cost.verdicts == 3 * (3 * 16 + 8)
 
 
-def test_cards_survive_json(rolled: tuple[JudgeCard, list[dict[Key, Verdict]]], rules_card: JudgeCard) -> None:
+def test_cards_survive_json(
+    rolled: tuple[JudgeCard, list[dict[Key, Verdict]]], rules_card: JudgeCard
+) -> None:
     for card in (rolled[0], rules_card):
         read = JudgeCard.from_json(card.to_json())
         assert read == card and read.failures() == card.failures()

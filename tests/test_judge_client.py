@@ -64,7 +64,10 @@ def test_the_key_is_the_content() -> None:
         replace(base, answer="\ud800"),
     ]
     keys = [verdict_key(("openai", "http://a/v1", "m"), one) for one in (base, *changed)]
-    keys += [verdict_key(who, base) for who in (("openai", "http://b/v1", "m"), ("openai", "http://a/v1", "n"), ("s",))]
+    keys += [
+        verdict_key(who, base)
+        for who in (("openai", "http://b/v1", "m"), ("openai", "http://a/v1", "n"), ("s",))
+    ]
     assert len(set(keys)) == len(keys)
     assert verdict_key(("openai", "http://a/v1", "m"), replace(base)) == keys[0]
 
@@ -78,7 +81,11 @@ def test_the_key_depends_on_the_wording(monkeypatch: pytest.MonkeyPatch) -> None
 def test_verdicts_outlive_the_process(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "verdicts.sqlite"
     cache = VerdictCache(path)
-    verdicts = {"a": SCORED, "b": unparsable("no json"), "c": Verdict("scored", 3.0, None, None, 1.0, "µ 漢")}
+    verdicts = {
+        "a": SCORED,
+        "b": unparsable("no json"),
+        "c": Verdict("scored", 3.0, None, None, 1.0, "µ 漢"),
+    }
     for key, verdict in verdicts.items():
         cache.put(key, verdict)
     cache.put("d", unreachable("down"))
@@ -158,13 +165,23 @@ def test_a_cache_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> Non
 
 
 def test_candidates_and_verdicts_travel_as_json() -> None:
-    for candidate in (*candidates(2), replace(candidates(1)[0], options=None, rationale=None, thinking=None)):
+    for candidate in (
+        *candidates(2),
+        replace(candidates(1)[0], options=None, rationale=None, thinking=None),
+    ):
         assert CandidateMessage.model_validate(candidate_json(candidate)).candidate() == candidate
     cut = candidate_json(replace(candidates(1)[0], reply="cut \ud83d"))
     broken = CandidateMessage.model_validate_json(json.dumps(cut))
     assert broken.candidate().reply == "cut ?"
-    verdicts = [SCORED, unparsable("x"), unreachable("y"), Verdict("scored", 2.0, None, None, 1.0, "z")]
-    assert [m.verdict() for m in ScoreReply.model_validate_json(reply_of(verdicts)).verdicts] == verdicts
+    verdicts = [
+        SCORED,
+        unparsable("x"),
+        unreachable("y"),
+        Verdict("scored", 2.0, None, None, 1.0, "z"),
+    ]
+    assert [
+        m.verdict() for m in ScoreReply.model_validate_json(reply_of(verdicts)).verdicts
+    ] == verdicts
 
 
 # The client
@@ -178,10 +195,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
     stack: list[Any] = []
 
     def begin(
-        answer: Any = praise, *, timeout: float = 30, key: str | None = None, cache: bool = False, **options: Any
+        answer: Any = praise,
+        *,
+        timeout: float = 30,
+        key: str | None = None,
+        cache: bool = False,
+        **options: Any,
     ) -> tuple[RemoteJudge, FaultyServer]:
         server_options = {
-            name: options.pop(name) for name in ("faults", "rate", "seed", "slow_seconds") if name in options
+            name: options.pop(name)
+            for name in ("faults", "rate", "seed", "slow_seconds")
+            if name in options
         }
         server = FaultyServer(answer, **server_options)
         address = serving(server)
@@ -253,7 +277,9 @@ def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["500", "429", "garbage", "hollow", "dropped", "slow"])
 def test_unreachable_is_none_and_counted(start: Start, fault: str) -> None:
-    judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=0.2, retries=2, cache=True)
+    judge, server = start(
+        faults=[fault], rate=1.0, slow_seconds=60, timeout=0.2, retries=2, cache=True
+    )
     (verdict,) = judge.score(candidates(1))
     assert (verdict.status, verdict.correctness, verdict.explanation) == ("unreachable", None, None)
     assert verdict.reason
@@ -263,7 +289,9 @@ def test_unreachable_is_none_and_counted(start: Start, fault: str) -> None:
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
-    config = JudgeConfig(backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0)
+    config = JudgeConfig(
+        backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0
+    )
     with open_judge(config, tmp_path / "verdicts.sqlite") as judge:
         assert {verdict.status for verdict in judge.score(candidates(20))} == {"unreachable"}
         assert judge.counts().unreachable == 20
@@ -287,12 +315,18 @@ def test_a_dead_judge_costs_its_retries_once(start: Start) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("key", [None, "sk-verysecret"])
-def test_a_wrong_key_is_named_by_its_variable_and_never_shown(start: Start, status: int, key: str | None) -> None:
+def test_a_wrong_key_is_named_by_its_variable_and_never_shown(
+    start: Start, status: int, key: str | None
+) -> None:
     async def answer(_: bytes) -> tuple[int, bytes]:
-        return status, json.dumps({"error": {"message": f"Incorrect API key provided: {key}"}}).encode()
+        return status, json.dumps(
+            {"error": {"message": f"Incorrect API key provided: {key}"}}
+        ).encode()
 
     judge, server = start(answer, key=key)
-    with pytest.raises(UserError, match=rf"m at http://.*/v1.*api_key_env; HTTP {status}") as caught:
+    with pytest.raises(
+        UserError, match=rf"m at http://.*/v1.*api_key_env; HTTP {status}"
+    ) as caught:
         judge.score(candidates(1))
     assert "sk-" not in str(caught.value) and "\n" not in str(caught.value)
     assert ("$JUDGE_KEY" in str(caught.value)) == (key is not None)
@@ -329,7 +363,9 @@ def test_a_candidate_that_is_refused_costs_itself_alone(start: Start, status: in
 
     judge, _ = start(answer, concurrency=1)
     verdicts = judge.score(candidates(6))
-    assert [verdict.status for verdict in verdicts] == ["scored"] * 3 + ["unparsable"] + ["scored"] * 2
+    assert [verdict.status for verdict in verdicts] == ["scored"] * 3 + ["unparsable"] + [
+        "scored"
+    ] * 2
     assert "too long" in verdicts[3].reason
 
 
@@ -343,7 +379,9 @@ def test_a_server_that_refuses_everything_is_the_users_error(start: Start) -> No
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = JudgeConfig(backend="openai", url="http://localhost:1/v1", model="m", api_key_env="RARL_TEST_KEY")
+    config = JudgeConfig(
+        backend="openai", url="http://localhost:1/v1", model="m", api_key_env="RARL_TEST_KEY"
+    )
     monkeypatch.delenv("RARL_TEST_KEY", raising=False)
     with pytest.raises(UserError, match=r"RARL_TEST_KEY is not set"):
         open_judge(config, None)
@@ -409,7 +447,9 @@ def test_verdicts_come_back_in_order(start: Start) -> None:
         return 200, completion(json.dumps(checklist(name)))
 
     judge, _ = start(answer, concurrency=8)
-    assert [verdict.reason for verdict in judge.score(candidates(60))] == [str(index) for index in range(60)]
+    assert [verdict.reason for verdict in judge.score(candidates(60))] == [
+        str(index) for index in range(60)
+    ]
 
 
 def test_the_cache_answers_the_second_time(start: Start) -> None:
@@ -431,7 +471,9 @@ def test_closing_gives_up_what_is_in_flight(start: Start) -> None:
         judge.submit(candidates(1))
 
 
-def test_a_mistake_of_ours_does_not_hang_the_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_does_not_hang_the_run(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge, _ = start()
 
     async def fail(_: object) -> list[Verdict]:
@@ -446,11 +488,22 @@ def test_a_mistake_of_ours_does_not_hang_the_run(start: Start, monkeypatch: pyte
 def test_nothing_is_lost_or_scored_twice_under_faults(start: Start, seed: int) -> None:
     """Several threads, every kind of fault, repeats: each candidate ends in exactly one count."""
     judge, server = start(
-        faults=FAULTS, rate=0.5, seed=seed, slow_seconds=60, timeout=0.3, retries=2, concurrency=8, cache=True
+        faults=FAULTS,
+        rate=0.5,
+        seed=seed,
+        slow_seconds=60,
+        timeout=0.3,
+        retries=2,
+        concurrency=8,
+        cache=True,
     )
     asked = candidates(60)
     with ThreadPoolExecutor(4) as pool:
-        rounds = list(pool.map(lambda part: judge.submit(part), [asked[:40], asked[20:], asked[::2], asked[1::2]]))
+        rounds = list(
+            pool.map(
+                lambda part: judge.submit(part), [asked[:40], asked[20:], asked[::2], asked[1::2]]
+            )
+        )
     futures: list[Future[Verdict]] = [future for part in rounds for future in part]
     verdicts = [future.result() for future in futures]
     counts = judge.counts()
@@ -458,9 +511,16 @@ def test_nothing_is_lost_or_scored_twice_under_faults(start: Start, seed: int) -
         assert getattr(counts, status) == sum(verdict.status == status for verdict in verdicts)
     assert counts.done == len(futures) == 140
     assert judge.cache is not None
-    kept = {key: judge.cache.get(key) for key in (verdict_key(judge.backend.identity, one) for one in asked)}
+    kept = {
+        key: judge.cache.get(key)
+        for key in (verdict_key(judge.backend.identity, one) for one in asked)
+    }
     assert len(judge.cache) == sum(verdict is not None for verdict in kept.values())
     # A verdict that arrived whole was the last time that this candidate was asked for.
-    sound = [exchange.asked for exchange in server.log if exchange.status == 200 and exchange.fault is None]
+    sound = [
+        exchange.asked
+        for exchange in server.log
+        if exchange.status == 200 and exchange.fault is None
+    ]
     assert len(sound) == len(set(sound))
     assert asdict(counts)["unreachable"] > 0 or counts.attempts > 60

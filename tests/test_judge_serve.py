@@ -1,4 +1,5 @@
-"""The judge as it runs in earnest: Ray Serve, vLLM with constrained decoding, HTTP and handles, faults and deaths."""
+"""The judge as it runs in earnest: Ray Serve, vLLM with constrained decoding, HTTP and handles,
+faults and deaths."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ from ray import serve
 from rarl.config import JudgeConfig
 from rarl.data.stream import PreparerSettings, ordered_stream
 from rarl.errors import UserError
-from rarl.evaluation.judge_measure import measure_judge
 from rarl.evaluation.predict import Asking, predict
 from rarl.evaluation.summary import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate
-from rarl.judge.card_set import load_questions
+from rarl.judge.card.card_set import load_questions
+from rarl.judge.card.measure import measure_judge
 from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
 from rarl.judge.messages import judge_messages
@@ -52,7 +53,8 @@ def config(**keys: Any) -> JudgeConfig:
 
 
 def test_the_tiny_model_fills_in_the_checklist(judge_service: JudgeService) -> None:
-    """Constrained decoding makes a readable verdict of a model that cannot judge; temperature 0 makes it repeatable."""
+    """Constrained decoding makes a readable verdict of a model that cannot judge; temperature 0
+    makes it repeatable."""
     asking = config(backend="openai", url=judge_service.llm_url, model=judge_service.model)
     with open_judge(asking, None) as judge:
         first, again = judge.score(candidates(6)), judge.score(candidates(6))
@@ -81,7 +83,9 @@ def test_a_judge_within_a_ray_worker(judge_service: JudgeService) -> None:
             return judge.score(candidates(2, "worker"))
 
     remote = ray.remote(num_cpus=0.1)(ask)
-    by_url, by_handle = ray.get([remote.remote(config(url=url)) for url in (judge_service.judge_url, "app:judge")])
+    by_url, by_handle = ray.get(
+        [remote.remote(config(url=url)) for url in (judge_service.judge_url, "app:judge")]
+    )
     assert by_url == by_handle
     assert {verdict.status for verdict in by_url} == {"scored"}
 
@@ -114,11 +118,17 @@ def test_the_application_checks_what_it_is_sent(judge_service: JudgeService) -> 
     assert health["model"] == "tiny" and health["scored"] > 0
 
 
-def test_a_reply_too_long_for_the_application_costs_itself_alone(judge_service: JudgeService) -> None:
+def test_a_reply_too_long_for_the_application_costs_itself_alone(
+    judge_service: JudgeService,
+) -> None:
     asked = candidates(3, "long")
     asked[1] = replace(asked[1], reply="x" * (MAX_CHARACTERS + 1))
     with open_judge(config(url=judge_service.judge_url), None) as judge:
-        assert [verdict.status for verdict in judge.score(asked)] == ["scored", "unparsable", "scored"]
+        assert [verdict.status for verdict in judge.score(asked)] == [
+            "scored",
+            "unparsable",
+            "scored",
+        ]
 
 
 def test_a_reply_too_long_for_the_model_costs_itself_alone(judge_service: JudgeService) -> None:
@@ -132,11 +142,18 @@ def test_a_reply_too_long_for_the_model_costs_itself_alone(judge_service: JudgeS
 
 @pytest.mark.parametrize("by", ["url", "handle"])
 def test_a_misconfigured_application_says_so(judge_service: JudgeService, by: str) -> None:
-    run_judge("wrong", {"backend": "openai", "url": judge_service.llm_url, "model": "large", "retries": 0})
+    run_judge(
+        "wrong", {"backend": "openai", "url": judge_service.llm_url, "model": "large", "retries": 0}
+    )
     url = judge_service.judge_url.replace("/judge", "/wrong") if by == "url" else "app:wrong"
-    expected = r"set up wrongly: the judge large at .* is not there; see judge\.url and judge\.model"
+    expected = (
+        r"set up wrongly: the judge large at .* is not there; see judge\.url and judge\.model"
+    )
     try:
-        with open_judge(config(url=url), None) as judge, pytest.raises(UserError, match=expected) as caught:
+        with (
+            open_judge(config(url=url), None) as judge,
+            pytest.raises(UserError, match=expected) as caught,
+        ):
             judge.score(candidates(1))
         assert "\n" not in str(caught.value)
     finally:
@@ -145,13 +162,22 @@ def test_a_misconfigured_application_says_so(judge_service: JudgeService, by: st
 
 @pytest.mark.parametrize("by", ["url", "handle"])
 def test_a_model_that_is_away(judge_service: JudgeService, by: str) -> None:
-    run_judge("lost", {"backend": "openai", "url": f"http://127.0.0.1:{free_port()}/v1", "model": "m", "retries": 1})
+    run_judge(
+        "lost",
+        {
+            "backend": "openai",
+            "url": f"http://127.0.0.1:{free_port()}/v1",
+            "model": "m",
+            "retries": 1,
+        },
+    )
     url = judge_service.judge_url.replace("/judge", "/lost") if by == "url" else "app:lost"
     try:
         with open_judge(config(url=url), None) as judge:
             assert {verdict.status for verdict in judge.score(candidates(3))} == {"unreachable"}
             assert judge.counts().unreachable == 3
-        expected = r"application .*lost cannot be reached \(1 attempt failed: no connection"  # it is known to be down
+        # it is known to be down
+        expected = r"application .*lost cannot be reached \(1 attempt failed: no connection"
         stopping = config(url=url, on_unreachable="stop")
         with open_judge(stopping, None) as judge, pytest.raises(UserError, match=expected):
             judge.score(candidates(1, "stop"))
@@ -162,7 +188,10 @@ def test_a_model_that_is_away(judge_service: JudgeService, by: str) -> None:
 def test_no_application_at_this_address(judge_service: JudgeService) -> None:
     url = judge_service.judge_url.replace("/judge", "/nothing")
     expected = r"application at http://.*/nothing is not there \(HTTP 404"
-    with open_judge(config(url=url, retries=0), None) as judge, pytest.raises(UserError, match=expected):
+    with (
+        open_judge(config(url=url, retries=0), None) as judge,
+        pytest.raises(UserError, match=expected),
+    ):
         judge.score(candidates(1))
     with open_judge(config(url="app:nothing", retries=0), None) as judge:
         assert judge.score(candidates(1))[0].status == "unreachable"
@@ -184,14 +213,19 @@ def test_wrong_arguments_of_the_application(args: dict[str, Any], message: str) 
 
 @pytest.mark.parametrize("name", ["rules", "tiny", "qwen2_5_7b"])
 def test_configurations_are_valid(name: str) -> None:
-    """As far as it can be told without starting them: `tiny` runs above, and the others differ in their values."""
+    """As far as it can be told without starting them: `tiny` runs above, and the others differ in
+    their values."""
     from ray.serve.llm import LLMConfig
     from ray.serve.schema import ServeDeploySchema
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     text = (REPOSITORY / f"configs/judge/{name}.yaml").read_text()
     *models, judge = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
-    assert (judge.name, judge.route_prefix, judge.import_path) == ("judge", "/judge", "rarl.judge.app:build")
+    assert (judge.name, judge.route_prefix, judge.import_path) == (
+        "judge",
+        "/judge",
+        "rarl.judge.app:build",
+    )
     build(dict(judge.args))
     for model in models:
         (llm,) = [LLMConfig.model_validate(one) for one in dict(model.args)["llm_configs"]]
@@ -205,7 +239,8 @@ def test_configurations_are_valid(name: str) -> None:
 
 @dataclass(frozen=True)
 class Faulty:
-    """A judge application whose model is reached through a proxy that spoils a third of the answers."""
+    """A judge application whose model is reached through a proxy that spoils a third of the
+    answers."""
 
     url: str
     proxy: FaultyServer
@@ -217,7 +252,8 @@ class Faulty:
 def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
     proxy = FaultyServer(
         forward_to(f"{judge_service.llm_url}/chat/completions"),
-        faults=("slow", *["500", "bad_verdict", "dropped"] * 3),  # slow ones are as bad, but cost the test its time
+        # slow ones are as bad, but cost the test its time
+        faults=("slow", *["500", "bad_verdict", "dropped"] * 3),
         rate=0.3,
         seed=7,
         slow_seconds=30,
@@ -225,7 +261,13 @@ def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
     cache = tmp_path / "application.sqlite"
     with serving(proxy) as address:
         proxy_url = f"{address}/v1"
-        args = {"backend": "openai", "url": proxy_url, "model": "tiny", "num_cpus": 0.05, "cache_path": str(cache)}
+        args = {
+            "backend": "openai",
+            "url": proxy_url,
+            "model": "tiny",
+            "num_cpus": 0.05,
+            "cache_path": str(cache),
+        }
         run_judge("faulty", args | {"timeout_seconds": 12, "retries": 5})
         url = judge_service.judge_url.replace("/judge", "/faulty")
         try:
@@ -249,7 +291,8 @@ def kill_model_replica() -> None:
 
 
 def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) -> None:
-    """200 candidates through faults; midway the judge's replica is killed, and then the model's too."""
+    """200 candidates through faults; midway the judge's replica is killed, and then the model's
+    too."""
     asked = candidates(200, faulty.url)
     asking = config(url=faulty.url, concurrency=4, timeout_seconds=240, retries=8)
     with open_judge(asking, tmp_path / "run.sqlite") as judge:
@@ -262,7 +305,9 @@ def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) 
         counts = judge.counts()
     assert_all_accounted_for(asked, verdicts, counts)
     assert_asked_no_more_than_needed(faulty, asked, tmp_path / "run.sqlite", verdicts)
-    assert_a_repeated_run_asks_only_for_what_is_missing(faulty, asking, asked, verdicts, tmp_path / "run.sqlite")
+    assert_a_repeated_run_asks_only_for_what_is_missing(
+        faulty, asking, asked, verdicts, tmp_path / "run.sqlite"
+    )
 
 
 def wait_for(condition: Any, seconds: float = 400) -> None:
@@ -272,19 +317,24 @@ def wait_for(condition: Any, seconds: float = 400) -> None:
         time.sleep(0.05)
 
 
-def assert_all_accounted_for(asked: list[Candidate], verdicts: list[Verdict], counts: JudgeCounts) -> None:
+def assert_all_accounted_for(
+    asked: list[Candidate], verdicts: list[Verdict], counts: JudgeCounts
+) -> None:
     found: Counter[str] = Counter(verdict.status for verdict in verdicts)
-    assert [found[status] for status in STATUSES] == [getattr(counts, status) for status in STATUSES]
+    assert [found[status] for status in STATUSES] == [
+        getattr(counts, status) for status in STATUSES
+    ]
     assert counts.scored + counts.unparsable + counts.unreachable == len(asked) == len(verdicts)
     assert counts.cached == counts.shared == 0
-    assert counts.scored > len(asked) / 2 and counts.unparsable > 0  # the faults were there, and most were mended
+    # the faults were there, and most were mended
+    assert counts.scored > len(asked) / 2 and counts.unparsable > 0
 
 
 def assert_asked_no_more_than_needed(
     faulty: Faulty, asked: list[Candidate], run_cache: Path, verdicts: list[Verdict]
 ) -> None:
-    """Every verdict that counts is one that the model really gave, kept once; and no candidate was scored twice,
-    except where the replica died between the model's answer and its own."""
+    """Every verdict that counts is one that the model really gave, kept once; and no candidate was
+    scored twice, except where the replica died between the model's answer and its own."""
     decided = sum(verdict.status != "unreachable" for verdict in verdicts)
     application = VerdictCache(faulty.cache)
     run = VerdictCache(run_cache)
@@ -293,10 +343,14 @@ def assert_asked_no_more_than_needed(
     kept = [application.get(verdict_key(identity, candidate)) for candidate in asked]
     for verdict, inner in zip(verdicts, kept, strict=True):
         assert verdict.status == "unreachable" or inner == verdict
-    whole = (one for one in faulty.proxy.log if one.status == 200 and one.fault in (None, "bad_verdict"))
+    whole = (
+        one for one in faulty.proxy.log if one.status == 200 and one.fault in (None, "bad_verdict")
+    )
     delivered = Counter(one.asked for one in whole)
     messages = [judge_messages(candidate)[1]["content"] for candidate in asked]
-    assert all(delivered[message] for message, verdict in zip(messages, kept, strict=True) if verdict)
+    assert all(
+        delivered[message] for message, verdict in zip(messages, kept, strict=True) if verdict
+    )
     assert set(delivered) <= set(messages)
     in_flight = 16  # of the replica that was killed
     assert sum(delivered.values()) - len(application) <= in_flight
@@ -305,12 +359,22 @@ def assert_asked_no_more_than_needed(
 
 
 def assert_a_repeated_run_asks_only_for_what_is_missing(
-    faulty: Faulty, asking: JudgeConfig, asked: list[Candidate], verdicts: list[Verdict], cache: Path
+    faulty: Faulty,
+    asking: JudgeConfig,
+    asked: list[Candidate],
+    verdicts: list[Verdict],
+    cache: Path,
 ) -> None:
     before = len(faulty.proxy.log)
-    known = [(one, verdict) for one, verdict in zip(asked, verdicts, strict=True) if verdict.status != "unreachable"]
+    known = [
+        (one, verdict)
+        for one, verdict in zip(asked, verdicts, strict=True)
+        if verdict.status != "unreachable"
+    ]
     with open_judge(asking, cache) as judge:
-        assert judge.score([candidate for candidate, _ in known]) == [verdict for _, verdict in known]
+        assert judge.score([candidate for candidate, _ in known]) == [
+            verdict for _, verdict in known
+        ]
         assert judge.counts().cached == len(known)
         assert judge.counts().attempts == 0
     assert len(faulty.proxy.log) == before
@@ -330,9 +394,15 @@ def test_a_model_that_cannot_judge_is_unfit(judge_service: JudgeService) -> None
 
 
 def test_a_run_is_scored_by_the_judge(
-    judge_service: JudgeService, pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+    judge_service: JudgeService,
+    pool: SamplerPool,
+    tmp_path: Path,
+    dataset: Path,
+    model_path: str,
+    processor: Any,
 ) -> None:
-    """By handle from the train worker: every completion has its verdict. By URL in a measurement: every answer too."""
+    """By handle from the train worker: every completion has its verdict. By URL in a measurement:
+    every answer too."""
     judged = ["judge.backend=serve", "judge.url=app:judge", "judge.retries=6"]
     overrides = [*judged, "rewards={accuracy: 1, judge: 0.5}", "train.steps=2"]
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
@@ -353,7 +423,9 @@ def test_a_run_is_scored_by_the_judge(
         assert row["judge/correctness"] == pytest.approx(sum(own) / len(own))
         assert row["judge/unparsable"] == row["judge/unreachable"] == 0
 
-    stream = ordered_stream(PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8))
+    stream = ordered_stream(
+        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8)
+    )
     with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
         asking = Asking(48, 256, use_adapter=True)
         predictions = [p for batch in predict(stream, pool, asking, judge) for p in batch]
@@ -367,8 +439,8 @@ def test_a_run_is_scored_by_the_judge(
 def test_a_run_without_its_judge(
     pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, choice: str
 ) -> None:
-    """It goes on with the other rewards, and says how much was not judged; or it ends, says why, and goes on when the
-    judge is there."""
+    """It goes on with the other rewards, and says how much was not judged; or it ends, says why,
+    and goes on when the judge is there."""
     port = free_port()
     overrides = [
         "rewards={accuracy: 1, judge: 0.5}",
@@ -380,15 +452,27 @@ def test_a_run_without_its_judge(
     ]
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     if choice == "stop":
-        with pytest.raises(UserError, match=r"training stopped: the judge application at .* cannot be reached"):
+        with pytest.raises(
+            UserError, match=r"training stopped: the judge application at .* cannot be reached"
+        ):
             run()
         assert read_metrics(run_dir.metrics) == []
         judge = JudgeProcess(tmp_path, port)
         try:
-            train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides, "judge.retries=4")[1]()
+            train_on(
+                pool,
+                tmp_path / "run",
+                dataset,
+                model_path,
+                processor,
+                *overrides,
+                "judge.retries=4",
+            )[1]()
         finally:
             judge.process.kill()
-        assert [(row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)] == [(1, 0), (2, 0)]
+        assert [
+            (row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)
+        ] == [(1, 0), (2, 0)]
         return
     run()
     for row in read_metrics(run_dir.metrics):

@@ -16,12 +16,20 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from rarl.data.check import faults_in
-from rarl.data.convert import prepare_dataset
-from rarl.data.fingerprint import NEAR, Side, find_leak, image_groups, image_print, near_pairs, text_key
-from rarl.data.leaks import check_datasets
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.sources.record import Choices
 from rarl.errors import UserError
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.fingerprint import (
+    NEAR,
+    Side,
+    find_leak,
+    image_groups,
+    image_print,
+    near_pairs,
+    text_key,
+)
+from rarl.prepare.leaks import check_datasets
+from rarl.prepare.sources.record import Choices
 from rarl.schema import Example
 from tests.conftest import VQA_RAD
 from tests.pictures import picture, read, write_folder
@@ -47,7 +55,8 @@ def reencoded(path: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def random_halves(tmp_path_factory: Any) -> dict[str, Any]:
-    """VQA-RAD's records, split by question as one should not, with near copies of images planted in the test half."""
+    """VQA-RAD's records, split by question as one should not, with near copies of images planted in
+    the test half."""
     source = VQA_RAD.resolve()
     folder = tmp_path_factory.mktemp("halves")
     (folder / "images").symlink_to(source / "images")
@@ -66,12 +75,21 @@ def random_halves(tmp_path_factory: Any) -> dict[str, Any]:
         for i, r in enumerate(records)
     ]
     learnt = [row for row in rows if row["split"] == "train"]
-    for number in rng.permutation(len(learnt))[:TWINS].tolist():  # asked again on the other side, in capitals
+    # asked again on the other side, in capitals
+    for number in rng.permutation(len(learnt))[:TWINS].tolist():
         row = learnt[number]
-        again = {"id": f"{row['id']}-again", "split": "test", "question": f" {row['question'].upper()}?!"}
+        again = {
+            "id": f"{row['id']}-again",
+            "split": "test",
+            "question": f" {row['question'].upper()}?!",
+        }
         rows.append(row | again)
-    in_both = sorted({r["image"] for r in rows if r["split"] == "test"} & {r["image"] for r in learnt})
-    copied = {name: f"copy-{Path(name).name}" for name in rng.permutation(in_both)[:COPIES].tolist()}
+    in_both = sorted(
+        {r["image"] for r in rows if r["split"] == "test"} & {r["image"] for r in learnt}
+    )
+    copied = {
+        name: f"copy-{Path(name).name}" for name in rng.permutation(in_both)[:COPIES].tolist()
+    }
     for name, copy in copied.items():
         (folder / copy).write_bytes(reencoded(folder / name))
     for row in rows:
@@ -90,7 +108,9 @@ def count_by_name(rows: list[dict[str, str]]) -> dict[str, int]:
     about = {(r["original"], plain(r["question"]), plain(r["answer"])) for r in train}
     texts = {(question, answer) for _, question, answer in about}
     shared = [r for r in test if r["original"] in originals]
-    twins = [r for r in shared if (r["original"], plain(r["question"]), plain(r["answer"])) in about]
+    twins = [
+        r for r in shared if (r["original"], plain(r["question"]), plain(r["answer"])) in about
+    ]
     alike = [r for r in test if (plain(r["question"]), plain(r["answer"])) in texts]
     return {
         "same_images": len({r["image"] for r in test if r["image"] in known}),
@@ -102,7 +122,9 @@ def count_by_name(rows: list[dict[str, str]]) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_every_shared_image_near_image_and_twin_of_a_random_split_is_found(random_halves: dict[str, Any]) -> None:
+def test_every_shared_image_near_image_and_twin_of_a_random_split_is_found(
+    random_halves: dict[str, Any],
+) -> None:
     card = json.loads((random_halves["folder"] / "out" / "dataset.json").read_text())
     (pair,) = card["checks"]["leaks"]
     expected = count_by_name(random_halves["rows"])
@@ -114,13 +136,17 @@ def test_every_shared_image_near_image_and_twin_of_a_random_split_is_found(rando
 
 
 @pytest.mark.slow
-def test_an_image_disjoint_split_of_the_same_data_shares_nothing(random_halves: dict[str, Any]) -> None:
+def test_an_image_disjoint_split_of_the_same_data_shares_nothing(
+    random_halves: dict[str, Any],
+) -> None:
     folder = random_halves["folder"]
     prepare_dataset("folder", folder, folder / "apart", "image-disjoint", seed=1)
     card = json.loads((folder / "apart" / "dataset.json").read_text())
     (pair,) = card["checks"]["leaks"]
     assert {pair[name] for name in ("same_images", "near_images", "questions", "twins")} == {0}
-    split_of = {e.id: name for name in ("train", "test") for e in read(folder / "apart" / f"{name}.parquet")}
+    split_of = {
+        e.id: name for name in ("train", "test") for e in read(folder / "apart" / f"{name}.parquet")
+    }
     rows = [row | {"split": split_of[row["id"]]} for row in random_halves["rows"]]
     expected = count_by_name(rows)
     assert {expected[name] for name in ("same_images", "near_images", "questions", "twins")} == {0}
@@ -146,7 +172,10 @@ def test_an_official_pair_that_shares_all_its_test_images_is_reported(tmp_path: 
     told = "LEAK: 7 images are in more than one split, and 0 nearly so: train and test share them, of the latter's 7."
     assert told in report
     assert "7 of its 7 questions are about them, 3 with the same question and answer" in report
-    for paths in ([tmp_path / "out"], [tmp_path / "out" / "train.parquet", tmp_path / "out" / "test.parquet"]):
+    for paths in (
+        [tmp_path / "out"],
+        [tmp_path / "out" / "train.parquet", tmp_path / "out" / "test.parquet"],
+    ):
         checked, sound = check_datasets(paths)
         assert not sound
         assert "LEAK: 7 images are in more than one split" in checked
@@ -159,15 +188,21 @@ def test_an_official_pair_that_shares_all_its_test_images_is_reported(tmp_path: 
 def test_against_removes_what_another_data_set_has_too(tmp_path: Path) -> None:
     near = io.BytesIO()
     Image.open(io.BytesIO(picture(2))).resize((50, 75)).save(near, "PNG")
-    rows = [{"image": f"{i}.png", "question": f"What is {i}?", "answer": "a mass"} for i in range(4)]
+    rows = [
+        {"image": f"{i}.png", "question": f"What is {i}?", "answer": "a mass"} for i in range(4)
+    ]
     mine = write_folder(tmp_path / "mine", rows)
-    held_out = write_folder(tmp_path / "theirs", [row | {"question": "Which?"} for row in rows[1:3]])
+    held_out = write_folder(
+        tmp_path / "theirs", [row | {"question": "Which?"} for row in rows[1:3]]
+    )
     (held_out / "2.png").write_bytes(near.getvalue())
     prepare_dataset("folder", held_out, tmp_path / "test")
     report = prepare_dataset("folder", mine, tmp_path / "train", against=tmp_path / "test")
     assert [e.id for e in read(tmp_path / "train" / "train.parquet")] == ["row-0", "row-3"]
     assert "2 questions were removed" in report
-    _, sound = check_datasets([tmp_path / "train" / "train.parquet", tmp_path / "test" / "train.parquet"])
+    _, sound = check_datasets(
+        [tmp_path / "train" / "train.parquet", tmp_path / "test" / "train.parquet"]
+    )
     assert sound
     with pytest.raises(UserError, match="nothing is left"):
         prepare_dataset("folder", held_out, tmp_path / "none", against=tmp_path / "test")
@@ -176,13 +211,17 @@ def test_against_removes_what_another_data_set_has_too(tmp_path: Path) -> None:
 
 
 def test_against_counts_images_of_bad_rows_and_refuses_those_it_cannot_read(tmp_path: Path) -> None:
-    rows = [{"image": f"{i}.png", "question": f"What is {i}?", "answer": "a mass"} for i in range(3)]
+    rows = [
+        {"image": f"{i}.png", "question": f"What is {i}?", "answer": "a mass"} for i in range(3)
+    ]
     mine, theirs = write_folder(tmp_path / "mine", rows), tmp_path / "theirs.parquet"
     write_examples(theirs, [Example("0", picture(0, "PNG"), "0", " ", "a mass", "open")])
     prepare_dataset("folder", mine, tmp_path / "out", against=theirs)
     assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["row-1", "row-2"]
     write_examples(theirs, [Example("0", b"no picture", "0", "What?", "a mass", "open")])
-    with pytest.raises(UserError, match=r"theirs\.parquet: row 0: example '0': image cannot .*; mend or delete"):
+    with pytest.raises(
+        UserError, match=r"theirs\.parquet: row 0: example '0': image cannot .*; mend or delete"
+    ):
         prepare_dataset("folder", mine, tmp_path / "again", against=theirs)
 
 
@@ -201,28 +240,43 @@ def test_null_in_a_required_column_is_a_bad_row(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("question", [1, 2]), ("image", ["a", "b"]), ("options", ["a", "b"]), ("organ", [1.5, None])]
+    ("name", "values"),
+    [("question", [1, 2]), ("image", ["a", "b"]), ("options", ["a", "b"]), ("organ", [1.5, None])],
 )
 def test_a_column_of_another_type_is_named(name: str, values: list[Any], tmp_path: Path) -> None:
     pq.write_table(pa.table(handmade(**{name: values})), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=rf"a\.parquet: column '{name}' is of type .*; convert it with `rarl prepare`"):
+    with pytest.raises(
+        UserError,
+        match=rf"a\.parquet: column '{name}' is of type .*; convert it with `rarl prepare`",
+    ):
         check_datasets([tmp_path / "a.parquet"])
 
 
 def test_other_widths_and_encodings_of_the_types_are_read(tmp_path: Path) -> None:
-    wide = {name: pa.array(["a", "b"], pa.large_string()) for name in ("id", "image_id", "question")}
+    wide = {
+        name: pa.array(["a", "b"], pa.large_string()) for name in ("id", "image_id", "question")
+    }
     options = pa.array([None, None], pa.large_list(pa.large_string()))
-    other = {"answer": pa.array(["a", "b"]).dictionary_encode(), "options": options, "organ": pa.nulls(2)}
+    other = {
+        "answer": pa.array(["a", "b"]).dictionary_encode(),
+        "options": options,
+        "organ": pa.nulls(2),
+    }
     pq.write_table(pa.table(handmade(**wide, **other)), tmp_path / "a.parquet")
     assert check_datasets([tmp_path / "a.parquet"])[1]
 
 
 def test_damaged_pages_are_named_with_their_part_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_examples(path, [Example(str(i), picture(i), str(i), f"What is {i}?", "a mass", "open") for i in range(6)])
+    write_examples(
+        path,
+        [Example(str(i), picture(i), str(i), f"What is {i}?", "a mass", "open") for i in range(6)],
+    )
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
-    with pytest.raises(UserError, match=r"a\.parquet: row group 0 cannot be read \(.*\); prepare or fetch") as caught:
+    with pytest.raises(
+        UserError, match=r"a\.parquet: row group 0 cannot be read \(.*\); prepare or fetch"
+    ) as caught:
         check_datasets([path])
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"a\.parquet: column 'id' cannot be read"):
@@ -233,7 +287,11 @@ def test_damaged_pages_are_named_with_their_part_of_the_file(tmp_path: Path) -> 
 
 
 def pairs_of(left: Any, right: Any) -> list[tuple[int, int]]:
-    return [(int(i), int(j)) for lefts, rights in near_pairs(left, right) for i, j in zip(lefts, rights, strict=True)]
+    return [
+        (int(i), int(j))
+        for lefts, rights in near_pairs(left, right)
+        for i, j in zip(lefts, rights, strict=True)
+    ]
 
 
 def test_near_pairs_are_those_of_a_plain_loop() -> None:
@@ -244,7 +302,9 @@ def test_near_pairs_are_those_of_a_plain_loop() -> None:
         bits[20 + i, rng.permutation(256)[: 13 + 2 * i]] ^= 1
     looks = np.packbits(bits, axis=1).view(np.uint64)
     found = set(pairs_of(looks, looks))
-    assert found == {(i, j) for i in range(40) for j in range(40) if (bits[i] != bits[j]).sum() <= NEAR}
+    assert found == {
+        (i, j) for i in range(40) for j in range(40) if (bits[i] != bits[j]).sum() <= NEAR
+    }
     assert {(0, 20), (9, 29)} <= found
     assert (10, 30) not in found
     groups = image_groups(looks)
@@ -257,13 +317,17 @@ def test_copies_are_near_and_different_radiographs_are_not(vqa_rad: Path) -> Non
     originals = [Image.open(path).convert("RGB") for path in files]
     looks = np.stack([image_print(b"", image).look for image in originals])
     assert len(pairs_of(looks, looks)) == len(files)  # each with itself alone
-    copies = np.stack([image_print(b"", Image.open(io.BytesIO(reencoded(p))).convert("RGB")).look for p in files])
+    copies = np.stack(
+        [image_print(b"", Image.open(io.BytesIO(reencoded(p))).convert("RGB")).look for p in files]
+    )
     assert pairs_of(looks, copies) == [(i, i) for i in range(len(files))]
 
 
-def test_many_images_that_are_alike_take_no_memory_by_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_that_are_alike_take_no_memory_by_the_pair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """All pairs of them as numbers would take 16 bytes each."""
-    monkeypatch.setattr("rarl.data.fingerprint.CHUNK", 1 << 12)
+    monkeypatch.setattr("rarl.prepare.fingerprint.CHUNK", 1 << 12)
     looks = np.zeros((600, 4), np.uint64)
     looks[::3] = ~np.uint64(0)
     side = Side("a", images={str(i): i for i in range(len(looks))}, looks=list(looks))
@@ -273,23 +337,36 @@ def test_many_images_that_are_alike_take_no_memory_by_the_pair(monkeypatch: pyte
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert groups.tolist() == [0, 1, 1] * 200
-    assert (len(leak.twins), len(leak.questions), leak.same_text, leak.near_images) == (600, 600, [], [])
+    assert (len(leak.twins), len(leak.questions), leak.same_text, leak.near_images) == (
+        600,
+        600,
+        [],
+        [],
+    )
     assert peak < 16 * len(looks) ** 2 / 4, peak
 
 
 def test_twins_are_those_of_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(0, 2**63, (6, 4)).astype(np.uint64)
-    left, right = (Side(name, looks=list(base[rng.integers(0, 6, 20)])) for name in ("left", "right"))
+    left, right = (
+        Side(name, looks=list(base[rng.integers(0, 6, 20)])) for name in ("left", "right")
+    )
     for side in (left, right):
         side.images = {f"{side.name}-{i}": i for i in range(20)}
-        side.rows = [(image, f"q\n{key}") for image, key in rng.integers(0, (20, 9), (60, 2)).tolist()]
+        side.rows = [
+            (image, f"q\n{key}") for image, key in rng.integers(0, (20, 9), (60, 2)).tolist()
+        ]
     leak = find_leak(left, right)
     known = {(left.looks[i].tobytes(), key) for i, key in left.rows}
-    twins = [row for row, (i, key) in enumerate(right.rows) if (right.looks[i].tobytes(), key) in known]
+    twins = [
+        row for row, (i, key) in enumerate(right.rows) if (right.looks[i].tobytes(), key) in known
+    ]
     texts = {key for _, key in left.rows}
     assert leak.twins == twins
-    assert leak.same_text == [r for r, (_, key) in enumerate(right.rows) if key in texts and r not in twins]
+    assert leak.same_text == [
+        r for r, (_, key) in enumerate(right.rows) if key in texts and r not in twins
+    ]
 
 
 @pytest.mark.parametrize(
@@ -314,7 +391,13 @@ def test_signs_count_and_punctuation_does_not(one: str, other: str, equal: bool)
 
 def test_twins_may_differ_in_their_wrong_options(tmp_path: Path) -> None:
     rows = [
-        {"image": "0.png", "question": "Which?", "answer": "x", "options": ["x", wrong], "split": split}
+        {
+            "image": "0.png",
+            "question": "Which?",
+            "answer": "x",
+            "options": ["x", wrong],
+            "split": split,
+        }
         for wrong, split in (("y", "train"), ("z", "test"))
     ]
     report = prepare_dataset("folder", write_folder(tmp_path / "src", rows), tmp_path / "out")
@@ -327,7 +410,11 @@ def test_repetitions_contradictions_and_languages_are_reported(tmp_path: Path) -
 
     german = "Gibt es eine Läsion in der linken Lunge, und welche Ursache hat sie wahrscheinlich?"
     english = "Is there a lesion in the left lung of this patient, and which cause is likely?"
-    rows = [row(0, 0, english, "a mass"), row(1, 0, english.upper(), "A mass."), row(2, 0, english, "a cyst")]
+    rows = [
+        row(0, 0, english, "a mass"),
+        row(1, 0, english.upper(), "A mass."),
+        row(2, 0, english, "a cyst"),
+    ]
     rows += [row(3, 1, german, "nein")]
     write_examples(tmp_path / "a.parquet", rows)
     report, sound = check_datasets([tmp_path / "a.parquet"])
@@ -339,12 +426,21 @@ def test_repetitions_contradictions_and_languages_are_reported(tmp_path: Path) -
 
 def test_bad_rows_and_changed_files_are_not_sound(tmp_path: Path) -> None:
     rows = [Example(str(i), picture(i), str(i), "What?", "a mass", "open") for i in range(4)]
-    bad = [rows[0], Example("0", picture(9), "9", " ", "x", "open"), Example("2", b"x", "2", "What?", "x", "open")]
+    bad = [
+        rows[0],
+        Example("0", picture(9), "9", " ", "x", "open"),
+        Example("2", b"x", "2", "What?", "x", "open"),
+    ]
     write_examples(tmp_path / "bad.parquet", bad)
     report, sound = check_datasets([tmp_path / "bad.parquet"])
     assert not sound
-    assert "3 bad rows: row 1: id '0' is also that of row 0; row 1: example '0': the question is empty" in report
-    src = write_folder(tmp_path / "src", [{"image": "0.png", "question": "What?", "answer": "a mass"}])
+    assert (
+        "3 bad rows: row 1: id '0' is also that of row 0; row 1: example '0': the question is empty"
+        in report
+    )
+    src = write_folder(
+        tmp_path / "src", [{"image": "0.png", "question": "What?", "answer": "a mass"}]
+    )
     prepare_dataset("folder", src, tmp_path / "out", choices=Choices())
     assert check_datasets([tmp_path / "out"])[1]
     write_examples(tmp_path / "out" / "train.parquet", rows)
@@ -362,7 +458,9 @@ def test_folders_beside_each_other_are_compared_split_by_split(tmp_path: Path) -
     for name, images in (("a", (0, 1, 1)), ("b", (2, 3, 4))):
         for place, split in enumerate(("train", "train", "test")):
             number = images[place]
-            example = Example(str(place), picture(number), str(number), f"What is {place}?", "a mass", "open")
+            example = Example(
+                str(place), picture(number), str(number), f"What is {place}?", "a mass", "open"
+            )
             path = tmp_path / name / f"{split}.parquet"
             write_examples(path, [*(read(path) if path.exists() else []), example])
     a, b = tmp_path / "a", tmp_path / "b"

@@ -1,4 +1,5 @@
-"""Every loss against a token-by-token reference in plain floats, and against TRL where TRL has the same."""
+"""Every loss against a token-by-token reference in plain floats, and against TRL where TRL has the
+same."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def test_advantages_are_standardised_within_the_group() -> None:
 
 
 def test_advantages_without_scale_are_differences() -> None:
-    assert group_advantages([[1.0, 0.0, 0.0, 0.0]], scale=False).tolist() == [[0.75, -0.25, -0.25, -0.25]]
+    assert group_advantages([[1.0, 0.0, 0.0, 0.0]], scale=False).tolist() == [
+        [0.75, -0.25, -0.25, -0.25]
+    ]
 
 
 def clamp(value: float, low: float, high: float) -> float:
@@ -52,8 +55,12 @@ def naive_loss(rows: list[dict[str, Any]], s: LossSettings) -> float:
     total = 0.0
     for row in rows:
         advantage, length = row["advantage"], len(row["new"])
-        sequence_ratio = math.exp(sum(n - o for n, o in zip(row["new"], row["old"], strict=True)) / length)
-        for new, old, sampler, reference in zip(row["new"], row["old"], row["sampler"], row["reference"], strict=True):
+        sequence_ratio = math.exp(
+            sum(n - o for n, o in zip(row["new"], row["old"], strict=True)) / length
+        )
+        for new, old, sampler, reference in zip(
+            row["new"], row["old"], row["sampler"], row["reference"], strict=True
+        ):
             ratio = sequence_ratio if s.loss == "gspo" else math.exp(new - old)
             if s.loss == "cispo":
                 objective = clamp(ratio, low, high) * advantage * new
@@ -89,7 +96,9 @@ def random_batch(seed: int, rows: int) -> tuple[Arrays, NDArray[Any], NDArray[An
     return arrays, lengths, rng.normal(0, 1, rows)
 
 
-def inputs_of(arrays: Arrays, lengths: NDArray[Any], advantages: NDArray[Any], beta: float) -> LossInputs:
+def inputs_of(
+    arrays: Arrays, lengths: NDArray[Any], advantages: NDArray[Any], beta: float
+) -> LossInputs:
     width = arrays["new"].shape[1]
     return LossInputs(
         logprobs=torch.tensor(arrays["new"], requires_grad=True),
@@ -109,14 +118,17 @@ def inputs_of(arrays: Arrays, lengths: NDArray[Any], advantages: NDArray[Any], b
     importance=st.sampled_from(["truncated", "masked", "none"]),
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_each_loss_equals_its_formula(name: str, seed: int, rows: int, beta: float, importance: Any) -> None:
+def test_each_loss_equals_its_formula(
+    name: str, seed: int, rows: int, beta: float, importance: Any
+) -> None:
     arrays, lengths, advantages = random_batch(seed, rows)
     inputs = inputs_of(arrays, lengths, advantages, beta)
     chosen = LossSettings(name, LOSSES[name].clip, beta, importance, importance_cap=2.0)
     totals = StepTotals(rows, int(lengths.sum()), LIMIT)
     out = compute_loss(inputs, totals, chosen)
     plain = [
-        {key: array[i, : lengths[i]] for key, array in arrays.items()} | {"advantage": advantages[i]}
+        {key: array[i, : lengths[i]] for key, array in arrays.items()}
+        | {"advantage": advantages[i]}
         for i in range(rows)
     ]
     assert out.loss.item() == pytest.approx(naive_loss(plain, chosen), rel=1e-6, abs=1e-9)
@@ -166,9 +178,15 @@ def single(old: float, advantage: float = 1.0) -> LossInputs:
         ("cispo", -2.0, [-5 / 2, -0.5], 1.0),  # ratio e², bounded to 5, and still a gradient
     ],
 )
-def test_what_clipping_does_to_the_gradient(name: str, old: float, gradient: list[float], clipped: float) -> None:
+def test_what_clipping_does_to_the_gradient(
+    name: str, old: float, gradient: list[float], clipped: float
+) -> None:
     inputs = single(old)
-    out = compute_loss(inputs, StepTotals(1, 2, LIMIT), LossSettings(name, LOSSES[name].clip, 0.0, "truncated", 2.0))
+    out = compute_loss(
+        inputs,
+        StepTotals(1, 2, LIMIT),
+        LossSettings(name, LOSSES[name].clip, 0.0, "truncated", 2.0),
+    )
     out.loss.backward()
     assert inputs.logprobs.grad is not None
     assert inputs.logprobs.grad[0].tolist() == pytest.approx(gradient)
@@ -201,7 +219,8 @@ TRL_OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_path: str) -> None:
-    """TRL's own `_compute_loss` and backward on the same model, batch and old log-probs: loss and every gradient."""
+    """TRL's own `_compute_loss` and backward on the same model, batch and old log-probs: loss and
+    every gradient."""
     policy = random_policy()
     rng = np.random.default_rng(0)
     lengths = [3, 7, 5, 7]
@@ -209,13 +228,19 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
     advantages = torch.tensor([1.2, -0.4, 0.3, -1.1])
     temperature = 0.9
     with torch.no_grad():
-        current = plain_forward(policy, [group], SamplingDistribution(temperature, []), VisionCache()).logprobs
+        current = plain_forward(
+            policy, [group], SamplingDistribution(temperature, []), VisionCache()
+        ).logprobs
     mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
-    old = (current + 0.2 * torch.from_numpy(rng.standard_normal(current.shape).astype(np.float32))) * mask
+    old = (
+        current + 0.2 * torch.from_numpy(rng.standard_normal(current.shape).astype(np.float32))
+    ) * mask
     reference = (current - 0.3) * mask
 
     inputs = LossInputs(
-        logprobs=plain_forward(policy, [group], SamplingDistribution(temperature, []), VisionCache()).logprobs,
+        logprobs=plain_forward(
+            policy, [group], SamplingDistribution(temperature, []), VisionCache()
+        ).logprobs,
         old_logprobs=old,
         sampler_logprobs=old,
         reference_logprobs=reference if beta else None,
@@ -223,12 +248,16 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
         mask=mask,
     )
     totals = StepTotals(4, sum(lengths), LIMIT)
-    ours = compute_loss(inputs, totals, LossSettings(name, LOSSES[name].clip, beta, "none", 1.0)).loss
+    ours = compute_loss(
+        inputs, totals, LossSettings(name, LOSSES[name].clip, beta, "none", 1.0)
+    ).loss
     ours.backward()
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
 
-    trainer: Any = trl_trainer(policy, tmp_path, model_path, beta=beta, temperature=temperature, **TRL_OPTIONS[name])
+    trainer: Any = trl_trainer(
+        policy, tmp_path, model_path, beta=beta, temperature=temperature, **TRL_OPTIONS[name]
+    )
     completions = [[*c, *[0] * (7 - len(c))] for c in group.completions]
     prompt = torch.from_numpy(group.prompt_token_ids)[None].repeat(4, 1)
     batch = {
@@ -243,7 +272,9 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
         "pixel_values": torch.from_numpy(group.patches).repeat(4, 1),
         "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(4, 1),
         "num_images": [1] * 4,
-        "mm_token_type_ids": torch.cat([prompt == IMAGE, torch.zeros(4, 7, dtype=torch.bool)], dim=1).int(),
+        "mm_token_type_ids": torch.cat(
+            [prompt == IMAGE, torch.zeros(4, 7, dtype=torch.bool)], dim=1
+        ).int(),
     }
     theirs = trainer._compute_loss(trainer.model, batch)
     theirs.backward()

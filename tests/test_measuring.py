@@ -1,4 +1,5 @@
-"""Measurements through real engines: killed and continued, with controls, samples and the likelihood of options."""
+"""Measurements through real engines: killed and continued, with controls, samples and the
+likelihood of options."""
 
 from __future__ import annotations
 
@@ -38,12 +39,26 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     tmp_path: Path, model_path: str
 ) -> None:
     data = tmp_path / "questions.parquet"
-    command = [model_path, "rarl.tiny.dataset:write_seen_test", "device=cpu", "rollout.max_completion_tokens=48"]
-    command += ["rollout.max_model_length=256", f"evaluation.max_examples={QUESTIONS}", "--out", str(tmp_path / "run")]
+    command = [
+        model_path,
+        "rarl.tiny.dataset:write_seen_test",
+        "device=cpu",
+        "rollout.max_completion_tokens=48",
+    ]
+    command += [
+        "rollout.max_model_length=256",
+        f"evaluation.max_examples={QUESTIONS}",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     folder = tmp_path / "run" / "evaluation"
     parts = folder / "base-seen-test.parts"
     process = subprocess.Popen(
-        [RARL, "eval", *command], cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True
+        [RARL, "eval", *command],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.time() + 300
     while not list(parts.glob("0*.parquet")) and time.time() < deadline and process.poll() is None:
@@ -56,8 +71,12 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     done = rarl("eval", *command)
     assert done.returncode == 0, done.stderr
     predictions = load_predictions(folder / "base-seen-test.parquet")
-    assert predictions[: len(kept)] == kept, "what was on disk is not asked again: even its seconds are the same"
-    asked = pq.read_table(tmp_path / "run" / "data" / "data.eval.seen-test.parquet", columns=["id"])["id"].to_pylist()
+    assert predictions[: len(kept)] == kept, (
+        "what was on disk is not asked again: even its seconds are the same"
+    )
+    asked = pq.read_table(
+        tmp_path / "run" / "data" / "data.eval.seen-test.parquet", columns=["id"]
+    )["id"].to_pylist()
     assert [p.example_id for p in predictions] == asked[:QUESTIONS]
     assert not parts.exists() and not data.exists()
     summary = json.loads((folder / "summary.json").read_text())
@@ -69,17 +88,23 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
 def test_samples_are_drawn_in_order_and_a_measurement_in_parts_is_the_same(
     pool: SamplerPool, dataset: Path, model_path: str, tmp_path: Path
 ) -> None:
-    stream = ordered_stream(PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(24)).materialize()
+    stream = ordered_stream(
+        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(24)
+    ).materialize()
     asking = Asking(48, 256, use_adapter=False, samples=3, temperature=1.0, seed=7)
     whole = measure(stream, pool, asking, None, tmp_path / "whole.parquet", lambda _: None)
     assert [p.sample for p in whole] == [0, 1, 2] * 24
     assert len({p.example_id for p in whole}) == 24
-    assert len({p.reply for p in whole if p.example_id == whole[0].example_id}) > 1, "samples differ"
+    assert len({p.reply for p in whole if p.example_id == whole[0].example_id}) > 1, (
+        "samples differ"
+    )
     begun = PartsOnDisk(tmp_path / "begun.parquet")
     begun.add(whole[:30], 0)
     told: list[int] = []
     again = measure(stream, pool, asking, None, begun.path, told.append)
-    assert [p.reply for p in again] == [p.reply for p in whole], "seeds depend on a question's place alone"
+    assert [p.reply for p in again] == [p.reply for p in whole], (
+        "seeds depend on a question's place alone"
+    )
     assert told == [10, 14] and not begun.folder.exists()
     assert load_predictions(begun.path) == again
 
@@ -92,31 +117,41 @@ def test_controls_show_other_pictures_and_the_text_control_shows_none(
     others = rows_with_other_images([e.image_id for e in examples])
 
     def pixels(settings: PreparerSettings, image_rows: Any = None) -> list[np.ndarray]:
-        batches = ordered_stream(settings, rows, image_rows).iter_batches(batch_size=None, batch_format="pyarrow")
+        batches = ordered_stream(settings, rows, image_rows).iter_batches(
+            batch_size=None, batch_format="pyarrow"
+        )
         return [one.pixels for batch in batches for one in unpack(batch)]
 
     def decoded(example: Example) -> np.ndarray:
         return np.asarray(Image.open(io.BytesIO(example.image)).convert("RGB"))
 
     shuffled = pixels(own, others)
-    assert all(np.array_equal(a, decoded(examples[i])) for a, i in zip(shuffled, others, strict=True))
+    assert all(
+        np.array_equal(a, decoded(examples[i])) for a, i in zip(shuffled, others, strict=True)
+    )
     blank = pixels(PreparerSettings(str(dataset), model_path, plain_prompt(), blank=True))
     assert {int(a.min()) for a in blank} == {int(a.max()) for a in blank} == {128}
-    assert blank[0].shape == np.asarray(Image.open(io.BytesIO(blank_image(examples[0].image)))).shape
+    assert (
+        blank[0].shape == np.asarray(Image.open(io.BytesIO(blank_image(examples[0].image)))).shape
+    )
 
     blind = Asking(48, 256, use_adapter=False, show_image=False)
     twice = [
         [p.reply for batch in predict(ordered_stream(s, rows), pool, blind, None) for p in batch]
         for s in (own, PreparerSettings(str(dataset), model_path, plain_prompt(), blank=True))
     ]
-    assert twice[0] == twice[1] and len(twice[0]) == len(examples), "without an image, its content cannot matter"
+    assert twice[0] == twice[1] and len(twice[0]) == len(examples), (
+        "without an image, its content cannot matter"
+    )
 
 
 def test_option_likelihoods_equal_transformers(
     pool: SamplerPool, dataset: Path, model_path: str, processor: Any, examples: list[Example]
 ) -> None:
     plan = evaluation_prompts(PromptsConfig(eval="none"))
-    stream = ordered_stream(PreparerSettings(str(dataset), model_path, plan), np.arange(8)).materialize()
+    stream = ordered_stream(
+        PreparerSettings(str(dataset), model_path, plan), np.arange(8)
+    ).materialize()
     scores = score_options(stream, pool, False, lambda _: None)
     assert [one.example_id for one in scores] == [e.id for e in examples[:8]]
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()

@@ -1,4 +1,5 @@
-"""What image files say beside their pixels does not get into prepared data; the pixels do, unchanged."""
+"""What image files say beside their pixels does not get into prepared data; the pixels do,
+unchanged."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from rarl.data.convert import prepare_dataset
 from rarl.data.images import BadImage, decode_image
-from rarl.data.metadata import without_metadata
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.metadata import without_metadata
 from tests.pictures import picture, read, write_folder
 
 NAME = "Doe^John"
@@ -79,7 +80,9 @@ def test_the_patient_goes_and_every_pixel_stays(name: str) -> None:
     assert without_metadata(kept) == kept
 
 
-@pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "CMYK JPEG", "PNG", "PNG with a palette"])
+@pytest.mark.parametrize(
+    "name", ["JPEG", "progressive JPEG", "CMYK JPEG", "PNG", "PNG with a palette"]
+)
 def test_jpeg_and_png_are_not_encoded_again(name: str) -> None:
     kept = without_metadata(FILES[name])
     kind = Image.open(io.BytesIO(FILES[name])).format
@@ -112,11 +115,17 @@ def test_what_is_no_picture_is_refused() -> None:
 
 def test_prepared_data_names_nobody(tmp_path: Path) -> None:
     files = [*FILES.values()][::3]
-    rows = [{"image": f"{i}.jpg", "question": f"What is in {i}?", "answer": "a mass"} for i in range(len(files))]
+    rows = [
+        {"image": f"{i}.jpg", "question": f"What is in {i}?", "answer": "a mass"}
+        for i in range(len(files))
+    ]
     folder = write_folder(tmp_path / "mine", rows, images=0)
     for number, encoded in enumerate(files):
         (folder / f"{number}.jpg").write_bytes(encoded)
     report = prepare_dataset("folder", folder, tmp_path / "out")
-    assert f"{len(files)} images held more than pixels (EXIF, comments, texts), which was taken away" in report
+    assert (
+        f"{len(files)} images held more than pixels (EXIF, comments, texts), which was taken away"
+        in report
+    )
     assert len(read(tmp_path / "out" / "train.parquet")) == len(files)
     assert NAME.encode() not in (tmp_path / "out" / "train.parquet").read_bytes()

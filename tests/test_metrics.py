@@ -1,5 +1,5 @@
-"""Metrics against scikit-learn and hand-computed tables, paired statistics against SciPy and enumeration, and
-self-consistency against averages over all orders."""
+"""Metrics against scikit-learn and hand-computed tables, paired statistics against SciPy and
+enumeration, and self-consistency against averages over all orders."""
 
 from __future__ import annotations
 
@@ -25,10 +25,23 @@ WORDS = ["left", "right", "lung", "effusion", "normal", "no", "<5", "t2-weighted
 texts = st.lists(st.sampled_from(WORDS), max_size=6)
 
 
-def replied(answer: str | None, reference: str, kind: str = "open", options: list[str] | None = None) -> Prediction:
+def replied(
+    answer: str | None, reference: str, kind: str = "open", options: list[str] | None = None
+) -> Prediction:
     correct = is_correct(answer, reference, options)
     return Prediction(
-        "1", "image", kind, "q", reference, "plain/0", f"{answer}", answer, True, correct, 7, options=options
+        "1",
+        "image",
+        kind,
+        "q",
+        reference,
+        "plain/0",
+        f"{answer}",
+        answer,
+        True,
+        correct,
+        7,
+        options=options,
     )
 
 
@@ -38,13 +51,20 @@ def value(name: str, answer: str | None, reference: str, kind: str = "open") -> 
 
 def test_registry() -> None:
     assert list(METRICS) == [metric.name for metric in METRICS.values()]
-    assert all(metric.about and metric.title and metric.unit in ("share", "tokens") for metric in METRICS.values())
+    assert all(
+        metric.about and metric.title and metric.unit in ("share", "tokens")
+        for metric in METRICS.values()
+    )
 
 
 def test_each_kind_of_question_has_its_own_metrics() -> None:
     opens = {"open_exact", "open_precision", "open_recall", "open_f1", "llava_med_open"}
     always = {"format", "completion_tokens"}
-    for kind, own in (("closed", {"closed", "llava_med_closed"}), ("choice", {"choice"}), ("open", opens)):
+    for kind, own in (
+        ("closed", {"closed", "llava_med_closed"}),
+        ("choice", {"choice"}),
+        ("open", opens),
+    ):
         options = ["left", "right"] if kind == "choice" else None
         scored = {m.name: m.of(replied("left", "left", kind, options)) for m in METRICS.values()}
         assert {name for name, one in scored.items() if one is not None} == own | always
@@ -69,18 +89,30 @@ def test_each_kind_of_question_has_its_own_metrics() -> None:
 def test_open_questions_by_hand(
     answer: str, reference: str, exact: float, precision: float, recall: float, f1: float
 ) -> None:
-    found = [value(f"open_{name}", answer, reference) for name in ("exact", "precision", "recall", "f1")]
+    found = [
+        value(f"open_{name}", answer, reference) for name in ("exact", "precision", "recall", "f1")
+    ]
     assert found == pytest.approx([exact, precision, recall, f1])
 
 
 @given(texts, texts)
-def test_words_of_open_questions_equal_scikit_learns(answer: list[str], reference: list[str]) -> None:
+def test_words_of_open_questions_equal_scikit_learns(
+    answer: list[str], reference: list[str]
+) -> None:
     """Multisets as sets of (word, occurrence), which are binary labels."""
-    sets = [{(word, i) for word, n in Counter(one).items() for i in range(n)} for one in (answer, reference)]
+    sets = [
+        {(word, i) for word, n in Counter(one).items() for i in range(n)}
+        for one in (answer, reference)
+    ]
     universe = [*sorted(sets[0] | sets[1]), ("neither", 0)]
     given_labels, wanted_labels = ([item in one for item in universe] for one in sets)
-    theirs = precision_recall_fscore_support(wanted_labels, given_labels, average="binary", zero_division=0)[:3]
-    ours = [value(f"open_{n}", " ".join(answer), " ".join(reference)) for n in ("precision", "recall", "f1")]
+    theirs = precision_recall_fscore_support(
+        wanted_labels, given_labels, average="binary", zero_division=0
+    )[:3]
+    ours = [
+        value(f"open_{n}", " ".join(answer), " ".join(reference))
+        for n in ("precision", "recall", "f1")
+    ]
     assert ours == pytest.approx(theirs)
     if reference:
         exact = value("open_exact", " ".join(answer), " ".join(reference))
@@ -88,18 +120,32 @@ def test_words_of_open_questions_equal_scikit_learns(answer: list[str], referenc
 
 
 def test_closed_questions_by_word() -> None:
-    closed = [value("closed", answer, "no", "closed") for answer in ("No.", "normal", "yes, no", "no effusion", None)]
+    closed = [
+        value("closed", answer, "no", "closed")
+        for answer in ("No.", "normal", "yes, no", "no effusion", None)
+    ]
     assert closed == [1.0, 0.0, 0.0, 1.0, 0.0]
 
 
 def test_the_judge() -> None:
-    judged = replace(replied("left", "left"), judge_status="scored", judge_correctness=2.0, judge_explanation=0.25)
-    unread = replace(judged, judge_status="unparsable", judge_correctness=0.0, judge_explanation=0.0)
-    away = replace(judged, judge_status="unreachable", judge_correctness=None, judge_explanation=None)
+    judged = replace(
+        replied("left", "left"),
+        judge_status="scored",
+        judge_correctness=2.0,
+        judge_explanation=0.25,
+    )
+    unread = replace(
+        judged, judge_status="unparsable", judge_correctness=0.0, judge_explanation=0.0
+    )
+    away = replace(
+        judged, judge_status="unreachable", judge_correctness=None, judge_explanation=None
+    )
     names = ("judge_correctness", "judge_explanation", "judge_unparsed")
     assert [METRICS[name].of(judged) for name in names] == pytest.approx([2 / 3, 0.25, 0.0])
     assert [METRICS[name].of(unread) for name in names] == [0.0, 0.0, 1.0]
-    assert [METRICS[name].of(one) for one in (away, replied("left", "left")) for name in names] == [None] * 6
+    assert [METRICS[name].of(one) for one in (away, replied("left", "left")) for name in names] == [
+        None
+    ] * 6
 
 
 @pytest.mark.parametrize(
@@ -126,7 +172,8 @@ def test_llava_med_closed_by_hand(answer: str | None, reference: str, score: flo
         ("the left lung base", "left lung", 1),
         ("left", "left lung", 1 / 2),
         ("left left left", "left lung", 3 / 4),  # its fault: repetition raises it, 3 / (3 + 1)
-        ("left", "left left lung", 1 / 2),  # its fault: the second "left" is not missed, 1 / (1 + 1)
+        # its fault: the second "left" is not missed, 1 / (1 + 1)
+        ("left", "left left lung", 1 / 2),
         ("two lesions", "2 lesions", 1),
         ("dont know", "don't know", 1),
         ("heart", "left lung", 0),
@@ -159,12 +206,19 @@ def answered(correct: list[bool], per_image: int = 1, first: int = 0) -> list[Pr
     """One prediction per entry; `per_image` of them about each image."""
     base = replied("x", "x")
     return [
-        replace(base, example_id=str(first + i), image_id=f"image-{(first + i) // per_image}", correct=one)
+        replace(
+            base,
+            example_id=str(first + i),
+            image_id=f"image-{(first + i) // per_image}",
+            correct=one,
+        )
         for i, one in enumerate(correct)
     ]
 
 
-def split(won: int, lost: int, both: int, neither: int) -> tuple[list[Prediction], list[Prediction]]:
+def split(
+    won: int, lost: int, both: int, neither: int
+) -> tuple[list[Prediction], list[Prediction]]:
     before = [False] * won + [True] * lost + [True] * both + [False] * neither
     after = [True] * won + [False] * lost + [True] * both + [False] * neither
     return answered(before), answered(after)
@@ -172,7 +226,14 @@ def split(won: int, lost: int, both: int, neither: int) -> tuple[list[Prediction
 
 @pytest.mark.parametrize(
     ("won", "lost", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 2 / 32), (5, 1, 2 * 7 / 64), (6, 2, 2 * 37 / 256), (4, 4, 1.0)],
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 2 / 32),
+        (5, 1, 2 * 7 / 64),
+        (6, 2, 2 * 37 / 256),
+        (4, 4, 1.0),
+    ],
 )
 def test_mcnemar_by_hand_and_scipys(won: int, lost: int, p: float) -> None:
     """By hand: twice the binomial coefficients of the smaller side and below, over 2^n."""
@@ -185,8 +246,11 @@ def test_mcnemar_by_hand_and_scipys(won: int, lost: int, p: float) -> None:
 
 def test_mcnemar_approaches_chi_squared() -> None:
     won, lost = 1050, 950
-    chi2 = (abs(won - lost) - 1) ** 2 / (won + lost)  # with the continuity correction (Edwards 1948)
-    assert compare_pairs(*split(won, lost, 0, 0)).p == pytest.approx(stats.chi2.sf(chi2, 1), rel=0.01)
+    # with the continuity correction (Edwards 1948)
+    chi2 = (abs(won - lost) - 1) ** 2 / (won + lost)
+    assert compare_pairs(*split(won, lost, 0, 0)).p == pytest.approx(
+        stats.chi2.sf(chi2, 1), rel=0.01
+    )
 
 
 def test_pairs_are_by_id_in_any_order_and_must_be_complete() -> None:
@@ -196,24 +260,37 @@ def test_pairs_are_by_id_in_any_order_and_must_be_complete() -> None:
     other_way = compare_pairs(after, before)
     assert (other_way.won, other_way.lost, other_way.points) == (2, 6, -turned.points)
     assert other_way.p == turned.p
-    for left, right in ((before, after[1:]), (before[1:], after), (before, [*after, after[0]]), ([], [])):
+    for left, right in (
+        (before, after[1:]),
+        (before[1:], after),
+        (before, [*after, after[0]]),
+        ([], []),
+    ):
         with pytest.raises(ValueError, match=r"no partner|no questions"):
             compare_pairs(left, right)
     doubled = [[*half, *half] for half in (before, after)]
-    assert compare_pairs(*doubled).pairs == 2 * turned.pairs, "questions with one id are compared in order"
+    assert compare_pairs(*doubled).pairs == 2 * turned.pairs, (
+        "questions with one id are compared in order"
+    )
 
 
 def test_the_difference_is_clustered_by_image() -> None:
     rng = np.random.default_rng(0)
-    before, after = (answered((rng.random(90) < chance).tolist(), per_image=3) for chance in (0.4, 0.6))
+    before, after = (
+        answered((rng.random(90) < chance).tolist(), per_image=3) for chance in (0.4, 0.6)
+    )
     change = [100.0 * (b.correct - a.correct) for a, b in zip(before, after, strict=True)]
     paired = compare_pairs(before, after)
     assert paired.ci95 == interval95(change, [p.image_id for p in before])
-    assert paired.points == pytest.approx(np.mean(change)) and paired.ci95[0] < paired.points < paired.ci95[1]
+    assert (
+        paired.points == pytest.approx(np.mean(change))
+        and paired.ci95[0] < paired.points < paired.ci95[1]
+    )
 
 
 def test_seeds_that_share_their_images_add_no_questions() -> None:
-    """Three seeds with the same answers know no more than one; with a test set each, they know three times as much."""
+    """Three seeds with the same answers know no more than one; with a test set each, they know
+    three times as much."""
     runs = [split(20, 8, 40, 32)] * 3
     one = compare_pairs(*runs[0])
     shared, apart = (compare_pairs_pooled(runs, shared_images=own) for own in (True, False))
@@ -244,19 +321,25 @@ def test_sign_flips_equal_enumeration(sums: list[int]) -> None:
         abs(sum(sign * one for sign, one in zip(signs, sums, strict=True)))
         for signs in product((-1, 1), repeat=len(sums))
     ]
-    assert sign_flip_test(sums) == pytest.approx(np.mean([total >= abs(sum(sums)) for total in totals]))
+    assert sign_flip_test(sums) == pytest.approx(
+        np.mean([total >= abs(sum(sums)) for total in totals])
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared_base", [True, False])
 def test_seeds_no_better_than_their_base_are_rarely_found_so(shared_base: bool) -> None:
-    """2,000 comparisons of 3 seeds with a base of the same skill, 300 questions: about 5 % below 0.05. (The signs of
-    the questions' sums would be below in 90 % where the seeds share one base.)"""
+    """2,000 comparisons of 3 seeds with a base of the same skill, 300 questions: about 5 % below
+    0.05. (The signs of the questions' sums would be below in 90 % where the seeds share one
+    base.)"""
     rng = np.random.default_rng(0)
     found = []
     for _ in range(2000):
         chance = rng.beta(8, 2, 300)
-        trained, base = rng.random((3, 300)) < chance, rng.random((1 if shared_base else 3, 300)) < chance
+        trained, base = (
+            rng.random((3, 300)) < chance,
+            rng.random((1 if shared_base else 3, 300)) < chance,
+        )
         found.append(sign_flip_test((trained.astype(int) - base).sum(axis=0).tolist()) < 0.05)
     assert 0.03 <= np.mean(found) <= 0.065
 
@@ -266,30 +349,47 @@ def test_majority_by_the_grader() -> None:
     by_letter = vote(Sampled(["A", "left lung", "(b)", None], "left lung", options))
     assert (by_letter.answer, by_letter.agreement, by_letter.correct) == ("A", 0.5, True)
     yes_no = vote(Sampled(["no", "Yes, it is", "yes"], "no"))
-    assert (yes_no.answer, yes_no.agreement, yes_no.correct) == ("Yes, it is", pytest.approx(2 / 3), False)
+    assert (yes_no.answer, yes_no.agreement, yes_no.correct) == (
+        "Yes, it is",
+        pytest.approx(2 / 3),
+        False,
+    )
     tie = vote(Sampled([None, "heart", "lung", "The lung.", "Heart"], "lung"))
-    assert (tie.answer, tie.agreement, tie.correct) == ("heart", 0.4, False), "of equally many, the first given"
+    assert (tie.answer, tie.agreement, tie.correct) == ("heart", 0.4, False), (
+        "of equally many, the first given"
+    )
     assert vote(Sampled([None, None], "lung")).answer is None
-    assert (vote(Sampled([None], "lung")).agreement, vote(Sampled([None], "lung")).correct) == (0.0, False)
+    assert (vote(Sampled([None], "lung")).agreement, vote(Sampled([None], "lung")).correct) == (
+        0.0,
+        False,
+    )
     for wrong in ([], [Sampled([], "lung")]):
         with pytest.raises(ValueError, match=r"no questions|without replies"):
             self_consistency(wrong)
 
 
 def test_self_consistency_of_ten_questions_by_hand() -> None:
-    """Agreement 1, 1, … for the six right ones, 1/2 for the four wrong ones: abstaining is worth it."""
+    """Agreement 1, 1, … for the six right ones, 1/2 for the four wrong ones: abstaining is worth
+    it."""
     right, wrong = Sampled(["lung", "lung"], "lung"), Sampled(["heart", "liver"], "lung")
     found = self_consistency([wrong, right] * 4 + [right] * 2)
     assert (found.n, found.accuracy, found.agreement) == (10, 0.6, pytest.approx(0.8))
     assert found.abstention.coverage == (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-    assert found.abstention.accuracy == pytest.approx([6 / 10, 6 / 9, 6 / 8, 6 / 7, 1, 1, 1, 1, 1, 1])
+    assert found.abstention.accuracy == pytest.approx(
+        [6 / 10, 6 / 9, 6 / 8, 6 / 7, 1, 1, 1, 1, 1, 1]
+    )
     assert found.abstention.aurc == pytest.approx((1 / 7 + 2 / 8 + 3 / 9 + 4 / 10) / 10)
     assert [v.correct for v in found.votes[:2]] == [False, True]
 
 
-@given(st.lists(st.tuples(st.sampled_from([0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=6))
-def test_the_abstention_curve_is_the_mean_over_all_orders(questions: list[tuple[float, bool]]) -> None:
-    """Of those that sort by agreement: questions that agree equally well have no order of their own."""
+@given(
+    st.lists(st.tuples(st.sampled_from([0.25, 0.5, 1.0]), st.booleans()), min_size=1, max_size=6)
+)
+def test_the_abstention_curve_is_the_mean_over_all_orders(
+    questions: list[tuple[float, bool]],
+) -> None:
+    """Of those that sort by agreement: questions that agree equally well have no order of their
+    own."""
     curves = []
     for order in permutations(questions):
         if all(a[0] >= b[0] for a, b in pairwise(order)):

@@ -1,4 +1,5 @@
-"""Tables of your own as people and spreadsheets write them: what is understood, and what the report says."""
+"""Tables of your own as people and spreadsheets write them: what is understood, and what the report
+says."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rarl.data.convert import counted_reasons, prepare_dataset
-from rarl.data.faults import options_fault
-from rarl.data.sources.options import answer_among
-from rarl.data.sources.record import BadRecord
+from rarl.prepare.convert import counted_reasons, prepare_dataset
+from rarl.prepare.faults import options_fault
+from rarl.prepare.sources.options import answer_among
+from rarl.prepare.sources.record import BadRecord
 from rarl.schema import Example
 from tests.pictures import read, write_folder
 
@@ -23,24 +24,37 @@ def prepared(tmp_path: Path, name: str, table: str) -> tuple[list[Example], str]
     return read(tmp_path / "out" / "train.parquet"), report
 
 
-@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")])
+@pytest.mark.parametrize(
+    ("name", "separator"), [("t.csv", ","), ("t.csv", ";"), ("t.csv", "\t"), ("t.tsv", "\t")]
+)
 def test_every_separator_and_columns_of_any_case(tmp_path: Path, name: str, separator: str) -> None:
-    lines = ["Image| Question |ANSWER|age|ward", "0.png|Where, here?|left|7|B", "{folder}/1.png|What?|mass|8|C"]
+    lines = [
+        "Image| Question |ANSWER|age|ward",
+        "0.png|Where, here?|left|7|B",
+        "{folder}/1.png|What?|mass|8|C",
+    ]
     quoted = [line.replace("Where, here?", '"Where, here?"') for line in lines]
     rows, report = prepared(tmp_path, name, "\n".join(quoted).replace("|", separator))
-    assert [(row.question, row.answer) for row in rows] == [("Where, here?", "left"), ("What?", "mass")]
+    assert [(row.question, row.answer) for row in rows] == [
+        ("Where, here?", "left"),
+        ("What?", "mass"),
+    ]
     assert "columns that are not used: age, ward" in report.splitlines()
 
 
 def test_columns_of_any_case_in_json(tmp_path: Path) -> None:
-    rows, report = prepared(tmp_path, "t.json", '[{{"Image": "0.png", "QUESTION ": "What?", "answer": "x", "n": 1}}]')
+    rows, report = prepared(
+        tmp_path, "t.json", '[{{"Image": "0.png", "QUESTION ": "What?", "answer": "x", "n": 1}}]'
+    )
     assert [row.question for row in rows] == ["What?"]
     assert "columns that are not used: n" in report.splitlines()
 
 
 def test_other_names_of_splits(tmp_path: Path) -> None:
     names = ("Train", "val", "Test", "dev")
-    table = "image,question,answer,split\n" + "".join(f"{i}.png,What?,x,{name}\n" for i, name in enumerate(names))
+    table = "image,question,answer,split\n" + "".join(
+        f"{i}.png,What?,x,{name}\n" for i, name in enumerate(names)
+    )
     assert len(prepared(tmp_path, "t.csv", table)[0]) == 1
     assert len(read(tmp_path / "out" / "test.parquet")) == 1
     assert len(read(tmp_path / "out" / "validation.parquet")) == 2
@@ -71,9 +85,18 @@ def test_answers_find_their_option(answer: str, options: str, expected: str | No
 
 
 def test_reasons_are_counted_without_what_they_quote(tmp_path: Path) -> None:
-    reasons = ["image 'a' is missing", "answer 'Crohn's disease' is not among ['a', 'b']", "image 'b' is missing"]
-    assert counted_reasons([BadRecord("", r) for r in reasons]) == "2 × image is missing, 1 × answer is not among"
-    rows: list[dict[str, Any]] = [{"image": f"{i}.png", "question": "What?", "answer": "x"} for i in range(6)]
+    reasons = [
+        "image 'a' is missing",
+        "answer 'Crohn's disease' is not among ['a', 'b']",
+        "image 'b' is missing",
+    ]
+    assert (
+        counted_reasons([BadRecord("", r) for r in reasons])
+        == "2 × image is missing, 1 × answer is not among"
+    )
+    rows: list[dict[str, Any]] = [
+        {"image": f"{i}.png", "question": "What?", "answer": "x"} for i in range(6)
+    ]
     report = prepare_dataset("folder", write_folder(tmp_path / "mine", rows), tmp_path / "out")
     assert "2 × image is nowhere below the source folder; the first: " in report
 
@@ -82,4 +105,7 @@ def test_the_last_line_says_that_a_data_set_was_replaced(tmp_path: Path) -> None
     mine = write_folder(tmp_path / "mine", [{"image": "0.png", "question": "What?", "answer": "x"}])
     assert "replaced" not in prepare_dataset("folder", mine, tmp_path / "out")
     again = prepare_dataset("folder", mine, tmp_path / "out")
-    assert again.splitlines()[-1] == f"{tmp_path / 'out'}: held a data set before, which this one replaced"
+    assert (
+        again.splitlines()[-1]
+        == f"{tmp_path / 'out'}: held a data set before, which this one replaced"
+    )

@@ -1,4 +1,5 @@
-"""Where Ray puts samplers and train workers on machines with several GPUs: pretended ones, that nothing computes on."""
+"""Where Ray puts samplers and train workers on machines with several GPUs: pretended ones, that
+nothing computes on."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import pytest
 
 from rarl.config import load_config
 from rarl.errors import UserError
-from rarl.hardware import resolve_device
 from rarl.rollout.pool import SAMPLER_GPUS
-from rarl.room import worker_resources
+from rarl.system.device import resolve_device
+from rarl.system.placement import worker_resources
 from tests.runs import REPOSITORY, environment
 
 PLACE = """
@@ -32,16 +33,25 @@ print(json.dumps([ray.get([one.gpus.remote() for one in kind], timeout=60) for k
 @pytest.mark.slow
 def test_each_gpu_gets_one_sampler_and_one_train_worker() -> None:
     """However little memory each of them takes."""
-    script = PLACE.replace("SAMPLER", str(SAMPLER_GPUS)).replace("WORKER", str(worker_resources("cuda")["GPU"]))
+    script = PLACE.replace("SAMPLER", str(SAMPLER_GPUS)).replace(
+        "WORKER", str(worker_resources("cuda")["GPU"])
+    )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", script],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     samplers, workers = json.loads(done.stdout)
     assert sorted(samplers) == sorted(workers) == [[0], [1]]
 
 
-def test_more_train_workers_than_samplers_are_refused_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_train_workers_than_samplers_are_refused_on_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     config = load_config(REPOSITORY / "configs/demo.yaml", ["device=cuda", "train.num_workers=3"])

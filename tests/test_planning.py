@@ -20,7 +20,16 @@ from rarl.cli import app
 from rarl.config import Config, load_config
 from rarl.errors import UserError
 from rarl.planning.cards import CARDS, find_card
-from rarl.planning.cost import CPU, Judge, Layout, Network, decode_steps, gpu_speeds, reply_lengths, step_seconds
+from rarl.planning.cost import (
+    CPU,
+    Judge,
+    Layout,
+    Network,
+    decode_steps,
+    gpu_speeds,
+    reply_lengths,
+    step_seconds,
+)
 from rarl.planning.cpu_memory import ProcessMemory
 from rarl.planning.gpu_memory import CACHE, judge_is_here, plan_memory
 from rarl.planning.plan import make_plan
@@ -51,8 +60,8 @@ def work() -> Work:
 
 @pytest.mark.slow
 def test_a_runs_peak_memory_is_predicted_within_20_percent(finished_run: FinishedRun) -> None:
-    """The whole process tree: the driver, Ray, the train worker, the sampler, the data worker. bench/plan.py does the
-    same for the demo with its two samplers."""
+    """The whole process tree: the driver, Ray, the train worker, the sampler, the data worker.
+    bench/plan.py does the same for the demo with its two samplers."""
     memory, _ = predict(DEMO, FINISHED)
     found = beside(memory, finished_run.peak)
     assert found["total"]["predicted"] == pytest.approx(found["total"]["measured"], rel=0.2)
@@ -63,9 +72,19 @@ def test_a_runs_peak_memory_is_predicted_within_20_percent(finished_run: Finishe
 @pytest.mark.slow
 def test_the_formula_for_activations_is_what_an_update_takes() -> None:
     """A model of 6 layers, one group of 8 x 200 tokens after 400: mostly activations."""
-    command = [sys.executable, "-c", "import json, plan; print(json.dumps(plan.activations(plan.CASES['short'])))"]
+    command = [
+        sys.executable,
+        "-c",
+        "import json, plan; print(json.dumps(plan.activations(plan.CASES['short'])))",
+    ]
     done = subprocess.run(
-        command, cwd=REPOSITORY / "bench", env=environment(), capture_output=True, text=True, timeout=400, check=False
+        command,
+        cwd=REPOSITORY / "bench",
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -77,7 +96,9 @@ def test_the_models_size_is_the_published_one(size: ModelSize, model_path: str) 
     assert size.text == 1_543_714_304  # Qwen2-1.5B, which it is made from
     tiny = model_size(model_shapes(model_path), rank=8)
     with safe_open(Path(model_path) / "model.safetensors", "np") as held:
-        assert tiny.total == sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
+        assert tiny.total == sum(
+            math.prod(held.get_slice(name).get_shape()) for name in held.keys()
+        )
     assert 4 * tiny.adapter == 311_296  # `published_bytes` of the demo's metrics
 
 
@@ -92,10 +113,17 @@ def test_cpu_memory_grows_with_what_is_configured() -> None:
     base = processes()
     more = processes("rollout.num_actors=3", "rollout.kv_cache_mib=256")
     assert more["sampler"].total == pytest.approx(3 * (base["sampler"].total / 2 + 128))
-    long = ("rollout.group_size=16", "rollout.max_completion_tokens=128", "train.micro_batch_tokens=100000")
+    long = (
+        "rollout.group_size=16",
+        "rollout.max_completion_tokens=128",
+        "train.micro_batch_tokens=100000",
+    )
     activations = base["train worker"].added["activations"]
     assert processes(*long)["train worker"].added["activations"] > 2 * activations
-    assert processes("train.gradient_checkpointing=true")["train worker"].added["activations"] < activations
+    assert (
+        processes("train.gradient_checkpointing=true")["train worker"].added["activations"]
+        < activations
+    )
     few = processes("evaluation.max_examples=8")["driver"].total
     assert processes("data.eval={}")["driver"].total < few < base["driver"].total
 
@@ -106,11 +134,15 @@ def test_the_advised_shares_fit_every_card(qwen: Any, work: Work, name: str) -> 
     shares = plan_memory(load_config(QWEN), qwen, card.memory, work).shares()
     assert shares is not None
     share, tokens = shares
-    advised = load_config(QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={tokens}"])
+    advised = load_config(
+        QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={tokens}"]
+    )
     planned = plan_memory(advised, qwen, card.memory, work)
     assert planned.shortfalls() == []
     assert planned.sampler[CACHE] > 0
-    greedy = load_config(QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={8 * tokens}"])
+    greedy = load_config(
+        QWEN, [f"rollout.gpu_memory_share={share}", f"train.micro_batch_tokens={8 * tokens}"]
+    )
     assert tokens == 32768 or plan_memory(greedy, qwen, card.memory, work).shortfalls()
 
 
@@ -128,10 +160,20 @@ def test_a_card_that_is_too_small_gets_no_advice(qwen: Any, work: Work) -> None:
         (["judge.backend=serve", "judge.url=app:judge"], True),
         (["judge.backend=serve", "judge.url=http://judge.example:8000/judge"], False),
         (["judge.backend=serve", "judge.url=app:judge", "rewards.judge=null"], False),
-        (["judge.backend=serve", "judge.url=app:judge", "rewards.judge=null", "judge.evaluate=true"], True),
+        (
+            [
+                "judge.backend=serve",
+                "judge.url=app:judge",
+                "rewards.judge=null",
+                "judge.evaluate=true",
+            ],
+            True,
+        ),
     ],
 )
-def test_a_judge_on_the_same_machine_takes_its_share(qwen: Any, work: Work, overrides: list[str], here: bool) -> None:
+def test_a_judge_on_the_same_machine_takes_its_share(
+    qwen: Any, work: Work, overrides: list[str], here: bool
+) -> None:
     config = load_config(QWEN, overrides)
     assert judge_is_here(config) == here
     planned = plan_memory(config, qwen, 40.0, work)
@@ -178,12 +220,18 @@ def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: 
     )
     assert seconds(Layout(), replace(work, epochs=2)).update == pytest.approx(2 * one.update)
     assert seconds(Layout(), replace(work, reference=True)).update > one.update
-    assert seconds(Layout(), judge=Judge(concurrency=1000)).reward == pytest.approx(one.reward + speeds.verdict)
+    assert seconds(Layout(), judge=Judge(concurrency=1000)).reward == pytest.approx(
+        one.reward + speeds.verdict
+    )
     slow = seconds(Layout(), judge=Judge(concurrency=1)).reward
-    assert slow == pytest.approx(one.reward + lengths.size * speeds.verdict - one.rollout + speeds.verdict)
+    assert slow == pytest.approx(
+        one.reward + lengths.size * speeds.verdict - one.rollout + speeds.verdict
+    )
 
 
-def test_a_growing_batch_scales_and_a_shared_one_ends(qwen: Any, size: ModelSize, work: Work) -> None:
+def test_a_growing_batch_scales_and_a_shared_one_ends(
+    qwen: Any, size: ModelSize, work: Work
+) -> None:
     speeds, gpus = gpu_speeds(CARDS["a100-40g"]), (1, 2, 16, 64)
     growing = scale(qwen, size, work, speeds, Network(), gpus, grow=True)
     assert [row.prompts for row in growing] == [16, 32, 256, 1024]
@@ -194,7 +242,10 @@ def test_a_growing_batch_scales_and_a_shared_one_ends(qwen: Any, size: ModelSize
     assert [row.prompts for row in shared] == [16] * 4
     assert shared[1].speedup < 2
     assert shared[3].speedup <= shared[2].speedup  # 16 prompts occupy 16 GPUs
-    lengths = [math.ceil(reply_lengths(work, np.random.default_rng(seed)).max() * speeds.decode_step) for seed in (0,)]
+    lengths = [
+        math.ceil(reply_lengths(work, np.random.default_rng(seed)).max() * speeds.decode_step)
+        for seed in (0,)
+    ]
     assert shared[3].step.rollout > lengths[0] - 1  # the longest reply is waited for
 
 
@@ -215,10 +266,16 @@ def test_a_cpu_configuration_can_be_planned_for_a_card(config: Path) -> None:
     assert make_plan(loaded, gpu_gib=20.0).card == replace(CARDS["a100-40g"], memory=20.0)
 
 
-def test_the_command_says_what_to_set_and_that_nothing_was_measured(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_to_set_and_that_nothing_was_measured(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     assert CliRunner().invoke(app, ["plan", str(QWEN), "--gpu", "a100-40g"]).exit_code == 0
     printed = capfd.readouterr().out
-    for part in ("fits; best use: rollout.gpu_memory_share=", "train.micro_batch_tokens=", "estimate, not measured"):
+    for part in (
+        "fits; best use: rollout.gpu_memory_share=",
+        "train.micro_batch_tokens=",
+        "estimate, not measured",
+    ):
         assert part in printed
     assert CliRunner().invoke(app, ["plan", str(DEMO)]).exit_code == 0
     assert "sampler x 2" in capfd.readouterr().out

@@ -1,4 +1,5 @@
-"""`rarl prepare vqa-rad`: made fixtures in the published layouts, and the real data where it is at hand."""
+"""`rarl prepare vqa-rad`: made fixtures in the published layouts, and the real data where it is at
+hand."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from rarl.cli import app
-from rarl.data.convert import prepare_dataset
 from rarl.data.parquet import ParquetRows
-from rarl.data.sources.record import Choices
 from rarl.errors import UserError
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.sources.record import Choices
 from rarl.schema import Example
 
 
@@ -53,7 +54,14 @@ def original(tmp_path: Path) -> Path:
         (folder / "images" / f"synpic{image}.jpg").write_bytes(picture(image))
     records = [
         record(1, 0),
-        record(2, 0, answer="right lower lobe", answer_type="OPEN", phrase_type="para", image_organ="ABD"),
+        record(
+            2,
+            0,
+            answer="right lower lobe",
+            answer_type="OPEN",
+            phrase_type="para",
+            image_organ="ABD",
+        ),
         record(3, 1, answer_type="CLOSED "),
         record(4, 2, phrase_type="frame"),
         record(5, 2, answer=3, answer_type="OPEN", phrase_type="test_freeform"),
@@ -108,7 +116,10 @@ def test_images_of_one_name_in_two_folders_are_two_images(original: Path, tmp_pa
     for number, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png")):
         (original / "images" / name).parent.mkdir(exist_ok=True)
         (original / "images" / name).write_bytes(picture(number))
-    named = [record(i, 0, image_name=name) for i, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png", "a/x.jpg"))]
+    named = [
+        record(i, 0, image_name=name)
+        for i, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png", "a/x.jpg"))
+    ]
     (original / "records.json").write_text(json.dumps(named))
     prepare_dataset("vqa-rad", original, tmp_path / "out")
     first, second, third, again = (e.image_id for e in read(tmp_path / "out" / "train.parquet"))
@@ -116,14 +127,31 @@ def test_images_of_one_name_in_two_folders_are_two_images(original: Path, tmp_pa
     assert third not in (first, second)
 
 
-def test_phrase_types_that_would_be_ignored_are_refused(original: Path, hub: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--phrases 'nonsense': VQA-RAD's JSON has freeform, para, frame"):
-        prepare_dataset("vqa-rad", original, tmp_path / "out", choices=Choices(("freeform", "nonsense")))
+def test_phrase_types_that_would_be_ignored_are_refused(
+    original: Path, hub: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match="--phrases 'nonsense': VQA-RAD's JSON has freeform, para, frame"
+    ):
+        prepare_dataset(
+            "vqa-rad", original, tmp_path / "out", choices=Choices(("freeform", "nonsense"))
+        )
     with pytest.raises(UserError, match="does not name phrase types; leave --phrases out"):
         prepare_dataset("vqa-rad", hub, tmp_path / "out", choices=Choices(("frame",)))
-    arguments = ["prepare", "vqa-rad", str(original), str(tmp_path / "out"), "--phrases", "freeform, para"]
+    arguments = [
+        "prepare",
+        "vqa-rad",
+        str(original),
+        str(tmp_path / "out"),
+        "--phrases",
+        "freeform, para",
+    ]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["vqa-rad-1", "vqa-rad-2", "vqa-rad-3"]
+    assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == [
+        "vqa-rad-1",
+        "vqa-rad-2",
+        "vqa-rad-3",
+    ]
 
 
 def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> None:
@@ -139,7 +167,10 @@ def test_the_hubs_layout_and_its_shared_images(hub: Path, tmp_path: Path) -> Non
 
 def test_an_image_disjoint_split_shares_no_image(original: Path, tmp_path: Path) -> None:
     prepare_dataset("vqa-rad", original, tmp_path / "out", "image-disjoint", 0.5, 3)
-    images = [{e.image_id for e in read(tmp_path / "out" / f"{split}.parquet")} for split in ("train", "test")]
+    images = [
+        {e.image_id for e in read(tmp_path / "out" / f"{split}.parquet")}
+        for split in ("train", "test")
+    ]
     assert not images[0] & images[1]
     assert len(images[1]) == 2
     again = tmp_path / "again"
@@ -150,12 +181,17 @@ def test_an_image_disjoint_split_shares_no_image(original: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_name": "none.jpg"}, "record 0: image 'none.jpg' is nowhere below the source folder"),
+        (
+            {"image_name": "none.jpg"},
+            "record 0: image 'none.jpg' is nowhere below the source folder",
+        ),
         ({"answer_type": "MAYBE"}, "record 0: answer_type 'MAYBE' is neither CLOSED nor OPEN"),
         ({"phrase_type": "frame"}, "none of the 1 records is left"),
     ],
 )
-def test_faulty_records_are_named(original: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_faulty_records_are_named(
+    original: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     (original / "records.json").write_text(json.dumps([record(1, 0, **change)]))
     with pytest.raises(UserError) as caught:
         prepare_dataset("vqa-rad", original, tmp_path / "out", "official")
@@ -163,7 +199,9 @@ def test_faulty_records_are_named(original: Path, tmp_path: Path, change: dict[s
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_keys_columns_files_and_wrong_names_are_named(original: Path, hub: Path, tmp_path: Path) -> None:
+def test_missing_keys_columns_files_and_wrong_names_are_named(
+    original: Path, hub: Path, tmp_path: Path
+) -> None:
     def error(source: str, src: Path, split: str = "official") -> str:
         with pytest.raises(UserError) as caught:
             prepare_dataset(source, src, tmp_path / "out", split)
@@ -190,8 +228,15 @@ def test_the_real_vqa_rad(vqa_rad: Path, tmp_path: Path) -> None:
     assert len(examples) == 1797
     assert Counter(e.answer_type for e in examples) == {"closed": 1027, "open": 770}
     everything = prepare_dataset(
-        "vqa-rad", vqa_rad, tmp_path / "all", "image-disjoint", choices=Choices(("freeform", "para", "frame"))
+        "vqa-rad",
+        vqa_rad,
+        tmp_path / "all",
+        "image-disjoint",
+        choices=Choices(("freeform", "para", "frame")),
     )
     assert "3,064 records read\n" in everything
-    assert len(read(tmp_path / "all" / "train.parquet")) + len(read(tmp_path / "all" / "test.parquet")) == 3064
+    assert (
+        len(read(tmp_path / "all" / "train.parquet")) + len(read(tmp_path / "all" / "test.parquet"))
+        == 3064
+    )
     assert "no image is in more than one split" in everything

@@ -1,4 +1,5 @@
-"""Prompts: the wordings as data, who gets which, and that the processor sees what it would write itself."""
+"""Prompts: the wordings as data, who gets which, and that the processor sees what it would write
+itself."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from rarl.config import PromptsConfig
-from rarl.data.prepare import prepare_example
+from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
 from rarl.prompts import (
     FORM_LINES,
@@ -30,20 +31,28 @@ from rarl.replies.tags import parse_reply, target_text
 from rarl.schema import Example
 
 DIVERSE = PromptsConfig(train={"explain": 2, "short": 1, "open": 1, "structured": 0})
-CHOICE = Example("c", b"", "i", "Which organ?", "liver", "choice", options=("spleen", "liver", "kidney"))
+CHOICE = Example(
+    "c", b"", "i", "Which organ?", "liver", "choice", options=("spleen", "liver", "kidney")
+)
 YES_NO = Example("y", b"", "i", "Is it normal?", "No", "closed")
 
 
 def test_every_family_asks_for_a_reply_that_its_own_form_accepts() -> None:
     families = read_families()
-    assert {"plain", "explain", "short", "open", "structured", "none", "reason", "lettered"} == set(families)
-    assert all(len(families[name].wordings) > 1 for name in ("explain", "short", "open", "structured"))
+    assert {"plain", "explain", "short", "open", "structured", "none", "reason", "lettered"} == set(
+        families
+    )
+    assert all(
+        len(families[name].wordings) > 1 for name in ("explain", "short", "open", "structured")
+    )
     for name, family in families.items():
         for wording in family.wordings:
             text = question_text(CHOICE, family, wording)
             assert text.startswith(CHOICE.question) and text.endswith(FORM_LINES[family.form]), name
             assert wording in text
-            assert parse_reply(target_text(family.form, "A liver.", "liver"), family.form).well_formed
+            assert parse_reply(
+                target_text(family.form, "A liver.", "liver"), family.form
+            ).well_formed
 
 
 def test_options_are_listed_lettered_or_hidden() -> None:
@@ -68,8 +77,12 @@ def test_training_draws_by_weight_and_is_a_function_of_seed_step_and_example() -
     assert counts.keys() == {"explain", "short", "open"}
     assert counts["explain"] / 4000 == pytest.approx(0.5, abs=0.04)  # five standard deviations
     assert {number for name, number in drawn if name == "explain"} == {0, 1, 2}
-    assert drawn != [training_prompts(DIVERSE, seed=4).choose(f"example-{i}", i // 16) for i in range(4000)]
-    assert len({plan.choose("example-1", step) for step in range(50)}) > 3, "another prompt in another epoch"
+    assert drawn != [
+        training_prompts(DIVERSE, seed=4).choose(f"example-{i}", i // 16) for i in range(4000)
+    ]
+    assert len({plan.choose("example-1", step) for step in range(50)}) > 3, (
+        "another prompt in another epoch"
+    )
 
 
 def test_measurements_use_the_first_wording_of_one_family(processor: Any) -> None:
@@ -79,8 +92,11 @@ def test_measurements_use_the_first_wording_of_one_family(processor: Any) -> Non
     assert read_families()["reason"].wordings[0] in prompt.text
 
 
-def test_prompt_text_and_token_ids_equal_the_processors_own(processor: Any, examples: list[Example]) -> None:
-    """The processor's chat template with its tokenizer and image expansion in one call, against our two steps."""
+def test_prompt_text_and_token_ids_equal_the_processors_own(
+    processor: Any, examples: list[Example]
+) -> None:
+    """The processor's chat template with its tokenizer and image expansion in one call, against our
+    two steps."""
     families = read_families()
     for example in examples[::5]:
         for family in families:
@@ -90,7 +106,10 @@ def test_prompt_text_and_token_ids_equal_the_processors_own(processor: Any, exam
             text = question_text(example, families[family], families[family].wordings[0])
             content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
             own = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+                [{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
             )
             assert prepared.prompt_token_ids.tolist() == list(own["input_ids"][0])
 
@@ -99,7 +118,9 @@ def test_the_reasoning_takes_the_images_place_without_its_tags() -> None:
     text = rederive_text(CHOICE, "A large organ.</think><answer>liver</answer>")
     assert text.startswith("Findings: A large organ.  liver \n")
     assert "<think>" not in text and text.count("<answer>") == 1  # the one in the line on the form
-    turn = rederive_text(CHOICE, "A spot.<|im_end|>\n<|im_start|>assistant\n<|vision_start|><|image_pad|>liver")
+    turn = rederive_text(
+        CHOICE, "A spot.<|im_end|>\n<|im_start|>assistant\n<|vision_start|><|image_pad|>liver"
+    )
     assert "<|" not in turn and "A spot." in turn
     assert "Options: spleen, liver, kidney." in text
 
@@ -107,8 +128,14 @@ def test_the_reasoning_takes_the_images_place_without_its_tags() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mine:\n  form: thnik\n  wordings: [a]\n", "mine.form: Input should be 'think', 'structured' or 'answer'"),
-        ("mine:\n  form: think\n  wordings: []\n", "mine.wordings: List should have at least 1 item"),
+        (
+            "mine:\n  form: thnik\n  wordings: [a]\n",
+            "mine.form: Input should be 'think', 'structured' or 'answer'",
+        ),
+        (
+            "mine:\n  form: think\n  wordings: []\n",
+            "mine.wordings: List should have at least 1 item",
+        ),
         ("mine:\n  form: think\n  wording: [a]\n", "mine.wording"),
         ("- a\n", "expected keys and values"),
     ],

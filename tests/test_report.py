@@ -37,7 +37,9 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, data: dict[str, list[Ex
     return write_comparison(tmp_path_factory.mktemp("comparison"), data)
 
 
-def test_one_run_has_the_numbers_of_its_summary(tmp_path: Path, data: dict[str, list[Example]]) -> None:
+def test_one_run_has_the_numbers_of_its_summary(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
     write_run(tmp_path / "mine", data, 0.75)
     table = make_tables(gather(tmp_path / "mine"))[0]
     before, after = replies(tmp_path, "mine", "seen", "base"), replies(tmp_path, "mine", "seen")
@@ -45,7 +47,9 @@ def test_one_run_has_the_numbers_of_its_summary(tmp_path: Path, data: dict[str, 
     assert (base.model, trained.model) == ("base", "trained")
     expected, change = summarise(after), difference(before, after)
     assert trained.accuracy.mean == pytest.approx(100 * expected["accuracy"])
-    assert (trained.accuracy.low, trained.accuracy.high) == pytest.approx([100 * v for v in expected["ci95"]])
+    assert (trained.accuracy.low, trained.accuracy.high) == pytest.approx(
+        [100 * v for v in expected["ci95"]]
+    )
     assert trained.change and trained.reasoning_change
     assert trained.change.mean == pytest.approx(change["points"])
     assert (trained.change.low, trained.change.high) == pytest.approx(change["ci95"])
@@ -81,7 +85,9 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     alone = make_tables(gather(tmp_path / "alone/run"))[0].row("trained")
     assert twice and alone
     assert (twice.accuracy.n, alone.accuracy.n) == (120, 60)
-    assert (twice.accuracy.low, twice.accuracy.high) == pytest.approx((alone.accuracy.low, alone.accuracy.high))
+    assert (twice.accuracy.low, twice.accuracy.high) == pytest.approx(
+        (alone.accuracy.low, alone.accuracy.high)
+    )
 
 
 def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(
@@ -90,8 +96,17 @@ def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(
     folder = tmp_path / "mine"
     write_run(folder, data, 0.75)
     evaluation = folder / "evaluation"
-    for suffix in ("seen-none", "seen-text", "vqa", "vqa-none", "vqa-samples4", "vqa-judged-by-gpt"):
-        (evaluation / f"trained-{suffix}.parquet").write_bytes((evaluation / "trained-seen.parquet").read_bytes())
+    for suffix in (
+        "seen-none",
+        "seen-text",
+        "vqa",
+        "vqa-none",
+        "vqa-samples4",
+        "vqa-judged-by-gpt",
+    ):
+        (evaluation / f"trained-{suffix}.parquet").write_bytes(
+            (evaluation / "trained-seen.parquet").read_bytes()
+        )
     assert gather(folder).data_sets == ["seen", "unseen", "vqa"]
 
 
@@ -99,10 +114,15 @@ def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(
     ("make", "part"),
     [
         (lambda folder: None, "no such folder"),
-        (lambda folder: folder.mkdir(), "neither a run directory (there is no config.yaml in it) nor a folder"),
+        (
+            lambda folder: folder.mkdir(),
+            "neither a run directory (there is no config.yaml in it) nor a folder",
+        ),
     ],
 )
-def test_what_is_no_run_directory_is_an_error_that_says_so(tmp_path: Path, make: Any, part: str) -> None:
+def test_what_is_no_run_directory_is_an_error_that_says_so(
+    tmp_path: Path, make: Any, part: str
+) -> None:
     make(tmp_path / "it")
     with pytest.raises(UserError) as caught:
         write_report(tmp_path / "it")
@@ -110,7 +130,9 @@ def test_what_is_no_run_directory_is_an_error_that_says_so(tmp_path: Path, make:
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_measurement_is_an_error(tmp_path: Path, data: dict[str, list[Example]]) -> None:
+def test_a_run_without_measurement_is_an_error(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
     run_dir = write_run(tmp_path / "mine", data, 0.5)
     for path in (run_dir.path / "evaluation").iterdir():
         path.unlink()
@@ -128,7 +150,9 @@ def test_a_broken_judge_card_does_not_pass_for_a_fit_judge(
         write_report(tmp_path / "mine")
 
 
-def test_failures_come_first_then_where_models_differ_and_data_sets_take_turns(comparison: Path) -> None:
+def test_failures_come_first_then_where_models_differ_and_data_sets_take_turns(
+    comparison: Path,
+) -> None:
     report = gather(comparison)
     assert report.best.name == "rarl"
     best = report.models.index(report.best)
@@ -160,7 +184,9 @@ def test_long_runs_draw_few_points_and_keep_their_gaps() -> None:
     assert values[-1] == 1.0
 
 
-def test_charts_are_those_whose_metrics_were_written(tmp_path: Path, data: dict[str, list[Example]]) -> None:
+def test_charts_are_those_whose_metrics_were_written(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
     write_run(tmp_path / "rl", data, 0.8)
     write_run(tmp_path / "sft", data, 0.8, 0, "method=sft")
     rl, sft = ([chart.title for chart in curves(gather(tmp_path / name))] for name in ("rl", "sft"))
@@ -174,16 +200,25 @@ def test_charts_are_those_whose_metrics_were_written(tmp_path: Path, data: dict[
     ]
     assert sft == ["Loss (supervised)", "Seconds per phase"]
     about = curves(gather(tmp_path / "rl"))[1].about
-    assert about == f"Accuracy while training over the steps. rl: from 0.41 to {0.4 + 0.01 * STEPS:.3g}."
+    assert (
+        about
+        == f"Accuracy while training over the steps. rl: from 0.41 to {0.4 + 0.01 * STEPS:.3g}."
+    )
 
 
-def test_data_cards_count_what_is_in_the_files(tmp_path: Path, data: dict[str, list[Example]]) -> None:
+def test_data_cards_count_what_is_in_the_files(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
     run_dir = write_run(tmp_path / "mine", data, 0.8)
     (run_dir.path / "skipped-seen.txt").write_text("row 3: the question is empty\n")
     (tmp_path / "data/unseen.parquet").unlink()
     train, seen, unseen = data_cards(gather(run_dir.path))
     assert (train.role, seen.role) == ("trained on", "measured")
-    assert (seen.questions, seen.images, seen.measured) == (60, len({e.image_id for e in data["seen"]}), 60)
+    assert (seen.questions, seen.images, seen.measured) == (
+        60,
+        len({e.image_id for e in data["seen"]}),
+        60,
+    )
     closed = [e.answer for e in data["seen"] if e.answer_type == "closed"]
     assert {what: count for what, count, _ in seen.answers["closed"]} == {
         answer: closed.count(answer) for answer in set(closed)
@@ -222,13 +257,19 @@ def test_500_large_noisy_photographs_stay_below_15_mb(tmp_path: Path) -> None:
     text = "A long thought <of> many & words. " * 60
     pictures = [noisy(i) for i in range(25)]
     examples = [
-        Example(f"e{i}", pictures[i % 25], f"i{i}", f"What is it, {i}?", "noise", "open", rationale=text)
+        Example(
+            f"e{i}", pictures[i % 25], f"i{i}", f"What is it, {i}?", "noise", "open", rationale=text
+        )
         for i in range(500)
     ]
     run_dir = write_run(tmp_path / "mine", {"photographs": examples}, 0.5)
     for label in ("base", "trained"):
         path = run_dir.path / "evaluation" / f"{label}-photographs.parquet"
-        spoil(path, lambda p: {"reply": f"<think>{text}</think><answer>{p.answer}</answer>"}, range(500))
+        spoil(
+            path,
+            lambda p: {"reply": f"<think>{text}</think><answer>{p.answer}</answer>"},
+            range(500),
+        )
     path = write_report(run_dir.path)
     page = path.read_text()
     assert page.count("data:image/") == 500

@@ -34,10 +34,13 @@ def path(comparison: Path) -> Path:
     return write_report(comparison)
 
 
-def test_filters_leave_exactly_what_they_say(browser: webdriver.Chrome, path: Path, comparison: Path) -> None:
+def test_filters_leave_exactly_what_they_say(
+    browser: webdriver.Chrome, path: Path, comparison: Path
+) -> None:
     page = Page(browser, path)
     rarl, sft = (
-        [*replies(comparison, f"{m}-0", "seen"), *replies(comparison, f"{m}-0", "unseen")] for m in ("rarl", "sft")
+        [*replies(comparison, f"{m}-0", "seen"), *replies(comparison, f"{m}-0", "unseen")]
+        for m in ("rarl", "sft")
     )
     assert page.matches() == len(rarl) == 105
     page.choose("data", "unseen")
@@ -47,7 +50,9 @@ def test_filters_leave_exactly_what_they_say(browser: webdriver.Chrome, path: Pa
     page.choose("model", "sft")
     assert page.matches() == sum(not p.correct for p in sft[60:])
     page.choose("pair", "rarl ≠ sft")
-    assert page.matches() == sum(r.correct and not s.correct for r, s in zip(rarl[60:], sft[60:], strict=True))
+    assert page.matches() == sum(
+        r.correct and not s.correct for r, s in zip(rarl[60:], sft[60:], strict=True)
+    )
     page.clear()
     assert page.matches() == 105
     page.choose("type", "closed")
@@ -58,7 +63,9 @@ def test_filters_leave_exactly_what_they_say(browser: webdriver.Chrome, path: Pa
     assert page.show_all() == page.matches()
 
 
-def test_search_reads_questions_and_replies(browser: webdriver.Chrome, path: Path, comparison: Path) -> None:
+def test_search_reads_questions_and_replies(
+    browser: webdriver.Chrome, path: Path, comparison: Path
+) -> None:
     page = Page(browser, path)
     asked = [*replies(comparison, "sft-0", "seen"), *replies(comparison, "sft-0", "unseen")]
     question = asked[0].question
@@ -75,12 +82,19 @@ def test_hostile_text_is_shown_and_does_nothing(browser: webdriver.Chrome, path:
     page = Page(browser, path)
     page.search("onerror")
     page.show_all()
-    shown = [e.get_property("textContent") for e in browser.find_elements(By.CSS_SELECTOR, ".reply .raw .text")]
+    shown = [
+        e.get_property("textContent")
+        for e in browser.find_elements(By.CSS_SELECTOR, ".reply .raw .text")
+    ]
     assert shown == [HOSTILE, HOSTILE]
     assert HOSTILE in page.text(".reply:has(.raw) p:last-child")
-    assert "This judge is unfit for rewards: position: 9 points <b>apart</b>" in page.text("header .warning")
+    assert "This judge is unfit for rewards: position: 9 points <b>apart</b>" in page.text(
+        "header .warning"
+    )
     assert (
-        page.run("return document.querySelectorAll('img[src=x], .warning b, #examples-data + :not(script)').length")
+        page.run(
+            "return document.querySelectorAll('img[src=x], .warning b, #examples-data + :not(script)').length"
+        )
         == 0
     )
     assert browser.title == f"{path.parent.name} – RARL report"
@@ -88,7 +102,9 @@ def test_hostile_text_is_shown_and_does_nothing(browser: webdriver.Chrome, path:
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_the_page_fits_its_width_and_fetches_nothing(browser: webdriver.Chrome, path: Path, width: int) -> None:
+def test_the_page_fits_its_width_and_fetches_nothing(
+    browser: webdriver.Chrome, path: Path, width: int
+) -> None:
     page = Page(browser, path, width)
     page.show_all()
     page.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
@@ -122,18 +138,26 @@ return [...document.body.querySelectorAll('*:not(script):not(noscript):not(svg *
 def test_text_stands_out_and_controls_have_labels(browser: webdriver.Chrome, path: Path) -> None:
     page = Page(browser, path)
     assert page.run(CONTRASTS) == []
-    unlabelled = "[...document.querySelectorAll('select, input')].filter((e) => !e.labels.length).length"
-    assert page.run(f"return {unlabelled}") == 0
-    assert page.run("return document.querySelectorAll('svg[role=img]:not([aria-label])').length") == 0
-    assert page.run("return new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size") == page.run(
-        "return document.querySelectorAll('[id]').length"
+    unlabelled = (
+        "[...document.querySelectorAll('select, input')].filter((e) => !e.labels.length).length"
     )
-    levels = page.run("return [...document.querySelectorAll('h1, h2, h3, h4')].map((e) => Number(e.tagName[1]))")
+    assert page.run(f"return {unlabelled}") == 0
+    assert (
+        page.run("return document.querySelectorAll('svg[role=img]:not([aria-label])').length") == 0
+    )
+    assert page.run(
+        "return new Set([...document.querySelectorAll('[id]')].map((e) => e.id)).size"
+    ) == page.run("return document.querySelectorAll('[id]').length")
+    levels = page.run(
+        "return [...document.querySelectorAll('h1, h2, h3, h4')].map((e) => Number(e.tagName[1]))"
+    )
     assert levels[0] == 1
     assert all(b - a <= 1 for a, b in pairwise(levels))
 
 
-def test_on_paper_there_are_no_filters_and_all_is_unfolded(browser: webdriver.Chrome, path: Path) -> None:
+def test_on_paper_there_are_no_filters_and_all_is_unfolded(
+    browser: webdriver.Chrome, path: Path
+) -> None:
     page = Page(browser, path)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     page.run("window.dispatchEvent(new Event('beforeprint'))")

@@ -168,7 +168,8 @@ WELL_FORMED = "<think>a spot</think><answer>{}</answer>"
     [
         ("think", "left", "<answer>left</answer>", ("left", "right"), 1.0),
         ("think", "A", "<answer>Left.</answer>", ("left", "right"), 1.0),
-        ("think", "right", "<answer>right</answer>", ("left", "right"), 1.0),  # the truth is not asked
+        # the truth is not asked
+        ("think", "right", "<answer>right</answer>", ("left", "right"), 1.0),
         ("think", "left", "<answer>right</answer>", ("left", "right"), 0.0),
         ("think", "left", "<answer>left or right</answer>", ("left", "right"), 0.0),
         ("think", "left", "left", ("left", "right"), 0.0),
@@ -189,7 +190,9 @@ WELL_FORMED = "<think>a spot</think><answer>{}</answer>"
         ),  # no findings and impression: malformed
     ],
 )
-def test_consistency(form: ReplyForm, own: str, again: str | None, options: Any, value: float | None) -> None:
+def test_consistency(
+    form: ReplyForm, own: str, again: str | None, options: Any, value: float | None
+) -> None:
     reference = "left" if options else "yes"
     assert score_consistency(WELL_FORMED.format(own), form, again, reference, options) == value
 
@@ -231,10 +234,13 @@ def test_repetition(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "value"), [(0, 0.0), (5, 0.5), (10, 1.0), (20, 1.0), (30, 0.5), (40, 0.0), (10_000, 0.0)]
+    ("words", "value"),
+    [(0, 0.0), (5, 0.5), (10, 1.0), (20, 1.0), (30, 0.5), (40, 0.0), (10_000, 0.0)],
 )
 def test_length(words: int, value: float) -> None:
-    assert length_reward([""], ["spot " * words], min_words=10, max_words=20) == [pytest.approx(value)]
+    assert length_reward([""], ["spot " * words], min_words=10, max_words=20) == [
+        pytest.approx(value)
+    ]
 
 
 def test_leaving_out_spaces_does_not_shorten() -> None:
@@ -242,10 +248,13 @@ def test_leaving_out_spaces_does_not_shorten() -> None:
 
 
 def test_a_wrong_answer_is_not_paid_for_its_length_where_accuracy_gates() -> None:
-    """The known bug of length schedules: the length of a wrong answer earned as much as that of a right one."""
+    """The known bug of length schedules: the length of a wrong answer earned as much as that of a
+    right one."""
     config = {
         "accuracy": RewardConfig(weight=1.0),
-        "length": RewardConfig(weight=0.5, gate="accuracy", options={"min_words": 3, "max_words": 30}),
+        "length": RewardConfig(
+            weight=0.5, gate="accuracy", options={"min_words": 3, "max_words": 30}
+        ),
     }
     example = Example("1", b"", "1", "q", "yes", "closed")
     texts = [
@@ -260,7 +269,9 @@ def test_a_wrong_answer_is_not_paid_for_its_length_where_accuracy_gates() -> Non
     assert wrong.rewards["length"] == right.rewards["length"] == 1.0
 
 
-def reason(thinking: str, form: ReplyForm = "think", own: str = "left", **known: Any) -> float | None:
+def reason(
+    thinking: str, form: ReplyForm = "think", own: str = "left", **known: Any
+) -> float | None:
     facts: dict[str, Any] = {
         "question": "In which half is the lesion?",
         "answer": "left",
@@ -297,7 +308,8 @@ def reason(thinking: str, form: ReplyForm = "think", own: str = "left", **known:
         (f"The lesion is on the left. {RATIONALE}", 0.5),
         (f"{RATIONALE} The lesion is on the left.", 1.0),
         (f"Hence this is clear. {RATIONALE}", 0.5),
-        (f"Two lungs between ribs. The answer is left. {RATIONALE.split('. ')[1]}", 1.0),  # after the first evidence
+        # after the first evidence
+        (f"Two lungs between ribs. The answer is left. {RATIONALE.split('. ')[1]}", 1.0),
         (f"{RATIONALE} {RATIONALE}", 0.5),
         ("left", 0.0),
         ("In which half is the lesion?", 0.0),
@@ -316,7 +328,9 @@ def test_reasoning_against_a_rationale(thinking: str, value: float) -> None:
 def test_reasoning_by_form() -> None:
     assert reason(RATIONALE, form="answer") is None
     assert reason(RATIONALE, form="structured") == 0.0
-    assert reason(f"Findings: {RATIONALE} Impression: a lesion on the left.", form="structured") == 1.0
+    assert (
+        reason(f"Findings: {RATIONALE} Impression: a lesion on the left.", form="structured") == 1.0
+    )
     assert reason(f"{RATIONALE}<answer>left</answer>") == 0.0
 
 
@@ -331,45 +345,71 @@ def test_reasoning_by_form() -> None:
         ("Chest, brain, abdomen, knee on CT, MRI, X-ray.", {}, (1 / 4 + 1 / 3) / 2),
         ("The chest X-ray is clear.", {"organ": None}, 1.0),
         ("The chest X-ray is clear.", {"organ": None, "modality": None}, None),
-        ("The chest X-ray is clear.", {"answer": "chest", "modality": None}, None),  # naming it is answering
+        # naming it is answering
+        ("The chest X-ray is clear.", {"answer": "chest", "modality": None}, None),
         ("The X-ray is clear.", {"answer": "chest"}, 1.0),
         ("Left. The chest X-ray is clear.", {}, 0.5),
         ("The spleen is shown.", {"organ": "spleen", "modality": None}, 1.0),
         ("Good MRI", {"organ": None, "modality": "MR"}, None),
     ],
 )
-def test_reasoning_against_known_attributes(thinking: str, known: dict[str, Any], value: float | None) -> None:
-    assert reason(thinking, rationale=None, **known) is None, "nothing is paid for them unless that is asked for"
+def test_reasoning_against_known_attributes(
+    thinking: str, known: dict[str, Any], value: float | None
+) -> None:
+    assert reason(thinking, rationale=None, **known) is None, (
+        "nothing is paid for them unless that is asked for"
+    )
     found = reason(thinking, rationale=None, settings={"attributes": True}, **known)
     if thinking == "Good MRI":
         assert found is not None
-        assert found == pytest.approx(2 / 3)  # two words of the three that an explanation has at least
+        # two words of the three that an explanation has at least
+        assert found == pytest.approx(2 / 3)
     else:
         assert found == (None if value is None else pytest.approx(value))
 
 
 def test_what_the_question_says_is_no_evidence() -> None:
-    asked: dict[str, Any] = {"question": "Is there a mass in the left lobe?", "answer": "yes", "own": "yes"}
+    asked: dict[str, Any] = {
+        "question": "Is there a mass in the left lobe?",
+        "answer": "yes",
+        "own": "yes",
+    }
     shown = "A mass in the left lobe. Spiculated margin."
     assert reason("There is a mass in the left lobe.", rationale=shown, **asked) == 0.0
     assert reason("Spiculated margin.", rationale=shown, settings={"min_words": 1}, **asked) == 1.0
     assert reason(shown, rationale=shown, **asked) == 1.0
     assert (
-        reason("No mass in the left lobe. Fat around it.", rationale="Fat around it.", **asked) == 0.5
+        reason("No mass in the left lobe. Fat around it.", rationale="Fat around it.", **asked)
+        == 0.5
     )  # answered first
-    half_told = reason("A mass in the left lobe.", rationale="A lobulated mass in the left lobe of the liver.", **asked)
+    half_told = reason(
+        "A mass in the left lobe.",
+        rationale="A lobulated mass in the left lobe of the liver.",
+        **asked,
+    )
     assert half_told == 0.0  # though three words of five are the rationale's
-    denied: dict[str, Any] = asked | {"answer": "no", "own": "no", "rationale": "No mass in the left lobe."}
+    denied: dict[str, Any] = asked | {
+        "answer": "no",
+        "own": "no",
+        "rationale": "No mass in the left lobe.",
+    }
     assert reason("No mass in the left lobe.", **denied) == 1.0
     assert reason("A mass in the left lobe.", **denied) == 0.0
 
 
 def test_the_answer_within_the_rationale_is_no_evidence() -> None:
     shown = "Consolidation of the lower lobe. This is pneumonia. The answer is B."
-    asked: dict[str, Any] = {"question": "What is the diagnosis?", "answer": "pneumonia", "rationale": shown}
+    asked: dict[str, Any] = {
+        "question": "What is the diagnosis?",
+        "answer": "pneumonia",
+        "rationale": shown,
+    }
     assert reason(shown, own="pneumonia", **asked) == 1.0
     assert reason("Consolidation of the lower lobe.", own="pneumonia", **asked) == 1.0
-    assert reason("This is pneumonia. Consolidation of the lower lobe.", own="pneumonia", **asked) == 0.5
+    assert (
+        reason("This is pneumonia. Consolidation of the lower lobe.", own="pneumonia", **asked)
+        == 0.5
+    )
     assert reason("This is pneumonia.", own="pneumonia", **asked) == 0.0
 
 
@@ -380,8 +420,12 @@ def test_length_of_the_thinking_pays_nothing_within_bounds_and_costs_beyond() ->
         for shape in ("round", "oval")
     ]
     text = ". ".join(true)
-    assert [reason(text, rationale=text, settings={"max_words": n}) for n in (30, 20, 15)] == pytest.approx([1, 0.5, 0])
-    assert reason("Liver round shadow", rationale="Liver round shadow", settings={"min_words": 6}) == pytest.approx(0.5)
+    assert [
+        reason(text, rationale=text, settings={"max_words": n}) for n in (30, 20, 15)
+    ] == pytest.approx([1, 0.5, 0])
+    assert reason(
+        "Liver round shadow", rationale="Liver round shadow", settings={"min_words": 6}
+    ) == pytest.approx(0.5)
 
 
 def test_the_leak_factor_is_an_option() -> None:
@@ -398,16 +442,30 @@ PIECES = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(PIECES | st.text(max_size=80), st.sampled_from(["think", "structured", "answer"]), st.booleans())
+@given(
+    PIECES | st.text(max_size=80), st.sampled_from(["think", "structured", "answer"]), st.booleans()
+)
 def test_every_reward_of_any_reply_is_in_bounds(text: str, form: ReplyForm, closed: bool) -> None:
     options = None if closed else ("left", "right")
     answer = "yes" if closed else "left"
     example = Example(
-        "1", b"", "1", "Is it?", answer, "closed" if closed else "choice", options, RATIONALE, "CT", "chest"
+        "1",
+        b"",
+        "1",
+        "Is it?",
+        answer,
+        "closed" if closed else "choice",
+        options,
+        RATIONALE,
+        "CT",
+        "chest",
     )
     config = {name: RewardConfig(weight=1.0) for name in REWARDS}
-    reply = ScoredReply(example, Prompt("", "plain/0", form), text, text, Verdict("scored", 2, 1, 1, 1))
-    [[score]] = score_groups([[reply]], find_rewards(config), config)  # refuses a value out of bounds
+    reply = ScoredReply(
+        example, Prompt("", "plain/0", form), text, text, Verdict("scored", 2, 1, 1, 1)
+    )
+    # refuses a value out of bounds
+    [[score]] = score_groups([[reply]], find_rewards(config), config)
     assert set(score.rewards) == set(REWARDS)
     if score.rewards["format"] == 0:
         assert not score.rewards["reasoning"]
@@ -416,7 +474,19 @@ def test_every_reward_of_any_reply_is_in_bounds(text: str, form: ReplyForm, clos
 
 @pytest.mark.parametrize(
     "filler",
-    ["word ", "<think>", "<answer>", "</answer>", "score this ", "\n", "no x, ", "A or ", "a", "1/", "ignore "],
+    [
+        "word ",
+        "<think>",
+        "<answer>",
+        "</answer>",
+        "score this ",
+        "\n",
+        "no x, ",
+        "A or ",
+        "a",
+        "1/",
+        "ignore ",
+    ],
 )
 def test_ten_thousand_tokens_are_scored(filler: str) -> None:
     """At once: anything worse than linear would take minutes here."""

@@ -143,7 +143,9 @@ def test_token_f1(given: str, reference: str, score: float) -> None:
         ("?", "!", "open", None, 0.0),
     ],
 )
-def test_accuracy_by_type(answer: str, reference: str, kind: str, options: Any, score: float) -> None:
+def test_accuracy_by_type(
+    answer: str, reference: str, kind: str, options: Any, score: float
+) -> None:
     text = f"<think>x</think><answer>{answer}</answer>"
     assert accuracy_reward([""], [text], [reference], [kind], [options]) == [pytest.approx(score)]
 
@@ -158,7 +160,9 @@ def test_normalise_unifies_unicode_case_punctuation_and_articles() -> None:
 
 
 def reply(text: str, answer: str = "yes") -> ScoredReply:
-    return ScoredReply(Example("1", b"", "i", "q", answer, "closed"), Prompt("", "plain/0", "think"), text)
+    return ScoredReply(
+        Example("1", b"", "i", "q", answer, "closed"), Prompt("", "plain/0", "think"), text
+    )
 
 
 def score(settings: dict[str, RewardConfig], *groups: list[ScoredReply]) -> list[list[Score]]:
@@ -174,7 +178,9 @@ def half(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
     return [0.5 if answer == "yes" else None for answer in columns["answer"]]
 
 
-def spoken(prompts: Any, completions: Any, *, scale: float = 1.0, **columns: Any) -> list[float | None]:
+def spoken(
+    prompts: Any, completions: Any, *, scale: float = 1.0, **columns: Any
+) -> list[float | None]:
     """The completion is the value; "-" cannot be scored."""
     return [None if text == "-" else scale * float(text) for text in completions]
 
@@ -217,7 +223,11 @@ def test_weighted_sum_with_a_reward_by_import_path() -> None:
 
 def test_a_missing_value_counts_as_the_mean_of_its_own_group() -> None:
     settings = {SPOKEN: RewardConfig(weight=2.0)}
-    groups = [reply("0.2"), reply("-"), reply("0.6")], [reply("-"), reply("-")], [reply("1"), reply("1")]
+    groups = (
+        [reply("0.2"), reply("-"), reply("0.6")],
+        [reply("-"), reply("-")],
+        [reply("1"), reply("1")],
+    )
     assert totals(settings, *groups) == [pytest.approx([0.4, 0.8, 1.2]), [0.0, 0.0], [2.0, 2.0]]
 
 
@@ -225,14 +235,18 @@ def test_a_gate_multiplies_by_the_raw_value_and_passes_on_what_is_missing() -> N
     settings = {SPOKEN: RewardConfig(weight=1.0, gate=GATE), GATE: RewardConfig(weight=0.0)}
     group = [reply("0.8", "0.5"), reply("0.8", "0"), reply("0.8", "-"), reply("-", "1")]
     [scores] = score(settings, group)
-    assert [one.total for one in scores] == pytest.approx([0.4, 0.0, 0.2, 0.2])  # the mean of 0.4 and 0 for the last
+    # the mean of 0.4 and 0 for the last
+    assert [one.total for one in scores] == pytest.approx([0.4, 0.0, 0.2, 0.2])
     assert [one.rewards[SPOKEN] for one in scores] == [0.8, 0.8, 0.8, None]
 
 
 def test_normalised_rewards_have_mean_0_and_deviation_1_within_each_group() -> None:
     settings = {SPOKEN: RewardConfig(weight=3.0, normalise=True)}
     first, second, lone = totals(
-        settings, [reply("0.1"), reply("0.3"), reply("-")], [reply("0.5")] * 3, [reply("-"), reply("1")]
+        settings,
+        [reply("0.1"), reply("0.3"), reply("-")],
+        [reply("0.5")] * 3,
+        [reply("-"), reply("1")],
     )
     assert first == pytest.approx([-3 / 2**0.5, 3 / 2**0.5, 0.0], rel=1e-2)
     assert second == [0.0, 0.0, 0.0]
@@ -284,13 +298,19 @@ def test_wrong_options_are_named(name: str, options: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("gates", "message"),
     [
-        ({"length": "acuracy", "accuracy": None}, "no reward 'acuracy' is configured; there are length, accuracy"),
+        (
+            {"length": "acuracy", "accuracy": None},
+            "no reward 'acuracy' is configured; there are length, accuracy",
+        ),
         ({"length": "length"}, "form a circle: length → length"),
         (
             {"length": "accuracy", "accuracy": "format", "format": "length"},
             "circle: length → accuracy → format → length",
         ),
-        ({"length": "accuracy", "accuracy": "format", "format": "accuracy"}, "circle: length → accuracy → format"),
+        (
+            {"length": "accuracy", "accuracy": "format", "format": "accuracy"},
+            "circle: length → accuracy → format",
+        ),
     ],
 )
 def test_gates_that_lead_nowhere_are_named(gates: dict[str, str | None], message: str) -> None:
@@ -300,9 +320,9 @@ def test_gates_that_lead_nowhere_are_named(gates: dict[str, str | None], message
 
 def test_a_chain_of_gates_is_allowed() -> None:
     gates = {"length": "accuracy", "accuracy": "format", "format": None}
-    assert list(find_rewards({name: RewardConfig(weight=1.0, gate=gate) for name, gate in gates.items()})) == list(
-        gates
-    )
+    assert list(
+        find_rewards({name: RewardConfig(weight=1.0, gate=gate) for name, gate in gates.items()})
+    ) == list(gates)
 
 
 @pytest.mark.parametrize(

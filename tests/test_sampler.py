@@ -1,4 +1,5 @@
-"""The sampler is the policy: vLLM's log-probs against transformers + peft on the same tokens, in float32."""
+"""The sampler is the policy: vLLM's log-probs against transformers + peft on the same tokens, in
+float32."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 import ray
 import torch
 
-from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
@@ -43,12 +44,17 @@ def randomise(policy: Any, seed: int) -> None:
 
 def requests(prepared: list[PreparedExample], seed: int = 0) -> list[SampleRequest]:
     return [
-        SampleRequest(p.example.id, p.prompt.text, p.pixels, 1000 * (seed + 1) + 8 * i) for i, p in enumerate(prepared)
+        SampleRequest(p.example.id, p.prompt.text, p.pixels, 1000 * (seed + 1) + 8 * i)
+        for i, p in enumerate(prepared)
     ]
 
 
 def largest_difference(
-    policy: Any, prepared: list[PreparedExample], rollouts: list[list[Rollout]], temperature: float, banned: list[int]
+    policy: Any,
+    prepared: list[PreparedExample],
+    rollouts: list[list[Rollout]],
+    temperature: float,
+    banned: list[int],
 ) -> float:
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
@@ -85,8 +91,12 @@ def test_logprobs_agree_for_base_first_adapter_and_after_ten_swaps(
             assert {r.adapter_version for group in sampled for r in group} == {version}
             versions.append(sampled)
     with policy.disable_adapter():
-        assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, "the adapter must do something"
-    assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, "and swaps must replace it"
+        assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, (
+            "the adapter must do something"
+        )
+    assert largest_difference(policy, prepared, versions[0], 1.0, banned) > 0.1, (
+        "and swaps must replace it"
+    )
 
 
 @pytest.mark.slow
@@ -123,7 +133,9 @@ def test_samples_depend_on_the_seed_alone_whichever_actor_draws_them(
     assert drawn(pool, 0) == both
     assert drawn(SamplerPool(pool.actors[1:], timeout=100), 0) == both
     assert drawn(pool, 1) != both
-    assert any(len({tuple(c) for c in group}) > 1 for group in both), "the completions of a group must differ"
+    assert any(len({tuple(c) for c in group}) > 1 for group in both), (
+        "the completions of a group must differ"
+    )
 
 
 @pytest.mark.slow
@@ -148,7 +160,9 @@ def test_vision_tokens_are_never_sampled_and_ends_are_told(
 
 
 @pytest.mark.slow
-def test_a_failing_engine_is_one_clear_error(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
+def test_a_failing_engine_is_one_clear_error(
+    pool: SamplerPool, prepared: list[PreparedExample]
+) -> None:
     too_long = SampleRequest("x", prepared[0].prompt.text + "word " * 2000, prepared[0].pixels)
     with pytest.raises(UserError, match="a vLLM engine failed"):
         pool.generate([too_long], SAMPLING, use_adapter=False)
@@ -156,8 +170,11 @@ def test_a_failing_engine_is_one_clear_error(pool: SamplerPool, prepared: list[P
 
 
 @pytest.mark.slow
-def test_groups_arrive_while_others_are_still_being_sampled(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
-    """The actor answers one call at a time: when the first group is here, the next call still waits."""
+def test_groups_arrive_while_others_are_still_being_sampled(
+    pool: SamplerPool, prepared: list[PreparedExample]
+) -> None:
+    """The actor answers one call at a time: when the first group is here, the next call still
+    waits."""
     long = SamplingSettings(group_size=8, temperature=2.0, max_tokens=120)
     many = [r for seed in range(4) for r in requests(prepared, seed)]
     stream = pool.actors[0].generate.options(num_returns="streaming").remote(many, long, False)
@@ -168,11 +185,15 @@ def test_groups_arrive_while_others_are_still_being_sampled(pool: SamplerPool, p
     assert sorted([position, *(place for place, _ in rest)]) == list(range(len(many)))
     assert ray.get(behind)
     again = pool.generate(many, long, use_adapter=False)
-    assert [r.completion_token_ids for r in again[position]] == [r.completion_token_ids for r in first]
+    assert [r.completion_token_ids for r in again[position]] == [
+        r.completion_token_ids for r in first
+    ]
 
 
 @pytest.mark.slow
-def test_each_group_is_announced_once_under_its_own_number(pool: SamplerPool, prepared: list[PreparedExample]) -> None:
+def test_each_group_is_announced_once_under_its_own_number(
+    pool: SamplerPool, prepared: list[PreparedExample]
+) -> None:
     seen: dict[int, list[Rollout]] = {}
     pending = pool.submit(requests(prepared), SAMPLING, use_adapter=False, on_group=seen.setdefault)
     groups = pending.result()

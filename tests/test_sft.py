@@ -1,4 +1,5 @@
-"""Supervised fine-tuning: its targets, its loss and gradient against transformers' own, and whole runs."""
+"""Supervised fine-tuning: its targets, its loss and gradient against transformers' own, and whole
+runs."""
 
 from __future__ import annotations
 
@@ -15,14 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rarl.commands.resolve import resolve_adapter
 from rarl.config import LoraConfig, PromptsConfig
 from rarl.data.parquet import write_examples
-from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
-from rarl.resources import resolve_adapter
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.metrics import read_metrics
@@ -45,30 +46,49 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
         ("structured", "<think>Findings: A spot. Impression: left.</think><answer>left</answer>"),
     ],
 )
-def test_the_target_is_what_the_prompt_asks_for(prepared: list[PreparedExample], form: Any, target: str) -> None:
+def test_the_target_is_what_the_prompt_asks_for(
+    prepared: list[PreparedExample], form: Any, target: str
+) -> None:
     example = replace(prepared[0].example, rationale="A spot.", answer="left")
-    assert target_reply(replace(prepared[0], example=example, prompt=Prompt("", "mine/0", form))) == target
+    assert (
+        target_reply(replace(prepared[0], example=example, prompt=Prompt("", "mine/0", form)))
+        == target
+    )
 
 
-def test_thinking_without_a_rationale_is_an_error_that_names_the_example(prepared: list[PreparedExample]) -> None:
+def test_thinking_without_a_rationale_is_an_error_that_names_the_example(
+    prepared: list[PreparedExample],
+) -> None:
     bare = replace(prepared[0], example=replace(prepared[0].example, rationale=" "))
-    with pytest.raises(UserError, match=rf"example '{bare.example.id}' has no rationale.*prompts.train=\{{none: 1\}}"):
+    with pytest.raises(
+        UserError,
+        match=rf"example '{bare.example.id}' has no rationale.*prompts.train=\{{none: 1\}}",
+    ):
         target_reply(bare)
     assert target_reply(replace(bare, prompt=Prompt("", "none/0", "answer"))).startswith("<answer>")
 
 
-def test_missing_rationales_are_found_before_training(tmp_path: Path, examples: list[Example]) -> None:
+def test_missing_rationales_are_found_before_training(
+    tmp_path: Path, examples: list[Example]
+) -> None:
     path = tmp_path / "data.parquet"
-    write_examples(path, [*examples[:3], replace(examples[3], rationale=None), replace(examples[4], rationale="")])
+    write_examples(
+        path,
+        [*examples[:3], replace(examples[3], rationale=None), replace(examples[4], rationale="")],
+    )
     rows = np.arange(5)
-    with pytest.raises(UserError, match=r"row 3 has no rationale to imitate \(nor have 1 others of 5\)"):
+    with pytest.raises(
+        UserError, match=r"row 3 has no rationale to imitate \(nor have 1 others of 5\)"
+    ):
         require_rationales(str(path), rows, PromptsConfig())
     require_rationales(str(path), rows[:3], PromptsConfig())
     require_rationales(str(path), rows, PromptsConfig(train={"none": 1, "plain": 0}))
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 4), ("alpha", 32)])
-def test_an_adapter_of_another_shape_is_refused(tmp_path: Path, model_path: str, name: str, value: int) -> None:
+def test_an_adapter_of_another_shape_is_refused(
+    tmp_path: Path, model_path: str, name: str, value: int
+) -> None:
     shape = {"rank": 8, "alpha": 16, name: value}
     save_adapter(load_policy(model_path, "float32", "cpu", **shape, seed=0), tmp_path / "adapter")
     with pytest.raises(UserError, match=rf"its {name} is {value}; set model.lora.{name} to it"):
@@ -93,7 +113,9 @@ def step_of(
     before = [p.detach().clone() for p in adapter_parameters(learner.policy)]
     groups = target_groups(prepared, processor.tokenizer, 256)
     stats = imitate(learner, groups, SharedPrefixForward(), budget, max_grad_norm=1e9)
-    gradient = [b - p.detach() for b, p in zip(before, adapter_parameters(learner.policy), strict=True)]
+    gradient = [
+        b - p.detach() for b, p in zip(before, adapter_parameters(learner.policy), strict=True)
+    ]
     return stats, gradient
 
 
@@ -105,7 +127,9 @@ def test_loss_and_gradient_equal_transformers_own(
     policy = learner_of(model_path, 1.0).policy
     texts = [p.prompt.text + target_reply(p) + "<|im_end|>" for p in prepared]
     images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples[:6]]
-    batch = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
+    batch = processor(
+        text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
+    )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for row, one in enumerate(prepared):
         labels[row, : len(one.prompt_token_ids)] = -100
@@ -115,10 +139,14 @@ def test_loss_and_gradient_equal_transformers_own(
     assert stats.loss == pytest.approx(loss.item(), rel=1e-5)
     for ours, parameter in zip(gradient, adapter_parameters(policy), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=2e-3, atol=2e-6)
-    assert stats.grad_norm == pytest.approx(float(torch.cat([g.flatten() for g in gradient]).norm()), rel=1e-4)
+    assert stats.grad_norm == pytest.approx(
+        float(torch.cat([g.flatten() for g in gradient]).norm()), rel=1e-4
+    )
 
 
-def test_parts_add_up_to_the_whole_batch(model_path: str, prepared: list[PreparedExample], processor: Any) -> None:
+def test_parts_add_up_to_the_whole_batch(
+    model_path: str, prepared: list[PreparedExample], processor: Any
+) -> None:
     groups = target_groups(prepared, processor.tokenizer, 256)
     sizes = [len(part) for part in packed(groups, 2 * len(prepared[0].prompt_token_ids))]
     assert sum(sizes) == 6 and len(sizes) > 2
@@ -130,19 +158,26 @@ def test_parts_add_up_to_the_whole_batch(model_path: str, prepared: list[Prepare
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_a_target_that_does_not_fit_is_named(prepared: list[PreparedExample], processor: Any) -> None:
-    with pytest.raises(UserError, match=rf"example '{prepared[0].example.id}'.*rollout.max_model_length=80"):
+def test_a_target_that_does_not_fit_is_named(
+    prepared: list[PreparedExample], processor: Any
+) -> None:
+    with pytest.raises(
+        UserError, match=rf"example '{prepared[0].example.id}'.*rollout.max_model_length=80"
+    ):
         target_groups(prepared, processor.tokenizer, 80)
 
 
 @pytest.mark.slow
 def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
-    """A third of the recipe's steps is enough for every question; GRPO then starts from its adapter."""
+    """A third of the recipe's steps is enough for every question; GRPO then starts from its
+    adapter."""
     domain = "data.eval={phantoms-seen: 'rarl.tiny.dataset:write_seen_test'}"
     short = ["train.steps=40", "evaluation.max_examples=200", domain]
     done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short)
     assert done.returncode == 0, done.stderr
-    replies = pq.read_table(tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet").to_pylist()
+    replies = pq.read_table(
+        tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet"
+    ).to_pylist()
     for question in QUESTIONS:
         right = [row["correct"] for row in replies if row["example_id"].endswith(question)]
         assert len(right) > 40 and sum(right) / len(right) > 0.85, question
@@ -153,10 +188,19 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
     start = f"model.adapter={tmp_path / 'sft'}"
-    done = rarl("train", "configs/recipes/tiny/rarl.yaml", f"run_dir={tmp_path / 'rl'}", start, *SHORT, "data.eval={}")
+    done = rarl(
+        "train",
+        "configs/recipes/tiny/rarl.yaml",
+        f"run_dir={tmp_path / 'rl'}",
+        start,
+        *SHORT,
+        "data.eval={}",
+    )
     assert done.returncode == 0, done.stderr
     first = pq.read_table(tmp_path / "rl" / "samples" / "step_000001.parquet").to_pylist()
-    assert sum(row["reward/accuracy"] for row in first) / len(first) > 0.6, "the first samples come from the adapter"
+    assert sum(row["reward/accuracy"] for row in first) / len(first) > 0.6, (
+        "the first samples come from the adapter"
+    )
     tuned = load_file(tmp_path / "sft" / "adapter" / "adapter_model.safetensors")
     after = load_file(tmp_path / "rl" / "adapter" / "adapter_model.safetensors")
     changes = [float((after[name] - tuned[name]).norm() / tuned[name].norm()) for name in tuned]
@@ -164,10 +208,19 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_
 
 
 def test_a_missing_start_adapter_is_named(tmp_path: Path) -> None:
-    done = rarl("train", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}", f"model.adapter={tmp_path / 'none'}")
-    assert_one_line_error(done, f"model.adapter={tmp_path / 'none'}", "neither a finished run directory nor")
+    done = rarl(
+        "train",
+        "configs/demo.yaml",
+        f"run_dir={tmp_path / 'run'}",
+        f"model.adapter={tmp_path / 'none'}",
+    )
+    assert_one_line_error(
+        done, f"model.adapter={tmp_path / 'none'}", "neither a finished run directory nor"
+    )
 
 
-def test_evaluation_prompts_can_ask_for_the_answer_alone(processor: Any, examples: list[Example]) -> None:
+def test_evaluation_prompts_can_ask_for_the_answer_alone(
+    processor: Any, examples: list[Example]
+) -> None:
     alone = prepare_example(examples[0], processor, evaluation_prompts(PromptsConfig(eval="none")))
     assert target_reply(alone) == f"<answer>{examples[0].answer}</answer>"

@@ -44,11 +44,16 @@ length = st.one_of(st.just(1), st.just(MAX_LENGTH), st.integers(1, MAX_LENGTH))
 group_shape = st.tuples(
     st.tuples(even, even),
     st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    st.one_of(st.lists(length, min_size=1, max_size=5), st.builds(lambda n, g: [n] * g, length, st.integers(1, 5))),
+    st.one_of(
+        st.lists(length, min_size=1, max_size=5),
+        st.builds(lambda n, g: [n] * g, length, st.integers(1, 5)),
+    ),
 )
 
 
-def gradients(policy: PeftModel, forward: ForwardPass, groups: list[Group], weights: Tensor) -> list[Tensor]:
+def gradients(
+    policy: PeftModel, forward: ForwardPass, groups: list[Group], weights: Tensor
+) -> list[Tensor]:
     out = forward(policy, groups, DISTRIBUTION, VisionCache())
     (out.logprobs * weights[: out.logprobs.shape[0], : out.logprobs.shape[1]]).sum().backward()
     found = [p.grad for p in adapter_parameters(policy)]
@@ -59,10 +64,18 @@ def gradients(policy: PeftModel, forward: ForwardPass, groups: list[Group], weig
 
 # The same examples in every run: float32 is at the bound for a few of them.
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(shapes=st.lists(group_shape, min_size=1, max_size=3), seed=st.integers(0, 10**6), checkpointing=st.booleans())
-def test_it_equals_the_plain_pass(policy: PeftModel, shapes: Any, seed: int, checkpointing: bool) -> None:
+@given(
+    shapes=st.lists(group_shape, min_size=1, max_size=3),
+    seed=st.integers(0, 10**6),
+    checkpointing=st.booleans(),
+)
+def test_it_equals_the_plain_pass(
+    policy: PeftModel, shapes: Any, seed: int, checkpointing: bool
+) -> None:
     rng = np.random.default_rng(seed)
-    groups = [random_group(rng, grid, text, lengths, i) for i, (grid, text, lengths) in enumerate(shapes)]
+    groups = [
+        random_group(rng, grid, text, lengths, i) for i, (grid, text, lengths) in enumerate(shapes)
+    ]
     fast = SharedPrefixForward(checkpointing)
     expected = plain_forward(policy, groups, DISTRIBUTION, VisionCache())
     found = fast(policy, groups, DISTRIBUTION, VisionCache())
@@ -72,7 +85,9 @@ def test_it_equals_the_plain_pass(policy: PeftModel, shapes: Any, seed: int, che
         base = plain_forward(policy, groups, DISTRIBUTION, VisionCache()).logprobs
         off = fast(policy, groups, DISTRIBUTION, VisionCache()).logprobs
     torch.testing.assert_close(off, base, atol=1e-5, rtol=0)
-    assert (base - expected.logprobs).abs().max() > 1e-3, "the adapter must matter for this test to mean anything"
+    assert (base - expected.logprobs).abs().max() > 1e-3, (
+        "the adapter must matter for this test to mean anything"
+    )
 
     weights = torch.from_numpy(rng.standard_normal((30, MAX_LENGTH)).astype(np.float32))
     plain = gradients(policy, plain_forward, groups, weights)
@@ -82,30 +97,39 @@ def test_it_equals_the_plain_pass(policy: PeftModel, shapes: Any, seed: int, che
 
 
 def test_the_rotary_positions_matter(qwen2: PeftModel) -> None:
-    """Positions that simply count on from the prompt's length, as for text, are not what the model means."""
+    """Positions that simply count on from the prompt's length, as for text, are not what the model
+    means."""
     group = random_group(np.random.default_rng(0), (6, 6), (2, 3), [5, 5])
     right = shared_prefix.rotary_positions(qwen2.get_base_model(), group)
     assert right[:, -1].tolist() == [right.max().item()] * 3
     assert right.max().item() < len(group.prompt_token_ids) - 1
 
 
-def test_the_vision_tower_runs_once_per_group_and_update(qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vision_tower_runs_once_per_group_and_update(
+    qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
     visual: Any = qwen2.get_base_model().model.visual
     handle = visual.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     rng = np.random.default_rng(0)
-    groups = [random_group(rng, (2, 4), (2, 2), [3, 1, 4], key=0), random_group(rng, (4, 4), (2, 2), [2], key=1)]
+    groups = [
+        random_group(rng, (2, 4), (2, 2), [3, 1, 4], key=0),
+        random_group(rng, (4, 4), (2, 2), [2], key=1),
+    ]
     cache = VisionCache()
     for _ in range(3):
         out = SharedPrefixForward()(qwen2, groups, DISTRIBUTION, cache)
     handle.remove()
     assert seen == [8, 16]
     assert all(not f.tokens.requires_grad for f in cache.stored.values())
-    assert torch.equal(out.logprobs, SharedPrefixForward()(qwen2, groups, DISTRIBUTION, VisionCache()).logprobs)
+    assert torch.equal(
+        out.logprobs, SharedPrefixForward()(qwen2, groups, DISTRIBUTION, VisionCache()).logprobs
+    )
 
 
 def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks of two rows the result is the same, and no larger product with the head is ever asked for."""
+    """In chunks of two rows the result is the same, and no larger product with the head is ever
+    asked for."""
     rows: list[int] = []
     real: Callable[..., None] = head.product
 
@@ -158,7 +182,9 @@ class Broken(SharedPrefixForward):
         return replace(out, logprobs=out.logprobs + 0.01)
 
 
-def test_the_self_check_falls_back_to_the_plain_pass(qwen2: PeftModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_self_check_falls_back_to_the_plain_pass(
+    qwen2: PeftModel, caplog: pytest.LogCaptureFixture
+) -> None:
     group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3, 3, 3])
     chosen = choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward())
     assert chosen.shared
@@ -177,5 +203,7 @@ def test_an_unknown_model_trains_with_the_plain_pass(
 ) -> None:
     monkeypatch.setattr("rarl.grpo.self_check.SUPPORTED_MODELS", ("other",))
     group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3])
-    assert choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward()).forward is plain_forward
+    assert (
+        choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward()).forward is plain_forward
+    )
     assert "no shared-prefix pass for model type 'qwen2_vl'" in caplog.text

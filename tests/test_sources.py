@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rarl.data.convert import prepare_dataset
-from rarl.data.sources import SOURCES
-from rarl.data.sources.record import Choices
 from rarl.errors import UserError
+from rarl.prepare.convert import prepare_dataset
+from rarl.prepare.sources import SOURCES
+from rarl.prepare.sources.record import Choices
 from tests.pictures import picture, read, write_folder, write_hub_parquet, write_zip
 
 YES_NO = "Is there a fracture?"
@@ -46,26 +46,39 @@ def slake(tmp_path: Path) -> Path:
     folder.mkdir()
     chinese = {"q_lang": "zh", "question": "图像中的肺部是健康的吗?", "answer": "不是"}
     rows = {
-        "train": [slake_row(0, 0), slake_row(1, 1, answer="Liver", answer_type="OPEN", location="Abdomen")],
-        "validation": [slake_row(0, 2, modality="MRI", answer_type="CLOSED "), slake_row(1, 2, **chinese)],
+        "train": [
+            slake_row(0, 0),
+            slake_row(1, 1, answer="Liver", answer_type="OPEN", location="Abdomen"),
+        ],
+        "validation": [
+            slake_row(0, 2, modality="MRI", answer_type="CLOSED "),
+            slake_row(1, 2, **chinese),
+        ],
         "test": [slake_row(0, 3)],
     }
     for split, records in rows.items():
-        (folder / f"{split}.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+        (folder / f"{split}.json").write_text(
+            json.dumps(records, ensure_ascii=False), encoding="utf-8"
+        )
     write_zip(folder / "imgs.zip", {f"imgs/xmlab{i}/source.jpg": picture(i) for i in range(4)})
     return folder
 
 
 def test_slake_in_english(slake: Path, tmp_path: Path) -> None:
     report = prepare_dataset("slake", slake, tmp_path / "out")
-    train, validation = read(tmp_path / "out" / "train.parquet"), read(tmp_path / "out" / "validation.parquet")
+    train, validation = (
+        read(tmp_path / "out" / "train.parquet"),
+        read(tmp_path / "out" / "validation.parquet"),
+    )
     assert [(e.id, e.answer, e.answer_type, e.modality, e.organ) for e in train] == [
         ("slake-train-0", "No", "closed", "X-Ray", "chest lung"),
         ("slake-train-1", "Liver", "open", "X-Ray", "abdomen"),
     ]
     assert [e.image for e in train] == [picture(0), picture(1)]
     assert [e.image_id for e in train] == ["xmlab0", "xmlab1"]
-    assert [(e.id, e.modality, e.answer_type) for e in validation] == [("slake-validation-0", "MRI", "closed")]
+    assert [(e.id, e.modality, e.answer_type) for e in validation] == [
+        ("slake-validation-0", "MRI", "closed")
+    ]
     assert len(read(tmp_path / "out" / "test.parquet")) == 1
     assert "5 records read, 4 in language en kept" in report
     assert "1 answer types had a stray blank" in report
@@ -84,7 +97,9 @@ def test_a_table_that_is_named_must_be_one_of_the_source(slake: Path, tmp_path: 
     prepare_dataset("slake", slake / "test.json", tmp_path / "test")
     assert [p.name for p in (tmp_path / "test").glob("*.parquet")] == ["test.parquet"]
     (slake / "test.json").rename(slake / "my.json")
-    with pytest.raises(UserError, match=r"my\.json: holds none of train\.json, validation\.json and test\.json"):
+    with pytest.raises(
+        UserError, match=r"my\.json: holds none of train\.json, validation\.json and test\.json"
+    ):
         prepare_dataset("slake", slake / "my.json", tmp_path / "out")
 
 
@@ -103,7 +118,9 @@ def test_path_vqa_in_three_splits_and_several_files(tmp_path: Path) -> None:
     write_hub_parquet(data / "train-00000-of-00002-abc.parquet", first)
     write_hub_parquet(data / "train-00001-of-00002-def.parquet", [(picture(1), YES_NO, "No")])
     write_hub_parquet(data / "validation-00000-of-00001-a.parquet", [(picture(2), YES_NO, "no")])
-    write_hub_parquet(data / "test-00000-of-00001-a.parquet", [(picture(3), "what is this?", "a rash")])
+    write_hub_parquet(
+        data / "test-00000-of-00001-a.parquet", [(picture(3), "what is this?", "a rash")]
+    )
     prepare_dataset("path-vqa", data.parent, tmp_path / "out")
     train = read(tmp_path / "out" / "train.parquet")
     assert [(e.id, e.answer, e.answer_type) for e in train] == [
@@ -118,7 +135,8 @@ def test_path_vqa_in_three_splits_and_several_files(tmp_path: Path) -> None:
 def test_what_was_prepared_below_the_source_is_not_read_again(tmp_path: Path) -> None:
     src = tmp_path / "path-vqa"
     write_hub_parquet(src / "data" / "train-0.parquet", [(picture(0), YES_NO, "yes")])
-    write_hub_parquet(src / ".out.partial-x" / "train-0.parquet", [(picture(1), YES_NO, "no")])  # left by a kill
+    # left by a kill
+    write_hub_parquet(src / ".out.partial-x" / "train-0.parquet", [(picture(1), YES_NO, "no")])
     for _ in range(2):
         assert "1 records read" in prepare_dataset("path-vqa", src, src / "out")
 
@@ -130,7 +148,12 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-CHOICES = {"Choice A": " A:CT ", "Choice B": " B:MRI ", "Choice C": " C:X-ray, lateral ", "Choice D": " D:PET "}
+CHOICES = {
+    "Choice A": " A:CT ",
+    "Choice B": " B:MRI ",
+    "Choice C": " C:X-ray, lateral ",
+    "Choice D": " D:PET ",
+}
 
 
 @pytest.fixture
@@ -140,11 +163,24 @@ def pmc(tmp_path: Path) -> Path:
     folder.mkdir()
     asked = {"Question": "What kind of image is this?"}
     v1 = [
-        {"Figure_path": f"PMC{i}_F1.jpg", **asked, "Answer": answer, **CHOICES, "Answer_label": label}
+        {
+            "Figure_path": f"PMC{i}_F1.jpg",
+            **asked,
+            "Answer": answer,
+            **CHOICES,
+            "Answer_label": label,
+        }
         for i, (answer, label) in enumerate([("MRI", "B"), ("X-ray, lateral", "C")])
     ]
     v2 = [
-        {"index": i, "Figure_path": f"PMC{i}_F1_0.jpg", "Caption": "A, b", **asked, **CHOICES, "Answer": letter}
+        {
+            "index": i,
+            "Figure_path": f"PMC{i}_F1_0.jpg",
+            "Caption": "A, b",
+            **asked,
+            **CHOICES,
+            "Answer": letter,
+        }
         | {"split": "train"}
         for i, letter in enumerate("AD")
     ]
@@ -153,12 +189,16 @@ def pmc(tmp_path: Path) -> Path:
     write_csv(folder / "train_2.csv", v2)
     write_csv(folder / "test_2.csv", [v2[0] | {"split": "test", "Figure_path": "PMC9_F1_0.jpg"}])
     write_zip(folder / "images.zip", {f"images/PMC{i}_F1.jpg": picture(i) for i in range(2)})
-    write_zip(folder / "images_2.zip", {f"figures/PMC{i}_F1_0.jpg": picture(10 + i) for i in (0, 1, 9)})
+    write_zip(
+        folder / "images_2.zip", {f"figures/PMC{i}_F1_0.jpg": picture(10 + i) for i in (0, 1, 9)}
+    )
     return folder
 
 
 def test_pmc_vqa_in_both_versions(pmc: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="both versions of PMC-VQA; choose with --version 1 or --version 2"):
+    with pytest.raises(
+        UserError, match="both versions of PMC-VQA; choose with --version 1 or --version 2"
+    ):
         prepare_dataset("pmc-vqa", pmc, tmp_path / "out")
     report = prepare_dataset("pmc-vqa", pmc, tmp_path / "v1", choices=Choices(version=1))
     train = read(tmp_path / "v1" / "train.parquet")
@@ -177,7 +217,8 @@ def test_pmc_vqa_in_both_versions(pmc: Path, tmp_path: Path) -> None:
     assert [e.image for e in read(tmp_path / "v2" / "test.parquet")] == [picture(19)]
     for name in ("train.csv", "test.csv"):
         (pmc / name).unlink()
-    prepare_dataset("pmc-vqa", pmc, tmp_path / "only")  # no choice is needed where only one version is there
+    # no choice is needed where only one version is there
+    prepare_dataset("pmc-vqa", pmc, tmp_path / "only")
     assert read(tmp_path / "only" / "test.parquet") == read(tmp_path / "v2" / "test.parquet")
 
 
@@ -200,7 +241,10 @@ def test_what_macos_adds_to_archives_and_disks_is_not_read(tmp_path: Path) -> No
     folder.mkdir()
     rows = [omni_row(1, ["Yes", "No"], "No", "CT")]
     contents = {"O/Q.json": json.dumps(rows).encode(), "O/Images/ACRIMA/Im1.png": picture(1, "PNG")}
-    beside = {"__MACOSX/O/._Q.json": b"\x00\x05\x16\xff", "__MACOSX/O/Images/ACRIMA/._Im1.png": b"\x00"}
+    beside = {
+        "__MACOSX/O/._Q.json": b"\x00\x05\x16\xff",
+        "__MACOSX/O/Images/ACRIMA/._Im1.png": b"\x00",
+    }
     write_zip(folder / "O.zip", contents | beside)
     (folder / "._Q.json").write_bytes(b"\x00\x05\x16\xff")
     prepare_dataset("omnimedvqa", folder, tmp_path / "out")
@@ -210,7 +254,9 @@ def test_what_macos_adds_to_archives_and_disks_is_not_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("packed", [True, False])
 def test_omnimedvqa_packed_or_not(tmp_path: Path, packed: bool) -> None:
     rows = [
-        omni_row(1, ["Fundus photograph", "CT", "MRI", "PET"], "Fundus photograph", "Fundus Photography"),
+        omni_row(
+            1, ["Fundus photograph", "CT", "MRI", "PET"], "Fundus photograph", "Fundus Photography"
+        ),
         omni_row(2, ["Yes", "No"], "No", "MR (Mag-netic Resonance Imaging)"),
     ]
     contents = {
@@ -258,8 +304,12 @@ def medxpertqa(tmp_path: Path) -> Path:
         return json.dumps(record) + "\n"
 
     (folder / "MM" / "dev.jsonl").write_text(row(1, ["MM-1-a.jpeg"]))
-    (folder / "MM" / "test.jsonl").write_text(row(2, ["MM-2-a.jpeg", "MM-2-b.png"]) + row(3, ["MM-3-a.jpeg"]))
-    (folder / "Text" / "test.jsonl").write_text('{"id": "Text-1", "question": "?", "options": {}, "label": "A"}\n')
+    (folder / "MM" / "test.jsonl").write_text(
+        row(2, ["MM-2-a.jpeg", "MM-2-b.png"]) + row(3, ["MM-3-a.jpeg"])
+    )
+    (folder / "Text" / "test.jsonl").write_text(
+        '{"id": "Text-1", "question": "?", "options": {}, "label": "A"}\n'
+    )
     images = {f"images/MM-{i}-a.jpeg": picture(i) for i in (1, 2, 3)}
     write_zip(folder / "images.zip", images | {"images/MM-2-b.png": picture(4, "PNG", (90, 45))})
     return folder
@@ -277,7 +327,9 @@ def test_medxpertqa_and_its_several_images(medxpertqa: Path, tmp_path: Path) -> 
     assert [e.id for e in read(tmp_path / "first" / "validation.parquet")] == ["medxpertqa-MM-1"]
     assert "1 questions have several images; the first is taken" in report
 
-    report = prepare_dataset("medxpertqa", medxpertqa, tmp_path / "all", choices=Choices(images="all"))
+    report = prepare_dataset(
+        "medxpertqa", medxpertqa, tmp_path / "all", choices=Choices(images="all")
+    )
     assert "1 questions have several images; all are set side by side in one" in report
     joined, alone = read(tmp_path / "all" / "test.parquet")
     whole = np.asarray(Image.open(io.BytesIO(joined.image)))
@@ -293,9 +345,26 @@ def as_json(options: Any) -> Any:
 
 def test_a_folder_of_your_own_in_every_kind_of_table(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"image": "0.png", "question": "Is it clear?", "answer": "yes", "modality": "CT", "split": "train"},
-        {"image": "1.png", "question": "Which side?", "answer": "left", "options": ["left", "right"]},
-        {"image": "2.png", "question": "What?", "answer": "B", "options": "nodule|mass", "rationale": "It is large."},
+        {
+            "image": "0.png",
+            "question": "Is it clear?",
+            "answer": "yes",
+            "modality": "CT",
+            "split": "train",
+        },
+        {
+            "image": "1.png",
+            "question": "Which side?",
+            "answer": "left",
+            "options": ["left", "right"],
+        },
+        {
+            "image": "2.png",
+            "question": "What?",
+            "answer": "B",
+            "options": "nodule|mass",
+            "rationale": "It is large.",
+        },
         {"image": "3.png", "question": "How many?", "answer": 3, "split": "test"},
     ]
     folder = write_folder(tmp_path / "mine", rows)
@@ -312,7 +381,11 @@ def test_a_folder_of_your_own_in_every_kind_of_table(tmp_path: Path) -> None:
             table = [{**row, "answer": str(row["answer"])} for row in full]
             pq.write_table(pa.Table.from_pylist(table), folder / "table.parquet")
         else:
-            text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+            text = (
+                json.dumps(rows)
+                if kind == "json"
+                else "".join(json.dumps(row) + "\n" for row in rows)
+            )
             (folder / f"table.{kind}").write_text(text)
         report = prepare_dataset("folder", folder, tmp_path / kind)
         found = read(tmp_path / kind / "train.parquet") + read(tmp_path / kind / "test.parquet")
@@ -352,17 +425,31 @@ def test_the_card_says_what_the_data_is(slake: Path, tmp_path: Path) -> None:
         "organs": {"chest lung": 1, "abdomen": 1},
         "rationales": 0,
     }
-    assert {file["path"] for file in card["files"]} == {"train.parquet", "validation.parquet", "test.parquet"}
+    assert {file["path"] for file in card["files"]} == {
+        "train.parquet",
+        "validation.parquet",
+        "test.parquet",
+    }
     assert [(pair["between"], pair["and"]) for pair in card["checks"]["leaks"]] == [
         ("train", "validation"),
         ("train", "test"),
         ("validation", "test"),
     ]
     prepare_dataset("slake", slake, tmp_path / "again")
-    assert (tmp_path / "again" / "dataset.json").read_bytes() == (tmp_path / "out" / "dataset.json").read_bytes()
+    assert (tmp_path / "again" / "dataset.json").read_bytes() == (
+        tmp_path / "out" / "dataset.json"
+    ).read_bytes()
 
 
 def test_choices_that_a_source_would_ignore_are_refused(slake: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--images says nothing to slake"):
         prepare_dataset("slake", slake, tmp_path / "out", choices=Choices(images="all"))
-    assert set(SOURCES) == {"vqa-rad", "slake", "path-vqa", "pmc-vqa", "omnimedvqa", "medxpertqa", "folder"}
+    assert set(SOURCES) == {
+        "vqa-rad",
+        "slake",
+        "path-vqa",
+        "pmc-vqa",
+        "omnimedvqa",
+        "medxpertqa",
+        "folder",
+    }

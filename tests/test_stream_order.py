@@ -25,7 +25,9 @@ from tests.runs import REPOSITORY
 STEPS, PER_STEP = 10, 4
 
 
-def streamed(settings: PreparerSettings, order: StepOrder, start: int = 0, **asked: int) -> list[list[str]]:
+def streamed(
+    settings: PreparerSettings, order: StepOrder, start: int = 0, **asked: int
+) -> list[list[str]]:
     """Ids by step, as a train worker takes them."""
     stream = training_stream(settings, order, start, STEPS, **asked)
     batches = stream.iter_batches(batch_size=PER_STEP, batch_format="pyarrow")
@@ -36,7 +38,9 @@ def streamed(settings: PreparerSettings, order: StepOrder, start: int = 0, **ask
 def in_shards(tmp_path: Path, examples: list[Example]) -> Path:
     """24 examples in three files."""
     for number in range(3):
-        write_examples(tmp_path / "shards" / f"{number}.parquet", examples[8 * number : 8 * number + 8])
+        write_examples(
+            tmp_path / "shards" / f"{number}.parquet", examples[8 * number : 8 * number + 8]
+        )
     return tmp_path / "shards"
 
 
@@ -53,7 +57,8 @@ def test_the_order_is_the_same_with_any_number_of_read_tasks_and_after_a_restart
         assert streamed(settings, order, tasks=tasks) == expected, tasks
     for start, tasks in ((1, 2), (7, 1)):
         assert (
-            streamed(settings, StepOrder(np.arange(24), PER_STEP, seed=5), start=start, tasks=tasks) == expected[start:]
+            streamed(settings, StepOrder(np.arange(24), PER_STEP, seed=5), start=start, tasks=tasks)
+            == expected[start:]
         )
     assert len({i for step in expected[:6] for i in step}) == 24  # an epoch is every example once
 
@@ -69,7 +74,10 @@ def test_what_a_stream_is_made_from_is_the_same_from_any_step_on(
         fresh = StepOrder(np.arange(24), PER_STEP, seed=5)
         for step in range(start, STEPS):
             rows = pa.concat_tables(step_blocks(fresh, start, STEPS))
-            assert rows.filter(pc.equal(rows["step"], step))["row"].to_pylist() == whole.rows_of(step).tolist()
+            assert (
+                rows.filter(pc.equal(rows["step"], step))["row"].to_pylist()
+                == whole.rows_of(step).tolist()
+            )
 
 
 @pytest.mark.slow
@@ -90,7 +98,10 @@ def test_the_order_of_the_demo_is_what_it_always_was() -> None:
     config = load_config(REPOSITORY / "configs" / "demo.yaml")
     order = StepOrder(np.arange(960), config.train.prompts_per_step, config.seed)
     per_step = config.train.prompts_per_step
-    assert order.rows_of(0).tolist() == np.random.default_rng([0, 0]).permutation(960)[:per_step].tolist()
+    assert (
+        order.rows_of(0).tolist()
+        == np.random.default_rng([0, 0]).permutation(960)[:per_step].tolist()
+    )
     step = 960 // per_step + 1
     second = np.random.default_rng([0, 1]).permutation(960)[per_step : 2 * per_step]
     assert order.rows_of(step).tolist() == second.tolist()
@@ -120,7 +131,10 @@ def test_shares_are_whole_and_exact() -> None:
 
 def write_mixture(tmp_path: Path, examples: list[Example], lines: str) -> Path:
     write_examples(tmp_path / "a.parquet", examples[:8])
-    write_examples(tmp_path / "b.parquet", [replace(e, image=b"broken") for e in examples[8:10]] + examples[10:24])
+    write_examples(
+        tmp_path / "b.parquet",
+        [replace(e, image=b"broken") for e in examples[8:10]] + examples[10:24],
+    )
     (tmp_path / "mixture.yaml").write_text(lines)
     return tmp_path / "mixture.yaml"
 
@@ -136,7 +150,9 @@ def test_a_mixture_file_streams_like_a_data_set(
     assert [bad.row for bad in checked.bad] == [8, 9]
     order = step_order(rows.parts, checked.good, PER_STEP, 0)
     found = streamed(PreparerSettings(str(path), model_path, plain_prompt()), order)
-    assert found == [[e.id for e in rows.read(order.rows_of(step).tolist())] for step in range(STEPS)]
+    assert found == [
+        [e.id for e in rows.read(order.rows_of(step).tolist())] for step in range(STEPS)
+    ]
     first = [order.rows_of(step) for step in range(CYCLE // PER_STEP)]
     assert np.mean(np.concatenate(first) < 8) == 0.75
     assert not np.isin(np.concatenate(first), [8, 9]).any()
@@ -154,12 +170,16 @@ def test_a_mixture_file_streams_like_a_data_set(
         ("mixture.yaml: 1\n", "'mixture.yaml' is a mixture itself"),
     ],
 )
-def test_mistakes_in_a_mixture_are_named(tmp_path: Path, examples: list[Example], lines: str, message: str) -> None:
+def test_mistakes_in_a_mixture_are_named(
+    tmp_path: Path, examples: list[Example], lines: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         ParquetRows(write_mixture(tmp_path, examples, lines))
 
 
-def test_a_mixture_cannot_draw_from_a_data_set_without_a_usable_row(tmp_path: Path, examples: list[Example]) -> None:
+def test_a_mixture_cannot_draw_from_a_data_set_without_a_usable_row(
+    tmp_path: Path, examples: list[Example]
+) -> None:
     rows = ParquetRows(write_mixture(tmp_path, examples, "a.parquet: 3\nb.parquet: 1\n"))
     with pytest.raises(UserError, match=r"a\.parquet: not one of its rows can be used"):
         step_order(rows.parts, np.arange(8, 24), PER_STEP, 0)

@@ -15,7 +15,9 @@ from rarl.evaluation.table import Line, data_table, write_tables
 MODELS = {"sft": "SFT", "rarl": "RARL", "alone": "RARL & answer alone"}
 
 
-def prediction(index: int, right: bool, reasoning: float | None, wording: str, seed: int) -> Prediction:
+def prediction(
+    index: int, right: bool, reasoning: float | None, wording: str, seed: int
+) -> Prediction:
     return Prediction(
         example_id=f"{index}",
         image_id=f"image-{index // 2}",
@@ -34,13 +36,20 @@ def prediction(index: int, right: bool, reasoning: float | None, wording: str, s
 
 @pytest.fixture
 def lines(tmp_path: Path) -> list[Line]:
-    """Two seeds of 40 questions. Right of four: the base two, SFT three, RARL all, asked for the answer alone three."""
+    """Two seeds of 40 questions. Right of four: the base two, SFT three, RARL all, asked for the
+    answer alone three."""
     made = []
     for name, right, reasoning in (("sft", 3, 0.6), ("rarl", 4, 0.8), ("alone", 3, None)):
         wording, suffix = ("none/0", "-none") if name == "alone" else ("reason/0", "")
-        folders = {seed: tmp_path / f"{'rarl' if name == 'alone' else name}-{seed}/evaluation" for seed in (0, 1)}
+        folders = {
+            seed: tmp_path / f"{'rarl' if name == 'alone' else name}-{seed}/evaluation"
+            for seed in (0, 1)
+        }
         for seed, folder in folders.items():
-            for label, of_four, score in (("base", 2, reasoning and 0.2), ("trained", right, reasoning)):
+            for label, of_four, score in (
+                ("base", 2, reasoning and 0.2),
+                ("trained", right, reasoning),
+            ):
                 replies = [prediction(i, i % 4 < of_four, score, wording, seed) for i in range(40)]
                 save_predictions(replies, folder / f"{label}-here{suffix}.parquet")
         made.append(Line(name, MODELS[name], folders, suffix))
@@ -50,10 +59,18 @@ def lines(tmp_path: Path) -> list[Line]:
 def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]) -> None:
     table = data_table(lines, "here", "rarl")
     assert table is not None
-    assert [row.title for row in table.rows] == ["base (reason)", "base (none)", "SFT", "RARL", "RARL & answer alone"]
+    assert [row.title for row in table.rows] == [
+        "base (reason)",
+        "base (none)",
+        "SFT",
+        "RARL",
+        "RARL & answer alone",
+    ]
     assert [row.n for row in table.rows] == [80] * 5
     titles = [column.title for column in table.columns]
-    assert titles == ["accuracy", "closed", "reasoning", "well formed", "tokens"], "columns without values are left out"
+    assert titles == ["accuracy", "closed", "reasoning", "well formed", "tokens"], (
+        "columns without values are left out"
+    )
     means = {row.title: [cell and round(cell.mean, 6) for cell in row.cells] for row in table.rows}
     assert means["base (reason)"] == [50.0, 50.0, 20.0, 100.0, 5.0]
     assert means["SFT"] == [75.0, 75.0, 60.0, 100.0, 5.0]

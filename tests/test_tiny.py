@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from rarl.config import PromptsConfig
-from rarl.data.faults import find_fault
-from rarl.data.prepare import prepare_example
+from rarl.data.prepared import prepare_example
+from rarl.prepare.faults import find_fault
 from rarl.prompts import PromptPlan, evaluation_prompts, read_families, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
@@ -45,7 +45,11 @@ def test_examples_are_sound_and_varied() -> None:
     assert abs(answers["left"] - answers["right"]) < 50
     for e in examples:
         assert e.rationale
-        spot = None if "No round spot" in e.rationale else ("left" if "left half" in e.rationale else "right")
+        spot = (
+            None
+            if "No round spot" in e.rationale
+            else ("left" if "left half" in e.rationale else "right")
+        )
         if e.answer in ("yes", "no"):
             assert (e.answer == "yes") == (spot is not None)
         elif e.answer in ("left", "right"):
@@ -64,7 +68,9 @@ def test_the_lesion_is_where_the_facts_say() -> None:
             assert added[:, half].sum() > 0.9 * added.sum()
 
 
-def test_the_base_is_a_plain_checkpoint_of_two_million_parameters(model_path: str, processor: Any) -> None:
+def test_the_base_is_a_plain_checkpoint_of_two_million_parameters(
+    model_path: str, processor: Any
+) -> None:
     from transformers import AutoModelForImageTextToText, Qwen2VLForConditionalGeneration
 
     model = AutoModelForImageTextToText.from_pretrained(model_path)
@@ -85,17 +91,22 @@ def greedy(model: Any, processor: Any, examples: list[Example], plan: PromptPlan
         part = examples[start : start + 50]
         prompts = [prepare_example(e, processor, plan).prompt.text for e in part]
         images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in part]
-        batch = processor(text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt")
+        batch = processor(
+            text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt"
+        )
         with torch.no_grad():
             ids = model.generate(**batch, max_new_tokens=48, do_sample=False)
-        replies += processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies += processor.batch_decode(
+            ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
     return replies
 
 
 @pytest.mark.slow
 def test_the_shipped_base_comes_from_this_code(model_path: str, processor: Any) -> None:
-    """Tokenizer and shapes are rebuilt whole. Of the training the first steps are: their losses are those on record,
-    up to what another processor's rounding makes of them. `rarl tiny build` repeats all of it."""
+    """Tokenizer and shapes are rebuilt whole. Of the training the first steps are: their losses are
+    those on record, up to what another processor's rounding makes of them. `rarl tiny build`
+    repeats all of it."""
     model, rebuilt = untrained(0)
     assert rebuilt.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     assert rebuilt.chat_template == processor.chat_template
@@ -112,8 +123,11 @@ def test_the_shipped_base_comes_from_this_code(model_path: str, processor: Any) 
 
 
 @pytest.mark.slow
-def test_the_base_is_well_formed_and_uncertain_under_every_prompt(model_path: str, processor: Any) -> None:
-    """transformers' own greedy generation: it knows how to reply to each family, and is often wrong."""
+def test_the_base_is_well_formed_and_uncertain_under_every_prompt(
+    model_path: str, processor: Any
+) -> None:
+    """transformers' own greedy generation: it knows how to reply to each family, and is often
+    wrong."""
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
@@ -121,16 +135,23 @@ def test_the_base_is_well_formed_and_uncertain_under_every_prompt(model_path: st
     results = {}
     for family in FAMILIES:
         plan = evaluation_prompts(PromptsConfig(eval=family))
-        replies = [parse_reply(r, read_families()[family].form) for r in greedy(model, processor, examples, plan)]
+        replies = [
+            parse_reply(r, read_families()[family].form)
+            for r in greedy(model, processor, examples, plan)
+        ]
         assert np.mean([r.well_formed for r in replies]) > 0.9, family
-        right = [is_correct(r.answer, e.answer, e.options) for r, e in zip(replies, examples, strict=True)]
+        right = [
+            is_correct(r.answer, e.answer, e.options)
+            for r, e in zip(replies, examples, strict=True)
+        ]
         results[family] = np.mean(right)
     assert min(results.values()) > 0.3 and max(results.values()) < 0.85, results
 
 
 @pytest.mark.slow
 def test_the_base_can_follow_reasoning_without_the_image(model_path: str, processor: Any) -> None:
-    """What the reward `consistency` builds on: from a true rationale alone the true answer follows."""
+    """What the reward `consistency` builds on: from a true rationale alone the true answer
+    follows."""
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
@@ -139,8 +160,11 @@ def test_the_base_can_follow_reasoning_without_the_image(model_path: str, proces
     batch = processor(text=texts, padding=True, padding_side="left", return_tensors="pt")
     with torch.no_grad():
         ids = model.generate(**batch, max_new_tokens=16, do_sample=False)
-    replies = processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    replies = processor.batch_decode(
+        ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     right = [
-        is_correct(parse_reply(r, "answer").answer, e.answer, e.options) for r, e in zip(replies, examples, strict=True)
+        is_correct(parse_reply(r, "answer").answer, e.answer, e.options)
+        for r, e in zip(replies, examples, strict=True)
     ]
     assert np.mean(right) > 0.9

@@ -1,4 +1,5 @@
-"""Trackers: the real ones get every step once and go on after an interruption; one that fails stops nothing."""
+"""Trackers: the real ones get every step once and go on after an interruption; one that fails stops
+nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ ROW = {"drift": 0.25, "drift/max": 0.5, "kl": None, "reward/rarl.rewards.length:
 @pytest.fixture(autouse=True)
 def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Whatever the developer's own account is, it is left alone."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+    for name in (
+        "WANDB_API_KEY",
+        "WANDB_MODE",
+        "WANDB_PROJECT",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     yield
@@ -33,7 +40,8 @@ def no_accounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 def open_run(tmp_path: Path, *names: str) -> tuple[RunDir, Config]:
     listed = ",".join(names)
     config = load_config(
-        REPOSITORY / "configs/demo.yaml", [f"run_dir={tmp_path / 'run'}", f"train.trackers=[{listed}]"]
+        REPOSITORY / "configs/demo.yaml",
+        [f"run_dir={tmp_path / 'run'}", f"train.trackers=[{listed}]"],
     )
     return open_run_dir(config), config
 
@@ -96,7 +104,11 @@ def test_tensorboard_is_the_default_and_has_every_step(tmp_path: Path) -> None:
     write_steps(run_dir, config, 1, 3)
     events = EventAccumulator(str(run_dir.tensorboard))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+    ]
 
 
 class Broken:
@@ -115,11 +127,15 @@ class Broken:
 
 
 @pytest.mark.parametrize("after", [0, 2, 5])
-@pytest.mark.parametrize("error", [RuntimeError("the server is gone\nsecond line"), SystemExit(1), OSError(28, "full")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("the server is gone\nsecond line"), SystemExit(1), OSError(28, "full")]
+)
 def test_a_tracker_that_raises_is_told_once_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, after: int, error: BaseException
 ) -> None:
-    monkeypatch.setitem(trackers.OPENERS, "tensorboard", lambda *given: (Broken(after, error), None))
+    monkeypatch.setitem(
+        trackers.OPENERS, "tensorboard", lambda *given: (Broken(after, error), None)
+    )
     run_dir, config = open_run(tmp_path, "tensorboard")
     write_steps(run_dir, config, 1, 5)
     assert [row["step"] for row in read_metrics(run_dir.metrics)] == [1, 2, 3, 4, 5]
@@ -129,7 +145,9 @@ def test_a_tracker_that_raises_is_told_once_and_stops_nothing(
     assert capsys.readouterr().out.count("tracker tensorboard: ") == 1
 
 
-def test_a_tracker_that_hangs_delays_neither_steps_nor_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_hangs_delays_neither_steps_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def hang(*given: Any) -> Any:
         time.sleep(3600)
 
@@ -139,7 +157,9 @@ def test_a_tracker_that_hangs_delays_neither_steps_nor_the_end(tmp_path: Path, m
     run_dir, config = open_run(tmp_path, "tensorboard")
     write_steps(run_dir, config, 1, 8)  # returns
     assert len(read_metrics(run_dir.metrics)) == 8
-    assert tracker_problems(run_dir.path, ["tensorboard"])[0].startswith("tracker tensorboard: is 3 steps behind")
+    assert tracker_problems(run_dir.path, ["tensorboard"])[0].startswith(
+        "tracker tensorboard: is 3 steps behind"
+    )
     write_steps(run_dir, config, 9, 9)
     assert "was not done" in tracker_problems(run_dir.path, ["tensorboard"])[0]
 
@@ -153,7 +173,9 @@ def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "tracker mlflow: " in tracker_problems(run_dir.path, ["mlflow"])[0]
 
 
-def test_a_missing_package_is_named_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(trackers.PACKAGES, "wandb", "no_such_package")
     (line,) = missing_trackers(["tensorboard", "wandb", "wandb"])
     assert "wandb is not installed" in line
@@ -164,5 +186,8 @@ def test_a_missing_package_is_named_before_the_run(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"key 'train.trackers.0': Input should be 'tensorboard', 'wandb' or 'mlflow'"):
+    with pytest.raises(
+        UserError,
+        match=r"key 'train.trackers.0': Input should be 'tensorboard', 'wandb' or 'mlflow'",
+    ):
         open_run(tmp_path, "comet")

@@ -1,4 +1,5 @@
-"""Whole runs: what they leave behind, that they continue after a kill, and that a stale sampler stops them."""
+"""Whole runs: what they leave behind, that they continue after a kill, and that a stale sampler
+stops them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ import torch
 from ray import cloudpickle
 
 from rarl.data.parquet import ParquetRows
-from rarl.data.prepare import PreparedExample, prepare_example
+from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.adapter_folder import read_adapter
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
@@ -28,7 +29,17 @@ from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.training.metrics import read_metrics
 from tests.conftest import FinishedRun
-from tests.runs import FINISHED, RARL, REPOSITORY, SHORT, STEPS, assert_one_line_error, environment, rarl, train_on
+from tests.runs import (
+    FINISHED,
+    RARL,
+    REPOSITORY,
+    SHORT,
+    STEPS,
+    assert_one_line_error,
+    environment,
+    rarl,
+    train_on,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +80,14 @@ def finished(finished_run: FinishedRun) -> Path:
     return finished_run.folder
 
 
-def test_a_run_prints_its_progress_and_its_result_and_nothing_else(finished_run: FinishedRun) -> None:
+def test_a_run_prints_its_progress_and_its_result_and_nothing_else(
+    finished_run: FinishedRun,
+) -> None:
     assert f"step {STEPS}/{STEPS}" in finished_run.printed
     assert "phantoms-unseen" in finished_run.printed
-    assert "Ray" not in finished_run.printed.replace("phantoms", ""), "start-up noise belongs in the log files"
+    assert "Ray" not in finished_run.printed.replace("phantoms", ""), (
+        "start-up noise belongs in the log files"
+    )
 
 
 def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
@@ -81,8 +96,11 @@ def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
     for row in rows:
         assert row.keys() >= STABLE_KEYS
         assert row.keys() == rows[0].keys()
-        may_be_missing = {"reward/reasoning", "spread/reasoning"}  # where all prompts of a step ask for answers alone
-        assert all(math.isfinite(v) for key, v in row.items() if not (v is None and key in may_be_missing))
+        # where all prompts of a step ask for answers alone
+        may_be_missing = {"reward/reasoning", "spread/reasoning"}
+        assert all(
+            math.isfinite(v) for key, v in row.items() if not (v is None and key in may_be_missing)
+        )
         assert row["sampler_mismatch"] < 1e-5
         phases = ("data", "rollout", "reward", "update", "publish", "save", "other")
         assert sum(row[f"seconds/{name}"] for name in phases) == pytest.approx(row["seconds/step"])
@@ -154,7 +172,9 @@ def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finish
     assert "already finished" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")} == before
     other = rarl("train", "configs/demo.yaml", f"run_dir={finished}", *FINISHED, "seed=9")
-    assert_one_line_error(other, "already holds a run with another configuration (seed is 0 there, 9 here)")
+    assert_one_line_error(
+        other, "already holds a run with another configuration (seed is 0 there, 9 here)"
+    )
 
 
 def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished: Path) -> None:
@@ -167,13 +187,17 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished:
     assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
     new = {path.name for path in (finished / "evaluation").iterdir()} - before
     assert new == {"summary.json", "summary-structured.json"} | {
-        f"{label}-phantoms-{name}-structured.parquet" for label in ("base", "trained") for name in ("seen", "unseen")
+        f"{label}-phantoms-{name}-structured.parquet"
+        for label in ("base", "trained")
+        for name in ("seen", "unseen")
     }
 
 
 def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> None:
     other = rarl("eval", finished, "train.steps=5")
-    assert_one_line_error(other, f"train.steps=5: the run was made with {STEPS}, and a measurement cannot change it")
+    assert_one_line_error(
+        other, f"train.steps=5: the run was made with {STEPS}, and a measurement cannot change it"
+    )
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
@@ -196,7 +220,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert errors == "interrupted; the same command continues where this one stopped\n"
 
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the pools below go to the train worker
+# the pools below go to the train worker
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class StalePool(SamplerPool):
@@ -237,7 +262,9 @@ def test_a_stale_sampler_stops_the_run_with_a_clear_message(
     assert "the sampler does not sample from the policy" in str(caught.value)
     assert "stale" in str(caught.value)
     rows = read_metrics(run_dir.metrics)
-    assert [row["step"] for row in rows] == list(range(1, finished_steps + 1)), "the next step is the first stale one"
+    assert [row["step"] for row in rows] == list(range(1, finished_steps + 1)), (
+        "the next step is the first stale one"
+    )
     assert all(row["sampler_mismatch"] < 1e-5 for row in rows)
     assert not run_dir.adapter.exists()
 
@@ -280,7 +307,11 @@ def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     for row in read_metrics(run_dir.metrics):
-        assert (row["groups/sampled"], row["groups/trained"], row["groups_without_spread"]) == (8, 0, 1)
+        assert (row["groups/sampled"], row["groups/trained"], row["groups_without_spread"]) == (
+            8,
+            0,
+            1,
+        )
         assert row["loss"] is None
         assert row["sampler_mismatch"] is None
     tensors, _ = read_adapter(run_dir.adapter)
@@ -296,7 +327,9 @@ def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_cou
     images = whole["image"].to_pylist()
     images[5] = b"broken"
     column = pa.array(images, whole.schema.field("image").type)
-    pq.write_table(whole.set_column(whole.schema.get_field_index("image"), "image", column), damaged)
+    pq.write_table(
+        whole.set_column(whole.schema.get_field_index("image"), "image", column), damaged
+    )
     done = rarl(
         "train",
         "configs/vqa_rad_tiny.yaml",
@@ -310,10 +343,13 @@ def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_cou
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout
     bad = whole["id"][5].as_py()
-    assert (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{bad}': image cannot")
+    assert (
+        (run / "skipped-train.txt").read_text().startswith(f"row 5: example '{bad}': image cannot")
+    )
     rows = read_metrics(run / "metrics.jsonl")
     assert len(rows) == 4
-    scored = [{k: v for k, v in row.items() if not k.endswith(":half")} for row in rows]  # which scores some questions
+    # which scores some questions
+    scored = [{k: v for k, v in row.items() if not k.endswith(":half")} for row in rows]
     assert all(math.isfinite(value) for row in scored for value in row.values())
     asked = {"reward/mean", "reward/format", "reward/accuracy", "reward/tests.test_rewards:half"}
     assert all({key for key in row if key.startswith("reward/")} == asked for row in rows)
@@ -328,9 +364,13 @@ def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_p
     folder = finished / "checkpoints" / f"step_{STEPS:06d}"
     load_adapter(policy, folder / "adapter")
     tensors, _ = read_adapter(folder / "adapter")
-    assert sum(p.numel() for p in adapter_parameters(policy)) == sum(array.size for array in tensors.values())
+    assert sum(p.numel() for p in adapter_parameters(policy)) == sum(
+        array.size for array in tensors.values()
+    )
     state = torch.load(folder / "optimizer.pt", weights_only=True)
-    assert {entry["step"].item() for entry in state["optimizer"]["state"].values()} == {float(STEPS)}
+    assert {entry["step"].item() for entry in state["optimizer"]["state"].values()} == {
+        float(STEPS)
+    }
     score = np.mean([row["reward/mean"] for row in read_metrics(finished / "metrics.jsonl")[-10:]])
     assert json.loads((folder / "state.json").read_text()) == {
         "step": STEPS,
@@ -342,8 +382,13 @@ def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_p
 def test_consistency_asks_the_policy_itself_without_the_image(
     pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
 ) -> None:
-    """What is recorded as re-derived is what transformers says to the same prompt, for every step's own adapter."""
-    overrides = ["rewards={accuracy: 1, consistency: 0.5}", "rollout.max_staleness=1", "train.steps=3"]
+    """What is recorded as re-derived is what transformers says to the same prompt, for every step's
+    own adapter."""
+    overrides = [
+        "rewards={accuracy: 1, consistency: 0.5}",
+        "rollout.max_staleness=1",
+        "train.steps=3",
+    ]
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     rows = pq.read_table(run_dir.samples / "step_000001.parquet").to_pylist()
@@ -357,7 +402,10 @@ def test_consistency_asks_the_policy_itself_without_the_image(
         ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
             own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)
-        assert processor.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True) == row["rederived"]
+        assert (
+            processor.tokenizer.decode(own[0, ids.shape[1] :], skip_special_tokens=True)
+            == row["rederived"]
+        )
     for row in rows:
         agrees = row["rederived"] is not None and (
             parse_reply(row["rederived"], "answer").answer == parse_reply(row["completion"]).answer
@@ -370,4 +418,7 @@ def test_consistency_asks_the_policy_itself_without_the_image(
 
 def prepare_all(dataset: Path, processor: Any) -> list[PreparedExample]:
     rows = ParquetRows(str(dataset))
-    return [prepare_example(example, processor, plain_prompt()) for example in rows.read(list(range(len(rows))))]
+    return [
+        prepare_example(example, processor, plain_prompt())
+        for example in rows.read(list(range(len(rows))))
+    ]

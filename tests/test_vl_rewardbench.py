@@ -12,19 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rarl.commands.judge_check import judge_check
 from rarl.config import JudgeConfig
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.judge_card import JudgeCard
-from rarl.evaluation.judge_card_text import render_markdown
-from rarl.evaluation.judge_check import judge_check
-from rarl.evaluation.judge_measure import measure_judge
-from rarl.evaluation.vl_rewardbench import Preference, candidate_of, measure_preferences, read_vl_rewardbench
-from rarl.judge.card_set import load_questions
+from rarl.judge.card.card_set import load_questions
+from rarl.judge.card.judge_card import JudgeCard
+from rarl.judge.card.measure import measure_judge
+from rarl.judge.card.text import render_markdown
+from rarl.judge.card.vl_rewardbench import (
+    Preference,
+    candidate_of,
+    measure_preferences,
+    read_vl_rewardbench,
+)
 from rarl.judge.rules import RulesJudge
 from tests.faulty_judges import FULL, Altered, value
 
-ROW: dict[str, Any] = {  # every published field, and those that only one of the two publications has
+# every published field, and those that only one of the two publications has
+ROW: dict[str, Any] = {
     "id": "pair-1",
     "image_path": "images/reasoning_tasks/pair-1.jpg",
     "query": "<image>\nWhere is the\u2028lesion?",
@@ -37,7 +43,12 @@ ROW: dict[str, Any] = {  # every published field, and those that only one of the
     "meta": {"note": ""},
     "human_error_analysis": ["hallucination"],
 }
-OTHER = ROW | {"id": "pair-2", "human_ranking": [0, 1], "ground_truth": "left", "query_source": "MathVerse"}
+OTHER = ROW | {
+    "id": "pair-2",
+    "human_ranking": [0, 1],
+    "ground_truth": "left",
+    "query_source": "MathVerse",
+}
 READ = [
     Preference("pair-1", "Where is the\u2028lesion?", ("left", "right"), 1, "RLAIF-V", None),
     Preference("pair-2", "Where is the\u2028lesion?", ("left", "right"), 0, "MathVerse", "left"),
@@ -75,7 +86,10 @@ def test_published_pairs_are_read(name: str, tmp_path: Path) -> None:
         ({"response": "left"}, r"row 2: key 'response': expected a list of two texts, got 'left'"),
         ({"response": ["a", "b", "c"]}, r"row 2: key 'response': expected a list of two texts"),
         ({"response": ["a", None]}, r"row 2: key 'response': expected a list of two texts"),
-        ({"human_ranking": [0, 0]}, r"row 2: key 'human_ranking': expected \[0, 1\] .* got \[0, 0\]"),
+        (
+            {"human_ranking": [0, 0]},
+            r"row 2: key 'human_ranking': expected \[0, 1\] .* got \[0, 0\]",
+        ),
         ({"human_ranking": [1, 2]}, r"row 2: key 'human_ranking': expected \[0, 1\]"),
         ({"human_ranking": [True, False]}, r"row 2: key 'human_ranking': expected \[0, 1\]"),
         ({"query": 3}, r"row 2: key 'query': expected text, got 3"),
@@ -95,14 +109,20 @@ def test_bad_rows_are_named(changed: dict[str, Any], message: str, tmp_path: Pat
     [
         ("pairs.jsonl", "", "holds no pairs; get"),
         ("pairs.jsonl", '\n\n{"id": 1', "row 3: not valid JSON"),
-        ("pairs.jsonl", "[1]", "row 1: expected an object with the keys id, query, response, human_ranking, got int"),
+        (
+            "pairs.jsonl",
+            "[1]",
+            "row 1: expected an object with the keys id, query, response, human_ranking, got int",
+        ),
         ("pairs.json", "[{]", "not valid JSON"),
         ("pairs.csv", "id,query", r"expected \.jsonl, \.json"),
         ("pairs.parquet", "PAR1", "not a readable Parquet file"),
         (None, None, "no such file"),
     ],
 )
-def test_bad_files_are_named(name: str | None, content: str | None, message: str, tmp_path: Path) -> None:
+def test_bad_files_are_named(
+    name: str | None, content: str | None, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / (name or "absent.jsonl")
     if content is not None:
         path.write_text(content)
@@ -140,7 +160,10 @@ def test_rules_on_pairs() -> None:
     assert value(found.with_reference) == 1.0 and value(found.without_reference) == 0.5
     assert value(found.agreement) == value(found.swapped) == 0.75
     assert value(found.tied) == 0.5 and value(found.same_choice) == 1.0
-    assert {name: share.value for name, share in found.by_source.items()} == {"MathVerse": 1.0, "RLAIF-V": 0.5}
+    assert {name: share.value for name, share in found.by_source.items()} == {
+        "MathVerse": 1.0,
+        "RLAIF-V": 0.5,
+    }
 
 
 class PrefersTheFirst(Altered):
@@ -148,11 +171,15 @@ class PrefersTheFirst(Altered):
 
     def __init__(self) -> None:
         calls = itertools.count()
-        super().__init__(lambda candidate, verdict, before: FULL if next(calls) % 2 == 0 else verdict)
+        super().__init__(
+            lambda candidate, verdict, before: FULL if next(calls) % 2 == 0 else verdict
+        )
 
 
 def test_a_judge_that_prefers_the_first_reply() -> None:
-    pairs = [replace(READ[0], id=str(n), better=n % 2) for n in range(10)] + [replace(READ[0], id="x", better=0)]
+    pairs = [replace(READ[0], id=str(n), better=n % 2) for n in range(10)] + [
+        replace(READ[0], id="x", better=0)
+    ]
     found = measure_preferences(PrefersTheFirst(), pairs, "made up")
     assert value(found.agreement) == pytest.approx(6 / 11)  # better == 0 in six
     assert value(found.swapped) == pytest.approx(5 / 11)
@@ -168,13 +195,19 @@ def test_the_check_writes_a_card(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["card.json", "card.md"]
     assert JudgeCard.from_json((tmp_path / "out/card.json").read_text()) == card
     text = (tmp_path / "out/card.md").read_text()
-    assert text == render_markdown(card) and "# Card of the judge rules" in text and "VL-RewardBench: 2 pairs" in text
+    assert (
+        text == render_markdown(card)
+        and "# Card of the judge rules" in text
+        and "VL-RewardBench: 2 pairs" in text
+    )
     assert card.preferences is not None and card.preferences.source == "data.jsonl"
     alone = measure_judge(RulesJudge(), load_questions(), name="rules")
     assert replace(card, preferences=None, cost=alone.cost) == alone
 
 
 def test_bad_pairs_are_found_before_the_judge_is_asked(tmp_path: Path) -> None:
-    config = JudgeConfig(backend="openai", url="http://127.0.0.1:1/v1", model="m", on_unreachable="stop")
+    config = JudgeConfig(
+        backend="openai", url="http://127.0.0.1:1/v1", model="m", on_unreachable="stop"
+    )
     with pytest.raises(UserError, match="no such file"):
         judge_check(config, None, tmp_path / "absent.jsonl", 2, Display())

@@ -11,9 +11,9 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from rarl.data.faults import find_fault
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
+from rarl.prepare.faults import find_fault
 
 ROWS_PER_TASK = 256
 READ_CPUS = 0.25  # of a core per Ray Data task; with the default of 1, a two-core machine starves
@@ -46,15 +46,23 @@ def faults_in(path: str, rows: list[int]) -> Iterator[BadRow]:
 
 
 def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
-    """Checks all rows of a canonical data set with Ray Data. Raises UserError for the first bad row under "fail"."""
+    """Checks all rows of a canonical data set with Ray Data. Raises UserError for the first bad row
+    under "fail"."""
 
     def check_batch(batch: pa.Table) -> pa.Table:
         bad = list(faults_in(path, batch["row"].to_pylist()))
-        return pa.table({"row": pa.array([b.row for b in bad], pa.int64()), "reason": [b.reason for b in bad]})
+        return pa.table(
+            {"row": pa.array([b.row for b in bad], pa.int64()), "reason": [b.reason for b in bad]}
+        )
 
     numbers = np.arange(len(ParquetRows(path)), dtype=np.int64)
-    blocks = [pa.table({"row": numbers[i : i + ROWS_PER_TASK]}) for i in range(0, len(numbers), ROWS_PER_TASK)]
-    checked = ray.data.from_arrow(blocks).map_batches(check_batch, batch_format="pyarrow", num_cpus=READ_CPUS)
+    blocks = [
+        pa.table({"row": numbers[i : i + ROWS_PER_TASK]})
+        for i in range(0, len(numbers), ROWS_PER_TASK)
+    ]
+    checked = ray.data.from_arrow(blocks).map_batches(
+        check_batch, batch_format="pyarrow", num_cpus=READ_CPUS
+    )
     found = [BadRow(int(r["row"]), str(r["reason"])) for r in checked.iter_rows()]
     bad = sorted(found, key=lambda b: b.row)
     if bad and on_bad_row == "fail":
@@ -63,5 +71,7 @@ def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
         raise UserError(f"{path}: row {bad[0].row}: {bad[0].reason}{more}{advice}")
     good = np.setdiff1d(numbers, np.array([b.row for b in bad], dtype=np.int64))
     if not len(good):
-        raise UserError(f"{path}: not one of the {len(numbers)} rows can be used; the first: {bad[0].reason}")
+        raise UserError(
+            f"{path}: not one of the {len(numbers)} rows can be used; the first: {bad[0].reason}"
+        )
     return CheckedRows(good, bad)

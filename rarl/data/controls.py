@@ -1,4 +1,5 @@
-"""Controls: the same questions with an image that cannot help. What a model scores there, it knows without looking."""
+"""Controls: the same questions with an image that cannot help. What a model scores there, it knows
+without looking."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from PIL import Image
 from rarl.data.images import decode_image
 from rarl.errors import UserError
 
-# blank: a grey picture of the same size; shuffled: another question's picture; text: no picture at all
+# blank: a grey picture of the same size; shuffled: another question's picture; text: no picture at
+# all
 Control = Literal["blank", "shuffled", "text"]
 GREY = 128
 
@@ -27,8 +29,9 @@ def blank_image(encoded: bytes) -> bytes:
 
 
 def rows_with_other_images(image_ids: Sequence[str], seed: int = 0) -> NDArray[np.int64]:
-    """For each position the position of a question about another image: questions that share an image share the other
-    one too, and each image is used for one other. Raises UserError where there is only one image."""
+    """For each position the position of a question about another image: questions that share an
+    image share the other one too, and each image is used for one other. Raises UserError where
+    there is only one image."""
     positions: dict[str, int] = {}
     for position, image in enumerate(image_ids):
         positions.setdefault(image, position)

@@ -1,7 +1,8 @@
 """Encoded image → RGB pixels at the exact size the model's image processor would choose.
 
-The shrunk picture goes to trainer and sampler alike, so both see the same pixels and the same number of image tokens,
-and neither resizes again: the processor's size rule leaves a picture alone that already obeys it.
+The shrunk picture goes to trainer and sampler alike, so both see the same pixels and the same
+number of image tokens, and neither resizes again: the processor's size rule leaves a picture alone
+that already obeys it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class BadImage(ValueError):
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decodes to RGB. 16-bit greys are scaled to 8 bits by their own range, as viewers do. Raises BadImage."""
+    """Decodes to RGB. 16-bit greys are scaled to 8 bits by their own range, as viewers do. Raises
+    BadImage."""
     return as_rgb(load_image(encoded))
 
 
@@ -35,11 +37,14 @@ def load_image(encoded: bytes) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
         if image.width * image.height > MAX_ENCODED_PIXELS:
-            raise BadImage(f"{image.width}x{image.height} pixels are more than {MAX_ENCODED_PIXELS}")
+            raise BadImage(
+                f"{image.width}x{image.height} pixels are more than {MAX_ENCODED_PIXELS}"
+            )
         image.load()
     except BadImage:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+    # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+    except Exception as error:
         raise BadImage(f"cannot be decoded ({error})") from None
     return image
 
@@ -61,7 +66,8 @@ def format_of(encoded: bytes) -> str:
 
 
 def require_content(image: Image.Image) -> None:
-    """Raises BadImage for an RGB picture that shows nothing: too small to see, or of one shade within BLANK_RANGE."""
+    """Raises BadImage for an RGB picture that shows nothing: too small to see, or of one shade
+    within BLANK_RANGE."""
     if min(image.size) < SMALLEST_SIDE:
         raise BadImage(f"is only {image.width}x{image.height} pixels")
     extremes: Any = image.getextrema()  # (lowest, highest) of each channel
@@ -69,8 +75,11 @@ def require_content(image: Image.Image) -> None:
         raise BadImage("is blank")
 
 
-def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:
-    """Resizes to the processor's grid within its bounds and `max_pixels`; (height, width, 3) uint8. Raises BadImage."""
+def fit_image(
+    image: Image.Image, image_processor: Any, max_pixels: int | None
+) -> NDArray[np.uint8]:
+    """Resizes to the processor's grid within its bounds and `max_pixels`; (height, width, 3) uint8.
+    Raises BadImage."""
     # Imported here: workers that only decode start several seconds sooner without it.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -80,7 +89,8 @@ def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) 
         height, width = smart_resize(image.height, image.width, factor, lower, upper)
     except ValueError as error:
         raise BadImage(f"{image.width}x{image.height} pixels: {error}") from None
-    if not lower <= height * width <= upper:  # the rule overshoots its own bounds for long or small pictures
+    # the rule overshoots its own bounds for long or small pictures
+    if not lower <= height * width <= upper:
         height, width = nearest_grid(image.height / image.width, factor, lower, upper)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -88,16 +98,30 @@ def fit_image(image: Image.Image, image_processor: Any, max_pixels: int | None) 
 
 
 def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int, int]:
-    """(height, width) in multiples of `factor` with an area within the bounds, nearest to height / width = `ratio`."""
+    """(height, width) in multiples of `factor` with an area within the bounds, nearest to height /
+    width = `ratio`."""
     most = upper // factor**2
-    cells = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1) if r * c * factor**2 >= lower]
-    rows, columns = min(cells, key=lambda rc: (abs(math.log(rc[0] / rc[1] / ratio)), -rc[0] * rc[1]))
+    cells = [
+        (r, c)
+        for r in range(1, most + 1)
+        for c in range(1, most // r + 1)
+        if r * c * factor**2 >= lower
+    ]
+    rows, columns = min(
+        cells, key=lambda rc: (abs(math.log(rc[0] / rc[1] / ratio)), -rc[0] * rc[1])
+    )
     return rows * factor, columns * factor
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:
-    """Smallest and largest area that the processor leaves alone, the latter lowered to `max_pixels`."""
-    lower, upper = int(image_processor.size["shortest_edge"]), int(image_processor.size["longest_edge"])
+    """Smallest and largest area that the processor leaves alone, the latter lowered to
+    `max_pixels`."""
+    lower, upper = (
+        int(image_processor.size["shortest_edge"]),
+        int(image_processor.size["longest_edge"]),
+    )
     if max_pixels is not None and max_pixels < lower:
-        raise UserError(f"data.max_pixels={max_pixels} is below the model's own minimum of {lower}: raise it")
+        raise UserError(
+            f"data.max_pixels={max_pixels} is below the model's own minimum of {lower}: raise it"
+        )
     return lower, min(upper, max_pixels or upper)

@@ -1,4 +1,5 @@
-"""A mixture: a YAML file that names data sets and how often each is drawn from. It stands wherever a data set may.
+"""A mixture: a YAML file that names data sets and how often each is drawn from. It stands wherever
+a data set may.
 
     vqa-rad/train.parquet: 1
     slake/train.parquet: 3      # three of four questions, however many each has
@@ -27,7 +28,8 @@ class Part:
 
 
 def read_mixture(path: Path) -> list[Part]:
-    """The parts of a mixture; a path that is no YAML file is its own only part. Raises UserError."""
+    """The parts of a mixture; a path that is no YAML file is its own only part. Raises
+    UserError."""
     if path.suffix not in ENDINGS:
         return [Part(path, 1.0)]
     try:
@@ -37,10 +39,16 @@ def read_mixture(path: Path) -> list[Part]:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
-        raise UserError(f"{path}: a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`")
+        raise UserError(
+            f"{path}: a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`"
+        )
     parts = []
     for name, weight in tree.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 < weight < float("inf")
+        ):
             raise UserError(f"{path}: the weight of '{name}' is {weight!r}, not a number above 0")
         if Path(str(name)).suffix in ENDINGS:
             raise UserError(f"{path}: '{name}' is a mixture itself; name its data sets here")

@@ -1,4 +1,5 @@
-"""Which rows a step trains on: a pure function of seed and step, so that nothing about the data needs saving."""
+"""Which rows a step trains on: a pure function of seed and step, so that nothing about the data
+needs saving."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from rarl.errors import UserError
 
 
 class StepOrder:
-    """Epoch by epoch a fresh permutation; steps run across the borders of epochs, so no example is ever left out."""
+    """Epoch by epoch a fresh permutation; steps run across the borders of epochs, so no example is
+    ever left out."""
 
     def __init__(self, rows: NDArray[np.int64], prompts_per_step: int, seed: int) -> None:
         self.rows, self.prompts_per_step, self.seed = rows, prompts_per_step, seed
@@ -40,7 +42,8 @@ CYCLE = 1000  # draws in which each data set of a mixture has its exact share
 
 @dataclass(frozen=True)
 class Share:
-    """A data set of a mixture: its usable rows in their own order, and how many of a cycle's draws are its."""
+    """A data set of a mixture: its usable rows in their own order, and how many of a cycle's draws
+    are its."""
 
     order: StepOrder
     draws: int
@@ -49,16 +52,22 @@ class Share:
 class MixtureOrder(StepOrder):
     """Draws from several data sets by weight, each going through its own epochs at its own pace.
 
-    In every cycle of CYCLE draws each data set has exactly its share, at places that the seed chooses.
+    In every cycle of CYCLE draws each data set has exactly its share, at places that the seed
+    chooses.
     """
 
-    def __init__(self, parts: list[tuple[NDArray[np.int64], float]], prompts_per_step: int, seed: int) -> None:
+    def __init__(
+        self, parts: list[tuple[NDArray[np.int64], float]], prompts_per_step: int, seed: int
+    ) -> None:
         """`parts`: row numbers and weight of each data set."""
         super().__init__(np.concatenate([rows for rows, _ in parts]), prompts_per_step, seed)
         draws = exact_shares(np.array([weight for _, weight in parts]), CYCLE)
-        # Every data set has a seed of its own: equal ones of the same length would otherwise go in step.
+        # Every data set has a seed of its own: equal ones of the same length would otherwise go in
+        # step.
         seeds = [part_seed(seed, number) for number in range(len(parts))]
-        orders = [StepOrder(rows, prompts_per_step, s) for (rows, _), s in zip(parts, seeds, strict=True)]
+        orders = [
+            StepOrder(rows, prompts_per_step, s) for (rows, _), s in zip(parts, seeds, strict=True)
+        ]
         self.shares = [Share(order, int(n)) for order, n in zip(orders, draws, strict=True)]
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -81,7 +90,8 @@ class MixtureOrder(StepOrder):
 
 
 def exact_shares(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Whole numbers in proportion to the weights, at least 1 each, that add up to `total` (largest remainders)."""
+    """Whole numbers in proportion to the weights, at least 1 each, that add up to `total` (largest
+    remainders)."""
     ideal = weights / weights.sum() * total
     shares = np.maximum(1, np.floor(ideal)).astype(np.int64)
     while shares.sum() != total:
@@ -95,22 +105,27 @@ def part_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
 
 
-def step_order(parts: list[RowRange], usable: NDArray[np.int64], prompts_per_step: int, seed: int) -> StepOrder:
-    """The order of one data set, or of a mixture; only the usable rows are drawn. Raises UserError where a data set of
-    the mixture has none."""
+def step_order(
+    parts: list[RowRange], usable: NDArray[np.int64], prompts_per_step: int, seed: int
+) -> StepOrder:
+    """The order of one data set, or of a mixture; only the usable rows are drawn. Raises UserError
+    where a data set of the mixture has none."""
     if len(parts) == 1:
         return StepOrder(usable, prompts_per_step, seed)
     chosen = []
     for part in parts:
         rows = usable[(usable >= part.start) & (usable < part.stop)]
         if not len(rows):
-            raise UserError(f"{part.path}: not one of its rows can be used, so the mixture cannot draw from it")
+            raise UserError(
+                f"{part.path}: not one of its rows can be used, so the mixture cannot draw from it"
+            )
         chosen.append((rows, part.weight))
     return MixtureOrder(chosen, prompts_per_step, seed)
 
 
 def sampling_seed(seed: int, step: int, position: int, group_size: int) -> int:
-    """Seed of the first completion of the prompt at `position` in `step`; completion g of its group uses seed + g.
+    """Seed of the first completion of the prompt at `position` in `step`; completion g of its group
+    uses seed + g.
 
     A hash, because vLLM draws the same random numbers for equal seeds whatever the prompt is.
     """

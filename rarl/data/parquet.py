@@ -19,7 +19,8 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
 
-# Row groups are small, since training reads rows in random order and a row group is the unit of reading.
+# Row groups are small, since training reads rows in random order and a row group is the unit of
+# reading.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 4 << 20  # of images, where these are large
 CACHED_ROW_GROUPS = 8
@@ -65,8 +66,9 @@ class ExampleWriter:
 
 
 class ShardWriter:
-    """A split that may be large: NAME.parquet is one file, or a folder of that name with files 00000.parquet and so on
-    where the images exceed SHARD_BYTES. Both are read by the same path. Call within `with`."""
+    """A split that may be large: NAME.parquet is one file, or a folder of that name with files
+    00000.parquet and so on where the images exceed SHARD_BYTES. Both are read by the same path.
+    Call within `with`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.parts = path, path.with_name(f".{path.name}.parts")
@@ -107,7 +109,8 @@ def to_row(example: Example) -> dict[str, Any]:
 
 
 def from_row(row: dict[str, Any]) -> Example:
-    """Columns that are absent count as null, and null as empty where there must be something: the checks find that."""
+    """Columns that are absent count as null, and null as empty where there must be something: the
+    checks find that."""
     options = row.get("options")
     known = {name: row.get(name) for name in SCHEMA.names}
     texts = {name: row.get(name) or "" for name in (*REQUIRED, "dataset", "split")}
@@ -120,17 +123,21 @@ CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files of a file, a folder or a folder of folders, in name order. Raises UserError for none, and for a
-    shard that the data set's card names and that is not there."""
+    """The Parquet files of a file, a folder or a folder of folders, in name order. Raises UserError
+    for none, and for a shard that the data set's card names and that is not there."""
     if path.is_dir():
-        inner = [parquet_files(one) if one.is_dir() else [one] for one in sorted(path.glob("*.parquet"))]
+        inner = [
+            parquet_files(one) if one.is_dir() else [one] for one in sorted(path.glob("*.parquet"))
+        ]
         files = [file for found in inner for file in found]
     else:
         files = [path] if path.is_file() else []
     if not files and path.exists():
         raise UserError(f"{path}: holds no Parquet file; make one with `rarl prepare`")
     if not files:
-        raise UserError(f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`")
+        raise UserError(
+            f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`"
+        )
     for folder in (path, path.parent):
         if path.is_dir() and (folder / CARD).is_file():
             require_shards(folder, path)
@@ -138,14 +145,20 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 def require_shards(folder: Path, path: Path) -> None:
-    """Raises UserError for a file below `path` that the card in `folder` names and that is not there."""
+    """Raises UserError for a file below `path` that the card in `folder` names and that is not
+    there."""
     try:
-        named = [folder / file["path"] for file in json.loads((folder / CARD).read_text(encoding="utf-8"))["files"]]
+        named = [
+            folder / file["path"]
+            for file in json.loads((folder / CARD).read_text(encoding="utf-8"))["files"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return  # not a card of ours
     for file in named:
         if file.is_relative_to(path) and not file.is_file():
-            raise UserError(f"{file}: is missing, though {folder / CARD} names it; prepare the data set again")
+            raise UserError(
+                f"{file}: is missing, though {folder / CARD} names it; prepare the data set again"
+            )
 
 
 @dataclass(frozen=True)
@@ -159,11 +172,11 @@ class RowRange:
 
 
 class ParquetRows:
-    """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder in name order, or a
-    mixture (see `rarl.data.mixture`), whose data sets follow each other.
+    """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder
+    in name order, or a mixture (see `rarl.data.mixture`), whose data sets follow each other.
 
-    Raises UserError when there is no such file, no row, a required column is missing, a column is of another type, or
-    a part of a file cannot be read.
+    Raises UserError when there is no such file, no row, a required column is missing, a column is
+    of another type, or a part of a file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -181,7 +194,9 @@ class ParquetRows:
             self.parts.append(RowRange(part.path, start, start + rows, part.weight))
             self.files += opened
             self.paths += paths
-        self.groups = [(f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)]
+        self.groups = [
+            (f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)
+        ]
         self.starts = [0]  # row number at which each group starts, and the total
         for f, g in self.groups:
             self.starts.append(self.starts[-1] + self.files[f].metadata.row_group(g).num_rows)
@@ -194,17 +209,23 @@ class ParquetRows:
         file, number = self.groups[group]
         columns = [name for name in SCHEMA.names if name in self.files[file].schema_arrow.names]
         with damage_named(self.paths[file], f"row group {number}"):
-            rows: list[dict[str, Any]] = self.files[file].read_row_group(number, columns=columns).to_pylist()
+            rows: list[dict[str, Any]] = (
+                self.files[file].read_row_group(number, columns=columns).to_pylist()
+            )
         return rows
 
     def column(self, name: str) -> list[Any]:
-        """One column of all rows, in their order, without reading the images; None where it is absent or null, or the
-        empty text where there must be one."""
+        """One column of all rows, in their order, without reading the images; None where it is
+        absent or null, or the empty text where there must be one."""
         values: list[Any] = []
         for path, file in zip(self.paths, self.files, strict=True):
             known = name in file.schema_arrow.names
             with damage_named(path, f"column '{name}'"):
-                values += file.read(columns=[name])[name].to_pylist() if known else [None] * file.metadata.num_rows
+                values += (
+                    file.read(columns=[name])[name].to_pylist()
+                    if known
+                    else [None] * file.metadata.num_rows
+                )
         return [value or "" for value in values] if name in REQUIRED else values
 
     def read(self, rows: Sequence[int]) -> list[Example]:

@@ -16,18 +16,19 @@ Sample = tuple[ArrayLike, Sequence[str]]  # (n,) values, and the cluster of each
 
 
 def interval95(values: ArrayLike, clusters: Sequence[str]) -> tuple[float, float]:
-    """95 % interval of the mean of (n,) `values`, in their unit. For a paired difference, pass the differences question
-    by question. See `intervals95`."""
+    """95 % interval of the mean of (n,) `values`, in their unit. For a paired difference, pass the
+    differences question by question. See `intervals95`."""
     return intervals95([(values, clusters)])[0]
 
 
 def intervals95(samples: Sequence[Sample], seed: int = 0) -> list[tuple[float, float]]:
-    """One interval per sample, each a pure function of its sample and the seed: whole clusters are drawn with
-    replacement (the cluster bootstrap; Cameron, Gelbach and Miller 2008), and of `RESAMPLES` means two percentiles are
-    taken, those of `tail`. Samples with equally many clusters share the draws, which are most of the work.
+    """One interval per sample, each a pure function of its sample and the seed: whole clusters are
+    drawn with replacement (the cluster bootstrap; Cameron, Gelbach and Miller 2008), and of
+    `RESAMPLES` means two percentiles are taken, those of `tail`. Samples with equally many clusters
+    share the draws, which are most of the work.
 
-    Where all clusters have one mean, the interval is that point; no bootstrap can see what it never drew.
-    Raises ValueError for an empty sample or where values and clusters differ in number.
+    Where all clusters have one mean, the interval is that point; no bootstrap can see what it never
+    drew. Raises ValueError for an empty sample or where values and clusters differ in number.
     """
     by_clusters: dict[int, list[tuple[int, NDArray[np.float64]]]] = defaultdict(list)
     for place, (values, clusters) in enumerate(samples):
@@ -43,9 +44,10 @@ def intervals95(samples: Sequence[Sample], seed: int = 0) -> list[tuple[float, f
 
 
 def tail(clusters: int) -> float:
-    """The percentile that stands for 2.5 %, smaller for few clusters: plain percentile intervals are too narrow by the
-    factor between Student's and the normal quantile and by sqrt((n − 1) / n) (the expanded percentile interval;
-    Hesterberg 2015, "What teachers should know about the bootstrap")."""
+    """The percentile that stands for 2.5 %, smaller for few clusters: plain percentile intervals
+    are too narrow by the factor between Student's and the normal quantile and by sqrt((n − 1) / n)
+    (the expanded percentile interval; Hesterberg 2015, "What teachers should know about the
+    bootstrap")."""
     if clusters < 2:
         return 0.0
     return float(ndtr(math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 0.025)))
@@ -61,7 +63,8 @@ def cluster_totals(values: ArrayLike, clusters: Sequence[str]) -> NDArray[np.flo
 
 
 def bootstrap_means(totals: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """(RESAMPLES, samples): means over draws of whole clusters, from (samples, 2, clusters) sums and sizes."""
+    """(RESAMPLES, samples): means over draws of whole clusters, from (samples, 2, clusters) sums
+    and sizes."""
     samples, _, clusters = totals.shape
     columns = totals.reshape(2 * samples, clusters).T
     parts = []
@@ -72,11 +75,15 @@ def bootstrap_means(totals: NDArray[np.float64], seed: int) -> NDArray[np.float6
 
 
 def drawn_counts(clusters: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """(rows, clusters), `RESAMPLES` rows in all: how often each cluster is in each draw. A matrix, so that one product
-    with it serves any number of samples."""
+    """(rows, clusters), `RESAMPLES` rows in all: how often each cluster is in each draw. A matrix,
+    so that one product with it serves any number of samples."""
     rng = np.random.default_rng(seed)
     rows = max(1, DRAWN_AT_ONCE // clusters)
     for start in range(0, RESAMPLES, rows):
         own = min(rows, RESAMPLES - start)
         drawn = rng.integers(clusters, size=(own, clusters)) + clusters * np.arange(own)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=own * clusters).reshape(own, clusters).astype(np.float64)
+        yield (
+            np.bincount(drawn.ravel(), minlength=own * clusters)
+            .reshape(own, clusters)
+            .astype(np.float64)
+        )

@@ -1,7 +1,9 @@
-"""What is measured of one reply, by name. Each value is in [0, 1] (tokens: a count), None where it does not apply.
+"""What is measured of one reply, by name. Each value is in [0, 1] (tokens: a count), None where it
+does not apply.
 
-Closed, choice and open questions have metrics of their own: they are never averaged into one number here. LLaVA-Med's
-own arithmetic is beside them under its own names, for comparison with what was published with it, faults included.
+Closed, choice and open questions have metrics of their own: they are never averaged into one number
+here. LLaVA-Med's own arithmetic is beside them under its own names, for comparison with what was
+published with it, faults included.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ JUDGE_SCALE = 3.0  # the judge's correctness is 0 to 3
 
 @dataclass(frozen=True)
 class Metric:
-    """`of` gives a prediction's value. `unit` is "share" (in [0, 1], shown in per cent) or "tokens"."""
+    """`of` gives a prediction's value. `unit` is "share" (in [0, 1], shown in per cent) or
+    "tokens"."""
 
     name: str
     title: str
@@ -44,17 +47,20 @@ def choice(prediction: Prediction) -> float | None:
 
 
 def open_exact(prediction: Prediction) -> float | None:
-    """Open questions: the reference's words and no others, in order, whatever the case, articles and punctuation."""
+    """Open questions: the reference's words and no others, in order, whatever the case, articles
+    and punctuation."""
     return open_value(prediction, lambda answer, reference: float(same_words(answer, reference)))
 
 
 def open_precision(prediction: Prediction) -> float | None:
-    """Open questions: the share of the answer's words that the reference has, each as often as there."""
+    """Open questions: the share of the answer's words that the reference has, each as often as
+    there."""
     return open_value(prediction, lambda answer, reference: overlap(answer, reference)[0])
 
 
 def open_recall(prediction: Prediction) -> float | None:
-    """Open questions: the share of the reference's words that the answer has, each as often as there."""
+    """Open questions: the share of the reference's words that the answer has, each as often as
+    there."""
     return open_value(prediction, lambda answer, reference: overlap(answer, reference)[1])
 
 
@@ -70,11 +76,14 @@ def well_formed(prediction: Prediction) -> float | None:
 
 def judge_correctness(prediction: Prediction) -> float | None:
     """The judge's correctness over its scale of 3; 0 where its verdict could not be read."""
-    return None if prediction.judge_correctness is None else prediction.judge_correctness / JUDGE_SCALE
+    return (
+        None if prediction.judge_correctness is None else prediction.judge_correctness / JUDGE_SCALE
+    )
 
 
 def judge_explanation(prediction: Prediction) -> float | None:
-    """The judge's mean of factuality, completeness and relevance; 0 where its verdict could not be read."""
+    """The judge's mean of factuality, completeness and relevance; 0 where its verdict could not be
+    read."""
     return prediction.judge_explanation
 
 
@@ -86,7 +95,8 @@ def judge_unparsed(prediction: Prediction) -> float | None:
 
 
 def reasoning(prediction: Prediction) -> float | None:
-    """The reward of that name, where the prompt asks for thinking and something is known to compare it with."""
+    """The reward of that name, where the prompt asks for thinking and something is known to compare
+    it with."""
     return prediction.reasoning
 
 
@@ -96,7 +106,8 @@ def completion_tokens(prediction: Prediction) -> float | None:
 
 
 def llava_med_closed(prediction: Prediction) -> float | None:
-    """Closed questions as LLaVA-Med counts them: the reference is a substring of the answer ("no" is in "normal")."""
+    """Closed questions as LLaVA-Med counts them: the reference is a substring of the answer ("no"
+    is in "normal")."""
     if prediction.answer_type != "closed":
         return None
     reply, reference = llava_med_text(prediction.answer or ""), llava_med_text(prediction.reference)
@@ -104,7 +115,8 @@ def llava_med_closed(prediction: Prediction) -> float | None:
 
 
 def llava_med_open(prediction: Prediction) -> float | None:
-    """Open questions as LLaVA-Med counts them: recall of words, in which a repeated right word counts again."""
+    """Open questions as LLaVA-Med counts them: recall of words, in which a repeated right word
+    counts again."""
     return open_value(prediction, llava_med_recall)
 
 
@@ -137,26 +149,30 @@ def open_value(prediction: Prediction, score: Callable[[str, str], float]) -> fl
 
 
 def overlap(answer: str, reference: str) -> tuple[float, float]:
-    """Precision (over the answer's words) and recall (over the reference's), of multisets; 0 where nothing is shared.
-    Their harmonic mean is `token_f1`."""
+    """Precision (over the answer's words) and recall (over the reference's), of multisets; 0 where
+    nothing is shared. Their harmonic mean is `token_f1`."""
     given, wanted = words(answer), words(reference)
     common = (Counter(given) & Counter(wanted)).total()
     return (common / len(given), common / len(wanted)) if common else (0.0, 0.0)
 
 
-# LLaVA-Med's arithmetic as in its public repository, llava/eval/run_eval.py with eval_metrics/evaluate_metrics.py and
-# eval_metrics/glossary.py at commit b9a98a7 (11 December 2023, the last to touch them; version 1.5 dropped the files).
-# Its normalisation is that of the VQA challenge with its own list of marks. There a reply is an answer and nothing
-# else, so that here the tagged answer is scored, not the thinking before it, in which nearly any word could be found.
-# Known faults, kept so that numbers can be compared:
-# - closed: "no" is found in "normal" and "not"; an answer with both "yes" and "no" is always right; a reference that
+# LLaVA-Med's arithmetic as in its public repository, llava/eval/run_eval.py with
+# eval_metrics/evaluate_metrics.py and eval_metrics/glossary.py at commit b9a98a7 (11 December 2023,
+# the last to touch them; version 1.5 dropped the files). Its normalisation is that of the VQA
+# challenge with its own list of marks. There a reply is an answer and nothing else, so that here
+# the tagged answer is scored, not the thinking before it, in which nearly any word could be found.
+# Known faults, kept so that numbers can be compared: - closed: "no" is found in "normal" and "not";
+# an answer with both "yes" and "no" is always right; a reference that
 #   is neither counts only if the answer also contains "yes" or "no" somewhere ("left" in "left abnormality").
-# - open: shared words count as often as the answer has them, so that repetition raises recall, and a word that the
+# - open: shared words count as often as the answer has them, so that repetition raises recall, and
+# a word that the
 #   reference has twice is found by having it once.
-# - normalisation: marks become spaces or nothing depending on what else is in the text ("t2-weighted" is two words
+# - normalisation: marks become spaces or nothing depending on what else is in the text
+# ("t2-weighted" is two words
 #   alone and one beside "- " or "1,000"); "none" becomes "0".
 MARKS = tuple(';/[]"{}()=+\\_-><@`,?!')
-PERIODS = 32  # removed at most: the original passes re.UNICODE, which is 32, where the count belongs
+# removed at most: the original passes re.UNICODE, which is 32, where the count belongs
+PERIODS = 32
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS.split())}
 NUMBERS["none"] = "0"
@@ -171,14 +187,17 @@ where'd where's where've who'd who'd've who'll who's who've why'll why're why's 
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
 SPELLINGS = {
-    word[:at] + word[at + 1 :]: word for word in CONTRACTIONS.split() for at, sign in enumerate(word) if sign == "'"
+    word[:at] + word[at + 1 :]: word
+    for word in CONTRACTIONS.split()
+    for at, sign in enumerate(word)
+    if sign == "'"
 } | {"somebody'd": "somebodyd"}  # the one entry that goes the other way
 
 
 def llava_med_text(text: str) -> str:
-    """A text as LLaVA-Med compares it: lower case, `MARKS` removed where one of that kind has a space beside it or a
-    comma stands between digits, else turned into spaces; no periods but decimal ones; number words as digits; no
-    articles; contractions with their apostrophes."""
+    """A text as LLaVA-Med compares it: lower case, `MARKS` removed where one of that kind has a
+    space beside it or a comma stands between digits, else turned into spaces; no periods but
+    decimal ones; number words as digits; no articles; contractions with their apostrophes."""
     text = text.lower()
     stripped, grouped = text, re.search(r"\d,\d", text) is not None
     for mark in MARKS:
@@ -190,8 +209,8 @@ def llava_med_text(text: str) -> str:
 
 
 def llava_med_recall(answer: str, reference: str) -> float:
-    """tp / (tp + fn), where tp counts the shared words in the answer and fn the reference's missing ones in the
-    reference. Normalised twice, as in the original."""
+    """tp / (tp + fn), where tp counts the shared words in the answer and fn the reference's missing
+    ones in the reference. Normalised twice, as in the original."""
     given = Counter(llava_med_text(llava_med_text(answer)).split())
     wanted = Counter(llava_med_text(llava_med_text(reference)).split())
     found = sum(times for word, times in given.items() if word in wanted)

@@ -1,8 +1,9 @@
-"""Which option does the model find most likely, without any decoding? The margin tells how sure it is.
+"""Which option does the model find most likely, without any decoding? The margin tells how sure it
+is.
 
-Each option is scored as the whole reply `<answer>option</answer>` and its end-of-turn token after the prompt: the sum
-of the tokens' log-likelihoods in nats, as in multiple-choice evaluation by likelihood (Brown et al. 2020, section
-2.4).
+Each option is scored as the whole reply `<answer>option</answer>` and its end-of-turn token after
+the prompt: the sum of the tokens' log-likelihoods in nats, as in multiple-choice evaluation by
+likelihood (Brown et al. 2020, section 2.4).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data import Dataset
 
-from rarl.data.prepare import PreparedExample
+from rarl.data.prepared import PreparedExample
 from rarl.data.stream import unpack
 from rarl.evaluation.summary import Column, means_of
 from rarl.files import replacing
@@ -33,7 +34,8 @@ QUESTIONS_PER_ACTOR = 16
 
 @dataclass(frozen=True)
 class OptionScores:
-    """Log-likelihoods (nats) of a question's options; `correct` is the position of the reference among them."""
+    """Log-likelihoods (nats) of a question's options; `correct` is the position of the reference
+    among them."""
 
     example_id: str
     image_id: str
@@ -48,17 +50,22 @@ class OptionScores:
     @property
     def margin(self) -> float:
         """Nats by which the reference leads the best other option; negative where it does not."""
-        return self.logprobs[self.correct] - max(p for i, p in enumerate(self.logprobs) if i != self.correct)
+        return self.logprobs[self.correct] - max(
+            p for i, p in enumerate(self.logprobs) if i != self.correct
+        )
 
     @property
     def probability(self) -> float:
         """Of the reference, among the options alone."""
         top = max(self.logprobs)
-        return math.exp(self.logprobs[self.correct] - top) / sum(math.exp(p - top) for p in self.logprobs)
+        return math.exp(self.logprobs[self.correct] - top) / sum(
+            math.exp(p - top) for p in self.logprobs
+        )
 
 
 def options_of(prepared: PreparedExample) -> list[str] | None:
-    """The options that a question can be scored by: its own, or yes and no. None for open questions."""
+    """The options that a question can be scored by: its own, or yes and no. None for open
+    questions."""
     example = prepared.example
     if example.options:
         return list(example.options)
@@ -70,16 +77,24 @@ def score_options(
 ) -> list[OptionScores]:
     """One entry for each question of the stream that has options, in its order."""
     scores: list[OptionScores] = []
-    for batch in stream.iter_batches(batch_size=QUESTIONS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"):
+    for batch in stream.iter_batches(
+        batch_size=QUESTIONS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"
+    ):
         prepared = unpack(batch)
         asked = [(one, options) for one in prepared if (options := options_of(one))]
         requests = [
-            ScoreRequest(p.prompt.text, p.pixels, [target_text("answer", "", o) + END_OF_TURN for o in options])
+            ScoreRequest(
+                p.prompt.text,
+                p.pixels,
+                [target_text("answer", "", o) + END_OF_TURN for o in options],
+            )
             for p, options in asked
         ]
         for (one, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
             example = one.example
-            correct = next(i for i, option in enumerate(options) if same_words(option, example.answer))
+            correct = next(
+                i for i, option in enumerate(options) if same_words(option, example.answer)
+            )
             scores.append(OptionScores(example.id, example.image_id, options, logprobs, correct))
         advance(len(prepared))
     return scores
@@ -92,7 +107,8 @@ def save_option_scores(scores: Sequence[OptionScores], path: Path) -> None:
 
 
 def summarise_options(scores: Sequence[OptionScores]) -> dict[str, Any]:
-    """`accuracy` by likelihood, `margin` (nats) and `probability` of the reference, each with n, mean and interval."""
+    """`accuracy` by likelihood, `margin` (nats) and `probability` of the reference, each with n,
+    mean and interval."""
     images = [one.image_id for one in scores]
     columns: dict[tuple[str, ...], Column] = {
         ("accuracy",): Column([float(one.chosen_right) for one in scores], images),

@@ -1,5 +1,5 @@
-"""The replies of a whole data set through the vLLM actors, graded. Every finished batch is on disk at once, so a
-measurement that is killed goes on where it stopped."""
+"""The replies of a whole data set through the vLLM actors, graded. Every finished batch is on disk
+at once, so a measurement that is killed goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from ray.data import Dataset
 
 from rarl.data.order import sampling_seed
-from rarl.data.prepare import PreparedExample, require_room
+from rarl.data.prepared import PreparedExample, require_room
 from rarl.data.stream import unpack
 from rarl.errors import UserError
 from rarl.evaluation.prediction import Prediction, grade, load_predictions, save_predictions
@@ -30,8 +30,8 @@ REQUESTS_PER_ACTOR = 64  # in flight at a time; vLLM batches them
 
 @dataclass(frozen=True)
 class Asking:
-    """How a measurement asks: of the adapter or of the base model, with these bounds; greedily, or `samples` replies
-    for each question at `temperature`; with the image or, as a floor, without."""
+    """How a measurement asks: of the adapter or of the base model, with these bounds; greedily, or
+    `samples` replies for each question at `temperature`; with the image or, as a floor, without."""
 
     max_tokens: int
     max_model_length: int
@@ -42,7 +42,8 @@ class Asking:
     show_image: bool = True
 
     def request(self, prepared: PreparedExample, position: int) -> SampleRequest:
-        """`position` is the example's place in the data set, of which the samples' seeds are a function."""
+        """`position` is the example's place in the data set, of which the samples' seeds are a
+        function."""
         require_room(prepared, self.max_tokens, self.max_model_length)
         prompt = prepared.prompt.text
         seed = sampling_seed(self.seed, 0, position, self.samples)
@@ -53,7 +54,8 @@ class Asking:
 
 @dataclass(frozen=True)
 class PartsOnDisk:
-    """A measurement in the making: a folder beside the file that it will be, with one file for each finished batch."""
+    """A measurement in the making: a folder beside the file that it will be, with one file for each
+    finished batch."""
 
     path: Path
 
@@ -62,7 +64,9 @@ class PartsOnDisk:
         return self.path.with_suffix(".parts")
 
     def load(self) -> list[Prediction]:
-        return [p for part in sorted(self.folder.glob("[0-9]*.parquet")) for p in load_predictions(part)]
+        return [
+            p for part in sorted(self.folder.glob("[0-9]*.parquet")) for p in load_predictions(part)
+        ]
 
     def add(self, predictions: Sequence[Prediction], position: int) -> None:
         """`position` is the number of replies before these."""
@@ -74,10 +78,16 @@ class PartsOnDisk:
 
 
 def measure(
-    stream: Dataset, pool: SamplerPool, asking: Asking, judge: Judge | None, path: Path, advance: Callable[[int], Any]
+    stream: Dataset,
+    pool: SamplerPool,
+    asking: Asking,
+    judge: Judge | None,
+    path: Path,
+    advance: Callable[[int], Any],
 ) -> list[Prediction]:
-    """The predictions of an evaluation stream, in its order, written to `path`; `advance(n)` is called for every n
-    questions done. Continues what an interrupted call left. Raises UserError when that is of other questions."""
+    """The predictions of an evaluation stream, in its order, written to `path`; `advance(n)` is
+    called for every n questions done. Continues what an interrupted call left. Raises UserError
+    when that is of other questions."""
     parts = PartsOnDisk(path)
     predictions = parts.load()
     advance(len(predictions) // asking.samples)
@@ -90,12 +100,18 @@ def measure(
 
 
 def predict(
-    stream: Dataset, pool: SamplerPool, asking: Asking, judge: Judge | None, done: Sequence[Prediction] = ()
+    stream: Dataset,
+    pool: SamplerPool,
+    asking: Asking,
+    judge: Judge | None,
+    done: Sequence[Prediction] = (),
 ) -> Iterator[list[Prediction]]:
-    """Batch by batch, `asking.samples` predictions for each row of the stream after those that are `done`. Each reply
-    is judged while others are still being made."""
+    """Batch by batch, `asking.samples` predictions for each row of the stream after those that are
+    `done`. Each reply is judged while others are still being made."""
     first, position = done[:: asking.samples], 0
-    for batch in stream.iter_batches(batch_size=REQUESTS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"):
+    for batch in stream.iter_batches(
+        batch_size=REQUESTS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"
+    ):
         prepared = unpack(batch)
         for one, kept in zip(prepared, first[position:], strict=False):
             if one.example.id != kept.example_id:
@@ -110,9 +126,14 @@ def predict(
 
 
 def answer_batch(
-    prepared: list[PreparedExample], position: int, pool: SamplerPool, asking: Asking, judge: Judge | None
+    prepared: list[PreparedExample],
+    position: int,
+    pool: SamplerPool,
+    asking: Asking,
+    judge: Judge | None,
 ) -> list[Prediction]:
-    """All samples of the first question, then of the second, and so on. `position` is the first one's place."""
+    """All samples of the first question, then of the second, and so on. `position` is the first
+    one's place."""
     sampling = SamplingSettings(asking.samples, asking.temperature, asking.max_tokens)
     verdicts: list[list[Future[Verdict]]] = [[] for _ in prepared]
     seconds = [0.0] * len(prepared)
@@ -122,7 +143,9 @@ def answer_batch(
         seconds[index] = time.monotonic() - started
         if judge is not None:
             one = prepared[index]
-            verdicts[index] = judge.submit([candidate_of(one.example, one.prompt, reply.text) for reply in group])
+            verdicts[index] = judge.submit(
+                [candidate_of(one.example, one.prompt, reply.text) for reply in group]
+            )
 
     requests = [asking.request(one, position + index) for index, one in enumerate(prepared)]
     groups = pool.submit(requests, sampling, asking.use_adapter, on_group=take_in).result()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.config import RewardConfig
-from rarl.data.prepare import PreparedExample
+from rarl.data.prepared import PreparedExample
 from rarl.files import replacing
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
@@ -23,10 +23,11 @@ REASONING = {"reasoning": RewardConfig(weight=1.0)}
 
 @dataclass(frozen=True)
 class Prediction:
-    """One reply. `correct` is exact: the option, yes or no, or the reference's words. `reasoning` is the reward of that
-    name, None where the prompt asks for no thinking or nothing is known to compare it with. The judge's part is None
-    where none was asked, its scores also where it could not be reached. `seconds` is from the batch's start to this
-    reply, since a batch is answered together."""
+    """One reply. `correct` is exact: the option, yes or no, or the reference's words. `reasoning`
+    is the reward of that name, None where the prompt asks for no thinking or nothing is known to
+    compare it with. The judge's part is None where none was asked, its scores also where it could
+    not be reached. `seconds` is from the batch's start to this reply, since a batch is answered
+    together."""
 
     example_id: str
     image_id: str
@@ -62,7 +63,9 @@ def grade(
 ) -> Prediction:
     example, prompt = prepared.example, prepared.prompt
     reply = parse_reply(rollout.text, prompt.form)
-    [score] = score_groups([[ScoredReply(example, prompt, rollout.text)]], {"reasoning": reasoning_reward}, REASONING)
+    [score] = score_groups(
+        [[ScoredReply(example, prompt, rollout.text)]], {"reasoning": reasoning_reward}, REASONING
+    )
     return Prediction(
         example_id=example.id,
         image_id=example.image_id,
@@ -122,7 +125,9 @@ SCHEMA = pa.schema(
 def save_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     """One Parquet file, whole or not at all."""
     with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(p) for p in predictions], schema=SCHEMA), temporary)
+        pq.write_table(
+            pa.Table.from_pylist([asdict(p) for p in predictions], schema=SCHEMA), temporary
+        )
 
 
 def load_predictions(path: Path) -> list[Prediction]:

@@ -1,4 +1,5 @@
-"""What several seeds have in common: the same questions, or each its own data under the same ids."""
+"""What several seeds have in common: the same questions, or each its own data under the same
+ids."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ def same_questions(seeds: Sequence[Sequence[Prediction]]) -> bool:
 
 
 def images_of(by_seed: Mapping[int, Sequence[Prediction]]) -> list[str]:
-    """The unit of the bootstrap for each reply, in the order of the mapping. Where each seed has made its own data,
-    equal ids are other images."""
+    """The unit of the bootstrap for each reply, in the order of the mapping. Where each seed has
+    made its own data, equal ids are other images."""
     shared = same_questions(list(by_seed.values()))
-    return [p.image_id if shared else f"{seed}/{p.image_id}" for seed, one in by_seed.items() for p in one]
+    return [
+        p.image_id if shared else f"{seed}/{p.image_id}"
+        for seed, one in by_seed.items()
+        for p in one
+    ]

@@ -1,5 +1,5 @@
-"""Several sampled answers to each question: the majority's accuracy, and how far their agreement tells when to abstain
-(self-consistency; Wang et al. 2023)."""
+"""Several sampled answers to each question: the majority's accuracy, and how far their agreement
+tells when to abstain (self-consistency; Wang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TENTHS = tuple(range(10, 0, -1))  # coverages of the abstention curve
 
 @dataclass(frozen=True)
 class Sampled:
-    """One question with its k answers in the order given; None is a reply without a readable answer."""
+    """One question with its k answers in the order given; None is a reply without a readable
+    answer."""
 
     answers: Sequence[str | None]
     reference: str
@@ -23,8 +24,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Vote:
-    """`answer` is the majority's first, None where no answer could be read. `agreement` is its votes over all k: a
-    reply without an answer agrees with nothing."""
+    """`answer` is the majority's first, None where no answer could be read. `agreement` is its
+    votes over all k: a reply without an answer agrees with nothing."""
 
     answer: str | None
     agreement: float
@@ -33,10 +34,11 @@ class Vote:
 
 @dataclass(frozen=True)
 class Abstention:
-    """`accuracy[i]` is that of the `coverage[i]` of the questions with the highest agreement, the others unanswered.
-    `aurc` is the area under the risk–coverage curve: the mean, over m = 1 … n, of the share of wrong answers among the
-    m with the highest agreement (Geifman, Uziel and El-Yaniv 2019). Lower is better; it is at best near 0, and the
-    majority's error rate where agreement tells nothing."""
+    """`accuracy[i]` is that of the `coverage[i]` of the questions with the highest agreement, the
+    others unanswered. `aurc` is the area under the risk–coverage curve: the mean, over m = 1 … n,
+    of the share of wrong answers among the m with the highest agreement (Geifman, Uziel and
+    El-Yaniv 2019). Lower is better; it is at best near 0, and the majority's error rate where
+    agreement tells nothing."""
 
     coverage: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -45,7 +47,8 @@ class Abstention:
 
 @dataclass(frozen=True)
 class SelfConsistency:
-    """Of n questions: the majority's accuracy, the mean agreement (both in [0, 1]), the abstention curve."""
+    """Of n questions: the majority's accuracy, the mean agreement (both in [0, 1]), the abstention
+    curve."""
 
     n: int
     accuracy: float
@@ -88,9 +91,9 @@ def vote(question: Sampled) -> Vote:
 
 
 def abstention(agreement: Sequence[float], correct: Sequence[bool]) -> Abstention:
-    """The curve at coverages of 100 %, 90 %, …, 10 %, each of at least one question, rounded up. Questions of equal
-    agreement have no order, so each counts with their mean: the expectation over all orders. Raises ValueError for no
-    questions."""
+    """The curve at coverages of 100 %, 90 %, …, 10 %, each of at least one question, rounded up.
+    Questions of equal agreement have no order, so each counts with their mean: the expectation over
+    all orders. Raises ValueError for no questions."""
     if not correct:
         raise ValueError("no questions to answer")
     accuracy = accuracy_at(agreement, correct)
@@ -110,6 +113,8 @@ def accuracy_at(agreement: Sequence[float], correct: Sequence[bool]) -> list[flo
     for _, tied in groupby(ordered, key=lambda pair: pair[0]):
         hits = [hit for _, hit in tied]
         before, total = len(accuracy), sum(hits)
-        accuracy += [(right + total * (i + 1) / len(hits)) / (before + i + 1) for i in range(len(hits))]
+        accuracy += [
+            (right + total * (i + 1) / len(hits)) / (before + i + 1) for i in range(len(hits))
+        ]
         right += total
     return accuracy

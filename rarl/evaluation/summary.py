@@ -24,21 +24,30 @@ class Column:
 
     @property
     def mean(self) -> float:
-        return math.fsum(self.values) / len(self.values)  # fsum: not outside the interval by rounding
+        # fsum: not outside the interval by rounding
+        return math.fsum(self.values) / len(self.values)
 
 
 def summarise(predictions: list[Prediction]) -> dict[str, Any]:
-    """`n`, `accuracy` and its `ci95` as fractions, over all types of questions (exactly right, see `Prediction`); the
-    share of well-formed replies; `n`, `accuracy` and `ci95` by answer type, and by modality and by organ where there is
-    more than one; the reasoning score and the judge's, where there are any; `metrics`: `n`, `mean` and `ci95` by the
-    names of `METRICS`, of those that apply to any reply."""
+    """`n`, `accuracy` and its `ci95` as fractions, over all types of questions (exactly right, see
+    `Prediction`); the share of well-formed replies; `n`, `accuracy` and `ci95` by answer type, and
+    by modality and by organ where there is more than one; the reasoning score and the judge's,
+    where there are any; `metrics`: `n`, `mean` and `ci95` by the names of `METRICS`, of those that
+    apply to any reply."""
     columns = (
         {("all",): column(predictions, [float(p.correct) for p in predictions])}
         | grouped(predictions, "by_type", [p.answer_type for p in predictions])
         | grouped(predictions, "by_modality", named([p.modality for p in predictions]))
         | grouped(predictions, "by_organ", named([p.organ for p in predictions]))
-        | {("metrics", m.name): column(predictions, [m.of(p) for p in predictions]) for m in METRICS.values()}
-        | {("judge", "correctness"): column(predictions, [p.judge_correctness for p in predictions])}
+        | {
+            ("metrics", m.name): column(predictions, [m.of(p) for p in predictions])
+            for m in METRICS.values()
+        }
+        | {
+            ("judge", "correctness"): column(
+                predictions, [p.judge_correctness for p in predictions]
+            )
+        }
     )
     means = means_of({key: one for key, one in columns.items() if one.values})
 
@@ -67,21 +76,30 @@ def summarise(predictions: list[Prediction]) -> dict[str, Any]:
 
 def column(predictions: list[Prediction], values: Sequence[float | None]) -> Column:
     """Of what could be scored."""
-    known = [(value, p.image_id) for value, p in zip(values, predictions, strict=True) if value is not None]
+    known = [
+        (value, p.image_id)
+        for value, p in zip(values, predictions, strict=True)
+        if value is not None
+    ]
     return Column([value for value, _ in known], [image for _, image in known])
 
 
-def grouped(predictions: list[Prediction], name: str, groups: Sequence[str]) -> dict[tuple[str, ...], Column]:
+def grouped(
+    predictions: list[Prediction], name: str, groups: Sequence[str]
+) -> dict[tuple[str, ...], Column]:
     """The accuracy's column of each group, under (name, group)."""
     parts: dict[str, list[Prediction]] = {group: [] for group in sorted(set(groups))}
     for prediction, group in zip(predictions, groups, strict=True):
         parts[group].append(prediction)
-    return {(name, group): column(part, [float(p.correct) for p in part]) for group, part in parts.items()}
+    return {
+        (name, group): column(part, [float(p.correct) for p in part])
+        for group, part in parts.items()
+    }
 
 
 def named(values: Sequence[str | None]) -> list[str]:
-    """Groups by a property that not every prediction has. One group where only one value is known: whether the rest
-    has another is not."""
+    """Groups by a property that not every prediction has. One group where only one value is known:
+    whether the rest has another is not."""
     if len({value for value in values if value is not None}) < 2:
         return [UNKNOWN] * len(values)
     return [UNKNOWN if value is None else value for value in values]
@@ -101,8 +119,9 @@ def as_accuracy(mean: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(before: list[Prediction], after: list[Prediction]) -> dict[str, Any]:
-    """Paired by question, in percentage points: of the accuracy, with the questions `won` and `lost` and the `p` of
-    `compare_pairs`, and of the reasoning score where both have it. Raises ValueError when the questions differ."""
+    """Paired by question, in percentage points: of the accuracy, with the questions `won` and
+    `lost` and the `p` of `compare_pairs`, and of the reasoning score where both have it. Raises
+    ValueError when the questions differ."""
     if [(p.example_id, p.sample) for p in before] != [(p.example_id, p.sample) for p in after]:
         raise ValueError("the two evaluations are not of the same questions in the same order")
     paired = compare_pairs(before, after)

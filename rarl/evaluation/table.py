@@ -1,5 +1,5 @@
-"""The table of a comparison, as the papers print it: base and models by data set, seeds pooled, as Markdown, CSV and
-LaTeX."""
+"""The table of a comparison, as the papers print it: base and models by data set, seeds pooled, as
+Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """`lead` is the reference model's over this one; None for itself, and where it has no common seeds."""
+    """`lead` is the reference model's over this one; None for itself, and where it has no common
+    seeds."""
 
     title: str
     n: int
@@ -107,7 +108,9 @@ class DataTable:
     reference: str
 
 
-def write_tables(out: Path, command: str, lines: Sequence[Line], data_sets: Sequence[str], reference: str) -> None:
+def write_tables(
+    out: Path, command: str, lines: Sequence[Line], data_sets: Sequence[str], reference: str
+) -> None:
     """`results.md`, `results.csv` and `results.tex` in the folder `out`."""
     tables = [made for name in data_sets if (made := data_table(lines, name, reference))]
     write_text(out / "results.md", to_markdown(tables, command))
@@ -127,7 +130,9 @@ def data_table(lines: Sequence[Line], data_set: str, reference: str) -> DataTabl
             family = base.all[0].wording.split("/")[0]
             bases.setdefault(family, Replies("base", f"base ({family})", base.by_seed))
     found = [*bases.values(), *(model for model in models if model.by_seed)]
-    columns = [c for c in COLUMNS if any(c.of(p) is not None for replies in found for p in replies.all)]
+    columns = [
+        c for c in COLUMNS if any(c.of(p) is not None for replies in found for p in replies.all)
+    ]
     leader = next((model for model in models if model.name == reference), None)
     rows = [make_row(replies, columns, leader) for replies in found]
     return DataTable(data_set, columns, rows, leader.title if leader else reference)
@@ -145,10 +150,14 @@ def read_replies(line: Line, data_set: str, label: str, title: str) -> Replies:
 def make_row(replies: Replies, columns: Sequence[Column], leader: Replies | None) -> Row:
     images = images_of(replies.by_seed)
     cells = [make_cell(column, replies.all, images) for column in columns]
-    return Row(replies.title, len(replies.all), cells, describe_seeds(replies), lead_over(replies, leader))
+    return Row(
+        replies.title, len(replies.all), cells, describe_seeds(replies), lead_over(replies, leader)
+    )
 
 
-def make_cell(column: Column, predictions: Sequence[Prediction], images: Sequence[str]) -> Cell | None:
+def make_cell(
+    column: Column, predictions: Sequence[Prediction], images: Sequence[str]
+) -> Cell | None:
     known = [
         (column.scale * value, image)
         for p, image in zip(predictions, images, strict=True)
@@ -176,7 +185,9 @@ def describe_seeds(replies: Replies) -> str:
     for seed, predictions in replies.by_seed.items():
         known = [p.reasoning for p in predictions if p.reasoning is not None]
         reasoning = f" / {100 * sum(known) / len(known):.1f}" if known else ""
-        texts.append(f"{seed}: {100 * sum(p.correct for p in predictions) / len(predictions):.1f}{reasoning}")
+        texts.append(
+            f"{seed}: {100 * sum(p.correct for p in predictions) / len(predictions):.1f}{reasoning}"
+        )
     return "; ".join(texts)
 
 
@@ -185,9 +196,21 @@ def to_markdown(tables: Sequence[DataTable], command: str) -> str:
     for table in tables:
         lead = f"{table.reference} − this"
         head = ["", "n", *(c.title for c in table.columns), "by seed", lead, "won / lost", "p"]
-        lines += ["", f"## {table.data_set}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        lines += [
+            "",
+            f"## {table.data_set}",
+            "",
+            f"| {' | '.join(head)} |",
+            f"|{' --- |' * len(head)}",
+        ]
         for row in table.rows:
-            cells = [row.title, str(row.n), *(str(c) if c else "–" for c in row.cells), row.by_seed, *paired_cells(row)]
+            cells = [
+                row.title,
+                str(row.n),
+                *(str(c) if c else "–" for c in row.cells),
+                row.by_seed,
+                *paired_cells(row),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -197,33 +220,47 @@ def paired_cells(row: Row) -> list[str]:
         return ["", "", ""]
     low, high = row.lead.ci95
     p = f"{row.lead.p:.3f}" if row.lead.p >= 0.001 else "< 0.001"
-    return [f"{row.lead.points:+.1f} [{low:+.1f}, {high:+.1f}]", f"{row.lead.won} / {row.lead.lost}", p]
+    return [
+        f"{row.lead.points:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"{row.lead.won} / {row.lead.lost}",
+        p,
+    ]
 
 
 def to_csv(tables: Sequence[DataTable]) -> str:
     """One line for each number: data set, model, metric, n, mean and interval."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data_set", "model", "metric", "n", "mean", "low95", "high95", "won", "lost", "p"])
+    writer.writerow(
+        ["data_set", "model", "metric", "n", "mean", "low95", "high95", "won", "lost", "p"]
+    )
     for table in tables:
         for row in table.rows:
             for column, cell in zip(table.columns, row.cells, strict=True):
                 if cell is not None:
                     numbers = [round(value, 4) for value in (cell.mean, cell.low, cell.high)]
-                    writer.writerow([table.data_set, row.title, column.title, row.n, *numbers, "", "", ""])
+                    writer.writerow(
+                        [table.data_set, row.title, column.title, row.n, *numbers, "", "", ""]
+                    )
             if row.lead is not None:
                 numbers = [round(value, 4) for value in (row.lead.points, *row.lead.ci95)]
                 won = [row.lead.won, row.lead.lost, f"{row.lead.p:.4g}"]
-                writer.writerow([table.data_set, row.title, f"{table.reference} - this", row.n, *numbers, *won])
+                writer.writerow(
+                    [table.data_set, row.title, f"{table.reference} - this", row.n, *numbers, *won]
+                )
     return text.getvalue()
 
 
 def to_latex(tables: Sequence[DataTable]) -> str:
-    """One table: accuracy and reasoning with their intervals, a pair of columns for each data set (booktabs)."""
+    """One table: accuracy and reasoning with their intervals, a pair of columns for each data set
+    (booktabs)."""
     shown = ("accuracy", "reasoning")
     titles = list(dict.fromkeys(row.title for table in tables for row in table.rows))
     lines = [f"\\begin{{tabular}}{{l{'rr' * len(tables)}}}", "\\toprule"]
-    lines.append(" & ".join(["", *(f"\\multicolumn{{2}}{{c}}{{{escape(t.data_set)}}}" for t in tables)]) + " \\\\")
+    lines.append(
+        " & ".join(["", *(f"\\multicolumn{{2}}{{c}}{{{escape(t.data_set)}}}" for t in tables)])
+        + " \\\\"
+    )
     lines += [" & ".join(["model", *(list(shown) * len(tables))]) + " \\\\", "\\midrule"]
     for title in titles:
         cells = [latex_cell(table, title, name) for table in tables for name in shown]
@@ -245,6 +282,10 @@ def escape(text: str) -> str:
 def machine() -> str:
     """What the figures were made on."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.is_file() else []
+    names = (
+        [line for line in info.read_text().splitlines() if "model name" in line]
+        if info.is_file()
+        else []
+    )
     name = names[0].split(":")[1].strip() if names else platform.processor()
     return f"{os.cpu_count()} cores of {name}"

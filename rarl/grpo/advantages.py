@@ -9,11 +9,13 @@ EPSILON = 1e-4
 
 
 def group_advantages(rewards: ArrayLike, scale: bool = True) -> NDArray[np.float32]:
-    """(groups, G) rewards → (groups, G) advantages: reward minus the group's mean, over its standard deviation.
+    """(groups, G) rewards → (groups, G) advantages: reward minus the group's mean, over its
+    standard deviation.
 
-    GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2), with the sample standard deviation (G - 1) and a small
-    constant, so that a group of equal rewards gets zeros. Without `scale` the difference alone, which weights easy and
-    hard questions alike (Dr. GRPO, arXiv 2503.20783, section 3.1).
+    GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2), with the sample standard deviation (G - 1)
+    and a small constant, so that a group of equal rewards gets zeros. Without `scale` the
+    difference alone, which weights easy and hard questions alike (Dr. GRPO, arXiv 2503.20783,
+    section 3.1).
     """
     r = np.asarray(rewards, dtype=np.float64)
     centred = r - r.mean(axis=1, keepdims=True)

@@ -1,4 +1,5 @@
-"""What a forward pass is given: groups of completions, and the distribution that their log-probs are taken of."""
+"""What a forward pass is given: groups of completions, and the distribution that their log-probs
+are taken of."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 class Group:
     """One prompt and its completions, on the CPU.
 
-    prompt_token_ids: (P,) int64, image placeholder expanded. patches: (patches, D) float32. grid: (3,) int64.
-    completions: token ids of each, of any length from 1. key: another one for every prompt of an update.
+    prompt_token_ids: (P,) int64, image placeholder expanded. patches: (patches, D) float32. grid:
+    (3,) int64. completions: token ids of each, of any length from 1. key: another one for every
+    prompt of an update.
     """
 
     prompt_token_ids: NDArray[np.int64]

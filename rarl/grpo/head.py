@@ -1,9 +1,10 @@
 """Log-probs and entropy of given tokens without full-vocabulary logits: the head in chunks.
 
-The head is frozen and the log-prob of a token is a scalar, so its gradient with respect to the hidden state,
-d log π(y) / dh = (W_y - Σ_v π(v) W_v) / τ, is known as soon as the chunk's logits are. It is kept instead of the hidden
-state, at the same size, and the backward pass is one multiplication: two matrix products in all, where recomputing the
-logits in the backward pass takes three.
+The head is frozen and the log-prob of a token is a scalar, so its gradient with respect to the
+hidden state, d log π(y) / dh = (W_y - Σ_v π(v) W_v) / τ, is known as soon as the chunk's logits
+are. It is kept instead of the hidden state, at the same size, and the backward pass is one
+multiplication: two matrix products in all, where recomputing the logits in the backward pass takes
+three.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rarl.rollout.sampler import BAN_BIAS
 def token_logprobs(
     hidden: Tensor, weight: Tensor, token_ids: Tensor, distribution: SamplingDistribution
 ) -> tuple[Tensor, Tensor]:
-    """(N, D) hidden states, (V, D) frozen head, (N,) ids → (N,) log-probs and (N,) entropies in nats, float32.
+    """(N, D) hidden states, (V, D) frozen head, (N,) ids → (N,) log-probs and (N,) entropies in
+    nats, float32.
 
     The entropy is of the same distribution and has no gradient.
     """
@@ -50,11 +52,15 @@ class ChunkedHead(torch.autograd.Function):
             part = slice(start, min(start + rows, total))
             size = part.stop - start
             product(hidden[part], weight.T, out=logits[:size])
-            chosen, spread = head_chunk(logits[:size], probabilities[:size], token_ids[part], distribution)
+            chosen, spread = head_chunk(
+                logits[:size], probabilities[:size], token_ids[part], distribution
+            )
             logprobs[part], entropy[part] = chosen, spread
             if slope is not None:
                 expected = probabilities[:size].to(weight.dtype) @ weight
-                slope[part] = torch.sub(weight[token_ids[part]], expected).div_(distribution.temperature)
+                slope[part] = torch.sub(weight[token_ids[part]], expected).div_(
+                    distribution.temperature
+                )
         ctx.save_for_backward(slope)
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -67,12 +73,14 @@ class ChunkedHead(torch.autograd.Function):
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Of float32 logits at a time: what a CPU's last cache holds, or enough rows to keep a GPU busy."""
+    """Of float32 logits at a time: what a CPU's last cache holds, or enough rows to keep a GPU
+    busy."""
     return 8 << 20 if device.type == "cpu" else 256 << 20
 
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Matrix product into float32 memory; a buffer that is used again spares the kernel fresh pages."""
+    """Matrix product into float32 memory; a buffer that is used again spares the kernel fresh
+    pages."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
     else:
@@ -82,10 +90,11 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> None:
 def head_chunk(
     logits: Tensor, probabilities: Tensor, token_ids: Tensor, distribution: SamplingDistribution
 ) -> tuple[Tensor, Tensor]:
-    """(n, V) logits, changed in place, and memory for the probabilities → (n,) log-probs and entropies.
+    """(n, V) logits, changed in place, and memory for the probabilities → (n,) log-probs and
+    entropies.
 
-    The normaliser is found from the largest logit and its probability, which is at least 1 / V: one pass less than
-    `logsumexp`.
+    The normaliser is found from the largest logit and its probability, which is at least 1 / V: one
+    pass less than `logsumexp`.
     """
     logits[:, distribution.banned_token_ids] += BAN_BIAS
     if distribution.temperature != 1.0:

@@ -1,5 +1,5 @@
-"""The adapted layers as autograd functions of their own: fewer passes over the activations than PEFT's modules, and
-less kept for the backward pass."""
+"""The adapted layers as autograd functions of their own: fewer passes over the activations than
+PEFT's modules, and less kept for the backward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers.activations import SiLUActivation
 
 @dataclass(frozen=True)
 class Adapted:
-    """A frozen linear layer and its adapter: y = x Wᵀ + bias + s (x Aᵀ) Bᵀ, as PEFT computes it without dropout."""
+    """A frozen linear layer and its adapter: y = x Wᵀ + bias + s (x Aᵀ) Bᵀ, as PEFT computes it
+    without dropout."""
 
     weight: Tensor
     bias: Tensor | None
@@ -32,7 +33,13 @@ def adapted(module: nn.Module) -> Adapted | None:
         return None
     (name,) = layer.active_adapters
     base = layer.base_layer
-    return Adapted(base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+    return Adapted(
+        base.weight,
+        base.bias,
+        layer.lora_A[name].weight,
+        layer.lora_B[name].weight,
+        layer.scaling[name],
+    )
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
@@ -61,9 +68,11 @@ def linear_forward(x: Tensor, layer: Adapted) -> tuple[Tensor, Tensor]:
     return out.addmm_(down, layer.b.T, alpha=layer.scaling), down
 
 
-def linear_backward(grad: Tensor, x: Tensor, down: Tensor, layer: Adapted) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x Aᵀ, A and B. The thin products are written so that the long side is read along its rows: up to
-    five times faster on a CPU."""
+def linear_backward(
+    grad: Tensor, x: Tensor, down: Tensor, layer: Adapted
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x Aᵀ, A and B. The thin products are written so that the long side is read along
+    its rows: up to five times faster on a CPU."""
     grad_down = functional.linear(grad, layer.b.T.contiguous()).mul_(layer.scaling)
     grad_b = (down.T @ grad).mul_(layer.scaling).T
     return grad_down, (grad_down.T @ x).float(), grad_b.float()
@@ -73,7 +82,15 @@ class LoraLinear(torch.autograd.Function):
     """The base weight is frozen, so the backward pass needs dx, dA and dB only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Any:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Any:
         layer = Adapted(weight, bias, a.to(x.dtype), b.to(x.dtype), scaling)
         out, down = linear_forward(x, layer)
         ctx.save_for_backward(x, down, weight, layer.a, layer.b)
@@ -84,13 +101,16 @@ class LoraLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, down, weight, a, b = ctx.saved_tensors
-        thin, grad_a, grad_b = linear_backward(grads[0], x, down, Adapted(weight, None, a, b, ctx.scaling))
+        thin, grad_a, grad_b = linear_backward(
+            grads[0], x, down, Adapted(weight, None, a, b, ctx.scaling)
+        )
         grad_x = (grads[0] @ weight).addmm_(thin, a) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_a, grad_b, None
 
 
 class LoraMlp(torch.autograd.Function):
-    """The whole gated MLP. Of its four wide activations it keeps two, and computes the others again: they are cheap.
+    """The whole gated MLP. Of its four wide activations it keeps two, and computes the others
+    again: they are cheap.
 
     `tensors` are weight, A and B of gate, up and down.
     """
@@ -123,9 +143,13 @@ class LoraMlp(torch.autograd.Function):
         return grad_x, None, None, *gate_grads, None, *up_grads, None, *down_grads
 
 
-def mlp_layers(scalings: Sequence[float], tensors: Sequence[Tensor]) -> tuple[Adapted, Adapted, Adapted]:
+def mlp_layers(
+    scalings: Sequence[float], tensors: Sequence[Tensor]
+) -> tuple[Adapted, Adapted, Adapted]:
     gate, up, down = (
         Adapted(weight, None, a, b, scaling)
-        for scaling, weight, a, b in zip(scalings, tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        for scaling, weight, a, b in zip(
+            scalings, tensors[::3], tensors[1::3], tensors[2::3], strict=True
+        )
     )
     return gate, up, down

@@ -1,15 +1,22 @@
-"""The losses, as plain functions of tensors: an objective per token, and how tokens are averaged over a step.
+"""The losses, as plain functions of tensors: an objective per token, and how tokens are averaged
+over a step.
 
 | name | paper | objective | average | clip | advantages | cut-off completions |
 | --- | --- | --- | --- | --- | --- | --- |
-| grpo | DeepSeekMath, arXiv 2402.03300, eq. 3 | clipped ratio | per completion | 0.2 | over std | kept |
-| dr_grpo | Liu et al., arXiv 2503.20783, eq. 3 | clipped ratio | over a fixed length | 0.2 | plain | kept |
-| dapo | Yu et al., arXiv 2503.14476, eq. 8 | clipped ratio | over all tokens | 0.2, 0.28 | over std | left out |
-| gspo | Zheng et al., arXiv 2507.18071, eq. 5 | ratio of sequences | per completion | 3e-4, 4e-4 | over std | kept |
-| cispo | MiniMax-M1, arXiv 2506.13585, eq. 4 | clipped weight on log π | over all tokens | none, 4 | over std | kept |
+| grpo | DeepSeekMath, arXiv 2402.03300, eq. 3 | clipped ratio | per completion | 0.2 | over std |
+kept |
+| dr_grpo | Liu et al., arXiv 2503.20783, eq. 3 | clipped ratio | over a fixed length | 0.2 | plain
+| kept |
+| dapo | Yu et al., arXiv 2503.14476, eq. 8 | clipped ratio | over all tokens | 0.2, 0.28 | over std
+| left out |
+| gspo | Zheng et al., arXiv 2507.18071, eq. 5 | ratio of sequences | per completion | 3e-4, 4e-4 |
+over std | kept |
+| cispo | MiniMax-M1, arXiv 2506.13585, eq. 4 | clipped weight on log π | over all tokens | none, 4
+| over std | kept |
 
-Every objective is multiplied by an importance weight π_old / π_sampler for sampling with another engine, or an older
-adapter, than the trainer's (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training").
+Every objective is multiplied by an importance weight π_old / π_sampler for sampling with another
+engine, or an older adapter, than the trainer's (Yao et al. 2025, "Your efficient RL framework
+secretly brings you off-policy RL training").
 """
 
 from __future__ import annotations
@@ -25,7 +32,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LossInputs:
-    """N completions padded to T tokens; float32. `mask` selects the completion tokens, and every row has at least one.
+    """N completions padded to T tokens; float32. `mask` selects the completion tokens, and every
+    row has at least one.
 
     logprobs: (N, T) the policy's, with gradient.
     old_logprobs: (N, T) the policy's when the completion was first seen, without gradient.
@@ -45,7 +53,8 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What averages are taken over: the whole step, so that the size of a micro-batch changes nothing."""
+    """What averages are taken over: the whole step, so that the size of a micro-batch changes
+    nothing."""
 
     completions: int
     tokens: int
@@ -54,7 +63,8 @@ class StepTotals:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """`clip` is (ε low, ε high). `importance_cap` is C: "truncated" takes min(w, C), "masked" drops tokens above C."""
+    """`clip` is (ε low, ε high). `importance_cap` is C: "truncated" takes min(w, C), "masked" drops
+    tokens above C."""
 
     loss: str
     clip: tuple[float, float]
@@ -65,14 +75,16 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`loss` is this micro-batch's part of the step's loss: parts add up. The rest are sums over tokens, detached."""
+    """`loss` is this micro-batch's part of the step's loss: parts add up. The rest are sums over
+    tokens, detached."""
 
     loss: Tensor
     kl: Tensor
     clipped: Tensor
 
 
-# Ratio or log-probs and (N, 1) advantages → (N, T) loss per token, and (N, T) bool where a bound stops the gradient.
+# Ratio or log-probs and (N, 1) advantages → (N, T) loss per token, and (N, T) bool where a bound
+# stops the gradient.
 Objective = Callable[[LossInputs, tuple[float, float]], tuple[Tensor, Tensor]]
 Average = Callable[[Tensor, Tensor, StepTotals], Tensor]
 
@@ -92,25 +104,34 @@ def compute_loss(inputs: LossInputs, totals: StepTotals, settings: LossSettings)
 
 
 def clipped_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """- min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) with r = π / π_old (PPO, arXiv 1707.06347, eq. 7)."""
-    return pessimistic(torch.exp(inputs.logprobs - inputs.old_logprobs), inputs.advantages[:, None], clip)
+    """- min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) with r = π / π_old (PPO, arXiv 1707.06347, eq.
+    7)."""
+    return pessimistic(
+        torch.exp(inputs.logprobs - inputs.old_logprobs), inputs.advantages[:, None], clip
+    )
 
 
 def clipped_sequence_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """The same with one ratio per completion, the geometric mean of its tokens' (GSPO eq. 7), for all of its tokens."""
+    """The same with one ratio per completion, the geometric mean of its tokens' (GSPO eq. 7), for
+    all of its tokens."""
     mask = inputs.mask.to(inputs.logprobs.dtype)
     log_ratio = ((inputs.logprobs - inputs.old_logprobs) * mask).sum(dim=1) / mask.sum(dim=1)
     loss, clipped = pessimistic(torch.exp(log_ratio)[:, None], inputs.advantages[:, None], clip)
     return loss.expand_as(mask), clipped.expand_as(mask)
 
 
-def pessimistic(ratio: Tensor, advantage: Tensor, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def pessimistic(
+    ratio: Tensor, advantage: Tensor, clip: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
-    return -torch.minimum(ratio * advantage, bounded * advantage), bounded * advantage < ratio * advantage
+    return -torch.minimum(
+        ratio * advantage, bounded * advantage
+    ), bounded * advantage < ratio * advantage
 
 
 def clipped_weight(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """- sg(clip(r)) A log π: the ratio is a constant weight, so no token's gradient is cut off (CISPO eq. 4, 5)."""
+    """- sg(clip(r)) A log π: the ratio is a constant weight, so no token's gradient is cut off
+    (CISPO eq. 4, 5)."""
     ratio = torch.exp(inputs.logprobs.detach() - inputs.old_logprobs)
     bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
     return -bounded * inputs.advantages[:, None] * inputs.logprobs, bounded != ratio
@@ -133,7 +154,8 @@ def per_token_mean(per_token: Tensor, mask: Tensor, totals: StepTotals) -> Tenso
 
 @dataclass(frozen=True)
 class Loss:
-    """A row of the table above: the objective, its average, and the settings of its paper, used where none is given."""
+    """A row of the table above: the objective, its average, and the settings of its paper, used
+    where none is given."""
 
     objective: Objective
     average: Average
@@ -152,7 +174,8 @@ LOSSES = {
 
 
 def importance_weight(inputs: LossInputs, settings: LossSettings) -> Tensor:
-    """(N, T) w = π_old / π_sampler, bounded above by C: the variance of a plain weight has no bound."""
+    """(N, T) w = π_old / π_sampler, bounded above by C: the variance of a plain weight has no
+    bound."""
     if settings.importance == "none":
         return torch.ones_like(inputs.old_logprobs)
     weight = torch.exp(inputs.old_logprobs - inputs.sampler_logprobs)
@@ -162,7 +185,7 @@ def importance_weight(inputs: LossInputs, settings: LossSettings) -> Tensor:
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Per-token estimate of KL(π ‖ reference): exp(d) - d - 1 with d = log reference - log π. Never negative and
-    unbiased (Schulman 2020, "Approximating KL divergence", k3)."""
+    """Per-token estimate of KL(π ‖ reference): exp(d) - d - 1 with d = log reference - log π. Never
+    negative and unbiased (Schulman 2020, "Approximating KL divergence", k3)."""
     difference = reference_logprobs - logprobs
     return torch.exp(difference) - difference - 1

@@ -12,26 +12,38 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from rarl.grpo.vision import use_patch_projection
 
-# The language model's linear layers alone: vLLM would silently ignore an adapter on the vision tower.
+# The language model's linear layers alone: vLLM would silently ignore an adapter on the vision
+# tower.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def load_policy(model_path: str, dtype: str, device: str, rank: int, alpha: int, seed: int) -> PeftModel:
+def load_policy(
+    model_path: str, dtype: str, device: str, rank: int, alpha: int, seed: int
+) -> PeftModel:
     """Base weights in `dtype`, adapter weights in float32; only the adapter has gradients.
 
-    The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on `seed` alone.
+    The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on
+    `seed` alone.
     """
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype))
     use_patch_projection(model)
     torch.manual_seed(seed)
-    adapter = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM")
+    adapter = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=TARGETS, task_type="CAUSAL_LM"
+    )
     policy = get_peft_model(model, adapter)
     policy.to(device).train()
     return policy
@@ -50,11 +62,14 @@ def adapter_arrays(policy: PeftModel) -> dict[str, NDArray[np.float32]]:
 def adapter_config(policy: PeftModel) -> dict[str, Any]:
     """`adapter_config.json` as PEFT writes it."""
     config: dict[str, Any] = policy.peft_config["default"].to_dict()
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    return {
+        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+    }
 
 
 def save_adapter(policy: PeftModel, folder: Path) -> None:
-    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it. Raises OSError."""
+    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it. Raises
+    OSError."""
     try:
         policy.save_pretrained(folder)
     except SafetensorError as error:  # the disk's fault or not, it says so in its text alone
@@ -70,7 +85,8 @@ def load_adapter(policy: PeftModel, folder: Path) -> None:
 
 @contextmanager
 def other_adapter(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> Iterator[None]:
-    """Inside, the policy has this adapter (as `adapter_arrays` gives it); afterwards its own again, bit for bit."""
+    """Inside, the policy has this adapter (as `adapter_arrays` gives it); afterwards its own again,
+    bit for bit."""
     own = adapter_arrays(policy)
     set_arrays(policy, arrays)
     try:
@@ -80,4 +96,6 @@ def other_adapter(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> 
 
 
 def set_arrays(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> None:
-    set_peft_model_state_dict(policy, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    set_peft_model_state_dict(
+        policy, {name: torch.from_numpy(array) for name, array in arrays.items()}
+    )

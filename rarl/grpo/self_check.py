@@ -1,4 +1,5 @@
-"""Which forward pass to train with: the shared-prefix one, if it agrees with the plain one on this very model."""
+"""Which forward pass to train with: the shared-prefix one, if it agrees with the plain one on this
+very model."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.shared_prefix import SUPPORTED_MODELS, SharedPrefixForward
 from rarl.grpo.vision import VisionCache
 
-# Mean |log-prob difference| between two orders of the same arithmetic: about 1e-7 and 5e-3 were seen.
+# Mean |log-prob difference| between two orders of the same arithmetic: about 1e-7 and 5e-3 were
+# seen.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 log = logging.getLogger(__name__)
@@ -32,10 +34,14 @@ class Chosen:
 def choose_forward(
     policy: PeftModel, group: Group, distribution: SamplingDistribution, fast: SharedPrefixForward
 ) -> Chosen:
-    """`fast` when it gives the plain pass's log-probs on `group`; else the plain pass, with an error logged."""
+    """`fast` when it gives the plain pass's log-probs on `group`; else the plain pass, with an
+    error logged."""
     model: Any = policy.get_base_model()
     if model.config.model_type not in SUPPORTED_MODELS:
-        log.warning("no shared-prefix pass for model type '%s': training with the plain one", model.config.model_type)
+        log.warning(
+            "no shared-prefix pass for model type '%s': training with the plain one",
+            model.config.model_type,
+        )
         return Chosen(plain_forward, False, None)
     with torch.no_grad():
         expected = plain_forward(policy, [group], distribution, VisionCache()).logprobs

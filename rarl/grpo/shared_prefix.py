@@ -1,9 +1,11 @@
-"""Log-probs of a group's G completions with image and prompt computed once: exact, and several times cheaper.
+"""Log-probs of a group's G completions with image and prompt computed once: exact, and several
+times cheaper.
 
-All tokens of a micro-batch go through each layer as one packed (tokens, D) matrix without padding: first the prompts
-without their last token ("prefixes"), then the completions, each led by the prompt's last token, whose output predicts
-the completion's first token. Only attention knows the difference: prefixes attend to themselves, a completion to its
-group's prefix and itself. In the last layer a prefix gives keys and values only. See docs/shared-prefix.md.
+All tokens of a micro-batch go through each layer as one packed (tokens, D) matrix without padding:
+first the prompts without their last token ("prefixes"), then the completions, each led by the
+prompt's last token, whose output predicts the completion's first token. Only attention knows the
+difference: prefixes attend to themselves, a completion to its group's prefix and itself. In the
+last layer a prefix gives keys and values only. See docs/shared-prefix.md.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from rarl.grpo.head import token_logprobs
 from rarl.grpo.lora_layers import apply_linear, apply_mlp
 from rarl.grpo.vision import VisionCache
 
-SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # by `model_type`: one decoder with small differences
+# by `model_type`: one decoder with small differences
+SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A micro-batch. `positions` is (3, 1, tokens) for the multimodal rotary embedding; `first` is the number of prefix
-    rows, which come before those of the completions."""
+    """A micro-batch. `positions` is (3, 1, tokens) for the multimodal rotary embedding; `first` is
+    the number of prefix rows, which come before those of the completions."""
 
     token_ids: Tensor
     positions: Tensor
@@ -44,12 +47,17 @@ class Packed:
 
 @dataclass(frozen=True)
 class SharedPrefixForward:
-    """A `ForwardPass` for the Qwen-VL models. `checkpointing` recomputes each layer in the backward pass."""
+    """A `ForwardPass` for the Qwen-VL models. `checkpointing` recomputes each layer in the backward
+    pass."""
 
     checkpointing: bool = False
 
     def __call__(
-        self, policy: PeftModel, groups: list[Group], distribution: SamplingDistribution, vision: VisionCache
+        self,
+        policy: PeftModel,
+        groups: list[Group],
+        distribution: SamplingDistribution,
+        vision: VisionCache,
     ) -> ForwardOutput:
         model: Any = policy.get_base_model()
         packed = pack(model, groups)
@@ -66,12 +74,17 @@ class SharedPrefixForward:
             if index < len(deepstack):
                 hidden = hidden.index_add(0, image_rows, deepstack[index])
         hidden = text.norm(decoder_layer(last, hidden, cos, sin, packed, completions_only=True))
-        logprobs, entropy = token_logprobs(hidden, model.lm_head.weight, packed.targets, distribution)
-        return ForwardOutput(*(pad_sequence(x.split(packed.lengths), batch_first=True) for x in (logprobs, entropy)))
+        logprobs, entropy = token_logprobs(
+            hidden, model.lm_head.weight, packed.targets, distribution
+        )
+        return ForwardOutput(
+            *(pad_sequence(x.split(packed.lengths), batch_first=True) for x in (logprobs, entropy))
+        )
 
 
 def pack(model: Any, groups: list[Group]) -> Packed:
-    """Token ids, rotary positions and attention layout of the packed rows, on the model's device."""
+    """Token ids, rotary positions and attention layout of the packed rows, on the model's
+    device."""
     device = model.device
     prefix_ids, prefix_positions, ids, positions, spans = [], [], [], [], []
     prefix_start, start = 0, sum(len(g.prompt_token_ids) - 1 for g in groups)
@@ -81,7 +94,8 @@ def pack(model: Any, groups: list[Group]) -> Packed:
         prompt_positions = rotary_positions(model, group)
         prefix_ids.append(prompt[:-1])
         prefix_positions.append(prompt_positions[:, :-1])
-        after = prompt_positions[:, -1:]  # a prompt ends in text, where the three coordinates are equal
+        # a prompt ends in text, where the three coordinates are equal
+        after = prompt_positions[:, -1:]
         for completion in group.completions:
             ids.append(torch.cat([prompt[-1:], torch.tensor(completion[:-1], dtype=torch.long)]))
             positions.append(after + torch.arange(len(completion)))
@@ -104,28 +118,43 @@ def rotary_positions(model: Any, group: Group) -> Tensor:
     """(3, P) positions of the prompt, from the model's own rule."""
     ids = torch.from_numpy(group.prompt_token_ids)[None]
     image = (ids == model.config.image_token_id).int()
-    positions: Tensor = model.model.get_rope_index(ids, image, image_grid_thw=torch.from_numpy(group.grid)[None])[0]
+    positions: Tensor = model.model.get_rope_index(
+        ids, image, image_grid_thw=torch.from_numpy(group.grid)[None]
+    )[0]
     return positions[:, 0]
 
 
-def embed(model: Any, packed: Packed, groups: list[Group], vision: VisionCache) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(tokens, D) input of the first layer, which of its rows are image tokens, and what the first layers add to those.
+def embed(
+    model: Any, packed: Packed, groups: list[Group], vision: VisionCache
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(tokens, D) input of the first layer, which of its rows are image tokens, and what the first
+    layers add to those.
 
     All frozen.
     """
     with torch.no_grad():
         hidden: Tensor = model.get_input_embeddings()(packed.token_ids)
         features = [vision.features(model, group) for group in groups]
-        image_rows = (packed.token_ids[: packed.first] == model.config.image_token_id).nonzero().squeeze(1)
+        image_rows = (
+            (packed.token_ids[: packed.first] == model.config.image_token_id).nonzero().squeeze(1)
+        )
         hidden[image_rows] = torch.cat([f.tokens for f in features]).to(hidden.dtype)
-        deepstack = [torch.cat(parts) for parts in zip(*(f.deepstack for f in features), strict=True)]
+        deepstack = [
+            torch.cat(parts) for parts in zip(*(f.deepstack for f in features), strict=True)
+        ]
     return hidden, image_rows, deepstack
 
 
 def decoder_layer(
-    layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, packed: Packed, completions_only: bool = False
+    layer: Any,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    packed: Packed,
+    completions_only: bool = False,
 ) -> Tensor:
-    """(tokens, D) → (tokens, D); with `completions_only`, only the rows of the completions come out."""
+    """(tokens, D) → (tokens, D); with `completions_only`, only the rows of the completions come
+    out."""
     attention = layer.self_attn
     first = packed.first if completions_only else 0
     normed = layer.input_layernorm(hidden)
@@ -143,7 +172,8 @@ def decoder_layer(
 
 
 class Rotate(torch.autograd.Function):
-    """Rotary embedding of (tokens, heads, d) by (tokens, 1, d) cosines and sines, whose two halves are equal."""
+    """Rotary embedding of (tokens, heads, d) by (tokens, 1, d) cosines and sines, whose two halves
+    are equal."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

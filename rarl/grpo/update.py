@@ -32,13 +32,15 @@ class ScoredGroup:
     def part(self, rows: Sequence[int]) -> ScoredGroup:
         """These completions, with the same prompt."""
         group = replace(self.group, completions=[self.group.completions[i] for i in rows])
-        return ScoredGroup(group, [self.sampler_logprobs[i] for i in rows], self.advantages[list(rows)])
+        return ScoredGroup(
+            group, [self.sampler_logprobs[i] for i in rows], self.advantages[list(rows)]
+        )
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """`shared_prefix` says how the forward pass counts tokens. `max_drift` bounds the mean |log-prob of the policy - of
-    the sampler|; None where they are meant to differ."""
+    """`shared_prefix` says how the forward pass counts tokens. `max_drift` bounds the mean
+    |log-prob of the policy - of the sampler|; None where they are meant to differ."""
 
     loss: LossSettings
     epochs: int
@@ -51,9 +53,9 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the step's completion tokens in the first epoch, but for `loss`, `grad_norm` and `clipped`, which are
-    the last one's. `drift` is |log-prob of the policy - of the sampler|. `kl` is None when it has no weight: the
-    reference pass is then skipped."""
+    """Means over the step's completion tokens in the first epoch, but for `loss`, `grad_norm` and
+    `clipped`, which are the last one's. `drift` is |log-prob of the policy - of the sampler|. `kl`
+    is None when it has no weight: the reference pass is then skipped."""
 
     loss: float
     grad_norm: float
@@ -68,7 +70,8 @@ EXPLODED = 1e6  # norm of a gradient before it is clipped; what is learnt from i
 
 
 class NotFinite(UserError):
-    """A log-prob or gradient that is no number, or beyond all measure: nothing can be learnt from it."""
+    """A log-prob or gradient that is no number, or beyond all measure: nothing can be learnt from
+    it."""
 
 
 class SamplerMismatch(UserError):
@@ -105,7 +108,9 @@ class Sums:
 
     def over(self, workers: Workers) -> Sums:
         """Of all workers."""
-        loss, kl, clipped, entropy, drift = workers.sum([self.loss, self.kl, self.clipped, self.entropy, self.drift])
+        loss, kl, clipped, entropy, drift = workers.sum(
+            [self.loss, self.kl, self.clipped, self.entropy, self.drift]
+        )
         return Sums(loss, kl, clipped, entropy, drift, workers.max(self.drift_max))
 
 
@@ -118,7 +123,8 @@ def update_policy(
     settings: UpdateSettings,
     workers: Workers = ALONE,
 ) -> UpdateStats:
-    """One optimizer step per epoch over the `groups` of all workers, each with the gradient of all of them.
+    """One optimizer step per epoch over the `groups` of all workers, each with the gradient of all
+    of them.
 
     Raises SamplerMismatch and NotFinite before the weights change, in every worker alike.
     """
@@ -175,11 +181,14 @@ def clip_gradient(policy: torch.nn.Module, max_norm: float, workers: Workers = A
     return float(norm.item())
 
 
-def micro_batches(groups: list[ScoredGroup], budget: int, shared: bool) -> Iterator[list[ScoredGroup]]:
-    """Cuts the step into parts of at most `budget` tokens. With a `shared` prompt, a part counts it once per group.
+def micro_batches(
+    groups: list[ScoredGroup], budget: int, shared: bool
+) -> Iterator[list[ScoredGroup]]:
+    """Cuts the step into parts of at most `budget` tokens. With a `shared` prompt, a part counts it
+    once per group.
 
-    Groups stay whole where they fit, since a group that is cut pays for its prompt again. A single completion that does
-    not fit goes alone.
+    Groups stay whole where they fit, since a group that is cut pays for its prompt again. A single
+    completion that does not fit goes alone.
     """
     part: list[ScoredGroup] = []
     used = 0
@@ -230,7 +239,9 @@ def loss_inputs(batch: list[ScoredGroup], logprobs: Tensor, fixed: Fixed) -> Los
         old_logprobs=fixed.old_logprobs,
         sampler_logprobs=pad_sequence(sampled, batch_first=True).to(device),
         reference_logprobs=fixed.reference_logprobs,
-        advantages=torch.from_numpy(np.concatenate([scored.advantages for scored in batch])).to(device),
+        advantages=torch.from_numpy(np.concatenate([scored.advantages for scored in batch])).to(
+            device
+        ),
         mask=mask,
     )
 
@@ -238,10 +249,13 @@ def loss_inputs(batch: list[ScoredGroup], logprobs: Tensor, fixed: Fixed) -> Los
 def measure_mismatch(
     policy: PeftModel, scored: ScoredGroup, forward: ForwardPass, distribution: SamplingDistribution
 ) -> tuple[float, float]:
-    """Mean and largest |log-prob of the policy - of the sampler| over one group's tokens, without a gradient."""
+    """Mean and largest |log-prob of the policy - of the sampler| over one group's tokens, without a
+    gradient."""
     with torch.no_grad():
         rows = forward(policy, [scored.group], distribution, VisionCache()).logprobs
-    sampled = pad_sequence([torch.tensor(row) for row in scored.sampler_logprobs], batch_first=True).to(rows.device)
+    sampled = pad_sequence(
+        [torch.tensor(row) for row in scored.sampler_logprobs], batch_first=True
+    ).to(rows.device)
     difference = (rows - sampled).abs()
     tokens = sum(len(row) for row in scored.sampler_logprobs)
     return difference.sum().item() / tokens, difference.max().item()

@@ -16,8 +16,8 @@ from rarl.grpo.group import Group
 class ImageFeatures:
     """Without gradient, in the model's dtype.
 
-    tokens: (image tokens, D), what stands in for the placeholders. deepstack: the same shape each, what is added to the
-    output of the first layers (Qwen3-VL only).
+    tokens: (image tokens, D), what stands in for the placeholders. deepstack: the same shape each,
+    what is added to the output of the first layers (Qwen3-VL only).
     """
 
     tokens: Tensor
@@ -25,8 +25,9 @@ class ImageFeatures:
 
 
 class VisionCache:
-    """Keeps the features of every group it was asked for: the reference pass and further epochs over the same batch
-    find them here. Lives for one update: 512 image tokens of the 2B model are 1.5 MiB in bfloat16."""
+    """Keeps the features of every group it was asked for: the reference pass and further epochs
+    over the same batch find them here. Lives for one update: 512 image tokens of the 2B model are
+    1.5 MiB in bfloat16."""
 
     def __init__(self) -> None:
         self.stored: dict[int, ImageFeatures] = {}
@@ -54,14 +55,15 @@ def use_patch_projection(model: Any) -> None:
 
 
 class PatchProjection(nn.Module):
-    """The patch embedding as a matrix product: a convolution whose kernel and stride are the whole patch, 4 times
-    faster this way on a CPU."""
+    """The patch embedding as a matrix product: a convolution whose kernel and stride are the whole
+    patch, 4 times faster this way on a CPU."""
 
     def __init__(self, convolution: nn.Conv3d) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(patches, channels, frames, height, width) → (patches, D, 1, 1, 1), as the convolution gives it."""
+        """(patches, channels, frames, height, width) → (patches, D, 1, 1, 1), as the convolution
+        gives it."""
         projected = functional.linear(patches.flatten(1), self.weight.flatten(1), self.bias)
         return projected[:, :, None, None, None]

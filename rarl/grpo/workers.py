@@ -1,4 +1,5 @@
-"""What an update asks of the other train workers: sums of gradients and of figures. Alone, they are its own."""
+"""What an update asks of the other train workers: sums of gradients and of figures. Alone, they are
+its own."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     serve run configs/judge/rules.yaml
     curl localhost:8000/judge/health
 
-`POST /score` takes {"candidates": […]} and answers {"verdicts": […]} in the same order; `score` does the same for
-handles. Every candidate gets a verdict, at worst "unreachable".
+`POST /score` takes {"candidates": […]} and answers {"verdicts": […]} in the same order; `score`
+does the same for handles. Every candidate gets a verdict, at worst "unreachable".
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class AppConfig(JudgeConfig):
     cache_path: str | None = None  # verdicts are kept here; None: nowhere
     num_replicas: Annotated[int, Field(gt=0)] = 1
     num_cpus: Annotated[float, Field(gt=0)] = 0.1  # of each replica: it only waits for the model
-    max_ongoing_requests: Annotated[int, Field(gt=0)] = 256  # of each replica; more wait in the queue
+    # of each replica; more wait in the queue
+    max_ongoing_requests: Annotated[int, Field(gt=0)] = 256
 
 
 def verdict_or_error(result: Verdict | BaseException) -> Verdict:
@@ -60,7 +61,8 @@ def verdict_or_error(result: Verdict | BaseException) -> Verdict:
 @serve.deployment(name="JudgeService")
 @serve.ingress(api)  # copies the class here and now: what it uses must be defined above
 class JudgeService:
-    """One judge per replica; its own thread does the asking, so health checks are answered meanwhile."""
+    """One judge per replica; its own thread does the asking, so health checks are answered
+    meanwhile."""
 
     def __init__(self, config: AppConfig) -> None:
         self.config = config
@@ -90,8 +92,11 @@ class JudgeService:
         }
 
     async def score(self, candidates: list[dict[str, Any]]) -> bytes:
-        """For handles: a ScoreReply as JSON. Raises UserError where the judge's own backend is set up wrongly."""
-        return await self.verdicts(ScoreRequest.model_validate({"candidates": candidates}).candidates)
+        """For handles: a ScoreReply as JSON. Raises UserError where the judge's own backend is set
+        up wrongly."""
+        return await self.verdicts(
+            ScoreRequest.model_validate({"candidates": candidates}).candidates
+        )
 
     async def verdicts(self, messages: list[CandidateMessage]) -> bytes:
         futures = self.judge.submit([message.candidate() for message in messages])
@@ -109,7 +114,8 @@ def build(args: dict[str, Any]) -> serve.Application:
         config = AppConfig.model_validate(args)
     except ValidationError as error:
         raise UserError(f"judge application: {describe(error)}") from None
-    service: Any = JudgeService  # the decorators make a Deployment of it, which their types do not say
+    # the decorators make a Deployment of it, which their types do not say
+    service: Any = JudgeService
     deployment = service.options(
         num_replicas=config.num_replicas,
         max_ongoing_requests=config.max_ongoing_requests,

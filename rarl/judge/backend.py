@@ -1,4 +1,5 @@
-"""What a backend does: one attempt to get verdicts. Waiting and trying again is not its business."""
+"""What a backend does: one attempt to get verdicts. Waiting and trying again is not its
+business."""
 
 from __future__ import annotations
 
@@ -10,16 +11,21 @@ from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.schema import Verdict
 
-REFUSALS = (400, 413, 422)  # HTTP: something about the content is wrong, and the same again would be refused again
-# What no server can find too long or indecent: where even this is refused, the request as such is wrong.
+# HTTP: something about the content is wrong, and the same again would be refused again
+REFUSALS = (400, 413, 422)
+# What no server can find too long or indecent: where even this is refused, the request as such is
+# wrong.
 PLAIN = Candidate("Is there a lesion?", None, "no", None, "no", None, "no")
 
 
 class TryAgain(Exception):
-    """This attempt failed and another may not. `wait_seconds` is what the server asked for, if it did. When no attempt
-    succeeds, `mistake` is what the user should be told, if the failure looks like theirs."""
+    """This attempt failed and another may not. `wait_seconds` is what the server asked for, if it
+    did. When no attempt succeeds, `mistake` is what the user should be told, if the failure looks
+    like theirs."""
 
-    def __init__(self, reason: str, wait_seconds: float | None = None, mistake: UserError | None = None) -> None:
+    def __init__(
+        self, reason: str, wait_seconds: float | None = None, mistake: UserError | None = None
+    ) -> None:
         super().__init__(reason)
         self.wait_seconds = wait_seconds
         self.mistake = mistake
@@ -31,7 +37,8 @@ class Backend(Protocol):
     batch_size: int  # candidates of one attempt
 
     async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """A verdict per candidate, in order. Raises TryAgain, or UserError where only the user can mend it."""
+        """A verdict per candidate, in order. Raises TryAgain, or UserError where only the user can
+        mend it."""
         ...
 
     async def close(self) -> None: ...

@@ -26,8 +26,8 @@ def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
 
 
 class VerdictCache:
-    """A SQLite file, for any number of threads and processes. It only saves time: when it fails, verdicts are asked
-    for again. A file that is no database is moved aside, to `moved_aside`."""
+    """A SQLite file, for any number of threads and processes. It only saves time: when it fails,
+    verdicts are asked for again. A file that is no database is moved aside, to `moved_aside`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,20 +40,28 @@ class VerdictCache:
             raise  # locked, read-only, no space: the file itself may be well
         except sqlite3.DatabaseError as error:
             self.moved_aside = move_aside(path)
-            LOG.warning("%s is damaged (%s); moved to %s, starting afresh", path, error, self.moved_aside.name)
+            LOG.warning(
+                "%s is damaged (%s); moved to %s, starting afresh",
+                path,
+                error,
+                self.moved_aside.name,
+            )
             self._connection = connect(path)
 
     def get(self, key: str) -> Verdict | None:
         try:
             with self._lock:
-                row = self._connection.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+                row = self._connection.execute(
+                    "SELECT verdict FROM verdicts WHERE key = ?", (key,)
+                ).fetchone()
             return Verdict(**json.loads(row[0])) if row else None
         except (sqlite3.Error, ValueError, TypeError) as error:
             LOG.warning("%s: a verdict could not be read (%s); asking again", self.path, error)
             return None
 
     def put(self, key: str, verdict: Verdict) -> None:
-        """Keeps a verdict; the first one for a key stays. "Unreachable" says nothing, and is not kept."""
+        """Keeps a verdict; the first one for a key stays. "Unreachable" says nothing, and is not
+        kept."""
         if verdict.status == "unreachable":
             return
         try:
@@ -76,10 +84,13 @@ def connect(path: Path) -> sqlite3.Connection:
     """Raises sqlite3.DatabaseError where the file is damaged."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
     try:
-        # No write-ahead log: it needs memory shared by all users, and a run directory may lie on a network file system.
+        # No write-ahead log: it needs memory shared by all users, and a run directory may lie on a
+        # network file system.
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
+        )
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)

@@ -12,8 +12,8 @@ from rarl.schema import Example, Prompt
 class Candidate:
     """One reply to be judged, as text alone: the judge never sees the image.
 
-    `reply` is the whole reply as sampled; `thinking` and `answer` are what was read from it, None where its tags are
-    not what the prompt asked for. `reference` and `rationale` are the truth.
+    `reply` is the whole reply as sampled; `thinking` and `answer` are what was read from it, None
+    where its tags are not what the prompt asked for. `reference` and `rationale` are the truth.
     """
 
     question: str

@@ -17,8 +17,9 @@ from rarl.judge.rules import RulesJudge
 
 
 def open_judge(config: JudgeConfig, cache_path: Path | None) -> Judge:
-    """Starts a judge; nothing is asked yet. `cache_path` is where verdicts are kept, if `config.cache` wants it; the
-    rules need no cache, they are faster. Raises UserError for a missing key variable or an unusable cache path."""
+    """Starts a judge; nothing is asked yet. `cache_path` is where verdicts are kept, if
+    `config.cache` wants it; the rules need no cache, they are faster. Raises UserError for a
+    missing key variable or an unusable cache path."""
     if config.backend == "rules":
         return RulesJudge()
     backend = open_backend(config)
@@ -32,7 +33,8 @@ def open_judge(config: JudgeConfig, cache_path: Path | None) -> Judge:
 
 
 def check_judge(config: JudgeConfig) -> None:
-    """Raises UserError for what is wrong before anything is asked: an address that is none, a key that is not set."""
+    """Raises UserError for what is wrong before anything is asked: an address that is none, a key
+    that is not set."""
     if config.backend != "rules":
         check_url(config)
         read_key(config.api_key_env)
@@ -47,7 +49,9 @@ def open_backend(config: JudgeConfig) -> Backend:
 
         assert config.model is not None, "checked by JudgeConfig"
         key = read_key(config.api_key_env)
-        return OpenAIBackend(config.url, config.model, key, config.api_key_env, config.timeout_seconds)
+        return OpenAIBackend(
+            config.url, config.model, key, config.api_key_env, config.timeout_seconds
+        )
     from rarl.judge.serve_backend import HandleBackend, HttpBackend
 
     if config.url.startswith("app:"):
@@ -66,7 +70,11 @@ def check_url(config: JudgeConfig) -> None:
     except ValueError:
         valid = False
     if not valid:
-        forms = "http://host:port/v1" if config.backend == "openai" else "http://host:port/judge or app:NAME"
+        forms = (
+            "http://host:port/v1"
+            if config.backend == "openai"
+            else "http://host:port/judge or app:NAME"
+        )
         raise UserError(f"judge.url: expected {forms}, got '{without_password(url)}'")
 
 
@@ -83,4 +91,6 @@ def open_cache(path: Path) -> VerdictCache:
     try:
         return VerdictCache(path)
     except (OSError, sqlite3.Error) as error:
-        raise UserError(f"the judge's cache {path} cannot be opened: {error}; or set judge.cache=false") from None
+        raise UserError(
+            f"the judge's cache {path} cannot be opened: {error}; or set judge.cache=false"
+        ) from None

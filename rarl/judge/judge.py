@@ -14,15 +14,18 @@ from rarl.schema import Verdict
 
 @dataclass(frozen=True)
 class JudgeCounts:
-    """What became of the candidates of a judge so far. Each is in exactly one of the first three once it is done."""
+    """What became of the candidates of a judge so far. Each is in exactly one of the first three
+    once it is done."""
 
     scored: int = 0
     unparsable: int = 0
     unreachable: int = 0
     cached: int = 0  # of them, those whose verdict was on disk
-    shared: int = 0  # of them, those that an equal candidate, in flight at the same time, was asked for
+    # of them, those that an equal candidate, in flight at the same time, was asked for
+    shared: int = 0
     attempts: int = 0  # requests that were sent, those that failed included
-    asked_seconds: float = 0.0  # requests' durations, added up: above the wall clock's, since many are in flight
+    # requests' durations, added up: above the wall clock's, since many are in flight
+    asked_seconds: float = 0.0
 
     @property
     def done(self) -> int:
@@ -41,8 +44,8 @@ class Judge(ABC):
 
     @abstractmethod
     def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
-        """A future per candidate, in order. A future raises UserError where the judge is set up wrongly, and, with
-        `on_unreachable: stop`, where it cannot be reached."""
+        """A future per candidate, in order. A future raises UserError where the judge is set up
+        wrongly, and, with `on_unreachable: stop`, where it cannot be reached."""
 
     def score(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         """As `submit`, and waits."""

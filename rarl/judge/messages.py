@@ -1,5 +1,5 @@
-"""What the judge reads. All that comes from outside is data: quoted, escaped, bounded, between marks it cannot
-forge."""
+"""What the judge reads. All that comes from outside is data: quoted, escaped, bounded, between
+marks it cannot forge."""
 
 from __future__ import annotations
 
@@ -30,16 +30,20 @@ RUBRIC_VERSION = hashlib.sha256(json.dumps([SYSTEM, schema()]).encode()).hexdige
 
 
 def judge_messages(candidate: Candidate) -> list[dict[str, str]]:
-    """System and user message. The question and the truth come before the reply, so that the candidates of one group
-    share a prefix that the server's cache computes once."""
+    """System and user message. The question and the truth come before the reply, so that the
+    candidates of one group share a prefix that the server's cache computes once."""
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"<data>\n{as_json(data_of(candidate))}\n</data>\nGrade the reply."},
+        {
+            "role": "user",
+            "content": f"<data>\n{as_json(data_of(candidate))}\n</data>\nGrade the reply.",
+        },
     ]
 
 
 def data_of(candidate: Candidate) -> dict[str, str | list[str]]:
-    """Key → JSON string literals. The reply's parts where they could be read, else the whole reply."""
+    """Key → JSON string literals. The reply's parts where they could be read, else the whole
+    reply."""
     data: dict[str, str | list[str]] = {"question": quoted(candidate.question, TRUTH_CHARACTERS)}
     if candidate.options:
         data["options"] = [quoted(option, TRUTH_CHARACTERS) for option in candidate.options]
@@ -64,8 +68,9 @@ def as_json(data: dict[str, str | list[str]]) -> str:
 
 
 def quoted(text: str, limit: int) -> str:
-    """A JSON string of at most `limit` characters and a mark. Reading it as JSON gives the text back, if it was not
-    cut; of a long text three quarters of the limit are its head and the rest its tail."""
+    """A JSON string of at most `limit` characters and a mark. Reading it as JSON gives the text
+    back, if it was not cut; of a long text three quarters of the limit are its head and the rest
+    its tail."""
     pieces = [escaped(char) for char in text]
     if sum(map(len, pieces)) > limit:
         pieces = [*within(pieces, limit * 3 // 4), CUT, *within(pieces[::-1], limit // 4)[::-1]]
@@ -84,8 +89,9 @@ def within(pieces: list[str], limit: int) -> list[str]:
 
 
 def escaped(char: str) -> str:
-    """One character within a JSON string. Whatever could begin a special token, is invisible or moves other text
-    (brackets, and the categories control, format, surrogate, private, unassigned, line separator) becomes \\uXXXX."""
+    """One character within a JSON string. Whatever could begin a special token, is invisible or
+    moves other text (brackets, and the categories control, format, surrogate, private, unassigned,
+    line separator) becomes \\uXXXX."""
     if char in BRACKETS:
         return f"\\u{ord(char):04x}"
     if char in '"\\' or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):

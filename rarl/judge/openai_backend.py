@@ -1,5 +1,5 @@
-"""Any server that speaks OpenAI's chat completions and can decode by a JSON schema: vLLM, Ray Serve LLM, a hosted
-model."""
+"""Any server that speaks OpenAI's chat completions and can decode by a JSON schema: vLLM, Ray Serve
+LLM, a hosted model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,24 @@ class OpenAIBackend:
 
     batch_size = 1
 
-    def __init__(self, url: str, model: str, key: str | None, key_variable: str | None, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        key_variable: str | None,
+        timeout_seconds: float,
+    ) -> None:
         self.identity: tuple[str, ...] = ("openai", without_password(url), model)
         self.name = f"{model} at {without_password(url)}"
         self.model = model
         self.key_variable = key_variable
         self.timeout_seconds = timeout_seconds
-        self._answered = False  # the server has given a completion: address, model, key and request are right
-        self._client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=timeout_seconds)
+        # the server has given a completion: address, model, key and request are right
+        self._answered = False
+        self._client = openai.AsyncOpenAI(
+            base_url=url, api_key=key or "none", max_retries=0, timeout=timeout_seconds
+        )
 
     async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         return [await self._judge_one(candidate) for candidate in candidates]
@@ -50,7 +60,8 @@ class OpenAIBackend:
             return unparsable(f"refused by the server: {message_of(error)}")
 
     async def _complete(self, candidate: Candidate) -> ChatCompletion:
-        """Raises APIStatusError where the server said no, and TryAgain where it did not answer, or not sensibly."""
+        """Raises APIStatusError where the server said no, and TryAgain where it did not answer, or
+        not sensibly."""
         request: Any = {
             "model": self.model,
             "messages": judge_messages(candidate),
@@ -63,7 +74,8 @@ class OpenAIBackend:
             "seed": SEED,
         }
         try:
-            # The client's own timeout is per read: a server that drips a byte now and then would never meet it.
+            # The client's own timeout is per read: a server that drips a byte now and then would
+            # never meet it.
             completion = await asyncio.wait_for(
                 self._client.chat.completions.create(**request), timeout=self.timeout_seconds
             )
@@ -79,7 +91,8 @@ class OpenAIBackend:
         return completion
 
     async def _check_request(self) -> None:
-        """Tells a refused candidate from a server that refuses all. Raises UserError for the latter."""
+        """Tells a refused candidate from a server that refuses all. Raises UserError for the
+        latter."""
         if self._answered:
             return
         try:
@@ -93,16 +106,26 @@ class OpenAIBackend:
             raise self._explained(error) from None
 
     def _explained(self, error: openai.APIStatusError) -> Exception:
-        """A refused key as UserError, all else as TryAgain. What a server says of a key may hold it: left out."""
+        """A refused key as UserError, all else as TryAgain. What a server says of a key may hold
+        it: left out."""
         if error.status_code in (401, 403):
-            variable = f"the key in ${self.key_variable}" if self.key_variable else "a key; name its variable"
+            variable = (
+                f"the key in ${self.key_variable}"
+                if self.key_variable
+                else "a key; name its variable"
+            )
             verb = "does not accept" if self.key_variable else "wants"
-            return UserError(f"the judge {self.name} {verb} {variable} (judge.api_key_env; HTTP {error.status_code})")
+            return UserError(
+                f"the judge {self.name} {verb} {variable} (judge.api_key_env; HTTP {error.status_code})"
+            )
         said = f"HTTP {error.status_code}: {message_of(error)}"
         mistake = None
-        # Ray Serve answers 404 while an application is deployed: a mistake only if it never was another answer.
+        # Ray Serve answers 404 while an application is deployed: a mistake only if it never was
+        # another answer.
         if error.status_code == 404 and not self._answered:
-            mistake = UserError(f"the judge {self.name} is not there; see judge.url and judge.model ({said})")
+            mistake = UserError(
+                f"the judge {self.name} is not there; see judge.url and judge.model ({said})"
+            )
         return TryAgain(said, retry_after(error.response.headers.get("retry-after")), mistake)
 
     async def close(self) -> None:
@@ -111,15 +134,24 @@ class OpenAIBackend:
 
 def is_whole(completion: Any) -> bool:
     """The client builds its objects from whatever a server sends, without a look at it."""
-    if not isinstance(completion, ChatCompletion) or not isinstance(completion.choices, list) or not completion.choices:
+    if (
+        not isinstance(completion, ChatCompletion)
+        or not isinstance(completion.choices, list)
+        or not completion.choices
+    ):
         return False
     message = getattr(completion.choices[0], "message", None)
-    return isinstance(message, ChatCompletionMessage) and isinstance(getattr(message, "content", None), str | None)
+    return isinstance(message, ChatCompletionMessage) and isinstance(
+        getattr(message, "content", None), str | None
+    )
 
 
 def read_completion(completion: ChatCompletion) -> Verdict:
     choice = completion.choices[0]
-    refusal, finish = getattr(choice.message, "refusal", None), getattr(choice, "finish_reason", None)
+    refusal, finish = (
+        getattr(choice.message, "refusal", None),
+        getattr(choice, "finish_reason", None),
+    )
     if refusal or finish == "content_filter":
         return unparsable(f"refused by the judge: {refusal or 'content filter'}")
     if finish == "length":

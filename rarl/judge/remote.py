@@ -1,4 +1,5 @@
-"""A judge that is asked over the network, in a thread of its own: the step goes on while it thinks."""
+"""A judge that is asked over the network, in a thread of its own: the step goes on while it
+thinks."""
 
 from __future__ import annotations
 
@@ -36,9 +37,10 @@ class Pending:
 class RemoteJudge(Judge):
     """Asks a backend with at most `concurrency` attempts in flight.
 
-    An attempt that fails is repeated up to `retries` times, after about 1, 3, 9, … seconds. When even that fails, the
-    judge is taken to be down: the next candidates wait for a single attempt with one of them, and if that fails too,
-    they all are unreachable. So a dead judge costs a step its retries once, not once per candidate.
+    An attempt that fails is repeated up to `retries` times, after about 1, 3, 9, … seconds. When
+    even that fails, the judge is taken to be down: the next candidates wait for a single attempt
+    with one of them, and if that fails too, they all are unreachable. So a dead judge costs a step
+    its retries once, not once per candidate.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class RemoteJudge(Judge):
         return futures
 
     def _join(self, candidate: Candidate, future: Future[Verdict]) -> Pending | None:
-        """Answers a future from the cache, or adds it to an equal candidate in flight, or returns what to ask for."""
+        """Answers a future from the cache, or adds it to an equal candidate in flight, or returns
+        what to ask for."""
         key = verdict_key(self.backend.identity, candidate)
         if pending := self._pending.get(key):
             pending.futures.append(future)
@@ -125,7 +128,8 @@ class RemoteJudge(Judge):
             return [unreachable(str(error)) for _ in batch]
 
     async def _persist(self, batch: list[Pending], retries: int) -> list[Verdict]:
-        """One attempt and up to `retries` more. Raises the last attempt's TryAgain, and takes note that it is down."""
+        """One attempt and up to `retries` more. Raises the last attempt's TryAgain, and takes note
+        that it is down."""
         for number in range(retries + 1):
             try:
                 verdicts = await self._attempt(batch)
@@ -137,7 +141,9 @@ class RemoteJudge(Judge):
                     self._down = True
                     attempts = f"{number + 1} attempt{'s' if number else ''}"
                     raise TryAgain(f"{attempts} failed: {error}", mistake=error.mistake) from None
-                wait = error.wait_seconds or self.first_wait * WAIT_FACTOR**number * random.uniform(0.75, 1.25)
+                wait = error.wait_seconds or self.first_wait * WAIT_FACTOR**number * random.uniform(
+                    0.75, 1.25
+                )
                 await asyncio.sleep(min(wait, LONGEST_WAIT))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -173,7 +179,8 @@ class RemoteJudge(Judge):
         )
 
     def _leave(self, pending: Pending) -> list[Future[Verdict]]:
-        """The futures to settle; from now on an equal candidate is asked for anew. Empty for one that was settled."""
+        """The futures to settle; from now on an equal candidate is asked for anew. Empty for one
+        that was settled."""
         with self._lock:
             if self._pending.get(pending.key) is pending:
                 del self._pending[pending.key]

@@ -1,8 +1,9 @@
 """The rubric: a checklist of yes and no that a judge fills in, and how it becomes a verdict.
 
-A small judge ticks a checklist more reliably than it places a reply on a scale (arXiv 2507.17746), and a checklist
-cannot hold a number that is out of range. Correctness keeps the scale of the method's authors: 0 off topic,
-1 mismatched, 2 reasonable with minor errors, 3 correct with a good explanation.
+A small judge ticks a checklist more reliably than it places a reply on a scale (arXiv 2507.17746),
+and a checklist cannot hold a number that is out of range. Correctness keeps the scale of the
+method's authors: 0 off topic, 1 mismatched, 2 reasonable with minor errors, 3 correct with a good
+explanation.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rarl.schema import Verdict
 
-# A bound that constrained decoding keeps, so that a verdict always ends. As a pattern, since hosted models refuse
-# `maxLength`; of printable ASCII without the two characters that JSON escapes, so that a character is at most a token;
-# and below 128, from which xgrammar 0.2 fails to compile a pattern's repetition.
+# A bound that constrained decoding keeps, so that a verdict always ends. As a pattern, since hosted
+# models refuse `maxLength`; of printable ASCII without the two characters that JSON escapes, so
+# that a character is at most a token; and below 128, from which xgrammar 0.2 fails to compile a
+# pattern's repetition.
 REASON_CHARACTERS = 120
 REASON_PATTERN = rf"^[ !#-\[\]-~]{{0,{REASON_CHARACTERS}}}$"
 
 
 class Checklist(BaseModel):
-    """What a judge answers, in this order: the reason first, since what is written first can be thought about."""
+    """What a judge answers, in this order: the reason first, since what is written first can be
+    thought about."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -76,10 +79,12 @@ def verdict_of(checklist: Checklist) -> Verdict:
 
 
 def parse_verdict(text: str) -> Verdict:
-    """Reads a judge's answer: one JSON object with every key of the checklist, once, and no other. Anything else is
-    an unparsable verdict, never an exception."""
+    """Reads a judge's answer: one JSON object with every key of the checklist, once, and no other.
+    Anything else is an unparsable verdict, never an exception."""
     try:
-        return verdict_of(Checklist.model_validate(json.loads(text, object_pairs_hook=without_repeats)))
+        return verdict_of(
+            Checklist.model_validate(json.loads(text, object_pairs_hook=without_repeats))
+        )
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -89,7 +94,8 @@ def parse_verdict(text: str) -> Verdict:
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different: of two equal keys json would silently keep the last."""
+    """A JSON object whose keys are all different: of two equal keys json would silently keep the
+    last."""
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key occurs twice")
     return dict(pairs)
@@ -110,9 +116,15 @@ def printable(text: str) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the checklist, in the subset that constrained decoding understands everywhere."""
+    """The JSON schema of the checklist, in the subset that constrained decoding understands
+    everywhere."""
     properties = {
         name: {key: value for key, value in entry.items() if key != "title"}
         for name, entry in Checklist.model_json_schema()["properties"].items()
     }
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

@@ -1,5 +1,5 @@
-"""A judge without a model: deterministic, at once. The embedded default, and the truth on phantoms, where every claim
-can be checked against the rationale."""
+"""A judge without a model: deterministic, at once. The embedded default, and the truth on phantoms,
+where every claim can be checked against the rationale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import ITEMS
-from rarl.replies.findings import Claim, FindingsMatch, conflict, content_words, match_claims, split_claims
+from rarl.replies.findings import (
+    Claim,
+    FindingsMatch,
+    conflict,
+    content_words,
+    match_claims,
+    split_claims,
+)
 from rarl.replies.grading import grade_answer, is_correct
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.words import normalise, words
@@ -39,12 +46,17 @@ class Explanation:
     def good(self) -> bool:
         """Checked, true, nearly complete and to the point."""
         known = self.match is not None and not self.match.contradicted
-        precise = known and self.match is not None and min(self.match.precision, self.match.recall) >= GOOD
+        precise = (
+            known
+            and self.match is not None
+            and min(self.match.precision, self.match.recall) >= GOOD
+        )
         return precise and self.addresses_question and self.no_padding
 
 
 class RulesJudge(Judge):
-    """`judge_by_rules` behind the interface of all judges: its futures are done when they are returned."""
+    """`judge_by_rules` behind the interface of all judges: its futures are done when they are
+    returned."""
 
     def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
         futures: list[Future[Verdict]] = []
@@ -60,12 +72,14 @@ class RulesJudge(Judge):
 
 
 def judge_by_rules(candidate: Candidate) -> Verdict:
-    """Correctness: 0 without an answer, 1 for a wrong one, 2 for one that is right, 3 for one with a good explanation.
+    """Correctness: 0 without an answer, 1 for a wrong one, 2 for one that is right, 3 for one with
+    a good explanation.
 
-    Factuality is the precision of the explanation's claims, 0 where one contradicts the rationale; completeness is
-    their recall. Relevance is the mean of "addresses the question" and "no padding". A reply that speaks to the judge
-    has neither, and is never factual. Without a rationale all three are None, since what is invented would look as good
-    as the truth, and correctness is at most 2.
+    Factuality is the precision of the explanation's claims, 0 where one contradicts the rationale;
+    completeness is their recall. Relevance is the mean of "addresses the question" and "no
+    padding". A reply that speaks to the judge has neither, and is never factual. Without a
+    rationale all three are None, since what is invented would look as good as the truth, and
+    correctness is at most 2.
     """
     if not any(char.isalnum() for char in candidate.answer or ""):
         return Verdict("scored", 0.0, 0.0, 0.0, 0.0, "no answer can be read")
@@ -73,7 +87,11 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     right = grade(candidate)
     correctness = 3.0 if right == "right" and explanation.good else 1.0 if right == "wrong" else 2.0
     match = explanation.match
-    relevance = (explanation.addresses_question + explanation.no_padding) / 2 if match or explanation.to_judge else None
+    relevance = (
+        (explanation.addresses_question + explanation.no_padding) / 2
+        if match or explanation.to_judge
+        else None
+    )
     factuality = match.precision if match else None
     if explanation.to_judge or (match and match.contradicted):
         factuality = 0.0
@@ -91,17 +109,27 @@ def grade(candidate: Candidate) -> str:
     if is_correct(candidate.answer, candidate.reference, candidate.options):
         return "right"
     free_text = not candidate.options and normalise(candidate.reference) not in ("yes", "no")
-    nearly = free_text and grade_answer(candidate.answer, candidate.reference, "open", None) >= NEARLY_RIGHT
+    nearly = (
+        free_text
+        and grade_answer(candidate.answer, candidate.reference, "open", None) >= NEARLY_RIGHT
+    )
     return "nearly right" if nearly else "wrong"
 
 
 def read_explanation(candidate: Candidate) -> Explanation:
     """The thinking, or where its tags are wrong, the reply without its answer."""
-    text = candidate.thinking if candidate.thinking is not None else ANSWER.sub(" ", candidate.reply).strip()
+    text = (
+        candidate.thinking
+        if candidate.thinking is not None
+        else ANSWER.sub(" ", candidate.reply).strip()
+    )
     rationale = candidate.rationale or ""
     references = split_claims(rationale)
-    match = match_claims(findings_in(text, candidate, references), references) if references else None
-    names_items = any(name in candidate.reply for name in ITEMS)  # whoever knows the rubric's names fills it in
+    match = (
+        match_claims(findings_in(text, candidate, references), references) if references else None
+    )
+    # whoever knows the rubric's names fills it in
+    names_items = any(name in candidate.reply for name in ITEMS)
     to_judge = addresses_the_judge(candidate.reply) or names_items
     answer_alone = set(words(text)) <= set(words(candidate.answer or ""))
     about = match.recall > 0 or match.contradicted > 0 if match else shares_words(text, candidate)
@@ -115,8 +143,8 @@ def read_explanation(candidate: Candidate) -> Explanation:
 
 
 def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) -> list[Claim]:
-    """What the explanation claims to see: its clauses without the conclusions that hold nothing beyond question and
-    answer, unless they deny what is true."""
+    """What the explanation claims to see: its clauses without the conclusions that hold nothing
+    beyond question and answer, unless they deny what is true."""
     answers = [content_words(candidate.reference), content_words(candidate.answer or "")]
     known = content_words(candidate.question).union({"answer"}, *answers)
 
@@ -124,7 +152,9 @@ def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) ->
         return claim.words <= known and (states_answer(claim, answers) or concludes(claim))
 
     claims = split_claims(text)
-    return [c for c in claims if not only_concludes(c) or any(conflict(c, one) for one in references)]
+    return [
+        c for c in claims if not only_concludes(c) or any(conflict(c, one) for one in references)
+    ]
 
 
 def shares_words(text: str, candidate: Candidate) -> bool:

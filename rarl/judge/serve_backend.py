@@ -41,19 +41,26 @@ class HttpBackend:
         if response.status_code in REFUSALS:
             await self._check_request()
             if len(candidates) > 1:  # one of them is too long, say: the others shall not suffer
-                return [verdict for candidate in candidates for verdict in await self.judge([candidate])]
+                return [
+                    verdict for candidate in candidates for verdict in await self.judge([candidate])
+                ]
             return [unparsable(f"refused by the application: {said(response)}")]
         raise self._explained(response)
 
     async def _check_request(self) -> None:
-        """Tells a refused candidate from an application that refuses all. Raises UserError for the latter."""
+        """Tells a refused candidate from an application that refuses all. Raises UserError for the
+        latter."""
         if not self._answered and (response := await self._post([PLAIN])).status_code in REFUSALS:
-            raise UserError(f"the judge {self.name} refuses every request: {said(response)}; is it RARL's judge?")
+            raise UserError(
+                f"the judge {self.name} refuses every request: {said(response)}; is it RARL's judge?"
+            )
 
     async def _post(self, candidates: Sequence[Candidate]) -> httpx.Response:
         body = {"candidates": [candidate_json(candidate) for candidate in candidates]}
         try:
-            return await asyncio.wait_for(self._client.post(self._url, json=body), timeout=self.timeout_seconds)
+            return await asyncio.wait_for(
+                self._client.post(self._url, json=body), timeout=self.timeout_seconds
+            )
         except (TimeoutError, httpx.TimeoutException):
             raise TryAgain(f"no answer within {self.timeout_seconds:g} s") from None
         except httpx.RequestError as error:
@@ -64,9 +71,12 @@ class HttpBackend:
         if status == MISCONFIGURED:
             return UserError(f"the judge {self.name} is set up wrongly: {said(response)}")
         mistake = None
-        # Ray Serve answers 404 while an application is deployed: a mistake only if it never was another answer.
+        # Ray Serve answers 404 while an application is deployed: a mistake only if it never was
+        # another answer.
         if status < 500 and status != 429 and not self._answered:
-            mistake = UserError(f"the judge {self.name} is not there (HTTP {status} for /score); see judge.url")
+            mistake = UserError(
+                f"the judge {self.name} is not there (HTTP {status} for /score); see judge.url"
+            )
         wait = retry_after(response.headers.get("retry-after"))
         return TryAgain(f"HTTP {status}: {said(response)}", wait, mistake)
 
@@ -90,16 +100,20 @@ class HandleBackend:
         import ray
 
         if not ray.is_initialized():
-            raise UserError(f"judge.url=app:{self.application} needs a Ray cluster that this process is part of")
+            raise UserError(
+                f"judge.url=app:{self.application} needs a Ray cluster that this process is part of"
+            )
         try:
             asking = self._ask([candidate_json(candidate) for candidate in candidates])
             reply = await asyncio.wait_for(asking, timeout=self.timeout_seconds)
-        except UserError as error:  # Ray gives it the stack trace for a text, and the original as its cause
+        # Ray gives it the stack trace for a text, and the original as its cause
+        except UserError as error:
             cause = getattr(error, "cause", error)
             raise UserError(f"the judge {self.name} is set up wrongly: {cause}") from None
         except TimeoutError:
             raise TryAgain(f"no answer within {self.timeout_seconds:g} s") from None
-        except Exception as error:  # a replica that died, back-pressure, no such application: Ray has a type for each
+        # a replica that died, back-pressure, no such application: Ray has a type for each
+        except Exception as error:
             self._handle = None
             raise TryAgain(f"{type(error).__name__}: {first_line(error)}") from None
         return read_verdicts(reply, len(candidates))
@@ -129,7 +143,9 @@ def read_verdicts(body: bytes, expected: int) -> list[Verdict]:
 def said(response: httpx.Response) -> str:
     try:
         body = response.json()
-        return printable(str(body["detail"] if isinstance(body, dict) and "detail" in body else response.text))
+        return printable(
+            str(body["detail"] if isinstance(body, dict) and "detail" in body else response.text)
+        )
     except ValueError:
         return printable(response.text)
 

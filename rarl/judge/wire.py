@@ -31,7 +31,9 @@ class CandidateMessage(BaseModel):
 
     def candidate(self) -> Candidate:
         values = self.model_dump()
-        return Candidate(**{**values, "options": tuple(self.options) if self.options is not None else None})
+        return Candidate(
+            **{**values, "options": tuple(self.options) if self.options is not None else None}
+        )
 
     def characters(self) -> int:
         texts = (self.question, *(self.options or ()), self.reference, self.rationale, self.reply)
@@ -68,11 +70,16 @@ class ScoreReply(BaseModel):
 
 def reply_of(verdicts: Sequence[Verdict]) -> bytes:
     """A ScoreReply as JSON."""
-    return ScoreReply(verdicts=[VerdictMessage(**asdict(verdict)) for verdict in verdicts]).model_dump_json().encode()
+    return (
+        ScoreReply(verdicts=[VerdictMessage(**asdict(verdict)) for verdict in verdicts])
+        .model_dump_json()
+        .encode()
+    )
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:
-    """Half a surrogate pair, which a sampler may cut off, is no valid JSON text and becomes a question mark."""
+    """Half a surrogate pair, which a sampler may cut off, is no valid JSON text and becomes a
+    question mark."""
     return {key: sendable(value) for key, value in asdict(candidate).items()}
 
 

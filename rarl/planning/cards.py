@@ -9,7 +9,8 @@ from rarl.errors import UserError
 
 @dataclass(frozen=True)
 class Card:
-    """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16 with float32 sums, `bandwidth` in GB/s."""
+    """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16 with float32 sums, `bandwidth` in
+    GB/s."""
 
     name: str
     memory: float
@@ -17,7 +18,8 @@ class Card:
     bandwidth: float
 
 
-# Tensor-core rate and memory bandwidth from NVIDIA's data sheets, SXM where there are several forms.
+# Tensor-core rate and memory bandwidth from NVIDIA's data sheets, SXM where there are several
+# forms.
 CARDS = {
     card.name: card
     for card in (
@@ -35,9 +37,12 @@ DEFAULT_CARD = "a100-40g"
 
 
 def find_card(name: str, memory: float | None = None) -> Card:
-    """A card by name, with `memory` GiB where a part of it is meant. Raises UserError for one that is not listed."""
+    """A card by name, with `memory` GiB where a part of it is meant. Raises UserError for one that
+    is not listed."""
     if name not in CARDS:
-        raise UserError(f"--gpu {name}: not a card that is known here; choose one of {', '.join(CARDS)}")
+        raise UserError(
+            f"--gpu {name}: not a card that is known here; choose one of {', '.join(CARDS)}"
+        )
     card = CARDS[name]
     if memory is None:
         return card

@@ -1,7 +1,7 @@
 """What a step costs in seconds: generation, rewards, update, publishing.
 
-On CPU the constants were measured (`python bench/speed.py`). On a GPU they are the card's published rates times assumed
-efficiencies: an estimate, never measured.
+On CPU the constants were measured (`python bench/speed.py`). On a GPU they are the card's published
+rates times assumed efficiencies: an estimate, never measured.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Speeds:
 
     prefill: float  # operations, of vision tower and prompt in the sampler
     update: float  # operations, of the update
-    bandwidth: float  # bytes that decoding reads: weights once a decoding step, keys and values of every sequence
+    # bytes that decoding reads: weights once a decoding step, keys and values of every sequence
+    bandwidth: float
     decode_step: float  # overhead of a decoding step
     sequence: float  # overhead of a sequence in a decoding step
     prompt: float  # overhead of a prompt in the sampler
@@ -40,9 +41,10 @@ class Speeds:
     verdict: float  # of a judge with a model, one request
 
 
-# One sampler on one core, the update on two; the tiny model, 2 cores of an AMD EPYC without GPU, while other programs
-# worked on them. `decode_step` to `prompt`, `update` and `group` are from `python bench/speed.py`, `publish` and
-# `reply` from the metrics of runs (`python bench/plan.py`); `prefill` is taken to be `update`; `verdict` is assumed.
+# One sampler on one core, the update on two; the tiny model, 2 cores of an AMD EPYC without GPU,
+# while other programs worked on them. `decode_step` to `prompt`, `update` and `group` are from
+# `python bench/speed.py`, `publish` and `reply` from the metrics of runs (`python bench/plan.py`);
+# `prefill` is taken to be `update`; `verdict` is assumed.
 CPU = Speeds(
     prefill=3.9e10,
     update=3.9e10,
@@ -58,8 +60,8 @@ CPU = Speeds(
 
 
 def gpu_speeds(card: Card) -> Speeds:
-    """Assumed: 40 % of the card's rate in prefill, 30 % in the update, 60 % of its bandwidth in decoding, and a few
-    milliseconds of vLLM's own in every decoding step."""
+    """Assumed: 40 % of the card's rate in prefill, 30 % in the update, 60 % of its bandwidth in
+    decoding, and a few milliseconds of vLLM's own in every decoding step."""
     return Speeds(
         prefill=0.4 * card.tflops * 1e12,
         update=0.3 * card.tflops * 1e12,
@@ -84,14 +86,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge with a model: `concurrency` requests at a time, asked while other answers are still being sampled."""
+    """A judge with a model: `concurrency` requests at a time, asked while other answers are still
+    being sampled."""
 
     concurrency: int
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Phases as in metrics.jsonl; `communication` is the part of update and publish that the network takes."""
+    """Phases as in metrics.jsonl; `communication` is the part of update and publish that the
+    network takes."""
 
     rollout: float
     reward: float
@@ -106,7 +110,8 @@ class StepSeconds:
 
 @dataclass(frozen=True)
 class Layout:
-    """How many train workers and samplers share the step; `crowding` samplers compete for one core."""
+    """How many train workers and samplers share the step; `crowding` samplers compete for one
+    core."""
 
     workers: int = 1
     samplers: int = 1
@@ -133,10 +138,10 @@ def step_seconds(
 ) -> StepSeconds:
     """One on-policy step: everybody samples, then everybody updates, then the adapter is published.
 
-    `lengths` is (prompts, G). Prompt i goes to sampler i mod `samplers` and to worker i mod `workers`; each phase lasts
-    as long as its slowest part. The first worker alone scores, and sends the others their groups, images (float32
-    patches) included. The gradient of the adapter (float32) goes around a ring; the adapter goes to the nodes along a
-    tree.
+    `lengths` is (prompts, G). Prompt i goes to sampler i mod `samplers` and to worker i mod
+    `workers`; each phase lasts as long as its slowest part. The first worker alone scores, and
+    sends the others their groups, images (float32 patches) included. The gradient of the adapter
+    (float32) goes around a ring; the adapter goes to the nodes along a tree.
     """
     sampling = [
         sampler_seconds(model, size, work, lengths[i :: layout.samplers], speeds, value_bytes)
@@ -153,21 +158,35 @@ def step_seconds(
         others = layout.workers - 1
         dealt = work.prompts * others / layout.workers * patches(work) * patch_bytes(model)
         shared = dealt / network.bandwidth + others * network.latency
-        shared += work.epochs * 2 * others * (sent / layout.workers / network.bandwidth + network.latency)
+        shared += (
+            work.epochs * 2 * others * (sent / layout.workers / network.bandwidth + network.latency)
+        )
     tree = math.ceil(math.log2(layout.samplers)) * (sent / network.bandwidth + network.latency)
     reward = lengths.size * speeds.reply
     if judge is not None:
         # The first verdicts come while the rest is sampled; one request is always left at the end.
-        reward += max(0.0, lengths.size / judge.concurrency * speeds.verdict - rollout) + speeds.verdict
-    return StepSeconds(rollout, reward, max(updating) + shared, speeds.publish + tree, shared + tree)
+        reward += (
+            max(0.0, lengths.size / judge.concurrency * speeds.verdict - rollout) + speeds.verdict
+        )
+    return StepSeconds(
+        rollout, reward, max(updating) + shared, speeds.publish + tree, shared + tree
+    )
 
 
 def sampler_seconds(
-    model: Any, size: ModelSize, work: Work, lengths: NDArray[np.int64], speeds: Speeds, value_bytes: int
+    model: Any,
+    size: ModelSize,
+    work: Work,
+    lengths: NDArray[np.int64],
+    speeds: Speeds,
+    value_bytes: int,
 ) -> float:
-    """One engine on (prompts, G) replies of these lengths: prompts once each, then one token of every sequence in a
-    decoding step, which reads all weights once and the keys and values of every sequence."""
-    operations = 2.0 * size.text * work.prompt + tower_flops(GroupShape(0, 0, 0, patches(work)), model)
+    """One engine on (prompts, G) replies of these lengths: prompts once each, then one token of
+    every sequence in a decoding step, which reads all weights once and the keys and values of every
+    sequence."""
+    operations = 2.0 * size.text * work.prompt + tower_flops(
+        GroupShape(0, 0, 0, patches(work)), model
+    )
     prefill = len(lengths) * (speeds.prompt + operations / speeds.prefill)
     flat = lengths.ravel().astype(np.float64)
     read = float(decode_steps(lengths) * value_bytes * size.text)
@@ -177,7 +196,8 @@ def sampler_seconds(
 
 
 def decode_steps(lengths: NDArray[np.int64]) -> int:
-    """Until the last reply is done; `MAX_SEQUENCES` are sampled at once, and the next takes the first free place."""
+    """Until the last reply is done; `MAX_SEQUENCES` are sampled at once, and the next takes the
+    first free place."""
     ends: list[int] = []
     for length in lengths.ravel().tolist():
         start = heapq.heappop(ends) if len(ends) == MAX_SEQUENCES else 0
@@ -191,7 +211,9 @@ def worker_seconds(model: Any, work: Work, lengths: NDArray[np.int64], speeds: S
         update_flops(GroupShape(work.prompt, float(group.mean()), work.group, patches(work)), model)
         for group in lengths
     )
-    passes = work.epochs * (1 + (FORWARD if work.checkpointing else 0)) + (FORWARD if work.reference else 0)
+    passes = work.epochs * (1 + (FORWARD if work.checkpointing else 0)) + (
+        FORWARD if work.reference else 0
+    )
     return passes * operations / speeds.update + work.epochs * len(lengths) * speeds.group
 
 

@@ -1,7 +1,8 @@
-"""How much GPU memory a configuration needs: weights twice, adapter, activations, vLLM's share, a judge beside them.
+"""How much GPU memory a configuration needs: weights twice, adapter, activations, vLLM's share, a
+judge beside them.
 
-Estimates from the model's shapes, not measurements. Only the activations' formula is checked, on a CPU (`bench/plan.py
---activations`).
+Estimates from the model's shapes, not measurements. Only the activations' formula is checked, on a
+CPU (`bench/plan.py --activations`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ GIB = 1024**3
 HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
 CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
 WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
-JUDGE_SHARE = 0.25  # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
+# of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
+JUDGE_SHARE = 0.25
 MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
@@ -28,10 +30,11 @@ ACTIVATIONS = "activations"
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts inside it.
+    """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
+    inside it.
 
-    `wanted_cache` is what the keys and values of all sequences at once would take; `activation_gib` what a token of
-    `train.micro_batch_tokens` does.
+    `wanted_cache` is what the keys and values of all sequences at once would take; `activation_gib`
+    what a token of `train.micro_batch_tokens` does.
     """
 
     trainer: dict[str, float]
@@ -63,18 +66,22 @@ class MemoryPlan:
         return problems
 
     def shares(self) -> tuple[float, int] | None:
-        """(rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best: first a cache for all sequences
-        at once, then the largest micro-batch beside it. None where even the smallest micro-batch leaves no cache."""
+        """(rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best: first a
+        cache for all sequences at once, then the largest micro-batch beside it. None where even the
+        smallest micro-batch leaves no cache."""
         fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS]
         engine = sum(self.sampler.values()) - self.sampler[CACHE]
         smallest = fixed + MICRO_BATCHES[0] * self.activation_gib
-        most = math.floor(20 * (self.card - self.judge - smallest) / self.card) / 20  # in steps of 0.05
+        # in steps of 0.05
+        most = math.floor(20 * (self.card - self.judge - smallest) / self.card) / 20
         wanted = math.ceil(20 * (engine + self.wanted_cache) / self.card) / 20
         share = min(most, wanted, 0.9)
         if share * self.card <= engine:
             return None
         left = self.card * (1 - share) - self.judge - fixed
-        return share, max(n for n in MICRO_BATCHES if n == MICRO_BATCHES[0] or n * self.activation_gib <= left)
+        return share, max(
+            n for n in MICRO_BATCHES if n == MICRO_BATCHES[0] or n * self.activation_gib <= left
+        )
 
 
 def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> MemoryPlan:
@@ -112,22 +119,28 @@ def adapter_bytes(size: ModelSize) -> int:
 def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
     """Kept for the backward pass, for each token of a micro-batch.
 
-    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries, keys and values
-    before and after rotation, and three MLP-sized ones. These are the counts that fit the peaks of `bench/plan.py
-    --activations`, so what the backward pass needs for a moment is in them. With checkpointing, two layers at a time
-    and each layer's input.
+    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries,
+    keys and values before and after rotation, and three MLP-sized ones. These are the counts that
+    fit the peaks of `bench/plan.py --activations`, so what the backward pass needs for a moment is
+    in them. With checkpointing, two layers at a time and each layer's input.
     """
     text = model.text_config
-    heads = 2 * text.hidden_size + 4 * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    heads = (
+        2 * text.hidden_size
+        + 4 * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    )
     per_layer = value_bytes * (7 * text.hidden_size + heads + 3 * text.intermediate_size)
     layers = 2 if checkpointing else text.num_hidden_layers
     return layers * per_layer + value_bytes * text.num_hidden_layers * text.hidden_size
 
 
 def wanted_cache_bytes(size: ModelSize, work: Work, samplers: int, value_bytes: int) -> float:
-    """Keys and values of all the sequences that one engine samples at once, of full length; a prompt counts once."""
+    """Keys and values of all the sequences that one engine samples at once, of full length; a
+    prompt counts once."""
     sequences = min(MAX_SEQUENCES, math.ceil(work.prompts / samplers) * work.group)
-    return size.cache_bytes(value_bytes) * (sequences * work.longest + math.ceil(sequences / work.group) * work.prompt)
+    return size.cache_bytes(value_bytes) * (
+        sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
+    )
 
 
 def judge_is_here(config: Config) -> bool:
@@ -143,6 +156,8 @@ def require_memory(config: Config, model_path: str) -> None:
     import torch
 
     card = torch.cuda.get_device_properties(0).total_memory / GIB
-    problems = plan_memory(config, model_shapes(model_path), card, step_work(config, model_path)).shortfalls()
+    problems = plan_memory(
+        config, model_shapes(model_path), card, step_work(config, model_path)
+    ).shortfalls()
     if problems:
         raise UserError(f"the GPU has {card:.0f} GiB, and {problems[0]}")

@@ -1,4 +1,5 @@
-"""How a step's seconds change with the number of GPUs: a simulation by the cost model, not a measurement.
+"""How a step's seconds change with the number of GPUs: a simulation by the cost model, not a
+measurement.
 
 Every GPU has one sampler and one train worker, which take turns, as on one card.
 """
@@ -19,7 +20,8 @@ DRAWS = 5  # of reply lengths; the mean is shown
 
 @dataclass(frozen=True)
 class Scaled:
-    """`speedup` is in replies per second against one GPU, `efficiency` that over the number of GPUs."""
+    """`speedup` is in replies per second against one GPU, `efficiency` that over the number of
+    GPUs."""
 
     gpus: int
     prompts: int
@@ -29,10 +31,17 @@ class Scaled:
 
 
 def scale(
-    model: Any, size: ModelSize, work: Work, speeds: Speeds, network: Network, gpus: Sequence[int], grow: bool
+    model: Any,
+    size: ModelSize,
+    work: Work,
+    speeds: Speeds,
+    network: Network,
+    gpus: Sequence[int],
+    grow: bool,
 ) -> list[Scaled]:
-    """A row for each number of GPUs, of which the first is the one compared with. `grow`: the batch grows with the
-    GPUs; otherwise it is shared among them, and those beyond its prompts have nothing to do."""
+    """A row for each number of GPUs, of which the first is the one compared with. `grow`: the batch
+    grows with the GPUs; otherwise it is shared among them, and those beyond its prompts have
+    nothing to do."""
     rows: list[Scaled] = []
     for count in gpus:
         own = replace(work, prompts=work.prompts * count // gpus[0]) if grow else work
@@ -43,7 +52,9 @@ def scale(
     return rows
 
 
-def mean_step(model: Any, size: ModelSize, work: Work, speeds: Speeds, network: Network, gpus: int) -> StepSeconds:
+def mean_step(
+    model: Any, size: ModelSize, work: Work, speeds: Speeds, network: Network, gpus: int
+) -> StepSeconds:
     """Over `DRAWS` draws of the reply lengths."""
     layout = Layout(workers=gpus, samplers=gpus)
     drawn = []
@@ -54,4 +65,6 @@ def mean_step(model: Any, size: ModelSize, work: Work, speeds: Speeds, network: 
     def mean(name: str) -> float:
         return float(np.mean([getattr(step, name) for step in drawn]))
 
-    return StepSeconds(mean("rollout"), mean("reward"), mean("update"), mean("publish"), mean("communication"))
+    return StepSeconds(
+        mean("rollout"), mean("reward"), mean("update"), mean("publish"), mean("communication")
+    )

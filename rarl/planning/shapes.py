@@ -20,7 +20,13 @@ QWEN2_VL_2B: dict[str, Any] = {
         "num_attention_heads": 12,
         "num_key_value_heads": 2,
     },
-    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16, "mlp_ratio": 4},
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "hidden_size": 1536,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+    },
     "tie_word_embeddings": True,
 }
 KNOWN_MODELS = {"Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B}
@@ -73,7 +79,9 @@ def model_shapes(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: no model configuration there ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"model.path={path}: no model configuration there ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def model_size(model: Any, rank: int) -> ModelSize:
@@ -100,7 +108,8 @@ def model_size(model: Any, rank: int) -> ModelSize:
 
 
 def step_work(config: Config, model_path: str) -> Work:
-    """Of a step of this configuration. What the data decides (lengths of prompts and replies) is assumed."""
+    """Of a step of this configuration. What the data decides (lengths of prompts and replies) is
+    assumed."""
     rollout, train = config.rollout, config.train
     room = max(1, rollout.max_model_length - rollout.max_completion_tokens)
     pixels = config.data.max_pixels or processor_pixels(model_path)
@@ -119,7 +128,8 @@ def step_work(config: Config, model_path: str) -> Work:
 
 
 def processor_pixels(model_path: str) -> int | None:
-    """The largest picture that the model's own processor makes, where its folder is at hand and says so."""
+    """The largest picture that the model's own processor makes, where its folder is at hand and
+    says so."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = Path(model_path) / name
         if not path.is_file():

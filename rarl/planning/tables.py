@@ -57,7 +57,9 @@ def lines(plan: Plan) -> list[str]:
             advice = f"best use: rollout.gpu_memory_share={shares[0]:.2f} train.micro_batch_tokens={shares[1]}"
         found.append(f"{'fits' if fits else 'does not fit'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
-    kind = "estimate by constants measured on a CPU" if plan.card is None else "estimate, not measured"
+    kind = (
+        "estimate by constants measured on a CPU" if plan.card is None else "estimate, not measured"
+    )
     found.append(
         f"step ({kind}): {step.total:.2g} s = rollout {step.rollout:.2g} + reward {step.reward:.2g} + "
         f"update {step.update:.2g} + publish {step.publish:.2g} and Ray's own"

@@ -40,9 +40,13 @@ REGIONS = (
 
 
 def attribute_recall(text: str, attributes: Sequence[str]) -> float:
-    """Mean over attributes of 1 where the text names it and nothing else of its kind, less where it names several, and
-    0 where it does not. A clause that denies something names nothing."""
-    said = " " + " ".join(read_words(clause) for clause in split_clauses(text) if not clause.negated) + " "
+    """Mean over attributes of 1 where the text names it and nothing else of its kind, less where it
+    names several, and 0 where it does not. A clause that denies something names nothing."""
+    said = (
+        " "
+        + " ".join(read_words(clause) for clause in split_clauses(text) if not clause.negated)
+        + " "
+    )
     return sum(attribute_share(said, read_text(name)) for name in attributes) / len(attributes)
 
 

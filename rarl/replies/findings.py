@@ -1,7 +1,7 @@
 """Findings in free medical text, read without a model: clauses with content words and polarity.
 
-Negation follows NegEx (Chapman et al. 2001): cues before or after, pseudo-negations, words that end a cue's scope.
-Its scope here is the clause.
+Negation follows NegEx (Chapman et al. 2001): cues before or after, pseudo-negations, words that end
+a cue's scope. Its scope here is the clause.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from rarl.replies.vocabulary import (
 from rarl.replies.words import fold
 
 MATCH = 0.5  # overlap under which two claims are about different things
-DENIED = 0.75  # overlap from which a contradicting claim takes the credit of the right one beside it
+# overlap from which a contradicting claim takes the credit of the right one beside it
+DENIED = 0.75
 MAX_CLAUSES = 512  # read of one text; far above what a reply of a few hundred words holds
 MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One clause: its content words, singular, and whether it denies them. `text` is the folded clause."""
+    """One clause: its content words, singular, and whether it denies them. `text` is the folded
+    clause."""
 
     words: frozenset[str]
     negated: bool
@@ -42,7 +44,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class FindingsMatch:
-    """How the claims of a text fit those of a reference; shares in [0, 1]. `claims` counts distinct ones."""
+    """How the claims of a text fit those of a reference; shares in [0, 1]. `claims` counts distinct
+    ones."""
 
     precision: float
     recall: float
@@ -56,7 +59,8 @@ class FindingsMatch:
 
 
 def compare_findings(text: str, reference: str) -> FindingsMatch:
-    """Precision and recall of a text's claims against a reference's; all 0 where either has no claim."""
+    """Precision and recall of a text's claims against a reference's; all 0 where either has no
+    claim."""
     return match_claims(split_claims(text), split_claims(reference))
 
 
@@ -81,7 +85,8 @@ def read_sentence(sentence: str) -> list[Claim]:
     clauses = [part.strip() for part in CLAUSE_END.split(sentence)]
     clauses = [clause for clause in clauses if clause][:MAX_CLAUSES]
     claims: list[Claim] = []
-    listed = -1  # "no mass, effusion, or nodule": the index of the last clause that the "no" reaches
+    # "no mass, effusion, or nodule": the index of the last clause that the "no" reaches
+    listed = -1
     for index, clause in enumerate(clauses):
         negated = is_negated(clause)
         if negated and claims and not content_words(clause):  # "mass: absent"
@@ -137,7 +142,13 @@ def singular(word: str) -> str:
     """A trivial stem: English plurals and a few Latin ones."""
     if len(word) < 4 or word.endswith(("ss", "us", "is", "as")):
         return word
-    for plural, stem in (("ies", "y"), ("sses", "ss"), ("lves", "lf"), ("oses", "osis"), ("stases", "stasis")):
+    for plural, stem in (
+        ("ies", "y"),
+        ("sses", "ss"),
+        ("lves", "lf"),
+        ("oses", "osis"),
+        ("stases", "stasis"),
+    ):
         if word.endswith(plural):
             return word.removesuffix(plural) + stem
     return word.removesuffix("s")
@@ -146,7 +157,11 @@ def singular(word: str) -> str:
 @lru_cache(maxsize=8192)
 def opposites(word: str) -> frozenset[str]:
     """Words that cannot be true of the same thing as `word`."""
-    found = {b for a, b in OPPOSITES if a == word} | {a for a, b in OPPOSITES if b == word} | {"non" + word}
+    found = (
+        {b for a, b in OPPOSITES if a == word}
+        | {a for a, b in OPPOSITES if b == word}
+        | {"non" + word}
+    )
     for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", "")):
         if word.startswith(prefix) and len(word) > len(prefix) + 2:
             found.add(other + word.removeprefix(prefix))
@@ -156,18 +171,23 @@ def opposites(word: str) -> frozenset[str]:
 def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> FindingsMatch:
     """Soft matching, so that neither repetition nor saying both pays.
 
-    A claim is worth its best overlap (F1 of content words, 0 under 0.5) with a reference claim of its polarity and
-    without opposite words. Claims that fit the same reference claim count once, equal wrong ones too. Precision is the
-    mean over these, recall the mean over reference claims. A claim that conflicts with a reference claim more than it
-    fits any is contradicted; the reference claim that it denies earns nothing from the other claims either.
+    A claim is worth its best overlap (F1 of content words, 0 under 0.5) with a reference claim of
+    its polarity and without opposite words. Claims that fit the same reference claim count once,
+    equal wrong ones too. Precision is the mean over these, recall the mean over reference claims. A
+    claim that conflicts with a reference claim more than it fits any is contradicted; the reference
+    claim that it denies earns nothing from the other claims either.
     """
     given = list(dict.fromkeys(claim for claim in claims if claim.words))
     wanted = list(dict.fromkeys(claim for claim in references if claim.words))[:MAX_CLAIMS]
     ratings = [rate(claim, wanted) for claim in given[:MAX_CLAIMS]]
     contradicting = [rating for rating in ratings if rating.contradicts]
-    denied = {i for rating in contradicting for i, value in enumerate(rating.conflicts) if value >= DENIED}
+    denied = {
+        i for rating in contradicting for i, value in enumerate(rating.conflicts) if value >= DENIED
+    }
     fits = [rating.supports for rating in ratings if not rating.contradicts]
-    earned = [max((fit[i] for fit in fits), default=0.0) for i in range(len(wanted)) if i not in denied]
+    earned = [
+        max((fit[i] for fit in fits), default=0.0) for i in range(len(wanted)) if i not in denied
+    ]
     credit: dict[int, float] = {}
     wrong = len(given) - len(fits)
     for fit in fits:
@@ -195,7 +215,10 @@ class Rating:
 
 
 def rate(claim: Claim, references: Sequence[Claim]) -> Rating:
-    return Rating([overlap(claim, other) for other in references], [conflict(claim, other) for other in references])
+    return Rating(
+        [overlap(claim, other) for other in references],
+        [conflict(claim, other) for other in references],
+    )
 
 
 def overlap(claim: Claim, reference: Claim) -> float:
@@ -209,8 +232,8 @@ def overlap(claim: Claim, reference: Claim) -> float:
 def conflict(claim: Claim, reference: Claim) -> float:
     """How much two claims are about the same thing and cannot both be true; 0 up to MATCH.
 
-    "No spot on the right" does not conflict with "a spot on the left": two differences cancel. A denial reaches what
-    it names in general: "no spot" conflicts with "a round spot on the left".
+    "No spot on the right" does not conflict with "a spot on the left": two differences cancel. A
+    denial reaches what it names in general: "no spot" conflicts with "a round spot on the left".
     """
     opposed = opposed_words(claim, reference)
     if (claim.negated != reference.negated) == bool(opposed):
@@ -225,8 +248,8 @@ def conflict(claim: Claim, reference: Claim) -> float:
 
 
 def opposed_words(claim: Claim, reference: Claim) -> frozenset[str]:
-    """The words of both claims that stand against each other. Naming half of a reference's "left and right" is none;
-    naming both where the reference has one is."""
+    """The words of both claims that stand against each other. Naming half of a reference's "left
+    and right" is none; naming both where the reference has one is."""
     pairs = ((word, (opposites(word) & claim.words) - reference.words) for word in reference.words)
     return frozenset(word for own, others in pairs if others for word in (own, *others))
 

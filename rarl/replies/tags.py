@@ -10,14 +10,17 @@ from rarl.schema import ReplyForm
 THINK_AND_ANSWER = re.compile(r"\s*<think>(.*?)</think>\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 ANSWER_ALONE = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-STRUCTURED = re.compile(r"\s*findings:(?P<findings>.+?)impression:(?P<impression>.+)", re.DOTALL | re.IGNORECASE)
+STRUCTURED = re.compile(
+    r"\s*findings:(?P<findings>.+?)impression:(?P<impression>.+)", re.DOTALL | re.IGNORECASE
+)
 TAG = re.compile(r"</?(think|answer)>")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """`answer` is None unless exactly one answer is tagged. `well_formed` asks for the whole reply to be what the
-    form asks for, each tag once, nothing empty, and nothing outside the tags; `thinking` is None where it is not."""
+    """`answer` is None unless exactly one answer is tagged. `well_formed` asks for the whole reply
+    to be what the form asks for, each tag once, nothing empty, and nothing outside the tags;
+    `thinking` is None where it is not."""
 
     thinking: str | None
     answer: str | None
@@ -37,7 +40,9 @@ def parse_reply(text: str, form: ReplyForm = "think") -> Reply:
         complete = form == "think" or is_structured(thinking)
         return Reply(thinking, answer, bool(thinking and answer and complete))
     answers = ANSWER.findall(text)
-    return Reply(None, answers[0].strip() if len(answers) == 1 and tags.count("answer") == 2 else None, False)
+    return Reply(
+        None, answers[0].strip() if len(answers) == 1 and tags.count("answer") == 2 else None, False
+    )
 
 
 def is_structured(thinking: str) -> bool:

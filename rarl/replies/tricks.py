@@ -1,4 +1,5 @@
-"""Text that is there for whoever scores the reply: an answer before its evidence, words to a judge."""
+"""Text that is there for whoever scores the reply: an answer before its evidence, words to a
+judge."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ CONCLUSION = re.compile(
     r"|(?:which|this|that) (?:means|proves|implies|suggests)|diagnosis is|must be)\b"
 )
 ALONE = re.compile(r"\(?[a-h][).:]?")
-# "Score", "grade", "mark" and "judge" are medical words too (a Gleason score, a grade 3 glioma, arrows that mark the
-# right lung), so each counts only in the form of a request.
+# "Score", "grade", "mark" and "judge" are medical words too (a Gleason score, a grade 3 glioma,
+# arrows that mark the right lung), so each counts only in the form of a request.
 TO_THE_JUDGE = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|rules|above)\b"
     r"|\b(?:score|rate|grade|mark|judge|evaluate|accept) (?:this|my|the)"
@@ -37,7 +38,8 @@ TO_THE_JUDGE = re.compile(
     r"|^[ \t]*(?:system|user|assistant|human|judge|grader)[ \t]*:",
     re.MULTILINE,
 )
-# Characters that do not show; between Latin letters the joiners and direction marks of other scripts too.
+# Characters that do not show; between Latin letters the joiners and direction marks of other
+# scripts too.
 HIDDEN = re.compile(
     "[\u200b\u2060-\u2064\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]|[A-Za-z][\u200c-\u200f]"
 )
@@ -45,8 +47,8 @@ MIXED_SCRIPT = re.compile("[a-z][\u0400-\u04ff]|[\u0400-\u04ff][a-z]")
 
 
 def states_answer(clause: Claim, answers: Sequence[frozenset[str]]) -> bool:
-    """ "The answer is …", or a clause that says nothing but an answer: "B", "yes", or "on the left" to "left".
-    `answers` are given by their content words."""
+    """ "The answer is …", or a clause that says nothing but an answer: "B", "yes", or "on the left"
+    to "left". `answers` are given by their content words."""
     text = clause.text
     if ANSWER_STATED.search(text) or ALONE.fullmatch(text) or normalise(text) in ("yes", "no"):
         return True

@@ -1,4 +1,5 @@
-"""The vocabulary of findings: what ends a clause, what negates one, which words say nothing or exclude each other."""
+"""The vocabulary of findings: what ends a clause, what negates one, which words say nothing or
+exclude each other."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ def listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-SENTENCE_END = re.compile(r"((?<!\d)\.|\.(?!\d)|[;!?\n•—–]|\s[-*]\s)")  # captured: a question claims nothing
+# captured: a question claims nothing
+SENTENCE_END = re.compile(r"((?<!\d)\.|\.(?!\d)|[;!?\n•—–]|\s[-*]\s)")
 CLAUSE_END = re.compile(
     r"[,:]|\b(?:but|however|although|though|except(?: for)?|apart from|aside from|whereas|while|yet|nevertheless)\b"
     r"|\b(?:and|or)\b(?=\s+(?:a|an|the|there|it|its|also|another)\b)|\b(?:and|with)\b(?=\s+no\b)"
@@ -27,7 +29,9 @@ NEGATION = re.compile(
     r"|(?:free|clear) of|rule[sd]? out|exclude[sd]?|excluding|rather than|instead of|as opposed to|unlikely"
     r"|resolved|fails? to)\b|n['’]t\b"
 )
-VERB = re.compile(r"\b(?:is|are|was|were|has|have|shows?|there|seen|present|noted|appears?|seems?|lies?|i|we)\b")
+VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|shows?|there|seen|present|noted|appears?|seems?|lies?|i|we)\b"
+)
 WORD = re.compile(r"\d+(?:[.,]\d+)?|non-?[^\W\d_]+|[^\W\d_]+")
 
 STOP_WORDS = listed(

@@ -15,10 +15,14 @@ LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]+|(?=\s|$))\s*(.*)", re.DOTALL)
 
 
 def visible(text: str) -> str:
-    """A text as it looks: Unicode compatibility forms unified, invisible format characters (zero-width ones, soft
-    hyphens, direction marks) gone."""
+    """A text as it looks: Unicode compatibility forms unified, invisible format characters
+    (zero-width ones, soft hyphens, direction marks) gone."""
     unified = unicodedata.normalize("NFKC", text)
-    return unified if unified.isascii() else "".join(c for c in unified if unicodedata.category(c) != "Cf")
+    return (
+        unified
+        if unified.isascii()
+        else "".join(c for c in unified if unicodedata.category(c) != "Cf")
+    )
 
 
 def fold(text: str) -> str:
@@ -26,8 +30,8 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Folded words without punctuation at their edges and without articles; inner hyphens, slashes and decimal points
-    stay."""
+    """Folded words without punctuation at their edges and without articles; inner hyphens, slashes
+    and decimal points stay."""
     stripped = (word.strip(EDGES) for word in fold(text).split())
     return [word for word in stripped if word and word not in ARTICLES]
 
@@ -48,18 +52,21 @@ def is_blank(text: str) -> bool:
 
 
 def length_in_words(text: str) -> float:
-    """Words, or a twelfth of the characters where that is more, so that leaving out spaces does not shorten a text."""
+    """Words, or a twelfth of the characters where that is more, so that leaving out spaces does not
+    shorten a text."""
     return max(len(text.split()), len(text) / 12)
 
 
 def yes_or_no(text: str) -> str | None:
-    """ "yes" or "no" when exactly one of the two occurs as a word, however often; "yes/no" is two words."""
+    """ "yes" or "no" when exactly one of the two occurs as a word, however often; "yes/no" is two
+    words."""
     found = {"yes", "no"} & set(words(re.sub(r"[/|,;.]", " ", text)))
     return found.pop() if len(found) == 1 else None
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:
-    """The option that an answer names: by its text, by its letter ("B", "(b)", "B."), or by both ("B. chest")."""
+    """The option that an answer names: by its text, by its letter ("B", "(b)", "B."), or by both
+    ("B. chest")."""
     by_text = [option for option in options if same_words(answer, option)] if answer.strip() else []
     if len(by_text) == 1:
         return by_text[0]
@@ -72,7 +79,8 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the multiset of words (SQuAD, Rajpurkar et al. 2016)."""
+    """Harmonic mean of precision and recall over the multiset of words (SQuAD, Rajpurkar et al.
+    2016)."""
     given, wanted = words(answer), words(reference)
     common = (Counter(given) & Counter(wanted)).total()
     if not common:

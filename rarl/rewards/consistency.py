@@ -20,10 +20,12 @@ def consistency_reward(
     options: Sequence[Sequence[str] | None],
     **columns: Any,
 ) -> list[float | None]:
-    """Pays 1 where the policy, shown its thinking in place of the image, gives the same answer again, else 0 (CAPO,
-    arXiv 2506.12849); 0 for a malformed reply, None for a prompt without thinking or where it was not asked again.
+    """Pays 1 where the policy, shown its thinking in place of the image, gives the same answer
+    again, else 0 (CAPO, arXiv 2506.12849); 0 for a malformed reply, None for a prompt without
+    thinking or where it was not asked again.
 
-    Right or wrong makes no difference: let `accuracy` gate it, or thinking that repeats a guess is paid.
+    Right or wrong makes no difference: let `accuracy` gate it, or thinking that repeats a guess is
+    paid.
     """
     rows = zip(completions, form, rederived, answer, options, strict=True)
     return [score_consistency(*row) for row in rows]

@@ -24,8 +24,9 @@ def items_reward(
     alpha: float = 0.5,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays `alpha` × precision + (1 − `alpha`) × recall of the answer's items against the reference's, one to one,
-    equal after normalisation (Medical VIE, arXiv 2506.13363). None where the reference has no items.
+    """Pays `alpha` × precision + (1 − `alpha`) × recall of the answer's items against the
+    reference's, one to one, equal after normalisation (Medical VIE, arXiv 2506.13363). None where
+    the reference has no items.
 
     Near 1, `alpha` pays for one sure item alone; near 0, for listing everything.
     """
@@ -45,6 +46,7 @@ def score_items(given: str | None, reference: str, alpha: float) -> float | None
 
 
 def split_items(text: str) -> list[str]:
-    """Normalised items between commas, semicolons, line ends, bullets and "and"; a number before an item is dropped."""
+    """Normalised items between commas, semicolons, line ends, bullets and "and"; a number before an
+    item is dropped."""
     parts = (normalise(NUMBERING.sub("", part)) for part in SEPARATOR.split(text))
     return [part for part in parts if part]

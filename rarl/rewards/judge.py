@@ -18,10 +18,12 @@ def judge_reward(
     correctness: float = 0.5,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays `correctness` × the correctness grade over 3 + (1 − `correctness`) × the mean of factuality, completeness
-    and relevance (RARL, arXiv 2506.06600: correctness and explanation; the three parts are MedR-Bench's).
+    """Pays `correctness` × the correctness grade over 3 + (1 − `correctness`) × the mean of
+    factuality, completeness and relevance (RARL, arXiv 2506.06600: correctness and explanation; the
+    three parts are MedR-Bench's).
 
-    0 for a verdict that could not be parsed, so that confusing the judge never pays; None where it was not reached.
+    0 for a verdict that could not be parsed, so that confusing the judge never pays; None where it
+    was not reached.
     """
     return [score_verdict(one, correctness) for one in verdict]
 

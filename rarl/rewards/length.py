@@ -16,11 +16,11 @@ def length_reward(
     max_words: int = 256,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays 1 for a reply of `min_words` to `max_words` words, tags included; below in proportion, above falling
-    linearly to 0 at twice the maximum.
+    """Pays 1 for a reply of `min_words` to `max_words` words, tags included; below in proportion,
+    above falling linearly to 0 at twice the maximum.
 
-    It does not look at correctness, and no schedule of it can: alone it pays wrong answers of the right length. Gate it
-    with `accuracy`.
+    It does not look at correctness, and no schedule of it can: alone it pays wrong answers of the
+    right length. Gate it with `accuracy`.
     """
     return [length_factor(text, min_words, max_words) for text in completions]
 

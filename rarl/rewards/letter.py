@@ -12,9 +12,11 @@ from rarl.replies.words import normalise, same_words, visible, words, yes_or_no
 from rarl.schema import ReplyForm
 
 BARE_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-# A letter that stands for an option: a capital on its own, or any letter in brackets or before ")", "." or ":"; the
-# article before a word is none.
-NAMED_LETTER = re.compile(r"\(([A-Za-z])\)|\b([A-Za-z])(?=[).:](?!\w))|\b([B-Z]|A(?!\s+(?!or\b|and\b)[a-z]))\b")
+# A letter that stands for an option: a capital on its own, or any letter in brackets or before ")",
+# "." or ":"; the article before a word is none.
+NAMED_LETTER = re.compile(
+    r"\(([A-Za-z])\)|\b([A-Za-z])(?=[).:](?!\w))|\b([B-Z]|A(?!\s+(?!or\b|and\b)[a-z]))\b"
+)
 
 
 def letter_reward(
@@ -27,19 +29,23 @@ def letter_reward(
     extra_text: float = 0.5,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays 1 for an answer that is the right option's letter or text alone, `extra_text` where it is named with other
-    text around it and no other option is (0.5 in MedVLM-R1, arXiv 2502.19634; 0 in Med-R1, arXiv 2503.13939), else 0.
+    """Pays 1 for an answer that is the right option's letter or text alone, `extra_text` where it
+    is named with other text around it and no other option is (0.5 in MedVLM-R1, arXiv 2502.19634; 0
+    in Med-R1, arXiv 2503.13939), else 0.
 
-    A yes/no question without options is treated alike: the bare word, or the word in a sentence. None for other
-    questions without options.
+    A yes/no question without options is treated alike: the bare word, or the word in a sentence.
+    None for other questions without options.
     """
     rows = zip(completions, form, answer, options, strict=True)
     return [
-        score_letter(parse_reply(text, how).answer, wanted, choices, extra_text) for text, how, wanted, choices in rows
+        score_letter(parse_reply(text, how).answer, wanted, choices, extra_text)
+        for text, how, wanted, choices in rows
     ]
 
 
-def score_letter(given: str | None, reference: str, options: Sequence[str] | None, extra_text: float) -> float | None:
+def score_letter(
+    given: str | None, reference: str, options: Sequence[str] | None, extra_text: float
+) -> float | None:
     if not options and not is_yes_no(reference):
         return None
     if given is None:
@@ -67,10 +73,17 @@ def lettered(letter: str, options: Sequence[str]) -> str | None:
 
 
 def named_options(given: str, options: Sequence[str]) -> set[str | None]:
-    """The options that an answer names, by letter or by text; None stands for a letter without an option."""
-    letters = {next(filter(None, match.groups())) for match in NAMED_LETTER.finditer(visible(given))}
+    """The options that an answer names, by letter or by text; None stands for a letter without an
+    option."""
+    letters = {
+        next(filter(None, match.groups())) for match in NAMED_LETTER.finditer(visible(given))
+    }
     text = f" {normalise(given)} "
     named = [option for option in options if f" {normalise(option)} " in text]
     # "left" is not meant where "upper left" is said
-    longest = [one for one in named if not any(f" {normalise(one)} " in f" {normalise(o)} " for o in named if o != one)]
+    longest = [
+        one
+        for one in named
+        if not any(f" {normalise(one)} " in f" {normalise(o)} " for o in named if o != one)
+    ]
     return {lettered(letter, options) for letter in letters} | set(longest)

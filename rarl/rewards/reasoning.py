@@ -24,7 +24,8 @@ from rarl.replies.words import length_in_words
 from rarl.rewards.length import length_factor
 from rarl.schema import ReplyForm
 
-SAME = 0.75  # overlap from which a clause that could be the answer in words is a finding of the rationale
+# overlap from which a clause that could be the answer in words is a finding of the rationale
+SAME = 0.75
 MIN_CONTENT_SHARE = 0.2  # of a thinking's words; a telegram has 0.7, a wordy sentence 0.3
 
 
@@ -44,17 +45,21 @@ def reasoning_reward(
     attributes: bool = False,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a rationale nothing is
-    paid (None), or with `attributes` the share of organ and modality that it names: a weak signal, that is soon
-    earned by saying them and inventing the rest. RARL (arXiv 2506.06600) pays for the reasoning without saying
-    how; precision and recall stand for MedR-Bench's factuality and completeness. Times, each in [0, 1]:
+    """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a
+    rationale nothing is paid (None), or with `attributes` the share of organ and modality that it
+    names: a weak signal, that is soon earned by saying them and inventing the rest. RARL (arXiv
+    2506.06600) pays for the reasoning without saying how; precision and recall stand for
+    MedR-Bench's factuality and completeness. Times, each in [0, 1]:
 
     - `leak_factor` where the answer or a conclusion comes before the first finding that is right;
-    - the share of clauses that are not repeats, and of content words (below a fifth of all, in proportion);
-    - the length: 1 from `min_words` to `max_words` words, 0 at twice the maximum. Longer pays nothing.
+    - the share of clauses that are not repeats, and of content words (below a fifth of all, in
+      proportion);
+    - the length: 1 from `min_words` to `max_words` words, 0 at twice the maximum. Longer pays
+      nothing.
 
-    Clauses that only repeat the question are no findings. 0 for a malformed reply and for one that speaks to whoever
-    scores it. None for a prompt without thinking, and where nothing is known to compare it with.
+    Clauses that only repeat the question are no findings. 0 for a malformed reply and for one that
+    speaks to whoever scores it. None for a prompt without thinking, and where nothing is known to
+    compare it with.
     """
     bounds = Bounds(min_words, max_words, leak_factor)
     rows = zip(completions, form, question, answer, rationale, organ, modality, strict=True)
@@ -92,7 +97,8 @@ class Known:
         return content_words(self.question)
 
     def references(self) -> list[Claim]:
-        """The rationale's claims, but for those that the question already holds or that are the answer."""
+        """The rationale's claims, but for those that the question already holds or that are the
+        answer."""
         answers = [content_words(self.answer)]
         new = (claim for claim in self.claims if claim.negated or not claim.words <= self.asked)
         return [claim for claim in new if not states_answer(claim, answers)]
@@ -100,10 +106,16 @@ class Known:
     def attributes(self) -> list[str]:
         """Organ and modality, but for the one that is asked for: to name that is to answer."""
         answer = content_words(self.answer)
-        return [name for name in (self.organ, self.modality) if name and not content_words(name) & answer]
+        return [
+            name
+            for name in (self.organ, self.modality)
+            if name and not content_words(name) & answer
+        ]
 
 
-def score_reasoning(text: str, form: ReplyForm, known: Known, bounds: Bounds, pay_attributes: bool) -> float | None:
+def score_reasoning(
+    text: str, form: ReplyForm, known: Known, bounds: Bounds, pay_attributes: bool
+) -> float | None:
     references = known.references()
     attributes = known.attributes() if pay_attributes else []
     if not references and not attributes:
@@ -113,9 +125,15 @@ def score_reasoning(text: str, form: ReplyForm, known: Known, bounds: Bounds, pa
         return 0.0
     clauses = split_clauses(reply.thinking)
     answers = [content_words(known.answer), content_words(reply.answer or "")]
-    length = length_factor(reply.thinking, bounds.min_words, bounds.max_words) * filler_factor(reply.thinking, clauses)
+    length = length_factor(reply.thinking, bounds.min_words, bounds.max_words) * filler_factor(
+        reply.thinking, clauses
+    )
     if not references:
-        leak = bounds.leak_factor if any(states_answer(clause, answers) for clause in clauses[:1]) else 1.0
+        leak = (
+            bounds.leak_factor
+            if any(states_answer(clause, answers) for clause in clauses[:1])
+            else 1.0
+        )
         return attribute_recall(reply.thinking, attributes) * length * leak * variety(clauses)
     claims = evidence(clauses, references, known, answers)
     leak = bounds.leak_factor if is_leaked(clauses, references, known, answers) else 1.0
@@ -123,10 +141,13 @@ def score_reasoning(text: str, form: ReplyForm, known: Known, bounds: Bounds, pa
 
 
 def evidence(
-    clauses: Sequence[Claim], references: Sequence[Claim], known: Known, answers: Sequence[frozenset[str]]
+    clauses: Sequence[Claim],
+    references: Sequence[Claim],
+    known: Known,
+    answers: Sequence[frozenset[str]],
 ) -> list[Claim]:
-    """The clauses that are weighed. Left out, where they deny nothing that is true: those that repeat the question,
-    those that only name organ or modality, and conclusions."""
+    """The clauses that are weighed. Left out, where they deny nothing that is true: those that
+    repeat the question, those that only name organ or modality, and conclusions."""
     named = content_words(f"{known.organ or ''} {known.modality or ''}")
     kept = []
     for clause in clauses:
@@ -142,9 +163,13 @@ def evidence(
 
 
 def is_leaked(
-    clauses: Sequence[Claim], references: Sequence[Claim], known: Known, answers: Sequence[frozenset[str]]
+    clauses: Sequence[Claim],
+    references: Sequence[Claim],
+    known: Known,
+    answers: Sequence[frozenset[str]],
 ) -> bool:
-    """Does the answer, or a conclusion, come before the first finding that is right, or within it?"""
+    """Does the answer, or a conclusion, come before the first finding that is right, or within
+    it?"""
     for clause in clauses:
         told = max(overlap(clause, other) for other in known.claims) < SAME
         if states_answer(clause, answers) or (told and answers_in_words(clause, known, answers)):
@@ -157,10 +182,12 @@ def is_leaked(
 
 
 def answers_in_words(clause: Claim, known: Known, answers: Sequence[frozenset[str]]) -> bool:
-    """ "The lesion is on the left": nothing but the question's words and an answer; to a yes/no question, nothing but
-    the question's words."""
+    """ "The lesion is on the left": nothing but the question's words and an answer; to a yes/no
+    question, nothing but the question's words."""
     possible = (words for words in answers if words or is_yes_no(known.answer))
-    return bool(clause.words) and any(words <= clause.words <= words | known.asked for words in possible)
+    return bool(clause.words) and any(
+        words <= clause.words <= words | known.asked for words in possible
+    )
 
 
 def variety(clauses: Sequence[Claim]) -> float:

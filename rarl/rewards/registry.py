@@ -9,7 +9,6 @@ from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.imports import import_object
 from rarl.rewards.accuracy import accuracy_reward
 from rarl.rewards.consistency import consistency_reward
 from rarl.rewards.format import format_reward
@@ -19,10 +18,11 @@ from rarl.rewards.length import length_reward
 from rarl.rewards.letter import letter_reward
 from rarl.rewards.reasoning import reasoning_reward
 from rarl.rewards.repetition import repetition_reward
+from rarl.system.imports import import_object
 
-# TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or None where it cannot
-# be scored. All are aligned sequences, the columns those of `COLUMNS`. Keyword-only arguments with a default that are
-# no column are the reward's options.
+# TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or
+# None where it cannot be scored. All are aligned sequences, the columns those of `COLUMNS`.
+# Keyword-only arguments with a default that are no column are the reward's options.
 Reward = Callable[..., list[float | None]]
 
 REWARDS: dict[str, Reward] = {
@@ -48,19 +48,22 @@ EXAMPLE_COLUMNS = (
     "organ",
     "dataset",
 )
-# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image, or None; `verdict`
-# is the judge's, or None.
+# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image,
+# or None; `verdict` is the judge's, or None.
 COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")
 
 
 def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
     """The functions behind the names of a configuration.
 
-    Raises UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads nowhere.
+    Raises UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads
+    nowhere.
     """
     for name in settings:
         check_gates(name, settings)
-    return {name: bind_options(name, find_reward(name), one.options) for name, one in settings.items()}
+    return {
+        name: bind_options(name, find_reward(name), one.options) for name, one in settings.items()
+    }
 
 
 def find_reward(name: str) -> Reward:
@@ -87,9 +90,13 @@ def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
     while (gate := settings[chain[-1]].gate) is not None:
         if gate not in settings:
             known = ", ".join(settings)
-            raise UserError(f"rewards.{chain[-1]}.gate: no reward '{gate}' is configured; there are {known}")
+            raise UserError(
+                f"rewards.{chain[-1]}.gate: no reward '{gate}' is configured; there are {known}"
+            )
         if gate in chain:
-            raise UserError(f"rewards.{name}.gate: the gates form a circle: {' → '.join([*chain, gate])}")
+            raise UserError(
+                f"rewards.{name}.gate: the gates form a circle: {' → '.join([*chain, gate])}"
+            )
         chain.append(gate)
 
 
@@ -102,7 +109,9 @@ def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Rewar
             names = ", ".join(known) or "none"
             raise UserError(f"rewards.{name}.options: unknown option '{key}'; known are {names}")
         if kind(value) != kind(known[key]) and known[key] is not None:
-            raise UserError(f"rewards.{name}.options.{key}: expected a {kind(known[key])}, got {value!r}")
+            raise UserError(
+                f"rewards.{name}.options.{key}: expected a {kind(known[key])}, got {value!r}"
+            )
     return partial(reward, **options)
 
 

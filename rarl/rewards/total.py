@@ -29,18 +29,27 @@ class ScoredReply:
 
 
 def score_groups(
-    groups: Sequence[Sequence[ScoredReply]], rewards: Mapping[str, Reward], settings: Mapping[str, RewardConfig]
+    groups: Sequence[Sequence[ScoredReply]],
+    rewards: Mapping[str, Reward],
+    settings: Mapping[str, RewardConfig],
 ) -> list[list[Score]]:
     """One Score per reply, in the same nesting. Every reward is called once, with all replies.
 
-    `Score.rewards` holds the raw values. The total is the weighted sum of these after the gate (multiplied by the gate
-    reward's raw value) and, where asked for, normalisation within the group. A value that is missing counts as the mean
-    of its group's, so that it neither helps nor hurts.
+    `Score.rewards` holds the raw values. The total is the weighted sum of these after the gate
+    (multiplied by the gate reward's raw value) and, where asked for, normalisation within the
+    group. A value that is missing counts as the mean of its group's, so that it neither helps nor
+    hurts.
     """
     replies = [reply for group in groups for reply in group]
-    prompts, completions = [reply.prompt.text for reply in replies], [reply.completion for reply in replies]
+    prompts, completions = (
+        [reply.prompt.text for reply in replies],
+        [reply.completion for reply in replies],
+    )
     columns = columns_of(replies)
-    raw = {name: checked(name, reward, prompts, completions, columns) for name, reward in rewards.items()}
+    raw = {
+        name: checked(name, reward, prompts, completions, columns)
+        for name, reward in rewards.items()
+    }
     scores: list[list[Score]] = []
     start = 0
     for group in groups:
@@ -67,10 +76,11 @@ def apply_gate(values: Sequence[float | None], gate: Sequence[float | None]) -> 
 
 
 def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
-    """One group's values with the missing ones at the mean of the others, and zeros where all are missing.
+    """One group's values with the missing ones at the mean of the others, and zeros where all are
+    missing.
 
-    Normalised, they have mean 0 and, but for EPSILON, sample standard deviation 1 over those that are not missing
-    (GDPO, arXiv 2601.05242, has a group's rewards normalised one by one).
+    Normalised, they have mean 0 and, but for EPSILON, sample standard deviation 1 over those that
+    are not missing (GDPO, arXiv 2601.05242, has a group's rewards normalised one by one).
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if not known.size:
@@ -105,7 +115,9 @@ def checked(
     """Calls a reward and refuses what its contract does not allow."""
     values = reward(prompts=prompts, completions=completions, **columns)
     if len(values) != len(completions):
-        raise UserError(f"reward '{name}' returned {len(values)} values for {len(completions)} completions")
+        raise UserError(
+            f"reward '{name}' returned {len(values)} values for {len(completions)} completions"
+        )
     return [None if value is None else checked_value(name, value) for value in values]
 
 

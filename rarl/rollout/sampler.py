@@ -1,7 +1,8 @@
 """One vLLM engine in one Ray actor: samples answers, and swaps adapters under a fresh name and id.
 
-vLLM keys its prefix cache by the adapter's name and its loaded weights by the adapter's id. Reusing either makes it
-sample from stale keys or stale weights without a word, so both count up for as long as the actor lives.
+vLLM keys its prefix cache by the adapter's name and its loaded weights by the adapter's id. Reusing
+either makes it sample from stale keys or stale weights without a word, so both count up for as long
+as the actor lives.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarl.imports import quick_imports
 from rarl.rollout.cpu_lora import use_one_slot_operators
-from rarl.rollout.environment import log_output_to
 from rarl.schema import Rollout
+from rarl.system.imports import quick_imports
+from rarl.system.processes import log_output_to
 
 # Sampling one of these would leave a completion whose image tokens have no image.
-VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+VISION_TOKENS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 BAN_BIAS = -100.0  # added to the banned logits, by sampler and trainer alike
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima that vLLM accepts
 
@@ -45,8 +52,8 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image; completion g of the
-    group is drawn with `seed` + g."""
+    """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image;
+    completion g of the group is drawn with `seed` + g."""
 
     example_id: str
     prompt: str
@@ -73,7 +80,8 @@ class SamplingSettings:
 
 
 class NotPublished(RuntimeError):
-    """The engine was started anew and has not been given the adapter yet that it is to sample with."""
+    """The engine was started anew and has not been given the adapter yet that it is to sample
+    with."""
 
 
 class Sampler:
@@ -91,11 +99,11 @@ class Sampler:
             hardware = {
                 "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
                 "enforce_eager": True,
-                # The G completions of a group share the prompt's whole blocks; the CPU build's default of 128 tokens
-                # is longer than many prompts.
+                # The G completions of a group share the prompt's whole blocks; the CPU build's
+                # default of 128 tokens is longer than many prompts.
                 "block_size": 32,
-                # A prompt in pieces makes vLLM rewind the random generator of its request, which torch's CPU
-                # generators cannot do ("CPU Generator does not use offset").
+                # A prompt in pieces makes vLLM rewind the random generator of its request, which
+                # torch's CPU generators cannot do ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(4096, 8 * settings.max_model_length),
             }
@@ -109,7 +117,8 @@ class Sampler:
             max_loras=1,
             max_cpu_loras=2,
             max_lora_rank=next(r for r in LORA_RANKS if r >= settings.lora_rank),
-            # The log-prob of the distribution that was drawn from: after banned tokens and temperature.
+            # The log-prob of the distribution that was drawn from: after banned tokens and
+            # temperature.
             logprobs_mode="processed_logprobs",
             seed=0,
             disable_log_stats=True,
@@ -128,16 +137,22 @@ class Sampler:
         """Tokens that are never sampled."""
         return self.banned
 
-    def load_adapter(self, version: int, tensors: Mapping[str, NDArray[Any]], peft_config: Mapping[str, Any]) -> int:
-        """Replaces the current adapter (float32 arrays under PEFT's own names); returns the bytes of the tensors."""
+    def load_adapter(
+        self, version: int, tensors: Mapping[str, NDArray[Any]], peft_config: Mapping[str, Any]
+    ) -> int:
+        """Replaces the current adapter (float32 arrays under PEFT's own names); returns the bytes
+        of the tensors."""
         import torch
         from safetensors.torch import save_file
         from vllm.lora.request import LoRARequest
 
         self.swaps += 1
         restored = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        # vLLM reads adapters from files only. It keeps what it has read, so the files may go at once.
-        with tempfile.TemporaryDirectory(prefix="rarl-adapter-", dir=memory_backed_folder()) as folder:
+        # vLLM reads adapters from files only. It keeps what it has read, so the files may go at
+        # once.
+        with tempfile.TemporaryDirectory(
+            prefix="rarl-adapter-", dir=memory_backed_folder()
+        ) as folder:
             save_file(restored, f"{folder}/adapter_model.safetensors")
             Path(folder, "adapter_config.json").write_text(json.dumps(dict(peft_config)))
             fresh = LoRARequest(f"policy-v{version}-swap{self.swaps}", self.swaps, folder)
@@ -157,7 +172,8 @@ class Sampler:
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> Iterator[tuple[int, list[Rollout]]]:
-        """`group_size` rollouts per request, each with the request's position, as soon as the group is complete."""
+        """`group_size` rollouts per request, each with the request's position, as soon as the group
+        is complete."""
         from vllm import SamplingParams
 
         inputs: list[Any] = []
@@ -178,7 +194,9 @@ class Sampler:
         version = self.version if use_adapter else -1
         ids = self.engine.enqueue(inputs, parameters, use_tqdm=False, lora_request=adapter)
         # Inside, vLLM adds a random suffix to the id that its outputs bear.
-        positions = {request_id.rsplit("-", 1)[0]: position for position, request_id in enumerate(ids)}
+        positions = {
+            request_id.rsplit("-", 1)[0]: position for position, request_id in enumerate(ids)
+        }
         try:
             while self.engine.llm_engine.has_unfinished_requests():
                 for output in self.engine.llm_engine.step():
@@ -190,7 +208,8 @@ class Sampler:
                 self.engine.llm_engine.abort_request(list(positions))
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1, nothing banned."""
+        """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1,
+        nothing banned."""
         from vllm import SamplingParams
 
         inputs: list[Any] = []
@@ -200,16 +219,22 @@ class Sampler:
             for reply in request.replies:
                 inputs.append(engine_input(request.prompt + reply, request.pixels))
                 lengths.append(len(tokenizer(reply, add_special_tokens=False).input_ids))
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+        )
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        sums = iter([tail_logprob(output, length) for output, length in zip(outputs, lengths, strict=True)])
+        sums = iter(
+            [tail_logprob(output, length) for output, length in zip(outputs, lengths, strict=True)]
+        )
         return [[next(sums) for _ in request.replies] for request in requests]
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
     """What vLLM takes: text, and the image where there is one."""
-    return {"prompt": prompt} | ({} if pixels is None else {"multi_modal_data": {"image": Image.fromarray(pixels)}})
+    return {"prompt": prompt} | (
+        {} if pixels is None else {"multi_modal_data": {"image": Image.fromarray(pixels)}}
+    )
 
 
 def tail_logprob(output: Any, length: int) -> float:
@@ -219,7 +244,8 @@ def tail_logprob(output: Any, length: int) -> float:
 
 
 def memory_backed_folder() -> Path | None:
-    """Where small files cost no disk; None (the default temporary folder) where the system has no such place."""
+    """Where small files cost no disk; None (the default temporary folder) where the system has no
+    such place."""
     shared_memory = Path("/dev/shm")
     return shared_memory if shared_memory.is_dir() else None
 
@@ -233,7 +259,9 @@ def to_rollouts(example_id: str, output: Any, version: int) -> list[Rollout]:
     rollouts = []
     for completion in sorted(output.outputs, key=lambda c: c.index):
         ids = list(completion.token_ids)
-        logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
+        logprobs = [
+            entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)
+        ]
         rollouts.append(
             Rollout(
                 example_id=example_id,

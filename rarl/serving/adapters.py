@@ -1,8 +1,9 @@
-"""The adapters that can be asked: the run directories and PEFT folders of one folder, read anew whenever one is named.
+"""The adapters that can be asked: the run directories and PEFT folders of one folder, read anew
+whenever one is named.
 
-An adapter's identity is its content. vLLM keys weights and prefix cache by name, so an engine knows an adapter as
-`name@digest`: what is published under an old name is a new adapter to it, and requests in flight keep the one that
-they began with.
+An adapter's identity is its content. vLLM keys weights and prefix cache by name, so an engine knows
+an adapter as `name@digest`: what is published under an old name is a new adapter to it, and
+requests in flight keep the one that they began with.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import yaml
 from rarl.errors import UserError
 from rarl.serving.refusals import Refusal
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # one part of a path that cannot lead elsewhere
+# one part of a path that cannot lead elsewhere
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 READS = 5  # attempts to read an adapter while somebody replaces it
 
@@ -41,7 +43,8 @@ class Adapter:
 
 
 class AdapterFolder:
-    """`path` may not exist yet; None: there are no adapters. `base` is the model that they must have been made for."""
+    """`path` may not exist yet; None: there are no adapters. `base` is the model that they must
+    have been made for."""
 
     def __init__(self, path: str | None, base: str, max_rank: int) -> None:
         self.path = Path(path).expanduser().resolve() if path is not None else None
@@ -52,7 +55,11 @@ class AdapterFolder:
         """Of all adapters of this base, sorted."""
         if self.path is None or not self.path.is_dir():
             return []
-        found = [entry.name for entry in self.path.iterdir() if NAME.fullmatch(entry.name) and peft_folder(entry)]
+        found = [
+            entry.name
+            for entry in self.path.iterdir()
+            if NAME.fullmatch(entry.name) and peft_folder(entry)
+        ]
         return sorted(name for name in found if self.fits_base(self.path / name))
 
     def fits_base(self, entry: Path) -> bool:
@@ -70,7 +77,9 @@ class AdapterFolder:
         digest, rank = self._identity(folder, name)
         if rank > self.max_rank:
             raise Refusal(
-                409, "adapter_too_large", f"adapter '{name}' has rank {rank}; this server takes {self.max_rank}"
+                409,
+                "adapter_too_large",
+                f"adapter '{name}' has rank {rank}; this server takes {self.max_rank}",
             )
         run = entry if (entry / "config.yaml").is_file() else None
         return Adapter(name, folder, digest, run, rank)
@@ -79,24 +88,35 @@ class AdapterFolder:
         """Digest and rank, kept for as long as neither file changes."""
         try:
             stats = [(folder / part).stat() for part in (CONFIG, WEIGHTS)]
-            key = tuple((one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats)
+            key = tuple(
+                (one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats
+            )
             if (folder, key) not in self._digests:
                 config, weights = read_files(folder)
-                self._digests[folder, key] = (digest_of(config, weights), int(json.loads(config)["r"]))
+                self._digests[folder, key] = (
+                    digest_of(config, weights),
+                    int(json.loads(config)["r"]),
+                )
             return self._digests[folder, key]
         except (OSError, ValueError, KeyError, TypeError):
-            raise Refusal(409, "adapter_unreadable", f"adapter '{name}' is not a complete PEFT folder now") from None
+            raise Refusal(
+                409, "adapter_unreadable", f"adapter '{name}' is not a complete PEFT folder now"
+            ) from None
 
 
 def no_such(name: str) -> Refusal:
     shown = f"'{name}'" if NAME.fullmatch(name) else "of this name"
     return Refusal(
-        404, "model_not_found", f"there is no model {shown}; GET /v1/models lists those that there are", "model"
+        404,
+        "model_not_found",
+        f"there is no model {shown}; GET /v1/models lists those that there are",
+        "model",
     )
 
 
 def peft_folder(entry: Path) -> Path | None:
-    """The folder that holds the adapter's two files: `adapter` in a run directory, or the entry itself."""
+    """The folder that holds the adapter's two files: `adapter` in a run directory, or the entry
+    itself."""
     for folder in (entry / "adapter", entry):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
@@ -120,7 +140,8 @@ def same_model(one: str | None, other: str) -> bool:
 
 
 def read_files(folder: Path) -> tuple[bytes, bytes]:
-    """Configuration and weights of one and the same version. Raises OSError where it keeps changing."""
+    """Configuration and weights of one and the same version. Raises OSError where it keeps
+    changing."""
     for _ in range(READS):
         before = stamp(folder)
         config, weights = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
@@ -135,18 +156,22 @@ def stamp(folder: Path) -> tuple[tuple[int, int, int], ...]:
 
 
 def digest_of(config: bytes, weights: bytes) -> str:
-    return hashlib.sha256(hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()).hexdigest()[:16]
+    return hashlib.sha256(
+        hashlib.sha256(config).digest() + hashlib.sha256(weights).digest()
+    ).hexdigest()[:16]
 
 
 class Snapshots:
-    """An engine's own copies, since vLLM reads an adapter's files again whenever it had to put it aside."""
+    """An engine's own copies, since vLLM reads an adapter's files again whenever it had to put it
+    aside."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self._copies = tempfile.TemporaryDirectory(prefix="rarl-adapters-")
 
     def take(self, version: str) -> Path:
-        """A PEFT folder that holds exactly `version`. Raises UserError when it was replaced in the meantime."""
+        """A PEFT folder that holds exactly `version`. Raises UserError when it was replaced in the
+        meantime."""
         name, _, digest = version.partition("@")
         copy = Path(self._copies.name) / version
         if copy.is_dir():

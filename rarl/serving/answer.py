@@ -1,4 +1,5 @@
-"""`POST /v1/answer`: one question about one image → thinking, answer, and how far k samples agree on it."""
+"""`POST /v1/answer`: one question about one image → thinking, answer, and how far k samples agree
+on it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ JUDGE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Question:
-    """As the model is asked it. `options` None where training shows none; `closed` is a yes/no question."""
+    """As the model is asked it. `options` None where training shows none; `closed` is a yes/no
+    question."""
 
     text: str
     options: tuple[str, ...] | None
@@ -38,7 +40,10 @@ class Question:
 
 def pose(request: AnswerRequest, model: Model) -> Question:
     """In the words that the model was trained, or is measured, with."""
-    closed = request.options is not None and {yes_or_no(one) for one in request.options} == {"yes", "no"}
+    closed = request.options is not None and {yes_or_no(one) for one in request.options} == {
+        "yes",
+        "no",
+    }
     options = tuple(request.options) if request.options and not closed else None
     example = Example(
         id="",
@@ -53,8 +58,8 @@ def pose(request: AnswerRequest, model: Model) -> Question:
 
 
 async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict[str, Any]]:
-    """Events: {"type": "delta", "text"} of the first sample as it is written, and last {"type": "result", …}. Raises
-    Refusal, also where no sample holds an answer."""
+    """Events: {"type": "delta", "text"} of the first sample as it is written, and last {"type":
+    "result", …}. Raises Refusal, also where no sample holds an answer."""
     config = engines.config
     samples = request.samples or config.samples
     if samples > config.limits.replies:
@@ -66,7 +71,9 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
-    async for line in lines_of(engines.ask(model, body_of(question, url, samples, request, config.limits))):
+    async for line in lines_of(
+        engines.ask(model, body_of(question, url, samples, request, config.limits))
+    ):
         fingerprint = line.get("system_fingerprint") or fingerprint
         usage = line.get("usage") or usage
         for choice in line.get("choices", ()):
@@ -84,9 +91,15 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     yield {"type": "result", **result}
 
 
-def body_of(question: Question, url: str, samples: int, request: AnswerRequest, limits: Any) -> dict[str, Any]:
-    """One sample is the likeliest reply; several are drawn as in training, so that their agreement means something."""
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
+def body_of(
+    question: Question, url: str, samples: int, request: AnswerRequest, limits: Any
+) -> dict[str, Any]:
+    """One sample is the likeliest reply; several are drawn as in training, so that their agreement
+    means something."""
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question.text},
+    ]
     return {
         "messages": [{"role": "user", "content": content}],
         "n": samples,
@@ -98,7 +111,9 @@ def body_of(question: Question, url: str, samples: int, request: AnswerRequest, 
     }
 
 
-async def lines_of(stream: AsyncIterator[dict[str, Any] | list[str]]) -> AsyncIterator[dict[str, Any]]:
+async def lines_of(
+    stream: AsyncIterator[dict[str, Any] | list[str]],
+) -> AsyncIterator[dict[str, Any]]:
     """The events of a stream, parsed. Raises Refusal for one that is an error."""
     async for item in stream:
         assert isinstance(item, list), "a stream was asked for"
@@ -107,12 +122,15 @@ async def lines_of(stream: AsyncIterator[dict[str, Any] | list[str]]) -> AsyncIt
             if text and text != "[DONE]":
                 line: dict[str, Any] = json.loads(text)
                 if "error" in line:
-                    raise Refusal(500, "engine_failed", "the engine failed in the middle of its reply")
+                    raise Refusal(
+                        500, "engine_failed", "the engine failed in the middle of its reply"
+                    )
                 yield line
 
 
 def read_answer(replies: Sequence[str], question: Question, model: Model) -> dict[str, Any]:
-    """The majority's answer with the thinking of the first sample that gave it. Raises Refusal without any answer."""
+    """The majority's answer with the thinking of the first sample that gave it. Raises Refusal
+    without any answer."""
     parsed = [parse_reply(text, model.family.form) for text in replies]
     reference = "yes" if question.closed else ""
     voted = vote(Sampled([one.answer or None for one in parsed], reference, question.options))
@@ -124,7 +142,9 @@ def read_answer(replies: Sequence[str], question: Question, model: Model) -> dic
             "or choose another adapter",
         )
     chosen = next(
-        i for i, one in enumerate(parsed) if one.answer and agrees(one.answer, voted.answer, reference, question)
+        i
+        for i, one in enumerate(parsed)
+        if one.answer and agrees(one.answer, voted.answer, reference, question)
     )
     return {
         "thinking": parsed[chosen].thinking,
@@ -139,7 +159,9 @@ def agrees(one: str, other: str, reference: str, question: Question) -> bool:
     return same_answer(one, other, reference, question.options)
 
 
-async def judged(application: str | None, request: AnswerRequest, question: Question, result: Any) -> dict[str, Any]:
+async def judged(
+    application: str | None, request: AnswerRequest, question: Question, result: Any
+) -> dict[str, Any]:
     """The judge's verdict on the answer; where it cannot be asked, one that says so."""
     if application is None:
         return unreachable("this server has no judge")

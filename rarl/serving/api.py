@@ -100,7 +100,9 @@ class Routes:
 
     async def models(self, request: Request) -> Response:
         names = await asyncio.to_thread(self.engines.adapters.names)
-        return JSONResponse({"object": "list", "data": [self.card(name) for name in (self.config.name, *names)]})
+        return JSONResponse(
+            {"object": "list", "data": [self.card(name) for name in (self.config.name, *names)]}
+        )
 
     async def one_model(self, request: Request) -> Response:
         model = await asyncio.to_thread(self.engines.model, request.path_params["name"])
@@ -109,7 +111,13 @@ class Routes:
     def card(self, name: str) -> dict[str, Any]:
         is_base = name == self.config.name
         parent = None if is_base else self.config.name
-        return {"id": name, "object": "model", "created": self.started, "owned_by": "rarl", "parent": parent}
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "rarl",
+            "parent": parent,
+        }
 
     async def about(self, request: Request) -> Response:
         """What the page needs to know."""
@@ -127,7 +135,9 @@ class Routes:
         )
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(await read_cluster_metrics(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            await read_cluster_metrics(), media_type="text/plain; version=0.0.4"
+        )
 
     async def health(self, request: Request) -> Response:
         """This process answers."""
@@ -138,7 +148,9 @@ class Routes:
         try:
             await asyncio.wait_for(self.engines.handle.ready.remote(), READY_SECONDS)
         except Exception:  # whatever the reason is: there is no engine that could answer now
-            raise Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5) from None
+            raise Refusal(
+                503, "not_ready", "no engine answers; it may be starting", retry_after=5
+            ) from None
         return JSONResponse({"status": "ready"})
 
 
@@ -166,8 +178,12 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 async def refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    message = {404: "there is no such route", 405: "this route takes another method"}.get(error.status_code, "")
+    code = {404: "unknown_route", 405: "method_not_allowed"}.get(
+        error.status_code, "invalid_request"
+    )
+    message = {404: "there is no such route", 405: "this route takes another method"}.get(
+        error.status_code, ""
+    )
     return Refusal(error.status_code, code, message or "the request is wrong").response()
 
 

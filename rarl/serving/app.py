@@ -3,7 +3,8 @@
     serve run serve_config.yaml
     curl localhost:8000/v1/models
 
-`build_inference` is what `import_path` names, with the keys of `ServiceConfig` as arguments. Its route prefix is /v1.
+`build_inference` is what `import_path` names, with the keys of `ServiceConfig` as arguments. Its
+route prefix is /v1.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 from ray import serve
 
+from rarl.commands.resolve import resolve_model
 from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
-from rarl.resources import resolve_model
 from rarl.serving.key import read_api_key, require_key_for
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
 
@@ -25,7 +26,8 @@ DEPLOYMENT: dict[str, Any] = {
     "num_replicas": 1,
     # Far above `limits.concurrent`: it is our guard that says 429, in time, and not Serve's queue.
     "max_ongoing_requests": 2000,
-    "graceful_shutdown_timeout_s": DRAIN_SECONDS,  # requests in flight are answered before a replica goes
+    # requests in flight are answered before a replica goes
+    "graceful_shutdown_timeout_s": DRAIN_SECONDS,
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
@@ -42,11 +44,12 @@ class Ingress:
 
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self.key = read_api_key(config)
-        if (host := served_host()) is not None:  # again: the key may be in the builder's environment and not in ours
+        # again: the key may be in the builder's environment and not in ours
+        if (host := served_host()) is not None:
             require_key_for(host, self.key, config)
         self.metrics = Metrics()
         self.engines = Engines(config, model_path, max_rank, engine, self.metrics)
-        self.engines.banned  # noqa: B018  # loads the processor now, not with the first request
+        self.engines.banned  # loads the processor now, not with the first request
 
     def __serve_build_asgi_app__(self) -> Any:
         from rarl.serving.api import build_api
@@ -60,12 +63,16 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
 
     config = read_settings(args)
     if config.prompt not in read_families():
-        raise UserError(f"inference application: prompt={config.prompt}: known are {', '.join(read_families())}")
+        raise UserError(
+            f"inference application: prompt={config.prompt}: known are {', '.join(read_families())}"
+        )
     key = read_api_key(config)
     if (host := served_host()) is not None:
         require_key_for(host, key, config)
     model_path = find_model(config.model)
-    adapters = str(Path(config.adapters).expanduser().resolve()) if config.adapters is not None else None
+    adapters = (
+        str(Path(config.adapters).expanduser().resolve()) if config.adapters is not None else None
+    )
     config = config.model_copy(update={"adapters": adapters})
     engine = build_engine(config, model_path, adapters)
     ingress: Any = Ingress  # the decorators make a Deployment of it, which their types do not say
@@ -75,7 +82,11 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
 
 def find_model(model: str) -> str:
     """A folder; a Hub id is left for each node to look up. Raises UserError."""
-    is_hub_id = model.count("/") == 1 and not Path(model).expanduser().exists() and not IMPORT_PATH.match(model)
+    is_hub_id = (
+        model.count("/") == 1
+        and not Path(model).expanduser().exists()
+        and not IMPORT_PATH.match(model)
+    )
     return model if is_hub_id and not model.startswith((".", "/", "~")) else resolve_model(model)
 
 

@@ -1,5 +1,5 @@
-"""A checked request → the engine's reply: the model's name looked up, images decoded and rebuilt, one engine asked,
-another when it dies before it said anything."""
+"""A checked request → the engine's reply: the model's name looked up, images decoded and rebuilt,
+one engine asked, another when it dies before it said anything."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from rarl.serving.requests import ChatRequest, ImagePart, TextPart, check_texts
 from rarl.serving.settings import ServiceConfig
 
 ENGINES_OWN = re.compile(r',"system_fingerprint":(null|"[^"\\]*")')
-ATTEMPTS = 4  # a replica may die, or an adapter be replaced, between our looking it up and the engine's
+# a replica may die, or an adapter be replaced, between our looking it up and the engine's
+ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a request asks: the base (`adapter` None), or an adapter as it was when the request came."""
+    """What a request asks: the base (`adapter` None), or an adapter as it was when the request
+    came."""
 
     name: str
     version: str
@@ -43,8 +45,15 @@ class Model:
 class Engines:
     """The engine deployment as the ingress sees it."""
 
-    def __init__(self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics) -> None:
-        self.config, self.model_path, self.handle, self.metrics = config, model_path, handle, metrics
+    def __init__(
+        self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics
+    ) -> None:
+        self.config, self.model_path, self.handle, self.metrics = (
+            config,
+            model_path,
+            handle,
+            metrics,
+        )
         self.adapters = AdapterFolder(config.adapters, config.model, max_rank)
         self.decoding = asyncio.Semaphore(config.limits.decoding)
 
@@ -80,7 +89,9 @@ class Engines:
             family = evaluation_prompts(own).families[own.eval]
         except UserError:
             raise Refusal(
-                409, "adapter_unreadable", f"adapter '{adapter.name}': its run's config.yaml cannot be read"
+                409,
+                "adapter_unreadable",
+                f"adapter '{adapter.name}': its run's config.yaml cannot be read",
             ) from None
         bounds = [one for one in (run.data.max_pixels, self.config.max_pixels) if one is not None]
         return family, min(bounds, default=None)
@@ -91,7 +102,9 @@ class Engines:
 
         def rebuild() -> str:
             data, kind = read_bytes(text, limits, param, bare)
-            return data_url(fit(decode(data, kind, limits, param), self.processor.image_processor, max_pixels))
+            return data_url(
+                fit(decode(data, kind, limits, param), self.processor.image_processor, max_pixels)
+            )
 
         async with self.decoding:
             return await asyncio.to_thread(rebuild)
@@ -100,7 +113,9 @@ class Engines:
         """As `ask`. Raises Refusal."""
         limits = self.config.limits
         if request.n > limits.replies:
-            raise Refusal(400, "invalid_value", f"n: at most {limits.replies} replies to one request", "n")
+            raise Refusal(
+                400, "invalid_value", f"n: at most {limits.replies} replies to one request", "n"
+            )
         model = self.model(request.model)
         body = request.model_dump(exclude_none=True, by_alias=True, exclude={"messages", "user"})
         body["max_completion_tokens"] = request.tokens(limits)
@@ -116,7 +131,9 @@ class Engines:
     async def _messages(self, request: ChatRequest, model: Model) -> list[dict[str, Any]]:
         """The messages with their images rebuilt. Raises Refusal."""
         check_texts(list(texts_of(request)), self.config.limits, "messages")
-        images = [part for message in request.messages for part in parts_of(message.content, ImagePart)]
+        images = [
+            part for message in request.messages for part in parts_of(message.content, ImagePart)
+        ]
         if len(images) > 1:
             raise Refusal(400, "too_many_images", "messages: one image in one request", "messages")
         messages = [message.model_dump() for message in request.messages]
@@ -127,9 +144,11 @@ class Engines:
                     part["image_url"] = {"url": url}
         return messages
 
-    async def ask(self, model: Model, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
-        """One whole reply (a dict) or a stream's pieces (lists of "data: …" lines). Raises Refusal, for an engine that
-        dies too, once something was said; before that another one is asked."""
+    async def ask(
+        self, model: Model, body: dict[str, Any]
+    ) -> AsyncIterator[dict[str, Any] | list[str]]:
+        """One whole reply (a dict) or a stream's pieces (lists of "data: …" lines). Raises Refusal,
+        for an engine that dies too, once something was said; before that another one is asked."""
         body = {**body, "logit_bias": self.banned}
         for attempt in range(1, ATTEMPTS + 1):
             stream = self._request(model, body)
@@ -141,22 +160,32 @@ class Engines:
                 return
             except (RayActorError, EngineDied):
                 if said or attempt == ATTEMPTS:
-                    raise Refusal(503, "engine_died", "the engine stopped; send it again", retry_after=5) from None
+                    raise Refusal(
+                        503, "engine_died", "the engine stopped; send it again", retry_after=5
+                    ) from None
             except AdapterReplaced:
                 if attempt == ATTEMPTS:
-                    raise Refusal(409, "adapter_replaced", f"adapter '{model.name}' keeps being replaced") from None
+                    raise Refusal(
+                        409, "adapter_replaced", f"adapter '{model.name}' keeps being replaced"
+                    ) from None
                 model = self.model(model.name)
             except RayError:
-                raise Refusal(500, "engine_failed", "the engine failed to answer this request") from None
+                raise Refusal(
+                    500, "engine_failed", "the engine failed to answer this request"
+                ) from None
 
-    async def _request(self, model: Model, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
+    async def _request(
+        self, model: Model, body: dict[str, Any]
+    ) -> AsyncIterator[dict[str, Any] | list[str]]:
         options = {"multiplexed_model_id": model.version} if model.adapter else {}
         handle = self.handle.options(stream=True, **options)
         async for item in handle.ask.remote({**body, "model": model.version}):
             if isinstance(item, dict):
                 raise_refused(item)
                 item = renamed(item, model)
-                self.metrics.tokens(model.name, (item.get("usage") or {}).get("completion_tokens", 0))
+                self.metrics.tokens(
+                    model.name, (item.get("usage") or {}).get("completion_tokens", 0)
+                )
             else:
                 item = [renamed_line(line, model) for line in item]
             yield item
@@ -180,7 +209,11 @@ def raise_refused(item: dict[str, Any]) -> None:
     if status == 409 and any(word in message for word in REPLACED):
         raise AdapterReplaced
     if status == 409:
-        raise Refusal(409, "adapter_unusable", "the engine cannot load this adapter; is it for this base model?")
+        raise Refusal(
+            409,
+            "adapter_unusable",
+            "the engine cannot load this adapter; is it for this base model?",
+        )
     status = status if 400 <= status < 500 else 500
     raise Refusal(status, "engine_refused", message[:300])
 
@@ -200,8 +233,11 @@ def renamed(item: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def renamed_line(line: str, model: Model) -> str:
-    """The same in a stream's event. Within a JSON text every quote is escaped, so these can only be the keys."""
+    """The same in a stream's event. Within a JSON text every quote is escaped, so these can only be
+    the keys."""
     given = '"model":' + json.dumps(model.version)
     return ENGINES_OWN.sub("", line).replace(
-        given, f'"model":{json.dumps(model.name)},"system_fingerprint":{json.dumps(model.version)}', 1
+        given,
+        f'"model":{json.dumps(model.name)},"system_fingerprint":{json.dumps(model.version)}',
+        1,
     )

@@ -1,10 +1,10 @@
 """Makes vLLM's CPU build (0.29) keep base model and adapters apart within a batch.
 
-Its LoRA operators take each token's matrices as `weights[slot]`, where a token of the base model has slot -1. In
-PyTorch that is the *last* slot: with an adapter there, requests to the base model are answered with it as soon as
-another request of the batch uses any adapter. (On a GPU other operators run, which skip -1.) Here each slot's tokens
-are multiplied by its own matrix, and tokens without one get nothing; which is also faster than a copy of a matrix for
-every token.
+Its LoRA operators take each token's matrices as `weights[slot]`, where a token of the base model
+has slot -1. In PyTorch that is the *last* slot: with an adapter there, requests to the base model
+are answered with it as soon as another request of the batch uses any adapter. (On a GPU other
+operators run, which skip -1.) Here each slot's tokens are multiplied by its own matrix, and tokens
+without one get nothing; which is also faster than a copy of a matrix for every token.
 
 vLLM imports this module in its worker process, as `worker_extension_cls`, before the model is made.
 """
@@ -22,7 +22,8 @@ class WorkerExtension:
 
 
 def product_by_slot(inputs: Tensor, weights: Tensor, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """(tokens, i) times the (o, i) matrices of (slots, [1,] o, i) weights: (tokens, o) in `dtype`, zero for slot -1."""
+    """(tokens, i) times the (o, i) matrices of (slots, [1,] o, i) weights: (tokens, o) in `dtype`,
+    zero for slot -1."""
     matrices = weights.reshape(weights.shape[0], *weights.shape[-2:])
     product = torch.zeros(inputs.shape[0], matrices.shape[1], dtype=dtype)
     for slot in torch.unique(slots).tolist():
@@ -32,21 +33,35 @@ def product_by_slot(inputs: Tensor, weights: Tensor, slots: Tensor, dtype: torch
     return product
 
 
-def shrink(inputs: Tensor, weights: Tensor, output: Tensor, slots: Tensor, scaling: float = 1.0) -> None:
+def shrink(
+    inputs: Tensor, weights: Tensor, output: Tensor, slots: Tensor, scaling: float = 1.0
+) -> None:
     product = product_by_slot(inputs, weights, slots, output.dtype)
     output[:, : product.shape[1]] = scaling * product
 
 
-def expand(inputs: Tensor, weights: Tensor, output: Tensor, slots: Tensor, add_inputs: bool = True) -> None:
+def expand(
+    inputs: Tensor, weights: Tensor, output: Tensor, slots: Tensor, add_inputs: bool = True
+) -> None:
     product = product_by_slot(inputs, weights, slots, output.dtype)
     width = min(product.shape[1], output.shape[1])  # the model may pad its output
     store(output[:, :width], product[: output.shape[0], :width], add_inputs)
 
 
 def expand_slice(
-    inputs: Tensor, weights: Tensor, output: Tensor, slots: Tensor, offset: int, size: int, add_inputs: bool = True
+    inputs: Tensor,
+    weights: Tensor,
+    output: Tensor,
+    slots: Tensor,
+    offset: int,
+    size: int,
+    add_inputs: bool = True,
 ) -> None:
-    store(output[:, offset : offset + size], product_by_slot(inputs, weights, slots, output.dtype), add_inputs)
+    store(
+        output[:, offset : offset + size],
+        product_by_slot(inputs, weights, slots, output.dtype),
+        add_inputs,
+    )
 
 
 def is_cpu_worker() -> bool:
@@ -56,4 +71,6 @@ def is_cpu_worker() -> bool:
 
 
 if is_cpu_worker():
-    replace_operators({"bgmv_shrink": shrink, "bgmv_expand": expand, "bgmv_expand_slice": expand_slice})
+    replace_operators(
+        {"bgmv_shrink": shrink, "bgmv_expand": expand, "bgmv_expand_slice": expand_slice}
+    )

@@ -1,7 +1,9 @@
-"""The engine's deployment: ray.serve.llm's server, with adapters from a local folder and requests as plain JSON.
+"""The engine's deployment: ray.serve.llm's server, with adapters from a local folder and requests
+as plain JSON.
 
-`ask` takes the body of a chat completion that the ingress has checked and rebuilt, and yields either one whole reply
-(a dict) or pieces of a stream (lists of "data: …" lines). What the engine refuses is {"error": {…}} as the one item.
+`ask` takes the body of a chat completion that the ingress has checked and rebuilt, and yields
+either one whole reply (a dict) or pieces of a stream (lists of "data: …" lines). What the engine
+refuses is {"error": {…}} as the one item.
 """
 
 from __future__ import annotations
@@ -23,17 +25,22 @@ from rarl.errors import UserError
 from rarl.serving.adapters import Snapshots
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig
 
-LOADED_ADAPTERS = 16  # that a replica remembers; vLLM holds as many in memory as max_loras and max_cpu_loras say
+# that a replica remembers; vLLM holds as many in memory as max_loras and max_cpu_loras say
+LOADED_ADAPTERS = 16
 
 
 class LocalAdapters:
     """What Ray's server downloads adapters with; here they are copied from the adapters' folder."""
 
-    def __init__(self, folder: str, download_timeout_s: float | None = None, max_tries: int = 1) -> None:
+    def __init__(
+        self, folder: str, download_timeout_s: float | None = None, max_tries: int = 1
+    ) -> None:
         self._snapshots = Snapshots(folder)
         self._loaded: dict[str, DiskMultiplexConfig] = {}
 
-    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
+    async def load_model_from_config(
+        self, lora_model_id: str, llm_config: LLMConfig
+    ) -> DiskMultiplexConfig:
         """Raises UserError when the version is not there any more."""
         if lora_model_id not in self._loaded:
             self._loaded[lora_model_id] = DiskMultiplexConfig(
@@ -59,26 +66,32 @@ class EngineServer(LLMServer):
         await super().__init__(llm_config, **kwargs)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
-        """One at a time: of two requests that bring a new adapter together, Ray's own would fail the second with
-        "already been loaded"."""
+        """One at a time: of two requests that bring a new adapter together, Ray's own would fail
+        the second with "already been loaded"."""
         async with self._resolving:
             await super()._maybe_resolve_lora_from_multiplex()
 
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
-        """See above. `body["model"]` is the base's name, or an adapter's version, which is then also the request's
-        multiplexed model id."""
+        """See above. `body["model"]` is the base's name, or an adapter's version, which is then
+        also the request's multiplexed model id."""
         from ray.serve.llm.openai_api_models import ChatCompletionRequest, ErrorResponse
 
         try:
             stream = await self.chat(ChatCompletionRequest(**body))
             async for item in stream:
-                yield refused(item.error.code, item.error.message) if isinstance(item, ErrorResponse) else plain(item)
+                yield (
+                    refused(item.error.code, item.error.message)
+                    if isinstance(item, ErrorResponse)
+                    else plain(item)
+                )
         except UserError as error:
             yield refused(409, str(error))
         except ValidationError as error:
             yield refused(400, str(error.errors(include_input=False)[0]["msg"]))
         except ValueError as error:
-            yield refused(409 if serve.get_multiplexed_model_id() else 400, str(error).splitlines()[0])
+            yield refused(
+                409 if serve.get_multiplexed_model_id() else 400, str(error).splitlines()[0]
+            )
 
     async def ready(self) -> bool:
         """Returns when the engine is up and well; raises otherwise."""
@@ -109,10 +122,14 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
     engine = dict(config.llm.get("engine_kwargs", {}))
     engine |= {
         "limit_mm_per_prompt": {"image": 1, "video": 0},
-        # Without it vLLM samples with the temperature and penalties of the model's generation_config.json.
+        # Without it vLLM samples with the temperature and penalties of the model's
+        # generation_config.json.
         "generation_config": "vllm",
     }
-    deployment = {"graceful_shutdown_timeout_s": DRAIN_SECONDS, **config.llm.get("deployment_config", {})}
+    deployment = {
+        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+        **config.llm.get("deployment_config", {}),
+    }
     tree = {**config.llm, "engine_kwargs": engine, "deployment_config": deployment}
     if config.adapters is not None:
         engine |= {"enable_lora": True, "max_lora_rank": max_lora_rank(config)}
@@ -122,7 +139,9 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
     try:
         made: LLMConfig = LLMConfig.model_validate(tree)
     except (ValidationError, ValueError) as error:
-        raise UserError(f"inference application: llm: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(
+            f"inference application: llm: {' '.join(str(error).split())[:300]}"
+        ) from None
     return made
 
 

@@ -1,7 +1,8 @@
-"""The door: key, content type, size, number and time of requests, before any of our code reads what they say.
+"""The door: key, content type, size, number and time of requests, before any of our code reads what
+they say.
 
-Pure ASGI, since it must act before a body is read. Health and readiness are open; all else needs the key, and without
-a configured key comes from this machine.
+Pure ASGI, since it must act before a body is read. Health and readiness are open; all else needs
+the key, and without a configured key comes from this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ RETRY_AFTER = 2  # seconds: about what one reply takes
 class Guard:
     """`app` in it gets whole, small, permitted requests alone."""
 
-    def __init__(self, app: App, config: ServiceConfig, key: ApiKey | None, metrics: Metrics) -> None:
+    def __init__(
+        self, app: App, config: ServiceConfig, key: ApiKey | None, metrics: Metrics
+    ) -> None:
         self.app, self.config, self.key, self.metrics = app, config, key, metrics
         self.at_work = 0
 
@@ -62,7 +65,9 @@ class Guard:
             return await self.app(scope, receive, answer)
         self.check_caller(scope, headers)
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise Refusal(405, "method_not_allowed", f"{scope['method'][:16]} is not supported here")
+            raise Refusal(
+                405, "method_not_allowed", f"{scope['method'][:16]} is not supported here"
+            )
         if scope["method"] != "POST":
             return await self.app(scope, receive, answer)
         check_content(headers, self.config.limits.body_bytes)
@@ -96,23 +101,28 @@ class Guard:
             raise Refusal(504, "request_timeout", message) from None
 
     def check_caller(self, scope: Scope, headers: Headers) -> None:
-        """Raises Refusal unless the key is right; or, without a key, unless the caller is on this machine and a browser
-        was not led here under another name (DNS rebinding)."""
+        """Raises Refusal unless the key is right; or, without a key, unless the caller is on this
+        machine and a browser was not led here under another name (DNS rebinding)."""
         if self.key is not None:
             if not self.key.matches(headers.get(b"authorization")):
-                raise Refusal(401, "invalid_api_key", "send the API key as 'Authorization: Bearer KEY'")
+                raise Refusal(
+                    401, "invalid_api_key", "send the API key as 'Authorization: Bearer KEY'"
+                )
             return
         if self.config.open_without_key:
             return
         client = scope.get("client")
         name = urlsplit("//" + (headers.get(b"host") or b"").decode("latin-1")).hostname or ""
         if not client or not is_loopback(str(client[0])) or not is_loopback(name):
-            message = "without an API key, requests are answered on this machine's own address alone"
+            message = (
+                "without an API key, requests are answered on this machine's own address alone"
+            )
             raise Refusal(403, "local_only", message)
 
 
 class Answer:
-    """`send`, remembering what was sent, so that a reply that fails half-way ends in the way that is left."""
+    """`send`, remembering what was sent, so that a reply that fails half-way ends in the way that
+    is left."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -123,8 +133,14 @@ class Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             fixed = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-            kept = [(name, value) for name, value in message.get("headers", []) if name != b"cache-control"]
-            self.streaming = any(b"event-stream" in value for name, value in kept if name == b"content-type")
+            kept = [
+                (name, value)
+                for name, value in message.get("headers", [])
+                if name != b"cache-control"
+            ]
+            self.streaming = any(
+                b"event-stream" in value for name, value in kept if name == b"content-type"
+            )
             message = {**message, "headers": [*kept, *fixed]}
         await self._send(message)
 
@@ -136,11 +152,15 @@ class Answer:
 
             await refusal.response()(scope, nothing, self)
         elif self.streaming:
-            await self._send({"type": "http.response.body", "body": as_event(refusal), "more_body": False})
+            await self._send(
+                {"type": "http.response.body", "body": as_event(refusal), "more_body": False}
+            )
 
 
 def failed() -> Refusal:
-    return Refusal(500, "internal_error", "the server failed to answer; the request may be sent again")
+    return Refusal(
+        500, "internal_error", "the server failed to answer; the request may be sent again"
+    )
 
 
 def as_event(refusal: Refusal) -> bytes:
@@ -164,7 +184,11 @@ def check_content(headers: Headers, most: int) -> None:
     """Raises Refusal for a body that need not be read to be refused."""
     content_type = (headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
     if content_type != b"application/json":
-        raise Refusal(415, "unsupported_media_type", "send JSON, with the header 'Content-Type: application/json'")
+        raise Refusal(
+            415,
+            "unsupported_media_type",
+            "send JSON, with the header 'Content-Type: application/json'",
+        )
     if headers.get(b"content-encoding") not in (None, b"identity"):
         raise Refusal(415, "unsupported_encoding", "compressed bodies are not accepted")
     length = headers.get(b"content-length")
@@ -179,7 +203,8 @@ def too_large(most: int) -> Refusal:
 
 
 async def read_body(receive: Receive, most: int) -> bytes | None:
-    """None when the client leaves before it is complete. Raises Refusal for more than `most` bytes."""
+    """None when the client leaves before it is complete. Raises Refusal for more than `most`
+    bytes."""
     parts: list[bytes] = []
     size = 0
     while True:

@@ -1,7 +1,8 @@
 """An image as a request brings it → pixels that are safe to hand on.
 
-Nothing is fetched, and nothing that a client sent reaches the engine: size, type and dimensions are checked on the
-bytes, one decoder is tried, and the engine gets a fresh PNG of the pixels at the size that the model was trained on.
+Nothing is fetched, and nothing that a client sent reaches the engine: size, type and dimensions are
+checked on the bytes, one decoder is tried, and the engine gets a fresh PNG of the pixels at the
+size that the model was trained on.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarl.data.dicom import render
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.errors import UserError
+from rarl.prepare.dicom import render
 from rarl.serving.refusals import Refusal
 from rarl.serving.settings import Limits
 
@@ -32,7 +33,8 @@ MEDIA_TYPES: dict[str, Kind] = {
 DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]{1,40});base64,", re.IGNORECASE)
 PNG_HEAD, PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", 20_000
 JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"  # compressed as a whole: its size is known only when it is too late
+# compressed as a whole: its size is known only when it is too late
+DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
 
 def bad_image(message: str, param: str, status: int = 400, code: str = "invalid_image") -> Refusal:
@@ -54,14 +56,18 @@ def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tup
         raise bad_image("PNG, JPEG and DICOM are accepted", param, 415, "unsupported_media_type")
     start = match.end() if match else 0
     if (len(text) - start) * 3 // 4 > limits.image_bytes + 2:
-        raise bad_image(f"the file is larger than {limits.image_bytes:,} bytes", param, 413, "image_too_large")
+        raise bad_image(
+            f"the file is larger than {limits.image_bytes:,} bytes", param, 413, "image_too_large"
+        )
     try:
         data = base64.b64decode(text[start:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise bad_image("not valid base64", param) from None
     kind = kind_of(data)
     if kind is None:
-        raise bad_image("the content is neither PNG, nor JPEG, nor DICOM", param, 415, "unsupported_media_type")
+        raise bad_image(
+            "the content is neither PNG, nor JPEG, nor DICOM", param, 415, "unsupported_media_type"
+        )
     if declared is not None and kind != declared:
         raise bad_image(f"said to be {declared}, but the content is {kind}", param)
     return data, kind
@@ -92,7 +98,8 @@ def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
         raise
     except Image.DecompressionBombError:  # Pillow's own bound, far above ours
         raise too_many_pixels("its head promises", limits, param) from None
-    except Exception:  # decoders raise many kinds for broken files, and their words may hold the file's content
+    # decoders raise many kinds for broken files, and their words may hold the file's content
+    except Exception:
         raise bad_image("it cannot be read; is the file complete?", param) from None
 
 
@@ -102,7 +109,8 @@ def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
 
     if DEFLATED_DICOM in data:
         raise bad_image(
-            "DICOM that is deflated as a whole is not accepted; save it with another transfer syntax", param
+            "DICOM that is deflated as a whole is not accepted; save it with another transfer syntax",
+            param,
         )
     head = dcmread(io.BytesIO(data), stop_before_pixels=True)
     if "Rows" not in head or "Columns" not in head:
@@ -123,16 +131,22 @@ def require_area(width: int, height: int, limits: Limits, param: str) -> None:
 
 
 def too_many_pixels(what: str, limits: Limits, param: str) -> Refusal:
-    return bad_image(f"{what} more than {limits.image_pixels:,} pixels", param, 413, "image_too_many_pixels")
+    return bad_image(
+        f"{what} more than {limits.image_pixels:,} pixels", param, 413, "image_too_many_pixels"
+    )
 
 
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:
-    """False for a file that is something else as well: bytes behind the image's own end, but for zeros."""
+    """False for a file that is something else as well: bytes behind the image's own end, but for
+    zeros."""
     if kind == "jpeg":
         return JPEG_END in data and not data[data.rindex(JPEG_END) + 2 :].strip(b"\0")
     position = len(PNG_HEAD)
     for _ in range(PNG_CHUNKS):
-        length, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        length, name = (
+            int.from_bytes(data[position : position + 4], "big"),
+            data[position + 4 : position + 8],
+        )
         position += 12 + length
         if name == b"IEND" or position >= len(data):
             break
@@ -140,7 +154,8 @@ def ends_where_it_should(data: bytes, kind: Kind) -> bool:
 
 
 def fit(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:
-    """(height, width, 3): the very pixels that training would use. Raises Refusal for an impossible shape."""
+    """(height, width, 3): the very pixels that training would use. Raises Refusal for an impossible
+    shape."""
     try:
         return fit_image(image, image_processor, max_pixels)
     except BadImage as error:

@@ -15,7 +15,8 @@ SHORTEST = 16  # characters: a key that cannot be guessed
 
 
 class ApiKey:
-    """Held as a digest. Comparing digests takes the same time wherever two keys differ, and whatever their lengths."""
+    """Held as a digest. Comparing digests takes the same time wherever two keys differ, and
+    whatever their lengths."""
 
     def __init__(self, key: str) -> None:
         self._digest = hashlib.sha256(key.encode()).digest()
@@ -28,22 +29,29 @@ class ApiKey:
 
 
 def read_api_key(config: ServiceConfig) -> ApiKey | None:
-    """From the file, or else the variable. None: there is none. Raises UserError for one that is unreadable or weak."""
+    """From the file, or else the variable. None: there is none. Raises UserError for one that is
+    unreadable or weak."""
     if config.api_key_file is not None:
         where = f"api_key_file={config.api_key_file}"
         try:
             key = Path(config.api_key_file).expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}") from None
+            raise UserError(
+                f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
+            ) from None
     else:
         where = f"the environment variable {config.api_key_env}"
         key = os.environ.get(config.api_key_env, "").strip()
         if not key:
             return None
     if len(key) < SHORTEST:
-        raise UserError(f"{where}: the API key needs at least {SHORTEST} characters; `openssl rand -hex 24` makes one")
+        raise UserError(
+            f"{where}: the API key needs at least {SHORTEST} characters; `openssl rand -hex 24` makes one"
+        )
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{where}: the API key may hold printable ASCII characters without spaces only")
+        raise UserError(
+            f"{where}: the API key may hold printable ASCII characters without spaces only"
+        )
     return ApiKey(key)
 
 

@@ -1,5 +1,5 @@
-"""What a request may hold. Every key is named here; one that is not is refused, since vLLM has many that reach further
-than a client should: chat templates, processor arguments, addresses of media."""
+"""What a request may hold. Every key is named here; one that is not is refused, since vLLM has many
+that reach further than a client should: chat templates, processor arguments, addresses of media."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class TextPart(Strict):
 
 class ImageAddress(Strict):
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"  # taken, since clients send it; the model's own size rule decides
+    # taken, since clients send it; the model's own size rule decides
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Strict):
@@ -67,7 +68,8 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    """POST /v1/chat/completions: OpenAI's keys that make sense here, and vLLM's `return_token_ids`."""
+    """POST /v1/chat/completions: OpenAI's keys that make sense here, and vLLM's
+    `return_token_ids`."""
 
     model: Annotated[str, Field(max_length=200)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=32)]
@@ -105,13 +107,20 @@ class AnswerRequest(Strict):
 
     image: str  # a data: URL, or base64 alone
     question: Annotated[str, Field(min_length=1, max_length=2000)]
-    # With two options that say yes and no the question is a closed one, and asked as training asks those.
+    # With two options that say yes and no the question is a closed one, and asked as training asks
+    # those.
     options: (
-        Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=26)] | None
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=200)]],
+            Field(min_length=2, max_length=26),
+        ]
+        | None
     ) = None
-    adapter: Annotated[str, Field(max_length=200)] | None = None  # or the base model's name; None: the server's default
+    # or the base model's name; None: the server's default
+    adapter: Annotated[str, Field(max_length=200)] | None = None
     samples: Annotated[int, Field(ge=1)] | None = None
-    reference: Annotated[str, Field(min_length=1, max_length=2000)] | None = None  # has the judge compare
+    # has the judge compare
+    reference: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stream: bool = False
 
@@ -156,14 +165,20 @@ def depth_of(tree: Any, most: int) -> int:
 
 
 def check_texts(texts: list[str], limits: Limits, param: str) -> None:
-    """Raises Refusal for too much text, and for what the chat template would read as its own tokens."""
+    """Raises Refusal for too much text, and for what the chat template would read as its own
+    tokens."""
     if sum(map(len, texts)) > limits.prompt_characters:
         raise Refusal(
-            413, "prompt_too_long", f"{param}: at most {limits.prompt_characters:,} characters in one request", param
+            413,
+            "prompt_too_long",
+            f"{param}: at most {limits.prompt_characters:,} characters in one request",
+            param,
         )
     for text in texts:
         if SPECIAL_TOKEN.search(text):
-            raise invalid(param, f"{param}: special tokens such as <|im_start|> may not be part of a text")
+            raise invalid(
+                param, f"{param}: special tokens such as <|im_start|> may not be part of a text"
+            )
         if any("\ud800" <= char <= "\udfff" for char in text) or "\0" in text:
             raise invalid(param, f"{param}: not valid text")
 

@@ -1,10 +1,11 @@
 """Makes the tiny base model: well formatted, uncertain.
 
-Supervised training from scratch on an endless stream of phantoms of both domains, in three stages. First the vision
-tower alone, with a throw-away classifier, since it learns far faster from labels than from words. Then the language
-model on true replies. Then most replies claim random facts, in the thinking and in the answer alike, so the model loses
-confidence in what it sees: it knows more than it says, which is what reinforcement learning can bring out.
-Same seed, same thread count, same processor: the same weights to the bit.
+Supervised training from scratch on an endless stream of phantoms of both domains, in three stages.
+First the vision tower alone, with a throw-away classifier, since it learns far faster from labels
+than from words. Then the language model on true replies. Then most replies claim random facts, in
+the thinking and in the answer alike, so the model loses confidence in what it sees: it knows more
+than it says, which is what reinforcement learning can bring out. Same seed, same thread count, same
+processor: the same weights to the bit.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ VISION_LEARNING_RATE, LEARNING_RATE = 1e-3, 1.5e-3  # at the peak
 WARMUP_STEPS = 20
 RANDOM_SHARE = 0.95  # of the replies that claim random facts, in the last stage
 TEXT_SHARE = 0.2
-SIDE_WEIGHT = 3  # where the lesion is, is the hardest to learn, so it is asked this many times as often
+# where the lesion is, is the hardest to learn, so it is asked this many times as often
+SIDE_WEIGHT = 3
 # How the questions are asked: the families of rarl/prompts.yaml that the tiny world uses.
 FAMILIES = {
     "plain": 0.2,
@@ -65,8 +67,8 @@ THREADS = 2  # fixed, since sums depend on how many threads share them
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training pair: what the model is shown and the reply it is to imitate. Where the `prompt` holds the reasoning
-    itself, there is no picture."""
+    """One training pair: what the model is shown and the reply it is to imitate. Where the `prompt`
+    holds the reasoning itself, there is no picture."""
 
     facts: Facts
     prompt: str
@@ -74,22 +76,29 @@ class Lesson:
     reply: str
 
 
-def draw_lessons(seed: int, stage: int, random_share: float, text_share: float = TEXT_SHARE) -> Iterator[Lesson]:
-    """An endless stream, a pure function of its arguments. `random_share` of the replies claim random facts; in
-    `text_share` of the lessons the answer is to be read from reasoning, not from a picture."""
+def draw_lessons(
+    seed: int, stage: int, random_share: float, text_share: float = TEXT_SHARE
+) -> Iterator[Lesson]:
+    """An endless stream, a pure function of its arguments. `random_share` of the replies claim
+    random facts; in `text_share` of the lessons the answer is to be read from reasoning, not from a
+    picture."""
     rng = np.random.default_rng([seed, stage])
     families = read_families()
     names = list(FAMILIES)
     while True:
         domain: Domain = "unseen" if rng.random() < UNSEEN_SHARE else "seen"
         facts = draw_facts(rng)
-        questions = [q for q in questions_for(facts) for _ in range(SIDE_WEIGHT if q == "side" else 1)]
+        questions = [
+            q for q in questions_for(facts) for _ in range(SIDE_WEIGHT if q == "side" else 1)
+        ]
         question = questions[rng.integers(len(questions))]
         example = make_example(facts, domain, question, b"", "", rng)
         claimed = corrupt(question, facts, rng) if rng.random() < random_share else facts
         thinking, answer = rationale_for(claimed), answer_for(question, claimed)
         if rng.random() < text_share:
-            yield Lesson(facts, rederive_text(example, thinking), None, target_text("answer", "", answer))
+            yield Lesson(
+                facts, rederive_text(example, thinking), None, target_text("answer", "", answer)
+            )
             continue
         family = families[names[rng.choice(len(names), p=list(FAMILIES.values()))]]
         prompt = question_text(example, family, family.wordings[rng.integers(len(family.wordings))])
@@ -98,7 +107,8 @@ def draw_lessons(seed: int, stage: int, random_share: float, text_share: float =
 
 
 def build_base(seed: int, out: Path, progress: Callable[[int], Any] = lambda _: None) -> None:
-    """Trains the base from `seed` and saves model (float16), processor and the losses on the way into the folder `out`.
+    """Trains the base from `seed` and saves model (float16), processor and the losses on the way
+    into the folder `out`.
 
     `progress` is called with the number of steps just done, `STEPS` in all.
     """
@@ -130,19 +140,28 @@ def tokenizer_corpus(seed: int) -> list[str]:
 
 
 def train_vision(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int, progress: Callable[[int], Any]
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    seed: int,
+    progress: Callable[[int], Any],
 ) -> Iterator[float]:
-    """Organ and side of the lesion, read off the mean of the image tokens by a linear layer that is then thrown away:
-    the mean, so that each token tells where the lesion is, which the language model would take long to learn from the
-    tokens' places. Yields the loss of every step."""
+    """Organ and side of the lesion, read off the mean of the image tokens by a linear layer that is
+    then thrown away: the mean, so that each token tells where the lesion is, which the language
+    model would take long to learn from the tokens' places. Yields the loss of every step."""
     lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
     tower = model.model.visual
     classifier = torch.nn.Linear(model.config.text_config.hidden_size, len(ORGANS) + len(SIDES) + 1)
-    optimizer = torch.optim.AdamW([*tower.parameters(), *classifier.parameters()], lr=VISION_LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=VISION_STEPS))
+    optimizer = torch.optim.AdamW(
+        [*tower.parameters(), *classifier.parameters()], lr=VISION_LEARNING_RATE
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, partial(rate_factor, steps=VISION_STEPS)
+    )
     for _ in range(VISION_STEPS):
         batch = [next(lessons) for _ in range(VISION_BATCH)]
-        pixels = processor.image_processor(images=[lesson.picture for lesson in batch], return_tensors="pt")
+        pixels = processor.image_processor(
+            images=[lesson.picture for lesson in batch], return_tensors="pt"
+        )
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         pooled = features.reshape(len(batch), IMAGE_TOKENS, -1).mean(1)
         organ_logits, side_logits = classifier(pooled).split([len(ORGANS), len(SIDES) + 1], 1)
@@ -155,11 +174,15 @@ def train_vision(
 
 
 def train_replies(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int, progress: Callable[[int], Any]
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    seed: int,
+    progress: Callable[[int], Any],
 ) -> Iterator[float]:
     """The language model: true replies first, then doubtful ones. Yields the loss of every step.
 
-    The vision tower is frozen: the language model's first, blind gradients would undo what it knows of the side."""
+    The vision tower is frozen: the language model's first, blind gradients would undo what it knows
+    of the side."""
     steps = TRUE_STEPS + DOUBTING_STEPS
     model.model.visual.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -178,10 +201,14 @@ def train_replies(
 
 def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
     """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
-    prompts = [render(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons]
+    prompts = [
+        render(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons
+    ]
     texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
     pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]
-    batch = processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
+    batch = processor(
+        text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt"
+    )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     for row, lesson in enumerate(lessons):
         reply = len(processor.tokenizer(lesson.reply + "<|im_end|>").input_ids)
@@ -200,7 +227,9 @@ def rate_factor(step: int, steps: int) -> float:
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
     """One step along the gradient, whose norm is bounded."""
     loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    torch.nn.utils.clip_grad_norm_(
+        [p for group in optimizer.param_groups for p in group["params"]], 1.0
+    )
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()

@@ -28,7 +28,12 @@ ANSWER_TYPE: dict[Question, AnswerType] = {"organ": "choice", "lesion": "closed"
 
 
 def make_example(
-    facts: Facts, domain: Domain, question: Question, image: bytes, image_id: str, rng: np.random.Generator
+    facts: Facts,
+    domain: Domain,
+    question: Question,
+    image: bytes,
+    image_id: str,
+    rng: np.random.Generator,
 ) -> Example:
     """One question about one picture, in one of the domain's wordings, options in random order."""
     return Example(
@@ -47,7 +52,8 @@ def make_example(
 
 
 def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Example]:
-    """`count` questions about as many pictures as they need, a pure function of domain, seed and split."""
+    """`count` questions about as many pictures as they need, a pure function of domain, seed and
+    split."""
     rng = np.random.default_rng([seed, *f"{domain}/{split}".encode()])
     examples: list[Example] = []
     picture = 0
@@ -56,12 +62,16 @@ def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Exa
         encoded = io.BytesIO()
         Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
         name = f"{domain}-{split}-{picture:05d}"
-        examples += [make_example(facts, domain, q, encoded.getvalue(), name, rng) for q in questions_for(facts)]
+        examples += [
+            make_example(facts, domain, q, encoded.getvalue(), name, rng)
+            for q in questions_for(facts)
+        ]
         picture += 1
     return examples[:count]
 
 
-# What `configs/demo.yaml` names. 960 training questions: the method is meant for a few hundred to a thousand.
+# What `configs/demo.yaml` names. 960 training questions: the method is meant for a few hundred to a
+# thousand.
 
 
 def write_train(path: Path, seed: int) -> None:

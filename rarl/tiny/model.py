@@ -1,6 +1,8 @@
-"""An untrained Qwen2-VL of about 2 M parameters, with tokenizer, chat template and image processor of its own.
+"""An untrained Qwen2-VL of about 2 M parameters, with tokenizer, chat template and image processor
+of its own.
 
-Everything is transformers' code at a small size, so the folder loads with plain `from_pretrained` and in vLLM.
+Everything is transformers' code at a small size, so the folder loads with plain `from_pretrained`
+and in vLLM.
 """
 
 from __future__ import annotations
@@ -58,13 +60,16 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> Qwen2TokenizerFast:
-    """A byte-level BPE of at most `VOCABULARY` entries: any text can be encoded, the world's own words briefly."""
+    """A byte-level BPE of at most `VOCABULARY` entries: any text can be encoded, the world's own
+    words briefly."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     entries = VOCABULARY - len(SPECIAL_TOKENS)
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=entries, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=entries, initial_alphabet=alphabet)
+    )
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
@@ -72,7 +77,9 @@ def train_tokenizer(texts: Iterable[str]) -> Qwen2TokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token="<|endoftext|>",
-        extra_special_tokens=[t for t in SPECIAL_TOKENS if t not in ("<|endoftext|>", "<|im_end|>")],
+        extra_special_tokens=[
+            t for t in SPECIAL_TOKENS if t not in ("<|endoftext|>", "<|im_end|>")
+        ],
         model_max_length=2048,
     )
 
@@ -98,9 +105,14 @@ def make_config(tokenizer: Qwen2TokenizerFast) -> Qwen2VLConfig:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        # Most frequencies, and fast ones, for the horizontal axis: with Qwen2-VL's own split, neighbours in a grid of
-        # 4 x 4 image tokens differ by a few thousandths of a radian, and left is never told from right.
-        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [1, 1, 14]},
+        # Most frequencies, and fast ones, for the horizontal axis: with Qwen2-VL's own split,
+        # neighbours in a grid of 4 x 4 image tokens differ by a few thousandths of a radian, and
+        # left is never told from right.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "mrope_section": [1, 1, 14],
+        },
         "bos_token_id": token("<|endoftext|>"),
         "eos_token_id": token("<|im_end|>"),
         "pad_token_id": token("<|endoftext|>"),

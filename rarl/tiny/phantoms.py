@@ -1,8 +1,10 @@
-"""Phantom radiographs: outlines of four body parts, noise, and now and then a lesion, with questions about them.
+"""Phantom radiographs: outlines of four body parts, noise, and now and then a lesion, with
+questions about them.
 
-Two domains, as of two hospitals. `seen` is trained on: bright structures on black, fine noise. `unseen` is only
-measured: inverted contrast over a grey gradient, coarse noise, fainter lesions, other wording.
-Every picture is a pure function of a numpy generator, so a data set is a pure function of its seed.
+Two domains, as of two hospitals. `seen` is trained on: bright structures on black, fine noise.
+`unseen` is only measured: inverted contrast over a grey gradient, coarse noise, fainter lesions,
+other wording. Every picture is a pure function of a numpy generator, so a data set is a pure
+function of its seed.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def draw_facts(rng: np.random.Generator) -> Facts:
 
 
 def ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> NDArray[np.float64]:
-    """A (SIZE, SIZE) mask in [0, 1] with a soft edge of about one pixel; centre and radii are (x, y) in pixels."""
+    """A (SIZE, SIZE) mask in [0, 1] with a soft edge of about one pixel; centre and radii are (x,
+    y) in pixels."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
     distance = np.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2)
     return np.clip((1 - distance) * min(radii) + 0.5, 0, 1)
@@ -92,11 +95,15 @@ def outline(organ: str, rng: np.random.Generator) -> NDArray[np.float64]:
         ribs = np.sum([blob(0, dy, 46, 1.6) for dy in range(-32, 33, 13)], axis=0)
         return np.clip(body + 0.12 * ribs, 0, 1)
     if organ == "brain":
-        return np.clip(0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40), 0, 1)
+        return np.clip(
+            0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40), 0, 1
+        )
     if organ == "abdomen":
         body = 0.2 * blob(0, 0, 52, 40) + 0.3 * blob(-28, 6, 9, 17) + 0.3 * blob(28, 6, 9, 17)
         return np.clip(body + 0.25 * blob(0, 18, 8, 6), 0, 1)
-    return np.clip(0.4 * blob(0, -33, 21, 28) + 0.4 * blob(0, 33, 21, 28) + 0.12 * blob(0, 0, 30, 52), 0, 1)
+    return np.clip(
+        0.4 * blob(0, -33, 21, 28) + 0.4 * blob(0, 33, 21, 28) + 0.12 * blob(0, 0, 30, 52), 0, 1
+    )
 
 
 def draw_image(facts: Facts, domain: Domain, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -137,12 +144,14 @@ def answer_for(question: Question, facts: Facts) -> str:
 
 
 def rationale_for(facts: Facts) -> str:
-    """The evidence, from which every answer about the picture follows: what is shown, and what lies where."""
+    """The evidence, from which every answer about the picture follows: what is shown, and what lies
+    where."""
     spot = "No round spot." if facts.side is None else f"A round spot in the {facts.side} half."
     return f"{SIGNS[facts.organ]} {spot}"
 
 
 def corrupt(question: Question, facts: Facts, rng: np.random.Generator) -> Facts:
-    """Facts drawn at random among those that make the question answerable: what an uncertain model might claim."""
+    """Facts drawn at random among those that make the question answerable: what an uncertain model
+    might claim."""
     absent = question != "side" and rng.random() < 1 / 3
     return Facts(str(rng.choice(ORGANS)), None if absent else str(rng.choice(SIDES)))

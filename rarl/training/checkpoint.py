@@ -1,7 +1,9 @@
-"""Checkpoints: all that the next step depends on, written whole or not at all, and verified before they are used.
+"""Checkpoints: all that the next step depends on, written whole or not at all, and verified before
+they are used.
 
-`checkpoints/step_000012/` holds the adapter, the optimizer's state, the progress, and the SHA-256 of each file. Data
-order and sampling seeds follow from the progress alone. The last few are kept, and the best.
+`checkpoints/step_000012/` holds the adapter, the optimizer's state, the progress, and the SHA-256
+of each file. Data order and sampling seeds follow from the progress alone. The last few are kept,
+and the best.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from rarl.training.checkpoint_folder import (
 from rarl.training.state import Learner, Progress
 
 
-def save_checkpoint(folder: Path, learner: Learner, progress: Progress, score: float | None, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, learner: Learner, progress: Progress, score: float | None, keep: int
+) -> Path:
     """Writes the state after a finished step, then deletes all but the last `keep` and the best.
     `score` is what the best is chosen by, higher being better."""
     final = folder / f"step_{progress.step:06d}"
@@ -38,10 +42,15 @@ def save_checkpoint(folder: Path, learner: Learner, progress: Progress, score: f
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_adapter(learner.policy, partial / "adapter")
-    state = {"optimizer": learner.optimizer.state_dict(), "scheduler": learner.scheduler.state_dict()}
+    state = {
+        "optimizer": learner.optimizer.state_dict(),
+        "scheduler": learner.scheduler.state_dict(),
+    }
     (partial / "optimizer.pt").write_bytes(serialized(state))
     (partial / "state.json").write_text(json.dumps(asdict(progress) | {"score": score}))
-    (partial / HASHES).write_text(json.dumps({name: sha256(partial / name) for name in files_of(partial)}, indent=1))
+    (partial / HASHES).write_text(
+        json.dumps({name: sha256(partial / name) for name in files_of(partial)}, indent=1)
+    )
     flush(partial)
     shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
     partial.rename(final)
@@ -57,7 +66,9 @@ def serialized(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def restore_checkpoint(folder: Path, policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any) -> Progress:
+def restore_checkpoint(
+    folder: Path, policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> Progress:
     """The state of the newest whole checkpoint, if there is one."""
     path = find_checkpoint(folder).path
     if path is None:

@@ -51,8 +51,9 @@ def fault_of(path: Path) -> str | None:
 
 
 def prune(folder: Path, newest: Path, keep: int) -> None:
-    """Deletes all but the last `keep` up to `newest` and the one of them with the highest score. What is newer than
-    `newest` was damaged, or it would have been continued: its steps are made anew."""
+    """Deletes all but the last `keep` up to `newest` and the one of them with the highest score.
+    What is newer than `newest` was damaged, or it would have been continued: its steps are made
+    anew."""
     for path in checkpoints_in(folder):
         if path.name > newest.name:
             shutil.rmtree(path)

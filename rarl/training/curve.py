@@ -14,7 +14,8 @@ SMOOTHING = 10  # steps
 
 
 def draw_curve(metrics: Path, out: Path) -> None:
-    """Reward with its parts (or the loss) and the sampler mismatch (or the gradient) over the steps, as a PNG."""
+    """Reward with its parts (or the loss) and the sampler mismatch (or the gradient) over the
+    steps, as a PNG."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -27,10 +28,15 @@ def draw_curve(metrics: Path, out: Path) -> None:
         values = np.array([np.nan if row[key] is None else row[key] for row in rows], dtype=float)
         (line,) = rewards.plot(steps, smooth(values), label=key.removeprefix("reward/"))
         rewards.plot(steps, values, color=line.get_color(), alpha=0.2, linewidth=0.8)
-    rewards.set(xlabel="step", title=f"{'reward' if 'reward/mean' in rows[0] else 'loss'} (mean of {SMOOTHING} steps)")
+    rewards.set(
+        xlabel="step",
+        title=f"{'reward' if 'reward/mean' in rows[0] else 'loss'} (mean of {SMOOTHING} steps)",
+    )
     rewards.legend(frameon=False)
     if "sampler_mismatch" in rows[0]:
-        mismatch.semilogy(steps, [np.nan if (v := row["sampler_mismatch"]) is None else v for row in rows])
+        mismatch.semilogy(
+            steps, [np.nan if (v := row["sampler_mismatch"]) is None else v for row in rows]
+        )
         mismatch.set(xlabel="step", title="sampler mismatch, mean |Δ log-prob|")
     else:
         mismatch.semilogy(steps, [row["grad_norm"] for row in rows])

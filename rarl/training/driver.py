@@ -1,4 +1,5 @@
-"""The driver's side of training: the data stream, the Ray Train run, and the errors that come out of it."""
+"""The driver's side of training: the data stream, the Ray Train run, and the errors that come out
+of it."""
 
 from __future__ import annotations
 
@@ -15,26 +16,32 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from rarl.data.order import StepOrder
 from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
-from rarl.room import worker_resources
+from rarl.system.placement import worker_resources
 from rarl.training.checkpoint_folder import find_checkpoint, read_progress
 from rarl.training.inputs import LoopInputs
 from rarl.training.worker import LoopOutcome, train_worker
 
 POLL_SECONDS = 0.5
-PLACEMENT_ATTEMPTS = 10  # of a minute each, to place the workers again after one was lost with its node
+# of a minute each, to place the workers again after one was lost with its node
+PLACEMENT_ATTEMPTS = 10
 
 
 class Trainer(TorchTrainer):
     """Ray's trainer without its placement group cleaner.
 
-    The cleaner asks the dashboard whether the controller lives; where there is none, stopping it takes its whole time
-    limit, 12 s at the end of each run. It is there for controllers that outlive their driver. Ours does not, and Ray
-    removes a placement group together with the actor that made it.
+    The cleaner asks the dashboard whether the controller lives; where there is none, stopping it
+    takes its whole time limit, 12 s at the end of each run. It is there for controllers that
+    outlive their driver. Ours does not, and Ray removes a placement group together with the actor
+    that made it.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [
+            callback
+            for callback in callbacks
+            if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
 def run_training(
@@ -42,8 +49,8 @@ def run_training(
 ) -> LoopOutcome:
     """Trains to the configured number of steps; `on_poll` is called every half second meanwhile.
 
-    `outcome.steps` are fewer than configured where the run was asked to end. Raises UserError for what the user can
-    mend, and when a worker died more often than it may be restarted.
+    `outcome.steps` are fewer than configured where the run was asked to end. Raises UserError for
+    what the user can mend, and when a worker died more often than it may be restarted.
     """
     config = inputs.config
     for variable, value in OF_RAY_TRAIN.items():
@@ -81,7 +88,8 @@ def run_training(
 
 
 def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInputs) -> Any:
-    """Runs `fit` in a thread, so that this one can show progress; its error is raised here as one line."""
+    """Runs `fit` in a thread, so that this one can show progress; its error is raised here as one
+    line."""
     outcome: dict[str, Any] = {}
 
     def run() -> None:

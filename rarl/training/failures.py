@@ -22,12 +22,14 @@ def saving_failures(folder: Path, step: int, groups: list[Any]) -> Iterator[None
         path = folder / f"step_{step:06d}.pkl"
         with replacing(path) as temporary:
             temporary.write_bytes(pickle.dumps(groups))
-        raise UserError(f"step {step}: {error}. `rarl replay {path}` shows which group of its batch it is") from None
+        raise UserError(
+            f"step {step}: {error}. `rarl replay {path}` shows which group of its batch it is"
+        ) from None
 
 
 def read_failure(path: Path) -> tuple[int, list[Any]]:
-    """The step, and its groups: ScoredGroup of GRPO, Group of supervised fine-tuning. Pickled, so for files of one's
-    own only. Raises UserError."""
+    """The step, and its groups: ScoredGroup of GRPO, Group of supervised fine-tuning. Pickled, so
+    for files of one's own only. Raises UserError."""
     try:
         return int(path.stem.removeprefix("step_")), pickle.loads(path.read_bytes())
     except (OSError, ValueError, pickle.UnpicklingError, EOFError) as error:

@@ -20,11 +20,20 @@ def follow(inputs: LoopInputs, team: Team) -> int:
         for group in learner.optimizer.param_groups:
             group["lr"] = share.learning_rate
         forward: ForwardPass = (
-            SharedPrefixForward(train.gradient_checkpointing) if share.shared_prefix else plain_forward
+            SharedPrefixForward(train.gradient_checkpointing)
+            if share.shared_prefix
+            else plain_forward
         )
         with team.joint():
             if inputs.config.method == "sft":
-                imitate(learner, share.groups, forward, train.micro_batch_tokens, train.max_grad_norm, team)
+                imitate(
+                    learner,
+                    share.groups,
+                    forward,
+                    train.micro_batch_tokens,
+                    train.max_grad_norm,
+                    team,
+                )
             else:
                 update_with(inputs, learner, share, forward, team)
         updates += 1

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.config import Config
-from rarl.hardware import Device, Dtype
 from rarl.rollout.pool import SamplerPool
+from rarl.system.device import Device, Dtype
 from rarl.training.run_dir import RunDir
 
 

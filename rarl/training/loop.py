@@ -2,9 +2,10 @@
 
     take a batch from the Ray Data shard → ask the vLLM actors for rollouts → score → update → publish the adapter.
 
-With `max_staleness` 0 a step's rollouts come from the adapter that the step before it published. With 1 the next batch
-is sampled while this one trains, by the adapter of the step before. Either way the sampler's log-probs are compared in
-every step with those of the policy that it should hold, and the run stops when they part.
+With `max_staleness` 0 a step's rollouts come from the adapter that the step before it published.
+With 1 the next batch is sampled while this one trains, by the adapter of the step before. Either
+way the sampler's log-probs are compared in every step with those of the policy that it should hold,
+and the run stops when they part.
 """
 
 from __future__ import annotations
@@ -17,13 +18,20 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from rarl.config import Config
-from rarl.data.prepare import PreparedExample
+from rarl.data.prepared import PreparedExample
 from rarl.grpo.advantages import group_advantages
 from rarl.grpo.forward import ForwardPass
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_arrays, adapter_config, other_adapter
 from rarl.grpo.self_check import Chosen
-from rarl.grpo.update import SamplerMismatch, ScoredGroup, UpdateStats, check_mismatch, measure_mismatch, update_policy
+from rarl.grpo.update import (
+    SamplerMismatch,
+    ScoredGroup,
+    UpdateStats,
+    check_mismatch,
+    measure_mismatch,
+    update_policy,
+)
 from rarl.rewards.total import ScoredReply
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score
@@ -37,14 +45,21 @@ from rarl.training.samples import write_samples
 from rarl.training.scorer import Scorer
 from rarl.training.settings import resolve_loss, update_settings
 from rarl.training.state import Learner, Progress
-from rarl.training.step_metrics import has_spread, judge_metrics, reward_metrics, rollout_metrics, update_metrics
+from rarl.training.step_metrics import (
+    has_spread,
+    judge_metrics,
+    reward_metrics,
+    rollout_metrics,
+    update_metrics,
+)
 from rarl.training.stopwatch import Stopwatch
 from rarl.training.team import Share, Team
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The groups that a step sampled, how each completion was scored, and which groups it trains on."""
+    """The groups that a step sampled, how each completion was scored, and which groups it trains
+    on."""
 
     prompts: list[PreparedExample]
     groups: list[list[Rollout]]
@@ -52,10 +67,14 @@ class Drawn:
     scores: list[list[Score]]
     trained: list[int]
 
-    def with_batch(self, batch: SampledBatch, replies: Any, scores: Any, trained: list[int]) -> Drawn:
+    def with_batch(
+        self, batch: SampledBatch, replies: Any, scores: Any, trained: list[int]
+    ) -> Drawn:
         """With one more batch, of which `trained` are the useful groups' places in the whole."""
         prompts, groups = self.prompts + batch.prompts, self.groups + batch.groups
-        return Drawn(prompts, groups, self.replies + replies, self.scores + scores, self.trained + trained)
+        return Drawn(
+            prompts, groups, self.replies + replies, self.scores + scores, self.trained + trained
+        )
 
 
 def train_grpo(inputs: LoopInputs, team: Team) -> int:
@@ -76,7 +95,9 @@ def train_grpo(inputs: LoopInputs, team: Team) -> int:
                 advantages = step_advantages(config, drawn)
                 scored = scored_groups(config, drawn, advantages)
                 if chosen is None and scored:
-                    chosen = self_check(inputs, learner.policy, scored[0].group, distribution_of(inputs))
+                    chosen = self_check(
+                        inputs, learner.policy, scored[0].group, distribution_of(inputs)
+                    )
                 mismatch = adapter.check_stale(inputs, drawn, scored, chosen)
                 stats = update(inputs, learner, scored, chosen, mismatch is None, team, step)
                 learning_rate = learner.step_scheduler()
@@ -97,7 +118,9 @@ def train_grpo(inputs: LoopInputs, team: Team) -> int:
             }
             metrics.write(row)
             with clock.phase("save"):
-                stop = keep_progress(inputs, learner, Progress(step, stream.taken), metrics.recent("reward/mean"))
+                stop = keep_progress(
+                    inputs, learner, Progress(step, stream.taken), metrics.recent("reward/mean")
+                )
             if stop:
                 scorer.close()
                 return step
@@ -106,9 +129,12 @@ def train_grpo(inputs: LoopInputs, team: Team) -> int:
     return config.train.steps
 
 
-def draw(config: Config, scorer: Scorer, stream: RolloutStream, clock: Stopwatch, overlap: bool) -> Drawn:
-    """Samples and scores the groups of one step: one batch, or as many as it takes, within bounds, to have
-    `prompts_per_step` groups with spread (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2)."""
+def draw(
+    config: Config, scorer: Scorer, stream: RolloutStream, clock: Stopwatch, overlap: bool
+) -> Drawn:
+    """Samples and scores the groups of one step: one batch, or as many as it takes, within bounds,
+    to have `prompts_per_step` groups with spread (dynamic sampling, DAPO, arXiv 2503.14476, section
+    3.2)."""
     wanted, refills = config.train.prompts_per_step, config.grpo.max_refills
     drawn = Drawn([], [], [], [], [])
     for _ in range(1 + refills):
@@ -120,7 +146,11 @@ def draw(config: Config, scorer: Scorer, stream: RolloutStream, clock: Stopwatch
         with clock.phase("reward"):
             replies = scorer.gather(batch, rederived)
             scores = scorer.score(replies)
-        useful = [len(drawn.groups) + i for i, group in enumerate(scores) if refills == 0 or has_spread(group)]
+        useful = [
+            len(drawn.groups) + i
+            for i, group in enumerate(scores)
+            if refills == 0 or has_spread(group)
+        ]
         drawn = drawn.with_batch(batch, replies, scores, useful[: wanted - len(drawn.trained)])
         if len(drawn.trained) == wanted:
             break
@@ -134,15 +164,22 @@ def step_advantages(config: Config, drawn: Drawn) -> NDArray[Any]:
 
 
 def scored_groups(config: Config, drawn: Drawn, advantages: NDArray[Any]) -> list[ScoredGroup]:
-    """What the update is given: the groups to train on, without cut-off completions where the loss leaves them out."""
+    """What the update is given: the groups to train on, without cut-off completions where the loss
+    leaves them out."""
     drop = resolve_loss(config.grpo).drop_truncated
     result = []
     for index in drawn.trained:
         prompt, rollouts = drawn.prompts[index], drawn.groups[index]
-        rows = [i for i, rollout in enumerate(rollouts) if not (drop and rollout.finish_reason == "length")]
+        rows = [
+            i
+            for i, rollout in enumerate(rollouts)
+            if not (drop and rollout.finish_reason == "length")
+        ]
         if rows:
             completions = [rollouts[i].completion_token_ids for i in rows]
-            group = Group(prompt.prompt_token_ids, prompt.patches, prompt.grid, completions, key=index)
+            group = Group(
+                prompt.prompt_token_ids, prompt.patches, prompt.grid, completions, key=index
+            )
             sampled = [rollouts[i].sampler_logprobs for i in rows]
             result.append(ScoredGroup(group, sampled, advantages[index, rows]))
     return result
@@ -161,8 +198,8 @@ def update(
     team: Team,
     step: int,
 ) -> UpdateStats | None:
-    """The update that all workers make, from the leader's side. None, and the weights as they were, where no group is
-    left to learn from."""
+    """The update that all workers make, from the leader's side. None, and the weights as they were,
+    where no group is left to learn from."""
     if chosen is None or not groups:
         return None
     share = team.deal(Share(groups, chosen.shared, on_policy, learner.scheduler.get_last_lr()[0]))
@@ -170,17 +207,22 @@ def update(
         return update_with(inputs, learner, share, chosen.forward, team)
 
 
-def update_with(inputs: LoopInputs, learner: Learner, share: Share, forward: ForwardPass, team: Team) -> UpdateStats:
+def update_with(
+    inputs: LoopInputs, learner: Learner, share: Share, forward: ForwardPass, team: Team
+) -> UpdateStats:
     """What every worker does with its share of the step's groups."""
     settings = update_settings(inputs.config, share.shared_prefix)
     if share.on_policy:
         settings = replace(settings, max_drift=inputs.mismatch_bound)
     distribution = distribution_of(inputs)
-    return update_policy(learner.policy, learner.optimizer, share.groups, forward, distribution, settings, team)
+    return update_policy(
+        learner.policy, learner.optimizer, share.groups, forward, distribution, settings, team
+    )
 
 
 class Published:
-    """The adapter that the samplers hold, and the one before it, to check answers that are one update old."""
+    """The adapter that the samplers hold, and the one before it, to check answers that are one
+    update old."""
 
     def __init__(self, pool: SamplerPool, policy: PeftModel, version: int) -> None:
         self.pool, self.policy = pool, policy
@@ -190,20 +232,26 @@ class Published:
     def publish(self, version: int) -> int:
         """Loads the current adapter into every sampler; returns its bytes."""
         arrays = adapter_arrays(self.policy)
-        self.versions = {v: kept for v, kept in self.versions.items() if v == version - 1} | {version: arrays}
+        self.versions = {v: kept for v, kept in self.versions.items() if v == version - 1} | {
+            version: arrays
+        }
         return self.pool.publish(version, arrays, adapter_config(self.policy))
 
     def check_stale(
         self, inputs: LoopInputs, drawn: Drawn, groups: list[ScoredGroup], chosen: Chosen | None
     ) -> tuple[float, float] | None:
-        """For a batch that an older adapter sampled: mean and largest log-prob difference of one group from that very
-        adapter, put back for the moment. None for a batch of the current one, which the update checks as a whole.
+        """For a batch that an older adapter sampled: mean and largest log-prob difference of one
+        group from that very adapter, put back for the moment. None for a batch of the current one,
+        which the update checks as a whole.
 
         Raises SamplerMismatch.
         """
         if chosen is None or not groups:
             return None
-        version, current = min(drawn.groups[g.group.key][0].adapter_version for g in groups), max(self.versions)
+        version, current = (
+            min(drawn.groups[g.group.key][0].adapter_version for g in groups),
+            max(self.versions),
+        )
         if version == current:
             return None
         allowed = inputs.config.rollout.max_staleness
@@ -214,7 +262,9 @@ class Published:
             )
         oldest = next(g for g in groups if drawn.groups[g.group.key][0].adapter_version == version)
         with other_adapter(self.policy, self.versions[version]):
-            mean, largest = measure_mismatch(self.policy, oldest, chosen.forward, distribution_of(inputs))
+            mean, largest = measure_mismatch(
+                self.policy, oldest, chosen.forward, distribution_of(inputs)
+            )
         check_mismatch(mean, largest, inputs.mismatch_bound)
         return mean, largest
 

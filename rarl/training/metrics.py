@@ -18,14 +18,17 @@ RECENT = 10  # steps
 
 
 class MetricsLog:
-    """Appends a line a step; a run that continues at step n first drops what an interrupted one wrote from n on."""
+    """Appends a line a step; a run that continues at step n first drops what an interrupted one
+    wrote from n on."""
 
     def __init__(self, run_dir: RunDir, config: Config, first_step: int) -> None:
         kept = [row for row in read_metrics(run_dir.metrics) if row["step"] < first_step]
         write_text(run_dir.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self.last = deque(kept, maxlen=RECENT)
         self.file = run_dir.metrics.open("a", encoding="utf-8")
-        self.trackers = Trackers(config.train.trackers, run_dir.path, flatten(config.model_dump()), first_step)
+        self.trackers = Trackers(
+            config.train.trackers, run_dir.path, flatten(config.model_dump()), first_step
+        )
 
     def write(self, row: dict[str, Any]) -> None:
         self.file.write(json.dumps(row) + "\n")
@@ -43,7 +46,10 @@ class MetricsLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.file.close()
         self.trackers.close()

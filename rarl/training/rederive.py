@@ -1,4 +1,5 @@
-"""The answer that follows from the thinking alone, by the policy itself: what the reward `consistency` compares."""
+"""The answer that follows from the thinking alone, by the policy itself: what the reward
+`consistency` compares."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rarl.data.prepare import PreparedExample
+from rarl.data.prepared import PreparedExample
 from rarl.prompts import rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import PendingRollouts, SamplerPool
@@ -36,7 +37,8 @@ def rederive(
     groups: Sequence[Sequence[Rollout]],
     max_model_length: int,
 ) -> PendingRederivation:
-    """Asks the samplers, as they are now and greedily, for the answer that each completion's thinking leads to."""
+    """Asks the samplers, as they are now and greedily, for the answer that each completion's
+    thinking leads to."""
     places, requests = [], []
     for index, (prepared, group) in enumerate(zip(prompts, groups, strict=True)):
         for number, rollout in enumerate(group):

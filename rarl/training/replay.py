@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
+from rarl.commands.resolve import resolve_model
 from rarl.config import Config, load_config
 from rarl.errors import UserError
 from rarl.grpo.group import Group, SamplingDistribution
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite, ScoredGroup, update_policy
-from rarl.hardware import resolve_device, resolve_dtype
-from rarl.resources import resolve_model
 from rarl.rollout.sampler import banned_token_ids
+from rarl.system.device import resolve_device, resolve_dtype
 from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.failures import read_failure
 from rarl.training.run_dir import RunDir
@@ -28,8 +28,8 @@ from rarl.training.state import Learner, Progress
 
 @dataclass(frozen=True)
 class Replayed:
-    """One group: its prompt and completions as text, and the loss and gradient norm that it gives alone; None where
-    these are not finite."""
+    """One group: its prompt and completions as text, and the loss and gradient norm that it gives
+    alone; None where these are not finite."""
 
     prompt: str
     completions: list[str]
@@ -63,15 +63,22 @@ def still_learner(config: Config, run_dir: RunDir, model_path: str) -> Learner:
     """The policy as it was before the batch, with an optimizer that changes nothing."""
     device = resolve_device(config)
     lora = config.model.lora
-    policy = load_policy(model_path, resolve_dtype(config, device), device, lora.rank, lora.alpha, config.seed)
+    policy = load_policy(
+        model_path, resolve_dtype(config, device), device, lora.rank, lora.alpha, config.seed
+    )
     checkpoint = find_checkpoint(run_dir.checkpoints).path
     if checkpoint is not None:
         load_adapter(policy, checkpoint / "adapter")
-    return Learner(policy, torch.optim.SGD(adapter_parameters(policy), lr=0.0), None, Progress(0, 0))
+    return Learner(
+        policy, torch.optim.SGD(adapter_parameters(policy), lr=0.0), None, Progress(0, 0)
+    )
 
 
 def gradient_of(
-    config: Config, learner: Learner, scored: ScoredGroup | Group, distribution: SamplingDistribution
+    config: Config,
+    learner: Learner,
+    scored: ScoredGroup | Group,
+    distribution: SamplingDistribution,
 ) -> tuple[float, float]:
     """Loss and gradient norm of one group alone. Raises NotFinite."""
     forward, train = SharedPrefixForward(config.train.gradient_checkpointing), config.train
@@ -79,5 +86,7 @@ def gradient_of(
         found = imitate(learner, [scored], forward, train.micro_batch_tokens, train.max_grad_norm)
         return found.loss, found.grad_norm
     settings = update_settings(config, shared_prefix=True)
-    stats = update_policy(learner.policy, learner.optimizer, [scored], forward, distribution, settings)
+    stats = update_policy(
+        learner.policy, learner.optimizer, [scored], forward, distribution, settings
+    )
     return stats.loss, stats.grad_norm

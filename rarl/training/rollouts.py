@@ -1,4 +1,5 @@
-"""Batches of prompts with their sampled answers, in the order of the data; the next one in flight if that is wanted."""
+"""Batches of prompts with their sampled answers, in the order of the data; the next one in flight
+if that is wanted."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import ray.train
 
 from rarl.config import Config
 from rarl.data.order import sampling_seed
-from rarl.data.prepare import PreparedExample, require_room
+from rarl.data.prepared import PreparedExample, require_room
 from rarl.data.stream import unpack
 from rarl.errors import UserError
 from rarl.rollout.pool import PendingRollouts, SamplerPool
@@ -21,7 +22,8 @@ from rarl.training.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """Prompts, a group of rollouts for each, and the verdicts that were asked for each group, where any were."""
+    """Prompts, a group of rollouts for each, and the verdicts that were asked for each group, where
+    any were."""
 
     prompts: list[PreparedExample]
     groups: list[list[Rollout]]
@@ -44,9 +46,9 @@ class Flying:
 class RolloutStream:
     """Reads this worker's shard of the data and samples from it, one batch at a time.
 
-    `taken` counts the batches handed out since the beginning of the run: all that a checkpoint needs to know of the
-    data. A batch's seeds depend on its number alone. `on_group` is told of each group as soon as it is sampled, from
-    another thread.
+    `taken` counts the batches handed out since the beginning of the run: all that a checkpoint
+    needs to know of the data. A batch's seeds depend on its number alone. `on_group` is told of
+    each group as soon as it is sampled, from another thread.
     """
 
     def __init__(self, config: Config, pool: SamplerPool, taken: int, on_group: AskJudge) -> None:
@@ -82,27 +84,36 @@ class RolloutStream:
             rollout = self.config.rollout
             for prepared in prompts:
                 require_room(prepared, rollout.max_completion_tokens, rollout.max_model_length)
-            seeds = [sampling_seed(self.config.seed, number, i, rollout.group_size) for i in range(len(prompts))]
+            seeds = [
+                sampling_seed(self.config.seed, number, i, rollout.group_size)
+                for i in range(len(prompts))
+            ]
             verdicts: list[list[Future[Verdict]] | None] = [None] * len(prompts)
 
             def asked(index: int, group: list[Rollout]) -> None:
                 verdicts[index] = self.on_group(prompts[index], group)
 
             requests = [
-                SampleRequest(p.example.id, p.prompt.text, p.pixels, s) for p, s in zip(prompts, seeds, strict=True)
+                SampleRequest(p.example.id, p.prompt.text, p.pixels, s)
+                for p, s in zip(prompts, seeds, strict=True)
             ]
-            settings = SamplingSettings(rollout.group_size, rollout.temperature, rollout.max_completion_tokens)
+            settings = SamplingSettings(
+                rollout.group_size, rollout.temperature, rollout.max_completion_tokens
+            )
             return Flying(prompts, self.pool.submit(requests, settings, on_group=asked), verdicts)
 
 
 def data_batches(prompts_per_step: int, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
-    """(number, prompts) of whole steps, for the leader, after the first `first`; numbers count from 1. The stream
-    begins where the driver found the run; a worker that was started again skips what was made since.
+    """(number, prompts) of whole steps, for the leader, after the first `first`; numbers count from
+    1. The stream begins where the driver found the run; a worker that was started again skips what
+    was made since.
 
     Raises UserError where the stream begins later, since a checkpoint was damaged meanwhile.
     """
     shard = ray.train.get_dataset_shard("train")
-    for batch in shard.iter_batches(batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1):
+    for batch in shard.iter_batches(
+        batch_size=prompts_per_step, batch_format="pyarrow", prefetch_batches=1
+    ):
         number = int(batch["step"][0].as_py()) + 1
         if number > first + 1:
             raise UserError(

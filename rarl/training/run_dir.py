@@ -1,4 +1,5 @@
-"""The run directory: one folder that holds everything a run reads from its past and leaves behind."""
+"""The run directory: one folder that holds everything a run reads from its past and leaves
+behind."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from rarl.config import Config, dump_config
 from rarl.errors import UserError
 from rarl.files import write_text
 
-# What a run that is continued may have otherwise: where and how it is computed, not what. Samples stay the same;
-# log-probs and gradients may differ in their last bits.
+# What a run that is continued may have otherwise: where and how it is computed, not what. Samples
+# stay the same; log-probs and gradients may differ in their last bits.
 FREE_TO_CONTINUE = (
     "judge.url",
     "judge.timeout_seconds",
@@ -96,13 +97,16 @@ class RunDir:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Within it no other process of this machine is at work in this folder. Raises UserError where one is."""
+        """Within it no other process of this machine is at work in this folder. Raises UserError
+        where one is."""
         lock = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise UserError(f"{self.path}: another process is at work in this run directory; wait for it") from None
+            raise UserError(
+                f"{self.path}: another process is at work in this run directory; wait for it"
+            ) from None
         except OSError:
             pass  # a file system without locks
         try:
@@ -112,7 +116,10 @@ class RunDir:
 
     def holds_results(self) -> bool:
         """True once anything was measured or trained."""
-        return any((self.path / name).exists() for name in ("evaluation", "checkpoints", "metrics.jsonl", "adapter"))
+        return any(
+            (self.path / name).exists()
+            for name in ("evaluation", "checkpoints", "metrics.jsonl", "adapter")
+        )
 
     def read_summary(self) -> dict[str, Any] | None:
         """The results of a finished run, or None."""
@@ -123,16 +130,20 @@ class RunDir:
 
 
 def open_run_dir(config: Config) -> RunDir:
-    """Makes the folder, or continues one that was made with the same configuration. One that holds no results yet,
-    because an attempt failed early, is taken over.
+    """Makes the folder, or continues one that was made with the same configuration. One that holds
+    no results yet, because an attempt failed early, is taken over.
 
     Raises UserError when it holds results of another configuration or cannot be written.
     """
     run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
-        if not run_dir.config.exists() and any(not one.name.startswith(".") for one in run_dir.path.iterdir()):
-            raise UserError(f"{run_dir.path}: not empty and not a run directory; choose another run_dir")
+        if not run_dir.config.exists() and any(
+            not one.name.startswith(".") for one in run_dir.path.iterdir()
+        ):
+            raise UserError(
+                f"{run_dir.path}: not empty and not a run directory; choose another run_dir"
+            )
         changed = run_dir.config.exists() and changed_key(run_dir, config)
         if changed and run_dir.holds_results():
             raise UserError(
@@ -140,17 +151,20 @@ def open_run_dir(config: Config) -> RunDir:
                 f"or delete that folder. A run that is continued may change {', '.join(FREE_TO_CONTINUE)}"
             )
         if changed:
-            shutil.rmtree(run_dir.data, ignore_errors=True)  # made by the other configuration, with its seed
+            # made by the other configuration, with its seed
+            shutil.rmtree(run_dir.data, ignore_errors=True)
         if not run_dir.read_summary():
             write_text(run_dir.config, dump_config(config))
     except OSError as error:
-        raise UserError(f"{run_dir.path}: cannot be used as run directory: {error.strerror or error}") from None
+        raise UserError(
+            f"{run_dir.path}: cannot be used as run directory: {error.strerror or error}"
+        ) from None
     return run_dir
 
 
 def changed_key(run_dir: RunDir, config: Config) -> str | None:
-    """The first key that differs from the folder's own configuration and may not, in words. `run_dir` itself may be
-    spelled otherwise, since the folder may have moved."""
+    """The first key that differs from the folder's own configuration and may not, in words.
+    `run_dir` itself may be spelled otherwise, since the folder may have moved."""
     held, wanted = flatten(yaml.safe_load(run_dir.config.read_text())), flatten(config.model_dump())
     for key in sorted({*held, *wanted} - {"run_dir", *FREE_TO_CONTINUE}):
         if held.get(key) != wanted.get(key):

@@ -20,7 +20,8 @@ def write_samples(
     scores: list[Score],
     advantages: list[float],
 ) -> None:
-    """One file a step, one row a completion; the four sequences are aligned. What could not be scored is null."""
+    """One file a step, one row a completion; the four sequences are aligned. What could not be
+    scored is null."""
     examples = [reply.example for reply in replies]
     columns = {
         "step": [step] * len(rollouts),
@@ -39,7 +40,8 @@ def write_samples(
         "reward": [s.total for s in scores],
     }
     columns |= {
-        f"reward/{name}": pa.array([s.rewards[name] for s in scores], pa.float64()) for name in scores[0].rewards
+        f"reward/{name}": pa.array([s.rewards[name] for s in scores], pa.float64())
+        for name in scores[0].rewards
     }
     columns |= evidence_columns(replies)
     with replacing(folder / f"step_{step:06d}.parquet") as temporary:
@@ -53,5 +55,7 @@ def evidence_columns(replies: list[ScoredReply]) -> dict[str, pa.Array]:
     for name in ("status", "reason"):
         columns[f"judge/{name}"] = pa.array([v and getattr(v, name) for v in verdicts], pa.string())
     for name in ("correctness", "factuality", "completeness", "relevance"):
-        columns[f"judge/{name}"] = pa.array([v and getattr(v, name) for v in verdicts], pa.float64())
+        columns[f"judge/{name}"] = pa.array(
+            [v and getattr(v, name) for v in verdicts], pa.float64()
+        )
     return columns

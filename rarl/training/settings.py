@@ -1,4 +1,5 @@
-"""From the configuration to what the update is told: what is not set comes from the loss's own paper."""
+"""From the configuration to what the update is told: what is not set comes from the loss's own
+paper."""
 
 from __future__ import annotations
 

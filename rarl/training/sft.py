@@ -1,7 +1,9 @@
-"""Supervised fine-tuning of the same adapter on the same data: the baseline, and a warm-up before reinforcement.
+"""Supervised fine-tuning of the same adapter on the same data: the baseline, and a warm-up before
+reinforcement.
 
-The target is what the prompt asks for: the answer alone, or the rationale as thinking and then the answer. The loss is
-the mean negative log-likelihood of the target's tokens, the end of the turn included.
+The target is what the prompt asks for: the answer alone, or the rationale as thinking and then the
+answer. The loss is the mean negative log-likelihood of the target's tokens, the end of the turn
+included.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoProcessor
 
-from rarl.data.prepare import PreparedExample, require_room
+from rarl.data.prepared import PreparedExample, require_room
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass
 from rarl.grpo.group import Group, SamplingDistribution
@@ -75,14 +77,18 @@ def train_sft(inputs: LoopInputs, team: Team) -> int:
             metrics.write(row)
             with clock.phase("save"):
                 loss = metrics.recent("loss")
-                stop = keep_progress(inputs, learner, Progress(step, step), None if loss is None else -loss)
+                stop = keep_progress(
+                    inputs, learner, Progress(step, step), None if loss is None else -loss
+                )
             if stop:
                 return step
     publish_final_adapter(learner.policy, inputs.run_dir.adapter)
     return config.train.steps
 
 
-def target_groups(prompts: list[PreparedExample], tokenizer: Any, max_model_length: int) -> list[Group]:
+def target_groups(
+    prompts: list[PreparedExample], tokenizer: Any, max_model_length: int
+) -> list[Group]:
     """Each prompt with its one target."""
     groups = []
     for key, prepared in enumerate(prompts):
@@ -93,7 +99,8 @@ def target_groups(prompts: list[PreparedExample], tokenizer: Any, max_model_leng
 
 
 def target_reply(prepared: PreparedExample) -> str:
-    """Raises UserError where the prompt asks for thinking and the example has no rationale to imitate."""
+    """Raises UserError where the prompt asks for thinking and the example has no rationale to
+    imitate."""
     example, form = prepared.example, prepared.prompt.form
     if form != "answer" and not (example.rationale or "").strip():
         raise UserError(
@@ -106,13 +113,20 @@ def target_reply(prepared: PreparedExample) -> str:
 def imitate_together(
     inputs: LoopInputs, learner: Learner, groups: list[Group], chosen: Chosen, team: Team, step: int
 ) -> ImitationStats:
-    """The leader's part of a step that all workers make. Raises UserError, with the batch saved, when it gives no
-    number."""
+    """The leader's part of a step that all workers make. Raises UserError, with the batch saved,
+    when it gives no number."""
     train = inputs.config.train
     rate = learner.scheduler.get_last_lr()[0]
     share = team.deal(Share(groups, chosen.shared, True, rate))
     with saving_failures(inputs.run_dir.failures, step, groups), team.joint():
-        return imitate(learner, share.groups, chosen.forward, train.micro_batch_tokens, train.max_grad_norm, team)
+        return imitate(
+            learner,
+            share.groups,
+            chosen.forward,
+            train.micro_batch_tokens,
+            train.max_grad_norm,
+            team,
+        )
 
 
 def imitate(
@@ -139,7 +153,8 @@ def imitate(
 
 
 def packed(groups: list[Group], budget: int) -> Iterator[list[Group]]:
-    """Cuts the batch into parts of at most `budget` tokens; a sequence that is longer goes alone."""
+    """Cuts the batch into parts of at most `budget` tokens; a sequence that is longer goes
+    alone."""
     part: list[Group] = []
     used = 0
     for group in groups:

@@ -1,4 +1,5 @@
-"""What training changes: the adapter in its policy, the optimizer, the schedule, and how far they have come."""
+"""What training changes: the adapter in its policy, the optimizer, the schedule, and how far they
+have come."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """Finished steps, and batches of prompts that they drew: more than steps where groups were refilled."""
+    """Finished steps, and batches of prompts that they drew: more than steps where groups were
+    refilled."""
 
     step: int
     batches: int

@@ -13,16 +13,21 @@ ROUNDING = 1e-9  # a missing value filled with its group's mean is not equal to 
 
 
 def reward_metrics(scores: list[list[Score]]) -> dict[str, float | None]:
-    """Of the sum and of each reward: the mean over the completions that could be scored, how far apart the completions
-    of a group are (standard deviation, mean over groups), and the share of groups in which nothing tells them apart."""
+    """Of the sum and of each reward: the mean over the completions that could be scored, how far
+    apart the completions of a group are (standard deviation, mean over groups), and the share of
+    groups in which nothing tells them apart."""
     flat = [score for group in scores for score in group]
     metrics: dict[str, float | None] = {"reward/mean": float(np.mean([s.total for s in flat]))}
     for name in flat[0].rewards:
         groups = [[v for s in group if (v := s.rewards[name]) is not None] for group in scores]
         values = [v for group in groups for v in group]
         metrics[f"reward/{name}"] = float(np.mean(values)) if values else None
-        metrics[f"spread/{name}"] = float(np.mean([np.std(group) for group in groups if group])) if values else None
-        metrics[f"without_spread/{name}"] = float(np.mean([len(set(group)) < 2 for group in groups]))
+        metrics[f"spread/{name}"] = (
+            float(np.mean([np.std(group) for group in groups if group])) if values else None
+        )
+        metrics[f"without_spread/{name}"] = float(
+            np.mean([len(set(group)) < 2 for group in groups])
+        )
         metrics[f"unscored/{name}"] = 1 - len(values) / len(flat)
     metrics["spread/mean"] = float(np.mean([np.std([s.total for s in group]) for group in scores]))
     metrics["groups_without_spread"] = float(np.mean([not has_spread(group) for group in scores]))
@@ -52,7 +57,8 @@ def has_spread(scores: list[Score]) -> bool:
 
 
 def rollout_metrics(groups: list[list[Rollout]], trained: int, version: int) -> dict[str, float]:
-    """`trained` is how many of the groups were trained on; `version` that of the policy, in optimizer steps."""
+    """`trained` is how many of the groups were trained on; `version` that of the policy, in
+    optimizer steps."""
     flat = [rollout for group in groups for rollout in group]
     lengths = [len(rollout.completion_token_ids) for rollout in flat]
     truncated = [rollout.finish_reason == "length" for rollout in flat]
@@ -66,12 +72,16 @@ def rollout_metrics(groups: list[list[Rollout]], trained: int, version: int) -> 
     }
 
 
-def update_metrics(stats: UpdateStats | None, mismatch: tuple[float, float] | None) -> dict[str, Any]:
-    """All None where the step had nothing to learn from. `mismatch` is None where the policy that sampled is the one
-    that trains: it is then the drift."""
+def update_metrics(
+    stats: UpdateStats | None, mismatch: tuple[float, float] | None
+) -> dict[str, Any]:
+    """All None where the step had nothing to learn from. `mismatch` is None where the policy that
+    sampled is the one that trains: it is then the drift."""
     names = ("loss", "grad_norm", "kl", "clipped", "entropy")
     if stats is None:
-        return dict.fromkeys((*names, "drift", "drift/max", "sampler_mismatch", "sampler_mismatch/max"))
+        return dict.fromkeys(
+            (*names, "drift", "drift/max", "sampler_mismatch", "sampler_mismatch/max")
+        )
     mean, largest = mismatch or (stats.drift, stats.drift_max)
     return {name: getattr(stats, name) for name in names} | {
         "drift": stats.drift,

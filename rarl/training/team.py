@@ -1,8 +1,9 @@
 """Several train workers that act as one: the leader samples and scores, and all learn.
 
-The leader (rank 0) runs the whole loop; the samplers are thus asked for just what they would be asked for by a single
-worker. For the update it deals the step's groups out, every worker computes the gradient of its share, and the sum of
-the gradients moves all copies of the adapter alike. Only the leader publishes and writes.
+The leader (rank 0) runs the whole loop; the samplers are thus asked for just what they would be
+asked for by a single worker. For the update it deals the step's groups out, every worker computes
+the gradient of its share, and the sum of the gradients moves all copies of the adapter alike. Only
+the leader publishes and writes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ WAIT = timedelta(hours=2)  # for the leader's next step: its rollouts have bound
 
 @dataclass(frozen=True)
 class Share:
-    """What a worker is to learn from in a step: its groups, and what holds for all. `shared_prefix` names the forward
-    pass that the leader chose."""
+    """What a worker is to learn from in a step: its groups, and what holds for all. `shared_prefix`
+    names the forward pass that the leader chose."""
 
     groups: list[Any]
     shared_prefix: bool
@@ -58,7 +59,12 @@ class Team:
         if self.size == 1:
             return share
         parts = [
-            Share(share.groups[rank :: self.size], share.shared_prefix, share.on_policy, share.learning_rate)
+            Share(
+                share.groups[rank :: self.size],
+                share.shared_prefix,
+                share.on_policy,
+                share.learning_rate,
+            )
             for rank in range(self.size)
         ]
         self.scatter(parts)
@@ -82,7 +88,9 @@ class Team:
 
     def scatter(self, parts: Sequence[Share | None] | None) -> Share | None:
         received: list[Share | None] = [None]
-        dist.scatter_object_list(received, list(parts) if parts else None, src=0, group=self.messages)
+        dist.scatter_object_list(
+            received, list(parts) if parts else None, src=0, group=self.messages
+        )
         return received[0]
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:

@@ -1,9 +1,10 @@
 """TensorBoard, Weights & Biases and MLflow: copies of metrics.jsonl for people who watch many runs.
 
-A tracker never stops or slows a run. Each works in a thread of its own; what it raises is told once, and the run goes
-on without it. Where its server is and who the user is, its own environment variables say (WANDB_PROJECT, WANDB_API_KEY,
-WANDB_MODE, MLFLOW_TRACKING_URI, …); without them W&B writes offline files and MLflow a file store, both in the run
-directory. A run that continues continues the same run there: its id is kept in `tracker-NAME.json`.
+A tracker never stops or slows a run. Each works in a thread of its own; what it raises is told
+once, and the run goes on without it. Where its server is and who the user is, its own environment
+variables say (WANDB_PROJECT, WANDB_API_KEY, WANDB_MODE, MLFLOW_TRACKING_URI, …); without them W&B
+writes offline files and MLflow a file store, both in the run directory. A run that continues
+continues the same run there: its id is kept in `tracker-NAME.json`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any, Protocol
 
 from rarl.files import write_text
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}  # tracker → what it imports
+# tracker → what it imports
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 WAITING_ROWS = 1000  # that a slow tracker may be behind; what is above is not sent
 CLOSE_SECONDS = 30.0  # that the end of a run waits for all trackers together
 PROJECT = "rarl"
@@ -36,8 +38,8 @@ class Tracker(Protocol):
     def close(self) -> None: ...
 
 
-# (run directory, configuration by dotted keys, first step of this process, id of the run that is continued or None)
-# → the tracker and the id to keep.
+# (run directory, configuration by dotted keys, first step of this process, id of the run that is
+# continued or None) → the tracker and the id to keep.
 Opener = Callable[[Path, dict[str, Any], int, str | None], tuple[Tracker, str | None]]
 
 
@@ -64,7 +66,9 @@ class WeightsAndBiases:
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         project = os.environ.get("WANDB_PROJECT", PROJECT)
-        settings = wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True)
+        settings = wandb.Settings(
+            console="off", silent=True, disable_git=True, x_disable_stats=True
+        )
         self.run = wandb.init(
             project=project,
             name=folder.name,
@@ -87,7 +91,9 @@ class WeightsAndBiases:
 
 
 def has_key() -> bool:
-    return bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in read_if_there(Path.home() / ".netrc")
+    return bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in read_if_there(
+        Path.home() / ".netrc"
+    )
 
 
 def read_if_there(path: Path) -> str:
@@ -101,7 +107,8 @@ class MLflow:
     """Slashes in names become dots: the file store cannot hold `drift` beside `drift/max`."""
 
     def __init__(self, folder: Path, config: dict[str, Any], identity: str | None) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 refuses its own file store otherwise
+        # MLflow 3 refuses its own file store otherwise
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
@@ -118,15 +125,22 @@ class MLflow:
                 self.client.log_batch(identity, params=params[start : start + 100])
         else:
             self.client.update_run(identity, status="RUNNING")
-            self.last = max((m.step for m in self.client.get_metric_history(identity, "step")), default=0)
+            self.last = max(
+                (m.step for m in self.client.get_metric_history(identity, "step")), default=0
+            )
         self.identity = identity
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        if step <= self.last:  # made again after a crash, with the same result; MLflow would keep both
+        # made again after a crash, with the same result; MLflow would keep both
+        if step <= self.last:
             return
         now = int(1000 * time.time())
-        named = {"step": float(step)} | {key.replace("/", "."): value for key, value in values.items()}
-        self.client.log_batch(self.identity, metrics=[self.metric(k, float(v), now, step) for k, v in named.items()])
+        named = {"step": float(step)} | {
+            key.replace("/", "."): value for key, value in values.items()
+        }
+        self.client.log_batch(
+            self.identity, metrics=[self.metric(k, float(v), now, step) for k, v in named.items()]
+        )
 
     def close(self) -> None:
         self.client.set_terminated(self.identity)
@@ -152,7 +166,11 @@ def open_mlflow(
     return tracker, tracker.identity
 
 
-OPENERS: dict[str, Opener] = {"tensorboard": open_tensorboard, "wandb": open_wandb, "mlflow": open_mlflow}
+OPENERS: dict[str, Opener] = {
+    "tensorboard": open_tensorboard,
+    "wandb": open_wandb,
+    "mlflow": open_mlflow,
+}
 
 
 class TrackerThread:
@@ -164,12 +182,16 @@ class TrackerThread:
         self.failing = threading.Lock()
         self.rows: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING_ROWS)
         self.identity = read_state(run_dir, name).get("id")
-        self.thread = threading.Thread(target=self.work, args=(config, first_step), daemon=True, name=f"tracker-{name}")
+        self.thread = threading.Thread(
+            target=self.work, args=(config, first_step), daemon=True, name=f"tracker-{name}"
+        )
         self.thread.start()
 
     def work(self, config: dict[str, Any], first_step: int) -> None:
         try:
-            tracker, self.identity = OPENERS[self.name](self.run_dir, config, first_step, self.identity)
+            tracker, self.identity = OPENERS[self.name](
+                self.run_dir, config, first_step, self.identity
+            )
             self.save()
             while (row := self.rows.get()) is not None:
                 tracker.log(*row)
@@ -207,7 +229,10 @@ class TrackerThread:
     def save(self, problem: str | None = None) -> None:
         """Best effort: a full disk is for those to report whose files matter."""
         try:
-            write_text(state_file(self.run_dir, self.name), json.dumps({"id": self.identity, "problem": problem}))
+            write_text(
+                state_file(self.run_dir, self.name),
+                json.dumps({"id": self.identity, "problem": problem}),
+            )
         except OSError as error:
             print(f"tracker {self.name}: its id could not be kept: {error}", flush=True)
 
@@ -215,13 +240,17 @@ class TrackerThread:
 class Trackers:
     """All trackers of a run."""
 
-    def __init__(self, names: Sequence[str], run_dir: Path, config: dict[str, Any], first_step: int) -> None:
+    def __init__(
+        self, names: Sequence[str], run_dir: Path, config: dict[str, Any], first_step: int
+    ) -> None:
         there = [name for name in dict.fromkeys(names) if is_installed(name)]
         self.threads = [TrackerThread(name, run_dir, config, first_step) for name in there]
 
     def log(self, row: dict[str, Any]) -> None:
         """Numbers of one step, as in metrics.jsonl; what is None is left out."""
-        values = {key: float(value) for key, value in row.items() if key != "step" and value is not None}
+        values = {
+            key: float(value) for key, value in row.items() if key != "step" and value is not None
+        }
         for thread in self.threads:
             thread.put(row["step"], values)
 
@@ -236,7 +265,8 @@ def is_installed(name: str) -> bool:
 
 
 def missing_trackers(names: Sequence[str]) -> list[str]:
-    """A line for each tracker whose package is not there, with what to install. To be said before a run."""
+    """A line for each tracker whose package is not there, with what to install. To be said before a
+    run."""
     return [
         f"train.trackers: {name} is not installed, so the run goes on without it; .venv/bin/pip install 'rarl[{name}]'"
         for name in dict.fromkeys(names)
@@ -251,7 +281,9 @@ def tracker_problems(run_dir: Path, names: Sequence[str]) -> list[str]:
 
 
 def explain(name: str, problem: str) -> str:
-    return f"tracker {name}: {problem}; the run went on without it, and metrics.jsonl has everything"
+    return (
+        f"tracker {name}: {problem}; the run went on without it, and metrics.jsonl has everything"
+    )
 
 
 def state_file(run_dir: Path, name: str) -> Path:

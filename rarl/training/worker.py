@@ -1,28 +1,31 @@
-"""What Ray Train runs in its workers: the loop of the configured method, or the part of those beside the leader."""
+"""What Ray Train runs in its workers: the loop of the configured method, or the part of those
+beside the leader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rarl.errors import UserError, storage_fault
-from rarl.imports import quick_imports
-from rarl.rollout.environment import log_output_to
+from rarl.system.imports import quick_imports
+from rarl.system.processes import log_output_to
 from rarl.training.inputs import LoopInputs
 
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """`steps` are finished, fewer than configured where the run was asked to end. `error` is None, or what the user is
-    to be told."""
+    """`steps` are finished, fewer than configured where the run was asked to end. `error` is None,
+    or what the user is to be told."""
 
     steps: int
     error: str | None = None
 
 
 def train_worker(settings: dict[str, LoopInputs]) -> LoopOutcome:
-    """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would only repeat them; but
-    one that this worker has alone is raised, for the others wait for it: Ray Train ends them."""
-    # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs each 4 s.
+    """Entry point for Ray Train. Errors that a user can cause are returned, since a restart would
+    only repeat them; but one that this worker has alone is raised, for the others wait for it: Ray
+    Train ends them."""
+    # Here, not above: the driver and Ray Train's controller import this module too, and PEFT costs
+    # each 4 s.
     with quick_imports():
         import torch
 

@@ -2,9 +2,10 @@
 
     python -m tests.faults.campaign --kills 50 --seed 0 --out runs/faults
 
-trains once undisturbed and once under fire, and compares: the same adapter to the last bit, the same metrics, each step
-once. Kinds of kills: a sampler (vLLM actor), the train worker, a Ray Data worker, the judge's process, the driver,
-Ray's node manager (raylet), and everything at once, as a power cut does. All by SIGKILL.
+trains once undisturbed and once under fire, and compares: the same adapter to the last bit, the
+same metrics, each step once. Kinds of kills: a sampler (vLLM actor), the train worker, a Ray Data
+worker, the judge's process, the driver, Ray's node manager (raylet), and everything at once, as a
+power cut does. All by SIGKILL.
 """
 
 from __future__ import annotations
@@ -31,8 +32,21 @@ from tests.judge_faults import free_port
 from tests.runs import RARL, REPOSITORY, environment
 
 # How often each kind is drawn: what is dear to start again, seldom.
-KINDS = {"data": 9, "judge": 13, "sampler": 9, "trainer": 9, "driver": 4, "node": 2, "everything": 4}
-TITLES = {"data": "ray::MapBatches", "sampler": "ray::Sampler", "trainer": "ray::RayTrainWorker", "node": "/raylet "}
+KINDS = {
+    "data": 9,
+    "judge": 13,
+    "sampler": 9,
+    "trainer": 9,
+    "driver": 4,
+    "node": 2,
+    "everything": 4,
+}
+TITLES = {
+    "data": "ray::MapBatches",
+    "sampler": "ray::Sampler",
+    "trainer": "ray::RayTrainWorker",
+    "node": "/raylet ",
+}
 SETTINGS = [
     "train.prompts_per_step=4",
     "train.max_restarts=100",
@@ -75,7 +89,9 @@ class Campaign:
                 if process.poll() is not None:
                     if process.returncode == 0 and not order:
                         return
-                    assert process.returncode != 0, f"finished before {len(order)} kills were made: make more steps"
+                    assert process.returncode != 0, (
+                        f"finished before {len(order)} kills were made: make more steps"
+                    )
                     process = self.start(judge)
 
     def start(self, judge: JudgeProcess) -> subprocess.Popen[bytes]:
@@ -84,8 +100,8 @@ class Campaign:
         return start_run(self.folder / "run", self.steps, judge.port, self.folder / "log")
 
     def fire(self, order: list[str], process: subprocess.Popen[bytes], judge: JudgeProcess) -> None:
-        """Kills the next in order of which there is one. Data workers end early in a run, so they take turns with the
-        others while there are any."""
+        """Kills the next in order of which there is one. Data workers end early in a run, so they
+        take turns with the others while there are any."""
         first = [] if self.at and self.at[-1][0] == "data" else ["data"]
         for kind in [*[kind for kind in first if kind in order], *order]:
             if self.kill(kind, process, judge):
@@ -117,29 +133,47 @@ class Campaign:
 def kinds_in_order(kills: int, rng: random.Random) -> list[str]:
     """Every kind at least once, where `kills` suffice, in the proportions of KINDS."""
     whole = sum(KINDS.values())
-    kinds = [kind for kind, weight in KINDS.items() for _ in range(max(1, round(kills * weight / whole)))]
+    kinds = [
+        kind for kind, weight in KINDS.items() for _ in range(max(1, round(kills * weight / whole)))
+    ]
     rng.shuffle(kinds)
     return (kinds * (kills // len(kinds) + 1))[:kills]
 
 
 def start_run(run: Path, steps: int, judge_port: int, log: Path) -> subprocess.Popen[bytes]:
-    command = [RARL, "train", "configs/demo.yaml", f"run_dir={run}", f"train.steps={steps}", *SETTINGS]
+    command = [
+        RARL,
+        "train",
+        "configs/demo.yaml",
+        f"run_dir={run}",
+        f"train.steps={steps}",
+        *SETTINGS,
+    ]
     command.append(f"judge.url=http://127.0.0.1:{judge_port}")
     with log.open("ab") as output:
         return subprocess.Popen(
-            command, cwd=REPOSITORY, env=environment(), stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=REPOSITORY,
+            env=environment(),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
 
 
-def wait_for_fire(process: subprocess.Popen[bytes], rng: random.Random, folder: Path, armed: bool) -> None:
-    """Returns within a step or two after the last kill's harm is over (a new step was made), sometimes before that,
-    while what was killed comes up again; or when the driver has ended."""
+def wait_for_fire(
+    process: subprocess.Popen[bytes], rng: random.Random, folder: Path, armed: bool
+) -> None:
+    """Returns within a step or two after the last kill's harm is over (a new step was made),
+    sometimes before that, while what was killed comes up again; or when the driver has ended."""
     step, deadline = last_step(folder / "run"), time.monotonic() + PATIENCE
     if armed and rng.random() < EARLY:
         time.sleep(rng.random() * 8)
         return
     while last_step(folder / "run") == step and process.poll() is None:
-        assert time.monotonic() < deadline, f"hangs after step {step}: " + (folder / "log").read_text()[-2000:]
+        assert time.monotonic() < deadline, (
+            f"hangs after step {step}: " + (folder / "log").read_text()[-2000:]
+        )
         time.sleep(0.05)
     if armed:
         time.sleep(rng.random() * 0.8)  # anywhere in the step
@@ -207,7 +241,8 @@ def undisturbed(folder: Path, steps: int) -> Path:
 
 
 def differences(expected: Path, found: Path, steps: int) -> list[str]:
-    """What two run directories do not have in common, of what they must: nothing, if all is well."""
+    """What two run directories do not have in common, of what they must: nothing, if all is
+    well."""
     faults = []
     for name in ("adapter/adapter_model.safetensors",):
         if (expected / name).read_bytes() != (found / name).read_bytes():
@@ -228,7 +263,9 @@ def differences(expected: Path, found: Path, steps: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of training; enough for the kills by default")

@@ -1,4 +1,5 @@
-"""The rules as a judge in a process of its own, which can be killed: python -m tests.faults.judge_process PORT"""
+"""The rules as a judge in a process of its own, which can be killed: python -m
+tests.faults.judge_process PORT"""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ judge = open_judge(JudgeConfig(), None)
 @app.post("/score")
 def score(request: ScoreRequest) -> Response:
     futures = judge.submit([message.candidate() for message in request.candidates])
-    return Response(reply_of([future.result() for future in futures]), media_type="application/json")
+    return Response(
+        reply_of([future.result() for future in futures]), media_type="application/json"
+    )
 
 
 if __name__ == "__main__":

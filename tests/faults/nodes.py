@@ -2,8 +2,9 @@
 
     unshare -rnmpf --mount-proc python -m tests.faults.nodes FOLDER RUN_DIR COMMAND …
 
-runs the command on the first node and, as soon as three steps are made, kills all that runs on the second. What ran
-there is in FOLDER/second-node.json. It ends with the command's exit status, and everything in it ends with it.
+runs the command on the first node and, as soon as three steps are made, kills all that runs on the
+second. What ran there is in FOLDER/second-node.json. It ends with the command's exit status, and
+everything in it ends with it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from rarl.training.metrics import read_metrics
 
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD, SECOND = "10.9.0.1", "10.9.0.2"
-COUNT_NODES = f"import ray; ray.init('{HEAD}:6379'); print(sum(node['Alive'] for node in ray.nodes()))"
+COUNT_NODES = (
+    f"import ray; ray.init('{HEAD}:6379'); print(sum(node['Alive'] for node in ray.nodes()))"
+)
 PATIENCE = 120  # seconds for a node to come up
-QUICK = {"RAY_health_check_period_ms": "500"}  # a lost node is noticed after 2.5 s, by default after 15
+# a lost node is noticed after 2.5 s, by default after 15
+QUICK = {"RAY_health_check_period_ms": "500"}
 
 
 def lay_cable() -> None:
@@ -53,7 +57,13 @@ def start_nodes(folder: Path) -> None:
     start = [RAY, "start", "--block", "--num-cpus=2", "--disable-usage-stats"]
     own_folder = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs tmpfs /tmp/ray && exec "$@"', "sh"]
     with (folder / "nodes.log").open("w") as log:
-        head = [*start, "--head", "--port=6379", f"--node-ip-address={HEAD}", "--include-dashboard=false"]
+        head = [
+            *start,
+            "--head",
+            "--port=6379",
+            f"--node-ip-address={HEAD}",
+            "--include-dashboard=false",
+        ]
         subprocess.Popen(inside("node1", *head), stdout=log, stderr=log)
         wait_for_nodes(1)
         second = [*own_folder, *start, f"--address={HEAD}:6379", f"--node-ip-address={SECOND}"]
@@ -64,7 +74,9 @@ def start_nodes(folder: Path) -> None:
 def wait_for_nodes(count: int) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        asked = subprocess.run(inside("node1", sys.executable, "-c", COUNT_NODES), capture_output=True, text=True)
+        asked = subprocess.run(
+            inside("node1", sys.executable, "-c", COUNT_NODES), capture_output=True, text=True
+        )
         if asked.returncode == 0 and int(asked.stdout.split()[-1]) == count:
             return
         time.sleep(0.5)
@@ -72,7 +84,9 @@ def wait_for_nodes(count: int) -> None:
 
 
 def processes_of(node: str) -> list[psutil.Process]:
-    pids = subprocess.run(["ip", "netns", "pids", node], capture_output=True, text=True, check=True).stdout.split()
+    pids = subprocess.run(
+        ["ip", "netns", "pids", node], capture_output=True, text=True, check=True
+    ).stdout.split()
     return [psutil.Process(int(pid)) for pid in pids]
 
 
@@ -80,11 +94,15 @@ def main() -> None:
     folder, run_dir, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     lay_cable()
     start_nodes(folder)
-    process = subprocess.Popen(inside("node1", *command), env=os.environ | {"RAY_ADDRESS": f"{HEAD}:6379"})
+    process = subprocess.Popen(
+        inside("node1", *command), env=os.environ | {"RAY_ADDRESS": f"{HEAD}:6379"}
+    )
     while len(read_metrics(run_dir / "metrics.jsonl")) < 3 and process.poll() is None:
         time.sleep(0.05)
     doomed = processes_of("node2")
-    (folder / "second-node.json").write_text(json.dumps([" ".join(victim.cmdline()) for victim in doomed]))
+    (folder / "second-node.json").write_text(
+        json.dumps([" ".join(victim.cmdline()) for victim in doomed])
+    )
     for victim in doomed:
         victim.send_signal(signal.SIGKILL)
     sys.exit(process.wait())

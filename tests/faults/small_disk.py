@@ -2,8 +2,9 @@
 
     unshare -rm python -m tests.faults.small_disk DISK COMMAND …
 
-mounts a file system at DISK, on which the command's run directory is, and leaves what happened beside it: how each
-command ended, how many steps were made by then, and in the end a copy of the disk.
+mounts a file system at DISK, on which the command's run directory is, and leaves what happened
+beside it: how each command ended, how many steps were made by then, and in the end a copy of the
+disk.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ PATIENCE = 300  # seconds for a step
 
 @dataclass(frozen=True)
 class End:
-    """How a command ended, the steps that were made by then, and the name of the newest checkpoint."""
+    """How a command ended, the steps that were made by then, and the name of the newest
+    checkpoint."""
 
     returncode: int
     stdout: str
@@ -69,7 +71,9 @@ class SmallDisk:
 
     def start(self, name: str, *overrides: str) -> subprocess.Popen[bytes]:
         with self.log(name, "out").open("wb") as out, self.log(name, "err").open("wb") as err:
-            return subprocess.Popen([*self.command, *overrides], stdout=out, stderr=err, start_new_session=True)
+            return subprocess.Popen(
+                [*self.command, *overrides], stdout=out, stderr=err, start_new_session=True
+            )
 
     def start_until(self, step: int, name: str) -> subprocess.Popen[bytes]:
         """The run, as soon as it has made the step."""

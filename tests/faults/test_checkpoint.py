@@ -19,7 +19,12 @@ from rarl.training.state import Learner, Progress
 def learner(model_path: str) -> Learner:
     policy = load_policy(model_path, "float32", "cpu", 2, 4, seed=0)
     optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=1e-2)
-    return Learner(policy, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), Progress(0, 0))
+    return Learner(
+        policy,
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        Progress(0, 0),
+    )
 
 
 def step_once(learner: Learner, seed: int) -> None:
@@ -31,10 +36,14 @@ def step_once(learner: Learner, seed: int) -> None:
 
 
 def same(a: PeftModel, b: PeftModel) -> bool:
-    return all((array == adapter_arrays(b)[name]).all() for name, array in adapter_arrays(a).items())
+    return all(
+        (array == adapter_arrays(b)[name]).all() for name, array in adapter_arrays(a).items()
+    )
 
 
-def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, learner: Learner, model_path: str) -> None:
+def test_a_restored_learner_goes_on_to_the_same_bits(
+    tmp_path: Path, learner: Learner, model_path: str
+) -> None:
     for seed in range(3):
         step_once(learner, seed)
     save_checkpoint(tmp_path, learner, Progress(3, 4), 0.5, keep=2)
@@ -53,11 +62,17 @@ def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, learner: Le
 def test_the_last_two_and_the_best_are_kept(tmp_path: Path, learner: Learner) -> None:
     for step, score in enumerate([0.1, 0.9, 0.3, None, 0.8, 0.2], start=1):
         save_checkpoint(tmp_path, learner, Progress(step, step), score, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000005", "step_000006"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_000002",
+        "step_000005",
+        "step_000006",
+    ]
 
 
 DAMAGES = {
-    "cut": lambda folder: (folder / "optimizer.pt").write_bytes((folder / "optimizer.pt").read_bytes()[:-7]),
+    "cut": lambda folder: (folder / "optimizer.pt").write_bytes(
+        (folder / "optimizer.pt").read_bytes()[:-7]
+    ),
     "flipped": lambda folder: flip(folder / "adapter" / "adapter_model.safetensors"),
     "missing": lambda folder: (folder / "state.json").unlink(),
     "without hashes": lambda folder: (folder / "sha256.json").write_text("{"),
@@ -86,7 +101,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     found = find_checkpoint(tmp_path)
     assert found.path == tmp_path / "step_000002"
     assert len(found.damaged) == 1 and str(tmp_path / "step_000003") in found.damaged[0]
-    assert restore_checkpoint(tmp_path, learner.policy, learner.optimizer, learner.scheduler) == Progress(2, 2)
+    assert restore_checkpoint(
+        tmp_path, learner.policy, learner.optimizer, learner.scheduler
+    ) == Progress(2, 2)
     save_checkpoint(tmp_path, learner, Progress(3, 3), None, keep=3)
     assert find_checkpoint(tmp_path).path == tmp_path / "step_000003"
 
@@ -100,7 +117,11 @@ def test_steps_that_are_made_anew_replace_damaged_ones(tmp_path: Path, learner: 
     for step in (11, 12, 13):
         save_checkpoint(tmp_path, learner, Progress(step, step), 0.1, keep=2)
         assert find_checkpoint(tmp_path).path == tmp_path / f"step_{step:06d}"
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_000010", "step_000012", "step_000013"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "step_000010",
+        "step_000012",
+        "step_000013",
+    ]
 
 
 def test_one_that_was_being_written_does_not_count(tmp_path: Path, learner: Learner) -> None:
@@ -113,4 +134,6 @@ def test_one_that_was_being_written_does_not_count(tmp_path: Path, learner: Lear
 
 def test_no_checkpoint_is_the_beginning(tmp_path: Path, learner: Learner) -> None:
     assert find_checkpoint(tmp_path).path is None
-    assert restore_checkpoint(tmp_path, learner.policy, learner.optimizer, learner.scheduler) == Progress(0, 0)
+    assert restore_checkpoint(
+        tmp_path, learner.policy, learner.optimizer, learner.scheduler
+    ) == Progress(0, 0)

@@ -1,4 +1,5 @@
-"""Parts of a run that are lost and come back, several workers and samplers: the same result to the last bit."""
+"""Parts of a run that are lost and come back, several workers and samplers: the same result to the
+last bit."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def train(
         on: SamplerPool | None = None,
         model: str = model_path,
     ) -> RunDir:
-        run_dir, make = train_on(on or pool, folder, dataset, model, processor, *OVERRIDES, *overrides)
+        run_dir, make = train_on(
+            on or pool, folder, dataset, model, processor, *OVERRIDES, *overrides
+        )
         thread = threading.Thread(target=accident or (lambda _: None), args=(run_dir,))
         thread.start()
         make()
@@ -110,8 +113,9 @@ def assert_same(undisturbed: RunDir, run_dir: RunDir) -> None:
 def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
     pool: SamplerPool, train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
-    """A data worker, a sampler and the train worker killed, one after the other; then a sampler that is stopped, not
-    dead, so that nothing tells but time, while it samples and while it is given an adapter."""
+    """A data worker, a sampler and the train worker killed, one after the other; then a sampler
+    that is stopped, not dead, so that nothing tells but time, while it samples and while it is
+    given an adapter."""
     killed: list[int] = []
 
     def kill(title: str) -> None:
@@ -123,7 +127,12 @@ def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
     def hang() -> None:
         os.kill(processes("Sampler")[0].pid, signal.SIGSTOP)
 
-    kills = {0: lambda: kill("MapBatches"), 2: lambda: kill("Sampler"), 4: lambda: kill("RayTrainWorker"), 7: hang}
+    kills = {
+        0: lambda: kill("MapBatches"),
+        2: lambda: kill("Sampler"),
+        4: lambda: kill("RayTrainWorker"),
+        7: hang,
+    }
     impatient = SamplerPool(pool.launched, timeout=8)
     assert_same(undisturbed, train(tmp_path / "run", accident=after_steps(kills), on=impatient))
     hang()
@@ -134,11 +143,16 @@ def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
     assert len(killed) == 3 and len(running) == 2 and killed[1] not in running
 
 
-def test_two_train_workers_learn_what_one_learns(train: Train, undisturbed: RunDir, tmp_path: Path) -> None:
+def test_two_train_workers_learn_what_one_learns(
+    train: Train, undisturbed: RunDir, tmp_path: Path
+) -> None:
     two = train(tmp_path / "two", "train.num_workers=2")
     rows = [read_metrics(run_dir.metrics) for run_dir in (undisturbed, two)]
     assert len(rows[0]) == len(rows[1]) == STEPS
-    asked = [pq.read_table(run_dir.samples).column("example_id").to_pylist() for run_dir in (undisturbed, two)]
+    asked = [
+        pq.read_table(run_dir.samples).column("example_id").to_pylist()
+        for run_dir in (undisturbed, two)
+    ]
     assert asked[0] == asked[1], "the same questions, in the same order"
     for a, b in zip(*rows, strict=True):
         for key in ("loss", "kl", "entropy", "reward/mean", "completion_tokens", "learning_rate"):
@@ -151,7 +165,10 @@ def test_two_train_workers_learn_what_one_learns(train: Train, undisturbed: RunD
 
 def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> None:
     sft = ("method=sft", "train.steps=4")
-    one, two = (train(tmp_path / name, *sft, f"train.num_workers={n}") for name, n in (("one", 1), ("two", 2)))
+    one, two = (
+        train(tmp_path / name, *sft, f"train.num_workers={n}")
+        for name, n in (("one", 1), ("two", 2))
+    )
     for a, b in zip(read_metrics(one.metrics), read_metrics(two.metrics), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["completion_tokens/total"] == b["completion_tokens/total"]
@@ -164,7 +181,8 @@ def texts(run_dir: RunDir) -> list[str]:
 def test_three_samplers_draw_what_one_draws_and_what_two_draw(
     pool: SamplerPool, third: Any, train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
-    """The same samples. Their log-probs depend on what an engine computes together, in the last bits."""
+    """The same samples. Their log-probs depend on what an engine computes together, in the last
+    bits."""
     three = train(tmp_path / "three", on=SamplerPool([*pool.launched, third], timeout=300))
     one = train(tmp_path / "one", "train.steps=4", on=SamplerPool(pool.launched[:1], timeout=300))
     assert texts(three) == texts(undisturbed) and len(texts(three)) == STEPS * 16
@@ -187,8 +205,8 @@ def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other_which_dr
 def test_a_model_that_is_damaged_stops_the_run_and_mended_lets_it_go_on(
     train: Train, undisturbed: RunDir, model_path: str, tmp_path: Path
 ) -> None:
-    """The trainer's copy of it; the samplers have loaded theirs. The batch of that step is kept, and `rarl replay`
-    finds the fault in it."""
+    """The trainer's copy of it; the samplers have loaded theirs. The batch of that step is kept,
+    and `rarl replay` finds the fault in it."""
     model = shutil.copytree(model_path, tmp_path / "model")
     weights = load_file(model / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] = math.nan
@@ -197,7 +215,9 @@ def test_a_model_that_is_damaged_stops_the_run_and_mended_lets_it_go_on(
     def once_more() -> RunDir:
         return train(tmp_path / "run", f"model.path={model}", model=str(model))
 
-    with pytest.raises(UserError, match=r"step 1: a log-prob .* is not finite.*rarl replay .*step_000001\.pkl"):
+    with pytest.raises(
+        UserError, match=r"step 1: a log-prob .* is not finite.*rarl replay .*step_000001\.pkl"
+    ):
         once_more()
     found = list(replay(tmp_path / "run" / "failures" / "step_000001.pkl"))
     assert len(found) == 4 and all(len(group.completions) == 4 for group in found)
@@ -206,7 +226,9 @@ def test_a_model_that_is_damaged_stops_the_run_and_mended_lets_it_go_on(
     assert_same(undisturbed, once_more())
 
 
-@pytest.mark.parametrize(("value", "what"), [(math.nan, "nan"), (math.inf, "inf"), (1e7, r"1e\+07")])
+@pytest.mark.parametrize(
+    ("value", "what"), [(math.nan, "nan"), (math.inf, "inf"), (1e7, r"1e\+07")]
+)
 def test_a_gradient_that_is_no_number_or_has_exploded_is_not_used(value: float, what: str) -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.grad = torch.full_like(layer.weight, value)

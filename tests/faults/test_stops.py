@@ -1,4 +1,5 @@
-"""How whole runs end (killed, asked to, disk full, a node lost, no room) and that they go on to the same last bit."""
+"""How whole runs end (killed, asked to, disk full, a node lost, no room) and that they go on to the
+same last bit."""
 
 from __future__ import annotations
 
@@ -14,13 +15,30 @@ from rarl.training.metrics import read_metrics
 from tests.conftest import FinishedRun
 from tests.faults.campaign import differences
 from tests.faults.small_disk import ENDS, End
-from tests.runs import FINISHED, RARL, REPOSITORY, SHORT, STEPS, assert_one_line_error, environment, rarl
+from tests.runs import (
+    FINISHED,
+    RARL,
+    REPOSITORY,
+    SHORT,
+    STEPS,
+    assert_one_line_error,
+    environment,
+    rarl,
+)
 
 pytestmark = pytest.mark.slow
 
 
 def command(run: Path, *overrides: str) -> list[str]:
-    return [RARL, "train", "configs/demo.yaml", f"run_dir={run}", *FINISHED, "data.eval={}", *overrides]
+    return [
+        RARL,
+        "train",
+        "configs/demo.yaml",
+        f"run_dir={run}",
+        *FINISHED,
+        "data.eval={}",
+        *overrides,
+    ]
 
 
 @pytest.fixture
@@ -28,21 +46,29 @@ def undisturbed(finished_run: FinishedRun) -> Path:
     return finished_run.folder
 
 
-def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
-    """On a disk of its own, seen by this one process family: it becomes full, and is read-only for a while; then
-    SIGKILL as in a power cut, which damages a file; then SIGTERM as a scheduler sends it before it takes the machine
-    away."""
+def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    """On a disk of its own, seen by this one process family: it becomes full, and is read-only for
+    a while; then SIGKILL as in a power cut, which damages a file; then SIGTERM as a scheduler sends
+    it before it takes the machine away."""
     disk = tmp_path / "disk"
     disk.mkdir()
     steps = [sys.executable, "-m", "tests.faults.small_disk", str(disk), *command(disk / "run")]
-    done = subprocess.run(["unshare", "-rm", *steps], cwd=REPOSITORY, env=environment(), check=False)
+    done = subprocess.run(
+        ["unshare", "-rm", *steps], cwd=REPOSITORY, env=environment(), check=False
+    )
     assert done.returncode == 0
     full, read_only, second, killed, asked, last = (End.read(disk, name) for name in ENDS)
 
-    assert_one_line_error(full.done, "No space left on device", str(disk), "the same command continues")
+    assert_one_line_error(
+        full.done, "No space left on device", str(disk), "the same command continues"
+    )
     assert full.steps >= 2, "the disk became full in the midst of the training"
     assert_one_line_error(read_only.done, str(disk), "Read-only file system")
-    assert_one_line_error(second.done, str(disk), "another process is at work in this run directory")
+    assert_one_line_error(
+        second.done, str(disk), "another process is at work in this run directory"
+    )
     assert full.steps <= killed.steps < STEPS
 
     assert asked.done.returncode == 0 and "Traceback" not in asked.done.stderr, asked.done.stderr
@@ -58,16 +84,31 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(undisturbed: Pa
 
 def test_more_samplers_than_the_machine_has_room_for_are_an_error_at_once(tmp_path: Path) -> None:
     count = 10 * (os.cpu_count() or 1)
-    done = rarl("train", "configs/demo.yaml", f"run_dir={tmp_path / 'run'}", *SHORT, f"rollout.num_actors={count}")
-    assert_one_line_error(done, "no room in the Ray cluster", f"rollout.num_actors={count}", "CPU", "lower that key")
+    done = rarl(
+        "train",
+        "configs/demo.yaml",
+        f"run_dir={tmp_path / 'run'}",
+        *SHORT,
+        f"rollout.num_actors={count}",
+    )
+    assert_one_line_error(
+        done, "no room in the Ray cluster", f"rollout.num_actors={count}", "CPU", "lower that key"
+    )
 
 
 def test_a_run_on_two_nodes_survives_the_loss_of_one(undisturbed: Path, tmp_path: Path) -> None:
-    """A sampler and a train worker on each. It is the run of one node and one worker all the same."""
+    """A sampler and a train worker on each. It is the run of one node and one worker all the
+    same."""
     run = tmp_path / "run"
     nodes = [sys.executable, "-m", "tests.faults.nodes", str(tmp_path), str(run)]
     done = subprocess.run(
-        ["unshare", "-rnmpf", "--mount-proc", *nodes, *command(run, "train.num_workers=2", "rollout.num_actors=2")],
+        [
+            "unshare",
+            "-rnmpf",
+            "--mount-proc",
+            *nodes,
+            *command(run, "train.num_workers=2", "rollout.num_actors=2"),
+        ],
         cwd=REPOSITORY,
         env=environment() | {"RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "cable"},
         capture_output=True,

@@ -1,4 +1,5 @@
-"""The whole service as a user starts it: `rarl serve RUN` in a process of its own, on a free port, with a key."""
+"""The whole service as a user starts it: `rarl serve RUN` in a process of its own, on a free port,
+with a key."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from tests.judge_faults import free_port
 from tests.runs import RARL, REPOSITORY, command_of, environment
 
 KEY = "a-key-for-the-tests-0123456789"
-START_SECONDS = 500  # a machine that is busy with other things takes minutes to import vLLM five times
+# a machine that is busy with other things takes minutes to import vLLM five times
+START_SECONDS = 500
 STRENGTH = 0.02  # of the random adapters: other log-probs than the base's, and still mostly answers
 
 
@@ -43,7 +45,9 @@ class Service:
         return f"{self.url}/v1"
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.api, api_key=self.key, **{"max_retries": 0, "timeout": 120, **options})
+        return openai.OpenAI(
+            base_url=self.api, api_key=self.key, **{"max_retries": 0, "timeout": 120, **options}
+        )
 
     def http(self, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -51,13 +55,20 @@ class Service:
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Those of this service whose command line holds `word`."""
-        return [one for one in psutil.Process(self.process.pid).children(recursive=True) if word in command_of(one)]
+        return [
+            one
+            for one in psutil.Process(self.process.pid).children(recursive=True)
+            if word in command_of(one)
+        ]
 
 
 def write_run(folder: Path, model_path: str, seed: int, strength: float = STRENGTH) -> Path:
-    """A finished run as far as serving looks: its configuration, and an adapter of the given seed."""
+    """A finished run as far as serving looks: its configuration, and an adapter of the given
+    seed."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = load_config(REPOSITORY / "configs/demo.yaml", [f"run_dir={folder}", "prompts.eval=plain"])
+    config = load_config(
+        REPOSITORY / "configs/demo.yaml", [f"run_dir={folder}", "prompts.eval=plain"]
+    )
     (folder / "config.yaml").write_text(dump_config(config))
     write_adapter(folder / "adapter", model_path, seed, strength)
     return folder
@@ -129,7 +140,9 @@ def image_url(example: Example) -> str:
 
 def messages(example: Example, text: str | None = None) -> list[Any]:
     image = {"type": "image_url", "image_url": {"url": image_url(example)}}
-    return [{"role": "user", "content": [image, {"type": "text", "text": text or example.question}]}]
+    return [
+        {"role": "user", "content": [image, {"type": "text", "text": text or example.question}]}
+    ]
 
 
 def answer_body(example: Example, **keys: Any) -> dict[str, Any]:

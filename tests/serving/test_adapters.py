@@ -40,10 +40,22 @@ def test_runs_and_folders_of_this_base_are_listed(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     folder = AdapterFolder(str(tmp_path), BASE, 16)
     assert folder.names() == ["plain", "run-1"]
-    assert AdapterFolder(str(tmp_path / "none"), BASE, 16).names() == AdapterFolder(None, BASE, 16).names() == []
+    assert (
+        AdapterFolder(str(tmp_path / "none"), BASE, 16).names()
+        == AdapterFolder(None, BASE, 16).names()
+        == []
+    )
     assert folder.find("run-1").run == tmp_path / "run-1"
     assert folder.find("plain").run is None
-    for name in ("of-another-base", ".hidden", "a name with spaces", "unfinished", "../" + tmp_path.name, "", "plain/"):
+    for name in (
+        "of-another-base",
+        ".hidden",
+        "a name with spaces",
+        "unfinished",
+        "../" + tmp_path.name,
+        "",
+        "plain/",
+    ):
         with pytest.raises(Refusal) as caught:
             folder.find(name)
         assert caught.value.status == 404
@@ -90,7 +102,8 @@ def test_a_copy_is_of_the_version_that_was_asked(tmp_path: Path) -> None:
 
 
 def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> None:
-    """Configuration and weights carry the same number; a writer replaces the folder as the trainer does."""
+    """Configuration and weights carry the same number; a writer replaces the folder as the trainer
+    does."""
     folder = AdapterFolder(str(tmp_path), BASE, 10**6)
     stop = threading.Event()
 
@@ -122,13 +135,21 @@ def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_cannot_be_served_ends_rarl_serve_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_served_ends_rarl_serve_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RARL_API_KEY", raising=False)
-    assert_one_line_error(rarl("serve", tmp_path / "none"), "none: not a run directory", "rarl train")
+    assert_one_line_error(
+        rarl("serve", tmp_path / "none"), "none: not a run directory", "rarl train"
+    )
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
-    (unfinished / "config.yaml").write_text(f"run_dir: x\nmodel: {{path: '{BASE}'}}\ndata: {{train: x}}\n")
+    (unfinished / "config.yaml").write_text(
+        f"run_dir: x\nmodel: {{path: '{BASE}'}}\ndata: {{train: x}}\n"
+    )
     assert_one_line_error(rarl("serve", unfinished), "no adapter yet")
     peft(unfinished / "adapter")
-    assert_one_line_error(rarl("serve", unfinished, "limits.concurent=3"), "unknown key 'limits.concurent'")
+    assert_one_line_error(
+        rarl("serve", unfinished, "limits.concurent=3"), "unknown key 'limits.concurent'"
+    )
     assert_one_line_error(rarl("serve", unfinished, "--host", "0.0.0.0"), "0.0.0.0", "RARL_API_KEY")

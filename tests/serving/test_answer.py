@@ -1,4 +1,5 @@
-"""`POST /v1/answer` of the running service: agreement, verdicts, streams, and replies without an answer."""
+"""`POST /v1/answer` of the running service: agreement, verdicts, streams, and replies without an
+answer."""
 
 from __future__ import annotations
 
@@ -25,10 +26,20 @@ def ask(service: Service, body: dict[str, Any]) -> Any:
     return response.json()
 
 
-def test_an_answer_with_the_agreement_of_its_samples(service: Service, examples: list[Example]) -> None:
+def test_an_answer_with_the_agreement_of_its_samples(
+    service: Service, examples: list[Example]
+) -> None:
     for example in examples[:6]:
         reply = ask(service, answer_body(example, samples=8, adapter="base", seed=1))
-        assert set(reply) == {"thinking", "answer", "confidence", "samples", "adapter", "version", "tokens"}
+        assert set(reply) == {
+            "thinking",
+            "answer",
+            "confidence",
+            "samples",
+            "adapter",
+            "version",
+            "tokens",
+        }
         given = [one for one in reply["samples"] if one is not None]
         assert len(reply["samples"]) == 8 and reply["answer"] in given
         agreeing = sum(one.strip().lower() == reply["answer"].strip().lower() for one in given)
@@ -49,16 +60,24 @@ def test_one_sample_is_the_likeliest_reply(service: Service, examples: list[Exam
 
 def test_the_judge_compares_with_a_reference(service: Service, examples: list[Example]) -> None:
     reply = ask(service, answer_body(examples[0], adapter="base"))
-    right = ask(service, answer_body(examples[0], adapter="base", samples=1, reference=examples[0].answer))["verdict"]
+    right = ask(
+        service, answer_body(examples[0], adapter="base", samples=1, reference=examples[0].answer)
+    )["verdict"]
     assert right["status"] == "scored" and 0 <= right["correctness"] <= 3
     own = ask(service, answer_body(examples[0], adapter="base", samples=1))["answer"]
-    praised = ask(service, answer_body(examples[0], adapter="base", samples=1, reference=own))["verdict"]
-    blamed = ask(service, answer_body(examples[0], adapter="base", samples=1, reference="nothing like it"))["verdict"]
+    praised = ask(service, answer_body(examples[0], adapter="base", samples=1, reference=own))[
+        "verdict"
+    ]
+    blamed = ask(
+        service, answer_body(examples[0], adapter="base", samples=1, reference="nothing like it")
+    )["verdict"]
     assert praised["correctness"] > blamed["correctness"]
     assert "verdict" not in reply
 
 
-def test_a_stream_tells_the_first_sample_and_then_the_result(service: Service, examples: list[Example]) -> None:
+def test_a_stream_tells_the_first_sample_and_then_the_result(
+    service: Service, examples: list[Example]
+) -> None:
     events = []
     with service.http() as http:
         body = answer_body(examples[1], samples=1, adapter="base", stream=True)
@@ -89,28 +108,43 @@ def test_replies_without_an_answer_are_a_clear_error(
         assert "none of 4 replies of 'babble' holds an <answer>" in error["message"]
         streamed = http.post("/answer", json=body | {"stream": True})
         last = [line for line in streamed.text.splitlines() if line][-1]
-        assert streamed.status_code == 200 and json.loads(last.removeprefix("data: "))["error"]["code"] == "no_answer"
+        assert (
+            streamed.status_code == 200
+            and json.loads(last.removeprefix("data: "))["error"]["code"] == "no_answer"
+        )
 
 
 def test_dicom_and_bare_base64_are_taken(service: Service, examples: list[Example]) -> None:
     bare = answer_body(examples[0])["image"].split(",")[1]
     same = ask(service, answer_body(examples[0], adapter="base", samples=1))
-    assert ask(service, answer_body(examples[0], adapter="base", samples=1) | {"image": bare}) == same
+    assert (
+        ask(service, answer_body(examples[0], adapter="base", samples=1) | {"image": bare}) == same
+    )
     file = encoded(dicom(), "application/dicom")
     with service.http() as http:
         shown = http.post("/preview", json={"image": file})
         assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
-        reply = http.post("/answer", json=answer_body(examples[0], adapter="base", samples=8) | {"image": file})
-        assert reply.status_code in (200, 422)  # what the model thinks of an 8 by 8 ramp is its own affair
+        reply = http.post(
+            "/answer", json=answer_body(examples[0], adapter="base", samples=8) | {"image": file}
+        )
+        # what the model thinks of an 8 by 8 ramp is its own affair
+        assert reply.status_code in (200, 422)
 
 
-def test_health_and_readiness_need_no_key_and_figures_do(service: Service, examples: list[Example]) -> None:
+def test_health_and_readiness_need_no_key_and_figures_do(
+    service: Service, examples: list[Example]
+) -> None:
     assert httpx.get(f"{service.api}/health").json() == {"status": "ok"}
     assert httpx.get(f"{service.api}/ready", timeout=30).json() == {"status": "ready"}
     assert httpx.get(f"{service.api}/metrics", timeout=30).status_code == 401
     ask(service, answer_body(examples[0], adapter="base"))
     deadline = time.monotonic() + 60  # Ray's agents collect every ten seconds
-    wanted = ("ray_rarl_requests_total{", 'route="/answer"', 'status="200"', "ray_rarl_completion_tokens_total")
+    wanted = (
+        "ray_rarl_requests_total{",
+        'route="/answer"',
+        'status="200"',
+        "ray_rarl_completion_tokens_total",
+    )
     with service.http() as http:
         while not all(part in (text := http.get("/metrics").text) for part in wanted):
             assert time.monotonic() < deadline, text[-3000:]

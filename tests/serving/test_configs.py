@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from rarl.commands.serve import CPU_ENGINE, engine_of
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
-from rarl.serving.run import CPU_ENGINE, engine_of
 from rarl.serving.settings import ServiceConfig
 from tests.runs import REPOSITORY
 

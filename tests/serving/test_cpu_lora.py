@@ -1,4 +1,5 @@
-"""The LoRA operators that the served engine uses on a CPU, against the plain products of each token."""
+"""The LoRA operators that the served engine uses on a CPU, against the plain products of each
+token."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ def test_each_token_has_its_own_slots_product_and_base_tokens_none(shape: tuple[
     weights = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
     matrices = weights.reshape(3, 5, 12)
     expected = torch.stack(
-        [matrices[slot] @ token if slot >= 0 else torch.zeros(5) for token, slot in zip(INPUTS, SLOTS, strict=True)]
+        [
+            matrices[slot] @ token if slot >= 0 else torch.zeros(5)
+            for token, slot in zip(INPUTS, SLOTS, strict=True)
+        ]
     )
     torch.testing.assert_close(product_by_slot(INPUTS, weights, SLOTS, torch.float32), expected)
     low = torch.ones(7, 5)
@@ -33,13 +37,14 @@ def test_each_token_has_its_own_slots_product_and_base_tokens_none(shape: tuple[
 
 
 def test_vllms_own_operators_still_need_replacing() -> None:
-    """They give a token of the base model the last slot's product. When this fails, vLLM has mended it, and
-    rarl/serving/cpu_lora.py can go."""
+    """They give a token of the base model the last slot's product. When this fails, vLLM has mended
+    it, and rarl/serving/cpu_lora.py can go."""
     import importlib.util
 
     spec = importlib.util.find_spec("vllm.lora.ops.torch_ops.lora_ops")
     assert spec is not None and spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)  # not the module in which the operators may be replaced already
+    # not the module in which the operators may be replaced already
+    fresh = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fresh)
     output = torch.zeros(1, 5)
     weights = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(1))

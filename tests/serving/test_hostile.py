@@ -1,4 +1,5 @@
-"""Hostile requests against the running service: each gets its 4xx, nothing reaches a log, and the service goes on."""
+"""Hostile requests against the running service: each gets its 4xx, nothing reaches a log, and the
+service goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from tests.serving.service import Service, answer_body
 pytestmark = pytest.mark.slow
 
 
-def test_every_hostile_request_gets_its_4xx_and_the_service_goes_on(service: Service, examples: list[Example]) -> None:
+def test_every_hostile_request_gets_its_4xx_and_the_service_goes_on(
+    service: Service, examples: list[Example]
+) -> None:
     attacks = all_hostile()
     assert len(attacks) >= 40 and len({one.name for one in attacks}) == len(attacks)
     wrong = []
@@ -26,10 +29,14 @@ def test_every_hostile_request_gets_its_4xx_and_the_service_goes_on(service: Ser
     with httpx.Client(timeout=60) as http:
         for one in attacks:
             headers = {**(key if one.with_key else {}), **one.headers}
-            response = http.request(one.method, service.api + one.path, content=one.body, headers=headers)
+            response = http.request(
+                one.method, service.api + one.path, content=one.body, headers=headers
+            )
             is_ours = response.headers.get("content-type", "").startswith("application/json")
             said = response.json().get("error", {}).get("message", "") if is_ours else ""
-            if response.status_code not in one.status or (is_ours and (not said or MARKER in response.text)):
+            if response.status_code not in one.status or (
+                is_ours and (not said or MARKER in response.text)
+            ):
                 wrong.append((one.name, one.status, response.status_code, response.text[:200]))
     assert not wrong
     assert Counter(status for one in attacks for status in one.status)[413] >= 5
@@ -49,14 +56,20 @@ def open_request(service: Service, first: bytes) -> socket.socket:
     return opened
 
 
-def test_slow_bodies_are_given_up_and_others_are_served_meanwhile(service: Service, examples: list[Example]) -> None:
-    """Slow loris: 40 clients that send their bodies byte by byte, and 40 that never end their headers."""
+def test_slow_bodies_are_given_up_and_others_are_served_meanwhile(
+    service: Service, examples: list[Example]
+) -> None:
+    """Slow loris: 40 clients that send their bodies byte by byte, and 40 that never end their
+    headers."""
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {service.key}\r\n"
         "Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
     )
     slow = [open_request(service, head.encode() + b'{"mod') for _ in range(40)]
-    headless = [open_request(service, b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0") for _ in range(40)]
+    headless = [
+        open_request(service, b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0")
+        for _ in range(40)
+    ]
     for one in slow:
         one.sendall(b"e")
     assert_serves(service, examples)
@@ -88,7 +101,9 @@ def session_logs(service: Service) -> list[Path]:
     folders = set()
     for process in psutil.Process(service.process.pid).children(recursive=True):
         try:
-            folders |= {Path(one.path).parent for one in process.open_files() if "/logs" in one.path}
+            folders |= {
+                Path(one.path).parent for one in process.open_files() if "/logs" in one.path
+            }
         except psutil.Error:
             continue
     return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
@@ -103,10 +118,15 @@ def test_no_text_and_no_image_is_in_a_log(service: Service, examples: list[Examp
         http.post("/chat/completions", json={"model": "base", "messages": secret})
         image = answer_body(examples[0])["image"]
         long = [{"role": "user", "content": [{"type": "text", "text": secret + "ξ" * 3000}]}]
-        assert http.post("/chat/completions", json={"model": "base", "messages": long}).status_code == 400
+        assert (
+            http.post("/chat/completions", json={"model": "base", "messages": long}).status_code
+            == 400
+        )
     logs = session_logs(service)
     assert len(logs) > 5
-    assert any("POST /v1 200" in path.read_text(errors="replace") for path in logs), "these are not the service's logs"
+    assert any("POST /v1 200" in path.read_text(errors="replace") for path in logs), (
+        "these are not the service's logs"
+    )
     for path in logs:
         text = path.read_text(errors="replace")
         for word in (secret, MARKER, service.key, image[22:120]):

@@ -1,4 +1,5 @@
-"""Many clients at once, and an engine that is killed under them. bench/serving.py is the long one."""
+"""Many clients at once, and an engine that is killed under them. bench/serving.py is the long
+one."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ def bodies(examples: list[Example]) -> list[dict[str, Any]]:
     """24 questions about as many pictures, each to one of three models."""
     models = ("base", "first", "second")
     return [
-        {"model": models[number % 3], "messages": messages(example), "temperature": 0, "max_tokens": 24}
+        {
+            "model": models[number % 3],
+            "messages": messages(example),
+            "temperature": 0,
+            "max_tokens": 24,
+        }
         for number, example in enumerate(examples)
     ]
 
@@ -40,16 +46,22 @@ def headers(service: Service) -> dict[str, str]:
 def tasks(service: Service, headers: dict[str, str]) -> list[Task]:
     from rarl.tiny.dataset import draw_examples
 
-    drawn = draw_examples("seen", 12, seed=6, split="test") + draw_examples("unseen", 12, seed=6, split="test")
+    drawn = draw_examples("seen", 12, seed=6, split="test") + draw_examples(
+        "unseen", 12, seed=6, split="test"
+    )
     asked = with_expected(service.api, headers, bodies(drawn))
-    assert len({task.expected for task in asked}) >= 8, "or else a mixed-up reply would not be noticed"
+    assert len({task.expected for task in asked}) >= 8, (
+        "or else a mixed-up reply would not be noticed"
+    )
     return asked
 
 
 def test_sixty_four_clients_get_each_their_own_reply(
     service: Service, headers: dict[str, str], tasks: list[Task]
 ) -> None:
-    outcome = asyncio.run(run_clients(service.api, headers, tasks, clients=64, seconds=600, turns=3))
+    outcome = asyncio.run(
+        run_clients(service.api, headers, tasks, clients=64, seconds=600, turns=3)
+    )
     assert outcome.statuses == {200: 64 * 3}
     assert (outcome.wrong, outcome.lost) == (0, 0)
 
@@ -57,7 +69,9 @@ def test_sixty_four_clients_get_each_their_own_reply(
 def test_more_than_allowed_are_told_to_wait_and_then_answered(
     service: Service, headers: dict[str, str], tasks: list[Task]
 ) -> None:
-    outcome = asyncio.run(run_clients(service.api, headers, tasks, clients=160, seconds=600, turns=1))
+    outcome = asyncio.run(
+        run_clients(service.api, headers, tasks, clients=160, seconds=600, turns=1)
+    )
     assert set(outcome.statuses) == {200, 429}
     assert outcome.statuses[200] == 160
     assert (outcome.wrong, outcome.lost, outcome.refused_without_retry_after) == (0, 0, 0)
@@ -66,8 +80,8 @@ def test_more_than_allowed_are_told_to_wait_and_then_answered(
 def test_an_engine_that_dies_loses_nothing_that_can_be_asked_again(
     service: Service, headers: dict[str, str], tasks: list[Task]
 ) -> None:
-    """Whole replies are asked of the next engine, behind the client's back; only a stream that had begun ends with an
-    error, and says so."""
+    """Whole replies are asked of the next engine, behind the client's back; only a stream that had
+    begun ends with an error, and says so."""
     with ThreadPoolExecutor(2) as pool:
         run = run_clients(service.api, headers, tasks, clients=16, seconds=600, turns=6)
         load = pool.submit(asyncio.run, run)
@@ -85,9 +99,19 @@ def test_an_engine_that_dies_loses_nothing_that_can_be_asked_again(
 def stream_until_it_ends(service: Service) -> str:
     """The last event's text, or its error's code."""
     example = [{"role": "user", "content": "Describe everything."}]
-    body = {"model": "base", "messages": example, "max_tokens": 200, "temperature": 2, "stream": True, "n": 8}
+    body = {
+        "model": "base",
+        "messages": example,
+        "max_tokens": 200,
+        "temperature": 2,
+        "stream": True,
+        "n": 8,
+    }
     last = ""
-    with service.http(timeout=600) as http, http.stream("POST", "/chat/completions", json=body) as response:
+    with (
+        service.http(timeout=600) as http,
+        http.stream("POST", "/chat/completions", json=body) as response,
+    ):
         assert response.status_code == 200
         for line in response.iter_lines():
             last = line.removeprefix("data: ") or last

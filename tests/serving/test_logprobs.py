@@ -1,5 +1,5 @@
-"""What is served is what was trained: the service's log-probs against transformers and peft, and adapters that are
-published while requests are in flight."""
+"""What is served is what was trained: the service's log-probs against transformers and peft, and
+adapters that are published while requests are in flight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.serving.service import Service, answer_body, messages, write_adapter,
 
 pytestmark = pytest.mark.slow
 TOKENS = 24
-CLOSE = 1e-4  # nats; float32 rounding is about 3e-6, another adapter's log-probs differ by more than 0.01
+# nats; float32 rounding is about 3e-6, another adapter's log-probs differ by more than 0.01
+CLOSE = 1e-4
 
 
 def sampled(http: httpx.Client, model: str, example: Example, text: str, seed: int) -> Any:
@@ -44,7 +45,9 @@ def sampled(http: httpx.Client, model: str, example: Example, text: str, seed: i
     return response.json()
 
 
-def reference_logprobs(model: Any, processor: Any, example: Example, prompt: str, completion: list[int]) -> list[float]:
+def reference_logprobs(
+    model: Any, processor: Any, example: Example, prompt: str, completion: list[int]
+) -> list[float]:
     """One plain forward pass. Raises nothing; the prompt's own ids are the processor's."""
     pixels = fit_image(decode_image(example.image), processor.image_processor, None)
     inputs = processor(text=[prompt], images=[pixels], return_tensors="pt")
@@ -54,7 +57,9 @@ def reference_logprobs(model: Any, processor: Any, example: Example, prompt: str
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in inputs:
         types = inputs["mm_token_type_ids"]
-        inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros_like(tail, dtype=types.dtype)], dim=1)
+        inputs["mm_token_type_ids"] = torch.cat(
+            [types, torch.zeros_like(tail, dtype=types.dtype)], dim=1
+        )
     with torch.no_grad():
         logits = model(**inputs).logits[0, length - 1 : -1].float()
     chosen = torch.log_softmax(logits, dim=-1).gather(1, tail[0][:, None])[:, 0]
@@ -80,7 +85,9 @@ def test_logprobs_and_prompts_are_those_of_transformers_and_peft(
 ) -> None:
     models = {"base": fresh_base(model_path)}
     for name in ("first", "second"):
-        models[name] = PeftModel.from_pretrained(fresh_base(model_path), service.adapters / name / "adapter").eval()
+        models[name] = PeftModel.from_pretrained(
+            fresh_base(model_path), service.adapters / name / "adapter"
+        ).eval()
     plan = evaluation_prompts(PromptsConfig(eval="plain"))
     with service.http() as http:
         for number, example in enumerate(examples[4:8]):
@@ -93,13 +100,26 @@ def test_logprobs_and_prompts_are_those_of_transformers_and_peft(
                 pixels = fit_image(decode_image(example.image), processor.image_processor, None)
                 expected = processor(text=[prompt], images=[pixels]).input_ids[0]
                 assert reply["prompt_token_ids"] == list(expected)
-                assert largest_difference(reference_logprobs(model, processor, example, prompt, ids), logprobs) < CLOSE
+                assert (
+                    largest_difference(
+                        reference_logprobs(model, processor, example, prompt, ids), logprobs
+                    )
+                    < CLOSE
+                )
                 wrong = models["second" if name == "first" else "first"]
-                assert largest_difference(reference_logprobs(wrong, processor, example, prompt, ids), logprobs) > 0.01
+                assert (
+                    largest_difference(
+                        reference_logprobs(wrong, processor, example, prompt, ids), logprobs
+                    )
+                    > 0.01
+                )
 
 
-def test_a_question_is_asked_in_the_words_of_training(examples: list[Example], processor: Any) -> None:
-    """`/v1/answer` is given question and options alone, and must arrive at the prompt that training made."""
+def test_a_question_is_asked_in_the_words_of_training(
+    examples: list[Example], processor: Any
+) -> None:
+    """`/v1/answer` is given question and options alone, and must arrive at the prompt that training
+    made."""
     plan = evaluation_prompts(PromptsConfig(eval="plain"))
     model = Model("first", "first@0", None, plan.families["plain"], None)
     kinds = set()
@@ -110,7 +130,9 @@ def test_a_question_is_asked_in_the_words_of_training(examples: list[Example], p
     assert kinds == {"choice", "closed"}
 
 
-def steadily(ask: Callable[[int], Any], threads: int, until: threading.Event, replies: list[Any]) -> None:
+def steadily(
+    ask: Callable[[int], Any], threads: int, until: threading.Event, replies: list[Any]
+) -> None:
     """That many clients ask one question after the other; `replies` grows."""
 
     def client(number: int) -> None:
@@ -134,18 +156,23 @@ def wait_for_versions(replies: list[Any], count: int) -> None:
 def test_adapters_published_under_way_never_mix(
     service: Service, examples: list[Example], model_path: str, processor: Any, tmp_path: Path
 ) -> None:
-    """Four versions of one name, and another name that is new, while clients ask without a pause. Every reply says
-    which version it is from, and has that version's log-probs to the last token."""
+    """Four versions of one name, and another name that is new, while clients ask without a pause.
+    Every reply says which version it is from, and has that version's log-probs to the last
+    token."""
     example, text = examples[9], "Which part of the body is this?"
     prompt = render(processor, text, image=True)
     write_adapter(tmp_path / "copy-10", model_path, 10, strength=0.05)
     live = service.adapters / "live"
-    write_adapter(write_run(live, model_path, 10, strength=0.05) / "adapter", model_path, 10, strength=0.05)
+    write_adapter(
+        write_run(live, model_path, 10, strength=0.05) / "adapter", model_path, 10, strength=0.05
+    )
     published, stop = [tmp_path / "copy-10"], threading.Event()
     replies: list[Any] = []
 
     with service.http() as http, ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(steadily, lambda seed: sampled(http, "live", example, text, seed), 3, stop, replies)
+        asking = pool.submit(
+            steadily, lambda seed: sampled(http, "live", example, text, seed), 3, stop, replies
+        )
         try:
             for seed in (11, 12, 13):
                 wait_for_versions(replies, len(published))
@@ -164,10 +191,15 @@ def test_adapters_published_under_way_never_mix(
     for reply in replies:
         by_version.setdefault(reply["system_fingerprint"], []).append(reply)
     assert len(by_version) == 4, sorted(by_version)
-    models = [PeftModel.from_pretrained(fresh_base(model_path), folder).eval() for folder in published]
+    models = [
+        PeftModel.from_pretrained(fresh_base(model_path), folder).eval() for folder in published
+    ]
     owners = set()
     for version, own in by_version.items():
-        fits = [all(is_from(model, processor, example, prompt, reply) for reply in own[-6:]) for model in models]
+        fits = [
+            all(is_from(model, processor, example, prompt, reply) for reply in own[-6:])
+            for model in models
+        ]
         assert fits.count(True) == 1, (version, fits)
         owner = fits.index(True)
         owners.add(owner)
@@ -177,4 +209,7 @@ def test_adapters_published_under_way_never_mix(
 
 def is_from(model: Any, processor: Any, example: Example, prompt: str, reply: Any) -> bool:
     ids, logprobs = ids_and_logprobs(reply)
-    return largest_difference(reference_logprobs(model, processor, example, prompt, ids), logprobs) < CLOSE
+    return (
+        largest_difference(reference_logprobs(model, processor, example, prompt, ids), logprobs)
+        < CLOSE
+    )

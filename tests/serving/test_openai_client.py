@@ -29,16 +29,29 @@ def test_the_models_are_the_base_and_the_runs(client: openai.OpenAI) -> None:
 
 def test_a_chat_about_an_image(client: openai.OpenAI, examples: list[Example]) -> None:
     reply = client.chat.completions.create(
-        model="first", messages=messages(examples[0]), temperature=0, max_tokens=60, logprobs=True, top_logprobs=2
+        model="first",
+        messages=messages(examples[0]),
+        temperature=0,
+        max_tokens=60,
+        logprobs=True,
+        top_logprobs=2,
     )
     choice = reply.choices[0]
     assert reply.model == "first"
     assert (reply.system_fingerprint or "").startswith("first@")
     assert choice.message.content and choice.finish_reason in ("stop", "length")
-    assert reply.usage is not None and choice.logprobs is not None and choice.logprobs.content is not None
+    assert (
+        reply.usage is not None
+        and choice.logprobs is not None
+        and choice.logprobs.content is not None
+    )
     assert reply.usage.completion_tokens == len(choice.logprobs.content)
-    assert [len(one.top_logprobs) for one in choice.logprobs.content] == [2] * reply.usage.completion_tokens
-    again = client.chat.completions.create(model="first", messages=messages(examples[0]), temperature=0, max_tokens=60)
+    assert [len(one.top_logprobs) for one in choice.logprobs.content] == [
+        2
+    ] * reply.usage.completion_tokens
+    again = client.chat.completions.create(
+        model="first", messages=messages(examples[0]), temperature=0, max_tokens=60
+    )
     assert again.choices[0].message.content == choice.message.content
 
 
@@ -49,13 +62,19 @@ def test_the_image_is_looked_at(client: openai.OpenAI, examples: list[Example]) 
     logprobs = []
     for example in (examples[0], other):
         reply: Any = client.chat.completions.create(
-            model="base", messages=messages(example, asked), temperature=0, max_tokens=12, logprobs=True
+            model="base",
+            messages=messages(example, asked),
+            temperature=0,
+            max_tokens=12,
+            logprobs=True,
         )
         logprobs.append([one.logprob for one in reply.choices[0].logprobs.content])
     assert logprobs[0] != logprobs[1]
 
 
-def test_streaming_gives_the_same_reply_in_pieces(client: openai.OpenAI, examples: list[Example]) -> None:
+def test_streaming_gives_the_same_reply_in_pieces(
+    client: openai.OpenAI, examples: list[Example]
+) -> None:
     asked: dict[str, Any] = {
         "model": "second",
         "messages": messages(examples[1]),
@@ -63,7 +82,9 @@ def test_streaming_gives_the_same_reply_in_pieces(client: openai.OpenAI, example
         "max_completion_tokens": 60,
     }
     whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
     assert "".join(piece or "" for piece in pieces) == whole.choices[0].message.content
     assert len([piece for piece in pieces if piece]) > 5
@@ -79,16 +100,26 @@ def test_several_replies(client: openai.OpenAI, examples: list[Example]) -> None
     assert sorted(choice.index for choice in reply.choices) == list(range(6))
     assert len({choice.message.content for choice in reply.choices}) > 1
     streamed = client.chat.completions.create(
-        model="base", messages=messages(examples[2]), n=3, temperature=1.5, max_tokens=40, stream=True
+        model="base",
+        messages=messages(examples[2]),
+        n=3,
+        temperature=1.5,
+        max_tokens=40,
+        stream=True,
     )
     assert {choice.index for chunk in streamed for choice in chunk.choices} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("model", ["base", "first"])
-def test_a_json_schema_is_kept_to(client: openai.OpenAI, examples: list[Example], model: str) -> None:
+def test_a_json_schema_is_kept_to(
+    client: openai.OpenAI, examples: list[Example], model: str
+) -> None:
     schema = {
         "type": "object",
-        "properties": {"organ": {"enum": ["chest", "brain", "knee"]}, "lesion": {"type": "boolean"}},
+        "properties": {
+            "organ": {"enum": ["chest", "brain", "knee"]},
+            "lesion": {"type": "boolean"},
+        },
         "required": ["organ", "lesion"],
         "additionalProperties": False,
     }
@@ -96,7 +127,10 @@ def test_a_json_schema_is_kept_to(client: openai.OpenAI, examples: list[Example]
         model=model,
         messages=messages(examples[0]),
         max_tokens=60,
-        response_format={"type": "json_schema", "json_schema": {"name": "finding", "schema": schema, "strict": True}},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "finding", "schema": schema, "strict": True},
+        },
     )
     held = json.loads(reply.choices[0].message.content or "")
     assert set(held) == {"organ", "lesion"} and held["organ"] in ("chest", "brain", "knee")
@@ -115,13 +149,21 @@ def test_an_adapter_is_chosen_by_its_name(client: openai.OpenAI, examples: list[
     assert (logprobs("base"), logprobs("first")) == (base, first)
 
 
-def test_errors_are_the_clients_own(service: Service, client: openai.OpenAI, examples: list[Example]) -> None:
+def test_errors_are_the_clients_own(
+    service: Service, client: openai.OpenAI, examples: list[Example]
+) -> None:
     def ask(asking: openai.OpenAI = client, **keys: Any) -> Any:
-        return asking.chat.completions.create(**{"model": "base", "messages": messages(examples[0]), **keys})
+        return asking.chat.completions.create(
+            **{"model": "base", "messages": messages(examples[0]), **keys}
+        )
 
     with pytest.raises(openai.NotFoundError) as missing:
         ask(model="third")
-    assert (missing.value.code, missing.value.param, missing.value.status_code) == ("model_not_found", "model", 404)
+    assert (missing.value.code, missing.value.param, missing.value.status_code) == (
+        "model_not_found",
+        "model",
+        404,
+    )
     with pytest.raises(openai.BadRequestError, match="at most 200 tokens"):
         ask(max_tokens=201)
     with pytest.raises(openai.BadRequestError, match="at most 8 replies"):

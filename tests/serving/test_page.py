@@ -52,7 +52,8 @@ class AskingPage:
         self.browser, self.service = browser, service
         metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(f"{service.url}/page.css")  # of the same origin, and without a script that could write meanwhile
+        # of the same origin, and without a script that could write meanwhile
+        browser.get(f"{service.url}/page.css")
         browser.execute_script("sessionStorage.clear(); localStorage.clear()")
         browser.get_log("browser")
         browser.get_log("performance")
@@ -92,8 +93,14 @@ class AskingPage:
             time.sleep(0.1)
 
     def requests(self) -> list[str]:
-        entries = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
-        urls = [m["params"]["request"]["url"] for m in entries if m["method"] == "Network.requestWillBeSent"]
+        entries = [
+            json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")
+        ]
+        urls = [
+            m["params"]["request"]["url"]
+            for m in entries
+            if m["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in urls if not url.startswith(("data:", "blob:", "chrome:"))]
 
 
@@ -124,7 +131,9 @@ def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
     assert "second@" in page.texts(".figures")[1]
     assert all("correctness" in text and "of 3" in text for text in page.texts(".verdict"))
     assert len(page.texts(".verdict")) == 2
-    seen = [length for length, answered in browser.execute_script("return window.seen") if not answered]
+    seen = [
+        length for length, answered in browser.execute_script("return window.seen") if not answered
+    ]
     assert len(set(seen)) >= 4, "the thinking was to be seen as it grew"
     assert examples[0].question in page.texts(".history li")[0]
     assert [url for url in page.requests() if not url.startswith(service.url)] == []
@@ -132,10 +141,15 @@ def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
     assert [one for one in messages if "401" not in one and "favicon" not in one] == []
 
 
-def test_bad_files_are_explained(browser: webdriver.Chrome, service: Service, examples: list[Example]) -> None:
+def test_bad_files_are_explained(
+    browser: webdriver.Chrome, service: Service, examples: list[Example]
+) -> None:
     page = AskingPage(browser, service).sign_in()
     page.drop(b"this is no picture at all", "notes.png")
-    assert "notes.png" in page.find("#error").text and "neither PNG, nor JPEG, nor DICOM" in page.find("#error").text
+    assert (
+        "notes.png" in page.find("#error").text
+        and "neither PNG, nor JPEG, nor DICOM" in page.find("#error").text
+    )
     page.drop(examples[0].image[:300], "half.png")
     deadline = time.monotonic() + SECONDS
     while "half.png" not in page.find("#error").text:
@@ -149,7 +163,9 @@ def test_bad_files_are_explained(browser: webdriver.Chrome, service: Service, ex
     assert page.texts("#error") == []
 
 
-def test_dicom_is_shown_and_answered(browser: webdriver.Chrome, service: Service, tmp_path: Path) -> None:
+def test_dicom_is_shown_and_answered(
+    browser: webdriver.Chrome, service: Service, tmp_path: Path
+) -> None:
     """By the file chooser this time."""
     path = tmp_path / "image.dcm"
     path.write_bytes(dicom())
@@ -166,7 +182,9 @@ def test_dicom_is_shown_and_answered(browser: webdriver.Chrome, service: Service
     page.wait_for_replies(1)
 
 
-def test_a_wrong_key_is_said_and_the_right_one_lets_in(browser: webdriver.Chrome, service: Service) -> None:
+def test_a_wrong_key_is_said_and_the_right_one_lets_in(
+    browser: webdriver.Chrome, service: Service
+) -> None:
     page = AskingPage(browser, service)
     page.find("#key").send_keys("wrong", Keys.ENTER)
     assert "send the API key" in page.find("#error").text
@@ -175,7 +193,9 @@ def test_a_wrong_key_is_said_and_the_right_one_lets_in(browser: webdriver.Chrome
     assert page.texts("#error") == []
 
 
-def test_all_of_it_by_keyboard(browser: webdriver.Chrome, service: Service, examples: list[Example]) -> None:
+def test_all_of_it_by_keyboard(
+    browser: webdriver.Chrome, service: Service, examples: list[Example]
+) -> None:
     """Tab reaches every control in the order in which they are shown, and Enter asks."""
     page = AskingPage(browser, service).sign_in()
     page.drop(examples[2].image, "phantom.png")

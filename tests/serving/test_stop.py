@@ -1,4 +1,5 @@
-"""The end of the service. It is the one of the other tests of this folder, so this file is the last one of them."""
+"""The end of the service. It is the one of the other tests of this folder, so this file is the last
+one of them."""
 
 from __future__ import annotations
 
@@ -15,13 +16,22 @@ from tests.serving.service import Service, answer_body, messages
 pytestmark = pytest.mark.slow
 
 
-def test_what_is_in_flight_is_finished_when_the_service_is_stopped(service: Service, examples: list[Example]) -> None:
-    """SIGTERM while replies are being written: they are completed, and then the service ends with exit code 0."""
+def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
+    service: Service, examples: list[Example]
+) -> None:
+    """SIGTERM while replies are being written: they are completed, and then the service ends with
+    exit code 0."""
     started, said_before = threading.Event(), len(service.log.read_text())
 
     def slow() -> int:
         with service.http(timeout=300) as http:
-            body = {"model": "first", "messages": messages(examples[0]), "n": 8, "temperature": 2, "max_tokens": 200}
+            body = {
+                "model": "first",
+                "messages": messages(examples[0]),
+                "n": 8,
+                "temperature": 2,
+                "max_tokens": 200,
+            }
             with http.stream("POST", "/chat/completions", json=body | {"stream": True}) as response:
                 text = ""
                 for piece in response.iter_text():

@@ -40,7 +40,9 @@ def comparison_charts(report: Report, table: Table) -> list[Chart]:
             if (m := measure(row)) is not None
         ]
         if rows:
-            charts.append(dot_chart(f"{table.data_set}: {what}", "Per cent, with 95 % intervals.", rows))
+            charts.append(
+                dot_chart(f"{table.data_set}: {what}", "Per cent, with 95 % intervals.", rows)
+            )
     return charts
 
 
@@ -50,14 +52,27 @@ def curves(report: Report) -> list[Chart]:
     colours = colours_of(report)
     charts = [one_run_rewards(runs[0])] if len(runs) == 1 else reward_charts(report, runs)
     charts += [
-        metric_chart(runs, colours, "reward/accuracy", "Accuracy while training", "Of sampled replies.")
+        metric_chart(
+            runs, colours, "reward/accuracy", "Accuracy while training", "Of sampled replies."
+        )
         if len(runs) == 1
         else None,
-        metric_chart(sft(runs), colours, "loss", "Loss (supervised)", "Cross-entropy of the target, in nats a token."),
+        metric_chart(
+            sft(runs),
+            colours,
+            "loss",
+            "Loss (supervised)",
+            "Cross-entropy of the target, in nats a token.",
+        ),
         metric_chart(rl(runs), colours, "completion_tokens", "Length of replies", "Mean tokens."),
         metric_chart(runs, colours, "kl", "KL to the base model", "Estimated, nats a token."),
         metric_chart(
-            runs, colours, "sampler_mismatch", "Sampler mismatch", "Mean |Δ log-prob|: rounding only.", log=True
+            runs,
+            colours,
+            "sampler_mismatch",
+            "Sampler mismatch",
+            "Mean |Δ log-prob|: rounding only.",
+            log=True,
         ),
         seconds_chart(runs),
     ]
@@ -68,7 +83,9 @@ def colours_of(report: Report) -> dict[str, str]:
     """One colour a model throughout the page."""
     if not report.is_comparison:
         return dict.fromkeys(["trained", report.runs[0].name], COLOURS[0])
-    names = dict.fromkeys([m.name for m in report.models if not m.is_base] + [run.name for run in report.runs])
+    names = dict.fromkeys(
+        [m.name for m in report.models if not m.is_base] + [run.name for run in report.runs]
+    )
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
@@ -83,7 +100,11 @@ def rl(runs: list[Run]) -> list[Run]:
 def one_run_rewards(run: Run) -> Chart | None:
     keys = reward_keys([run])
     lines = [
-        Line(key.removeprefix("reward/").replace("mean", "sum, weighted"), COLOURS[i % len(COLOURS)], *series(run, key))
+        Line(
+            key.removeprefix("reward/").replace("mean", "sum, weighted"),
+            COLOURS[i % len(COLOURS)],
+            *series(run, key),
+        )
         for i, key in enumerate(keys)
     ]
     return line_chart("Reward and its parts", SMOOTHED, lines) if lines else None
@@ -94,14 +115,22 @@ def reward_charts(report: Report, runs: list[Run]) -> list[Chart | None]:
     colours = colours_of(report)
     parts = [key for key in reward_keys(runs) if key != "reward/mean"]
     return [
-        metric_chart(runs, colours, key, f"Reward: {key.removeprefix('reward/')}", "Of sampled replies, by model.")
+        metric_chart(
+            runs,
+            colours,
+            key,
+            f"Reward: {key.removeprefix('reward/')}",
+            "Of sampled replies, by model.",
+        )
         for key in parts
     ]
 
 
 def reward_keys(runs: list[Run]) -> list[str]:
     """`reward/mean` first."""
-    keys = dict.fromkeys(key for run in runs for row in run.metrics for key in row if key.startswith("reward/"))
+    keys = dict.fromkeys(
+        key for run in runs for row in run.metrics for key in row if key.startswith("reward/")
+    )
     return sorted(keys, key=lambda key: key != "reward/mean")
 
 
@@ -138,7 +167,9 @@ def mean_of(curves_: list[tuple[Values, Values]]) -> tuple[Values, Values]:
             if not np.isnan(value):
                 by_step[step].append(value)
     ordered = sorted(by_step)
-    return np.array(ordered), np.array([np.mean(by_step[s]) if by_step[s] else np.nan for s in ordered], dtype=float)
+    return np.array(ordered), np.array(
+        [np.mean(by_step[s]) if by_step[s] else np.nan for s in ordered], dtype=float
+    )
 
 
 def seconds_chart(runs: list[Run]) -> Chart | None:
@@ -150,16 +181,24 @@ def seconds_chart(runs: list[Run]) -> Chart | None:
     if len(timed) == 1:
         parts = {phase: np.nan_to_num(series(timed[0], f"seconds/{phase}")[1]) for phase in PHASES}
         shown = {phase: values for phase, values in parts.items() if values.any()}
-        return area_chart(title, "Of each step.", series(timed[0], "step")[0], shown) if shown else None
+        return (
+            area_chart(title, "Of each step.", series(timed[0], "step")[0], shown)
+            if shown
+            else None
+        )
     names = list(dict.fromkeys(run.name for run in timed))
     means = {
         phase: [
-            float(np.mean(np.concatenate([phase_of(run, phase) for run in timed if run.name == name])))
+            float(
+                np.mean(np.concatenate([phase_of(run, phase) for run in timed if run.name == name]))
+            )
             for name in names
         ]
         for phase in PHASES
     }
-    return bar_chart(title, "Mean over steps and seeds.", names, {p: v for p, v in means.items() if any(v)})
+    return bar_chart(
+        title, "Mean over steps and seeds.", names, {p: v for p, v in means.items() if any(v)}
+    )
 
 
 def phase_of(run: Run, phase: str) -> Values:

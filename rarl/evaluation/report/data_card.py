@@ -18,7 +18,8 @@ Shares = list[tuple[str, int, float]]  # what, how many rows, of 100
 
 @dataclass(frozen=True)
 class DataCard:
-    """`fault` says why nothing is known but the name, for instance because the file has moved since."""
+    """`fault` says why nothing is known but the name, for instance because the file has moved
+    since."""
 
     name: str
     role: str
@@ -57,7 +58,9 @@ def make_card(run: Run, name: str, source: str, is_training: bool) -> DataCard:
     try:
         rows = ParquetRows(path)
     except UserError as error:
-        return DataCard(name, role, source, str(path), fault=str(error), measured=measured, skipped_rows=counted)
+        return DataCard(
+            name, role, source, str(path), fault=str(error), measured=measured, skipped_rows=counted
+        )
     types, answers = rows.column("answer_type"), rows.column("answer")
     return DataCard(
         name=name,
@@ -80,7 +83,8 @@ def make_card(run: Run, name: str, source: str, is_training: bool) -> DataCard:
 
 
 def shares(values: list[str | None], fold: bool = False) -> Shares:
-    """The most common values and the rest together, with their share; nothing where no row has one."""
+    """The most common values and the rest together, with their share; nothing where no row has
+    one."""
     known = Counter((v.strip().lower() if fold else v) if v else "not given" for v in values)
     if not values or set(known) == {"not given"}:
         return []

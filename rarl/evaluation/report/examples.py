@@ -29,7 +29,8 @@ THINKING = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Asked:
-    """One question with the models' replies, by position in `Report.models`; None where a model was not asked it."""
+    """One question with the models' replies, by position in `Report.models`; None where a model was
+    not asked it."""
 
     data_set: str
     replies: list[Prediction | None]
@@ -46,7 +47,9 @@ def all_questions(report: Report) -> list[Asked]:
         for data_set in report.data_sets:
             for reply in model.replies.get(data_set, {}).get(report.example_seed, []):
                 key = (data_set, *question_of(reply))
-                found.setdefault(key, Asked(data_set, [None] * len(report.models))).replies[position] = reply
+                found.setdefault(key, Asked(data_set, [None] * len(report.models))).replies[
+                    position
+                ] = reply
     return sorted(found.values(), key=lambda one: report.data_sets.index(one.data_set))  # stable
 
 
@@ -70,7 +73,8 @@ def choose(report: Report, questions: list[Asked], most: int = MOST_EXAMPLES) ->
 
 
 def examples_json(report: Report) -> dict[str, Any]:
-    """What the page's script reads: models, pictures by key, examples, and how many there would have been."""
+    """What the page's script reads: models, pictures by key, examples, and how many there would
+    have been."""
     questions = all_questions(report)
     chosen = choose(report, questions)
     rows = rows_of(report, chosen)
@@ -79,14 +83,18 @@ def examples_json(report: Report) -> dict[str, Any]:
     return {
         "models": [model.name for model in report.models],
         "best": report.best.name,
-        "dataSets": [name for name in report.data_sets if any(one.data_set == name for one in chosen)],
+        "dataSets": [
+            name for name in report.data_sets if any(one.data_set == name for one in chosen)
+        ],
         "total": len(questions),
         "images": embed_pictures(report, chosen, pictures),
         "examples": [entry(one, rows.get(question_key(one)), pictures, longest) for one in chosen],
     }
 
 
-def entry(one: Asked, row: Example | None, pictures: dict[tuple[str, str], str], longest: int) -> dict[str, Any]:
+def entry(
+    one: Asked, row: Example | None, pictures: dict[tuple[str, str], str], longest: int
+) -> dict[str, Any]:
     """`row` fills in what predictions of an older version do not hold."""
     known = one.any
     options = known.options or (list(row.options) if row and row.options else None)
@@ -120,7 +128,9 @@ def reply_entry(reply: Prediction, longest: int) -> dict[str, Any]:
     return {
         "correct": reply.correct,
         "answer": None if reply.answer is None else shorten(reply.answer, longest),
-        "thinking": shorten(thinking[1].strip(), longest) if thinking and reply.well_formed else None,
+        "thinking": shorten(thinking[1].strip(), longest)
+        if thinking and reply.well_formed
+        else None,
         "raw": None if reply.well_formed else shorten(reply.reply, longest),
         "reasoning": finite(reply.reasoning),
         "judge": judge,
@@ -137,8 +147,11 @@ def picture_keys(chosen: list[Asked]) -> dict[tuple[str, str], str]:
     return {pair: str(number) for number, pair in enumerate(pairs)}
 
 
-def embed_pictures(report: Report, chosen: list[Asked], keys: dict[tuple[str, str], str]) -> dict[str, str]:
-    """Data URLs by key. Pictures that cannot be found or decoded any more are left out, and the page says so."""
+def embed_pictures(
+    report: Report, chosen: list[Asked], keys: dict[tuple[str, str], str]
+) -> dict[str, str]:
+    """Data URLs by key. Pictures that cannot be found or decoded any more are left out, and the
+    page says so."""
     limit = byte_limit(len(keys))
     embedded: dict[str, str] = {}
     for data_set in report.data_sets:
@@ -201,8 +214,8 @@ def finite(value: float | None) -> float | None:
 
 
 def safe_json(value: Any) -> str:
-    """JSON that no text in it can end: it is put between script tags, where `</script>` or `<!--` would be read as
-    HTML; U+2028 and U+2029 end lines for older readers."""
+    """JSON that no text in it can end: it is put between script tags, where `</script>` or `<!--`
+    would be read as HTML; U+2028 and U+2029 end lines for older readers."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

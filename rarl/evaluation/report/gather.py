@@ -1,4 +1,5 @@
-"""What a report is about, read from run directories: models, their replies by data set and seed, metrics, notes."""
+"""What a report is about, read from run directories: models, their replies by data set and seed,
+metrics, notes."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ Replies = dict[str, dict[int, list[Prediction]]]  # data set → seed → replie
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `base` and `trained` are its replies by data set, as far as they were measured."""
+    """One run directory. `base` and `trained` are its replies by data set, as far as they were
+    measured."""
 
     name: str
     seed: int
@@ -35,7 +37,8 @@ class Run:
     summary: dict[str, Any] | None
 
     def data_path(self, key: str, source: str) -> Path:
-        """Where the Parquet file or folder of a data set is, or was; `key` is `data.train` or `data.eval.NAME`."""
+        """Where the Parquet file or folder of a data set is, or was; `key` is `data.train` or
+        `data.eval.NAME`."""
         made = self.path / "data" / f"{key}.parquet"
         return made if not source or IMPORT_PATH.match(source) else Path(source).expanduser()
 
@@ -46,8 +49,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """One line of the comparison. `before` holds what the base replied in the same runs, to pair with; empty for a
-    base itself."""
+    """One line of the comparison. `before` holds what the base replied in the same runs, to pair
+    with; empty for a base itself."""
 
     name: str
     is_base: bool
@@ -60,7 +63,9 @@ class Model:
 
     def accuracy(self) -> float:
         """Over all data sets and seeds."""
-        everything = [p.correct for by_seed in self.replies.values() for one in by_seed.values() for p in one]
+        everything = [
+            p.correct for by_seed in self.replies.values() for one in by_seed.values() for p in one
+        ]
         return sum(everything) / len(everything)
 
 
@@ -96,10 +101,13 @@ class Report:
 
 
 def gather(folder: Path) -> Report:
-    """Raises UserError when `folder` is neither a run directory nor a folder of them, or holds no measurement."""
+    """Raises UserError when `folder` is neither a run directory nor a folder of them, or holds no
+    measurement."""
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; name a run directory, or a folder of run directories NAME-SEED")
+        raise UserError(
+            f"{folder}: no such folder; name a run directory, or a folder of run directories NAME-SEED"
+        )
     is_comparison = not RunDir(folder).config.is_file()
     paths = sorted(p.parent for p in folder.glob("*/config.yaml")) if is_comparison else [folder]
     if not paths:
@@ -110,7 +118,9 @@ def gather(folder: Path) -> Report:
     found = [read_run(path, is_comparison) for path in paths]
     runs = [run for run in found if run.base or run.trained]
     if not runs:
-        raise UserError(f"{folder}: no measurement in evaluation/ yet; finish the run (`rarl train` continues it)")
+        raise UserError(
+            f"{folder}: no measurement in evaluation/ yet; finish the run (`rarl train` continues it)"
+        )
     runs.sort(key=lambda run: (run.name, run.seed))
     return Report(
         folder=folder,
@@ -141,14 +151,18 @@ def read_run(path: Path, is_comparison: bool) -> Run:
 
 
 def further_data_sets(evaluation: Path, known: list[str]) -> list[str]:
-    """Those that were measured without being in the configuration. The same data set asked in another way has a file
-    too, its name with a suffix; that is not one."""
+    """Those that were measured without being in the configuration. The same data set asked in
+    another way has a file too, its name with a suffix; that is not one."""
     found: list[str] = []
     stems = {
-        file.stem.partition("-")[2] for label in ("base", "trained") for file in evaluation.glob(f"{label}-*.parquet")
+        file.stem.partition("-")[2]
+        for label in ("base", "trained")
+        for file in evaluation.glob(f"{label}-*.parquet")
     }
     for name in sorted(stems):
-        is_another = any(name == other or name.startswith(f"{other}-") for other in (*known, *found))
+        is_another = any(
+            name == other or name.startswith(f"{other}-") for other in (*known, *found)
+        )
         if not is_another and not ASKED_OTHERWISE.search(name):
             found.append(name)
     return found
@@ -199,7 +213,9 @@ def notes_on(found: list[Run]) -> list[str]:
     for run in found:
         missing = [name for name in run.config.data.eval if name not in run.trained]
         if not run.trained:
-            notes.append(f"{run.path.name}: not trained and measured to the end, so only its base model is shown.")
+            notes.append(
+                f"{run.path.name}: not trained and measured to the end, so only its base model is shown."
+            )
         elif missing:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
     return notes
@@ -212,7 +228,11 @@ def read_judge_card(folder: Path) -> JudgeCard | None:
         if path.is_file():
             try:
                 card = json.loads(path.read_text(encoding="utf-8"))
-                return JudgeCard(fit=bool(card["fit"]), failures=[str(line) for line in card["failures"]])
+                return JudgeCard(
+                    fit=bool(card["fit"]), failures=[str(line) for line in card["failures"]]
+                )
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: not a judge card (a JSON object with 'fit' and 'failures')") from None
+                raise UserError(
+                    f"{path}: not a judge card (a JSON object with 'fit' and 'failures')"
+                ) from None
     return None

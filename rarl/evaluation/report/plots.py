@@ -58,8 +58,11 @@ class Chart:
     svg: Markup
 
 
-def line_chart(title: str, note: str, lines: Sequence[Line], log: bool = False, named: bool = True) -> Chart:
-    """Each line faint as measured and strong as the mean of the last steps; `named` asks for a legend."""
+def line_chart(
+    title: str, note: str, lines: Sequence[Line], log: bool = False, named: bool = True
+) -> Chart:
+    """Each line faint as measured and strong as the mean of the last steps; `named` asks for a
+    legend."""
     with drawing(4.4, 2.35) as (axes, as_svg):
         if log:
             axes.set_yscale("log" if spans_decades(lines) else "linear")
@@ -86,7 +89,9 @@ def area_chart(title: str, note: str, steps: Values, parts: dict[str, Values]) -
         axes.stackplot(decimate(steps, steps, most=120)[0], decimated, colors=colours, linewidth=0)
         axes.set_xlabel("step")
         axes.margins(x=0.01)
-        about = f"{title} over the steps. " + ", ".join(f"{n}: mean {v.mean():.3g}" for n, v in parts.items())
+        about = f"{title} over the steps. " + ", ".join(
+            f"{n}: mean {v.mean():.3g}" for n, v in parts.items()
+        )
         return Chart(title, note, about, list(zip(parts, colours, strict=True)), as_svg(about))
 
 
@@ -101,7 +106,9 @@ def bar_chart(title: str, note: str, rows: Sequence[str], parts: dict[str, list[
         axes.set_yticks(np.arange(len(rows)), rows)
         axes.invert_yaxis()
         axes.set_xlabel("seconds a step")
-        about = f"{title}: " + ", ".join(f"{row} {total:.3g}" for row, total in zip(rows, left, strict=True))
+        about = f"{title}: " + ", ".join(
+            f"{row} {total:.3g}" for row, total in zip(rows, left, strict=True)
+        )
         return Chart(title, note, about, list(zip(parts, colours, strict=True)), as_svg(about))
 
 
@@ -109,9 +116,17 @@ def dot_chart(title: str, note: str, rows: Sequence[tuple[str, float, float, flo
     """A dot with its interval a row: (name, mean, low, high, colour)."""
     with drawing(5.0, 0.65 + 0.34 * len(rows)) as (axes, as_svg):
         for place, (_, mean, low, high, colour) in enumerate(rows):
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+            axes.plot(
+                [low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round"
+            )
             axes.plot([mean], [place], "o", color=colour, markersize=6.5, markeredgecolor="white")
-            axes.annotate(f"{mean:.1f}", (1.015, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+            axes.annotate(
+                f"{mean:.1f}",
+                (1.015, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=9,
+            )
         axes.set_yticks(np.arange(len(rows)), [row[0] for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         lowest, highest = min(row[2] for row in rows), max(row[3] for row in rows)
@@ -120,13 +135,16 @@ def dot_chart(title: str, note: str, rows: Sequence[tuple[str, float, float, flo
         axes.grid(axis="x", color="#e6e9ee", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
-        about = f"{title}: " + ", ".join(f"{n} {m:.1f} ({low:.1f} to {high:.1f})" for n, m, low, high, _ in rows)
+        about = f"{title}: " + ", ".join(
+            f"{n} {m:.1f} ({low:.1f} to {high:.1f})" for n, m, low, high, _ in rows
+        )
         return Chart(title, note, about, [], as_svg(about))
 
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[tuple[Any, Callable[[str], Markup]]]:
-    """Axes of this many inches, and the function that turns them into SVG. Without pyplot, so that nothing stays."""
+    """Axes of this many inches, and the function that turns them into SVG. Without pyplot, so that
+    nothing stays."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -151,7 +169,8 @@ def inline(text: str, about: str) -> Markup:
     opening, rest = body[: body.index(">") + 1], body[body.index(">") + 1 :]
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None
-    prefix = f"c{zlib.crc32((about + rest).encode()):x}-"  # ids are of the page: no two charts may share one
+    # ids are of the page: no two charts may share one
+    prefix = f"c{zlib.crc32((about + rest).encode()):x}-"
     rest = re.sub(r' id="([^"]+)"', rf' id="{prefix}\1"', rest)
     rest = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}", rest)
     rest = re.sub(r"\n\s*", "\n", rest)
@@ -166,7 +185,8 @@ def decimate(steps: Values, values: Values, most: int = MOST_POINTS) -> tuple[Va
         return steps, values
     cuts = range(0, len(steps), every)
     means = [
-        np.nan if np.isnan(part := values[start : start + every]).all() else float(np.nanmean(part)) for start in cuts
+        np.nan if np.isnan(part := values[start : start + every]).all() else float(np.nanmean(part))
+        for start in cuts
     ]
     return np.array([steps[start : start + every].mean() for start in cuts]), np.array(means)
 
@@ -179,4 +199,8 @@ def spans_decades(lines: Sequence[Line]) -> bool:
 
 def describe(line: Line) -> str:
     known = line.values[~np.isnan(line.values)]
-    return f"{line.label}: from {known[0]:.3g} to {known[-1]:.3g}." if len(known) else f"{line.label}: no values."
+    return (
+        f"{line.label}: from {known[0]:.3g} to {known[-1]:.3g}."
+        if len(known)
+        else f"{line.label}: no values."
+    )

@@ -1,4 +1,5 @@
-"""The comparison in numbers: means with 95 % intervals by model and data set, and differences paired by question."""
+"""The comparison in numbers: means with 95 % intervals by model and data set, and differences
+paired by question."""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ def reasoning(prediction: Prediction) -> float | None:
 
 def judged(prediction: Prediction) -> float | None:
     """Correctness as the judge sees it, of 3 as of 100."""
-    return None if prediction.judge_correctness is None else 100.0 * prediction.judge_correctness / 3.0
+    return (
+        None if prediction.judge_correctness is None else 100.0 * prediction.judge_correctness / 3.0
+    )
 
 
 def make_tables(report: Report) -> list[Table]:
@@ -94,11 +97,15 @@ def make_table(report: Report, data_set: str) -> Table:
     measured = [model for model in report.models if data_set in model.replies]
     trained = [model for model in measured if not model.is_base]
     leads = {
-        (first.name, second.name): differences(second.replies[data_set], first.replies[data_set], correct)
+        (first.name, second.name): differences(
+            second.replies[data_set], first.replies[data_set], correct
+        )
         for first, second in combinations(trained, 2)
     }
     pairs = [Pair(*names, lead) for names, lead in measure(leads).items() if lead]
-    return Table(data_set, report.best.name, [make_row(report, data_set, model) for model in measured], pairs)
+    return Table(
+        data_set, report.best.name, [make_row(report, data_set, model) for model in measured], pairs
+    )
 
 
 def make_row(report: Report, data_set: str, model: Model) -> Row:
@@ -116,13 +123,17 @@ def make_row(report: Report, data_set: str, model: Model) -> Row:
             "lead": differences(replies, best, correct),
         }
     )
-    by_type = measure({kind: values_of(replies, of_type(kind)) for kind in kinds} if len(kinds) > 1 else {})
+    by_type = measure(
+        {kind: values_of(replies, of_type(kind)) for kind in kinds} if len(kinds) > 1 else {}
+    )
     assert known["accuracy"] is not None
     return Row(
         model=model.name,
         is_base=model.is_base,
         accuracy=known["accuracy"],
-        by_seed=[(seed, sum(map(correct, one)) / len(one)) for seed, one in sorted(replies.items())],
+        by_seed=[
+            (seed, sum(map(correct, one)) / len(one)) for seed, one in sorted(replies.items())
+        ],
         by_type={kind: value for kind, value in by_type.items() if value},
         reasoning=known["reasoning"],
         judge=known["judge"],
@@ -145,7 +156,11 @@ def values_of(replies: BySeed, value: Value) -> Sample:
 
 def differences(before: BySeed, after: BySeed, value: Value) -> Sample:
     """Paired by question, over the seeds in which both answered the same questions."""
-    seeds = [seed for seed in sorted(set(before) & set(after)) if asked(before[seed]) == asked(after[seed])]
+    seeds = [
+        seed
+        for seed in sorted(set(before) & set(after))
+        if asked(before[seed]) == asked(after[seed])
+    ]
     old, new = ({seed: side[seed] for seed in seeds} for side in (before, after))
     known = []
     pairs = zip(*([p for one in side.values() for p in one] for side in (old, new)), strict=True)

@@ -23,9 +23,11 @@ def byte_limit(pictures: int) -> int:
 
 
 def thumbnail(encoded: bytes, limit: int) -> str | None:
-    """A data URL of at most `limit` bytes before base64, or None where the picture cannot be decoded.
+    """A data URL of at most `limit` bytes before base64, or None where the picture cannot be
+    decoded.
 
-    JPEG or PNG, whichever is smaller: line drawings and phantoms want PNG. Quality falls first, then size.
+    JPEG or PNG, whichever is smaller: line drawings and phantoms want PNG. Quality falls first,
+    then size.
     """
     try:
         image = decode_image(encoded)
@@ -45,7 +47,10 @@ def thumbnail(encoded: bytes, limit: int) -> str | None:
 
 def encodings(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     """From best to worst."""
-    png, jpeg = encode(image, "PNG", optimize=True), encode(image, "JPEG", quality=QUALITIES[0], optimize=True)
+    png, jpeg = (
+        encode(image, "PNG", optimize=True),
+        encode(image, "JPEG", quality=QUALITIES[0], optimize=True),
+    )
     yield min((("png", png), ("jpeg", jpeg)), key=lambda one: len(one[1]))
     for quality in QUALITIES[1:]:
         yield "jpeg", encode(image, "JPEG", quality=quality, optimize=True)

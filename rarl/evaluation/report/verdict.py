@@ -52,7 +52,9 @@ def against_next(table: Table, best: Row) -> str:
         return ""
     following = max(others, key=lambda row: row.accuracy.mean)
     assert following.lead is not None
-    clear = {1: "clearly ahead of", 0: "not clearly apart from", -1: "clearly behind"}[following.lead.sign]
+    clear = {1: "clearly ahead of", 0: "not clearly apart from", -1: "clearly behind"}[
+        following.lead.sign
+    ]
     return f"It is {clear} {following.model}: {in_words(following.lead)}."
 
 

@@ -23,8 +23,8 @@ HERE = Path(__file__).parent
 
 
 def write_report(folder: Path) -> Path:
-    """Writes `report.html` into a run directory, or into a folder of run directories NAME-SEED, and returns its path.
-    Raises UserError where `folder` is neither, or nothing in it was measured."""
+    """Writes `report.html` into a run directory, or into a folder of run directories NAME-SEED, and
+    returns its path. Raises UserError where `folder` is neither, or nothing in it was measured."""
     report = gather(folder)
     path = report.folder / "report.html"
     write_text(path, render(report))
@@ -32,13 +32,20 @@ def write_report(folder: Path) -> Path:
 
 
 def render(report: Report) -> str:
-    """Jinja escapes all values but those marked here, which are our own files, charts, and JSON made safe for HTML."""
+    """Jinja escapes all values but those marked here, which are our own files, charts, and JSON
+    made safe for HTML."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["signed"] = signed
     tables = make_tables(report)
-    script, style = ((HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css"))
+    script, style = (
+        (HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
+    )
     examples = examples_json(report)
     return environment.get_template("template.html.jinja").render(
         report=report,
@@ -74,11 +81,18 @@ def configurations(report: Report) -> list[tuple[str, str]]:
 def facts(report: Report) -> list[tuple[str, str]]:
     """What a reader wants to know before the numbers."""
     runs = report.runs
-    seconds = [run.summary["seconds"]["train"] for run in runs if run.summary and "seconds" in run.summary]
+    seconds = [
+        run.summary["seconds"]["train"] for run in runs if run.summary and "seconds" in run.summary
+    ]
     methods = {"grpo": "reinforcement learning (GRPO)", "sft": "supervised fine-tuning"}
     found = [
         ("Model", ", ".join(dict.fromkeys(run.config.model.path for run in runs))),
-        ("Method", ", ".join(dict.fromkeys(methods.get(run.config.method, run.config.method) for run in runs))),
+        (
+            "Method",
+            ", ".join(
+                dict.fromkeys(methods.get(run.config.method, run.config.method) for run in runs)
+            ),
+        ),
         ("Seeds", ", ".join(map(str, sorted({run.seed for run in runs})))),
         ("Steps", ", ".join(dict.fromkeys(str(run.config.train.steps) for run in runs))),
     ]

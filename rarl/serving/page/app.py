@@ -1,5 +1,5 @@
-"""The page as a Ray Serve application: `rarl.serving.page.app:build_page`. It serves files; all else the browser asks
-of `/v1`, with the visitor's own key."""
+"""The page as a Ray Serve application: `rarl.serving.page.app:build_page`. It serves files; all
+else the browser asks of `/v1`, with the visitor's own key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from ray import serve
 from rarl.errors import UserError
 
 STATIC = Path(__file__).parent / "static"
-# Nothing from elsewhere, no script within a text, nobody's frame; pictures may come from the page's own memory.
+# Nothing from elsewhere, no script within a text, nobody's frame; pictures may come from the page's
+# own memory.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -61,6 +62,10 @@ def build_files() -> Any:
 def build_page(args: dict[str, Any]) -> serve.Application:
     """`num_cpus` of the one replica is the only argument."""
     if set(args) - {"num_cpus"}:
-        raise UserError(f"page application: unknown key '{min(set(args) - {'num_cpus'})}'; there is num_cpus alone")
+        raise UserError(
+            f"page application: unknown key '{min(set(args) - {'num_cpus'})}'; there is num_cpus alone"
+        )
     page: Any = Page
-    return page.options(ray_actor_options={"num_cpus": args.get("num_cpus", 0.1)}, max_ongoing_requests=500).bind()
+    return page.options(
+        ray_actor_options={"num_cpus": args.get("num_cpus", 0.1)}, max_ongoing_requests=500
+    ).bind()

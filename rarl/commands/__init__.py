@@ -1,0 +1,1 @@
+"""What each command of `rarl` does: assemble, call, print."""

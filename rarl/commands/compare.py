@@ -1,0 +1,240 @@
+"""`rarl compare`: trains what is missing, measures all models on all data, and makes one table.
+
+A comparison is a YAML file: models (recipes with overrides), seeds, further data sets. Each model
+and seed has a run directory `OUT/NAME-SEED`; what is finished is not repeated, so the same command
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from rarl.commands.resolve import find_data
+from rarl.config import Config, Section, describe, load_config, read_yaml
+from rarl.errors import UserError
+from rarl.evaluation.measurements import Way
+from rarl.evaluation.table import Line, write_tables
+from rarl.training.run_dir import RunDir, changed_key
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
+
+
+class ModelEntry(Section):
+    """One line of the table: a recipe that is trained, or another model's adapter that is asked
+    otherwise."""
+
+    title: str
+    recipe: str | None = None  # relative to the comparison's file
+    measured_as: str | None = None  # another model of the comparison, to be asked with `prompt`
+    prompt: str | None = None
+    overrides: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def one_source(self) -> ModelEntry:
+        if (self.recipe is None) == (self.measured_as is None):
+            raise ValueError("either `recipe` or `measured_as` is needed")
+        if (self.measured_as is None) != (self.prompt is None):
+            raise ValueError(
+                "`prompt` is for `measured_as`, and needed there; a recipe has its own in prompts.eval"
+            )
+        if self.measured_as is not None and self.overrides:
+            raise ValueError(
+                "`overrides` are for a recipe: they would not change the adapter of `measured_as`"
+            )
+        return self
+
+
+class Comparison(Section):
+    """A comparison's file."""
+
+    out: str
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
+    reference: str  # the model that the others are set against
+    # name → further data sets, besides those of the recipes, and how to measure there:
+    # rollout.max_model_length=512
+    data: dict[str, str] = Field(default_factory=dict)
+    data_overrides: list[str] = Field(default_factory=list)
+    overrides: list[str] = Field(default_factory=list)  # for every training
+
+    @model_validator(mode="after")
+    def names_exist(self) -> Comparison:
+        for name, entry in self.models.items():
+            if (
+                entry.measured_as is not None
+                and getattr(self.models.get(entry.measured_as), "recipe", None) is None
+            ):
+                raise ValueError(
+                    f"models.{name}.measured_as: '{entry.measured_as}' is not a model with a recipe"
+                )
+        if self.reference not in self.models:
+            raise ValueError(f"reference: '{self.reference}' is none of {', '.join(self.models)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Task:
+    """One process to run: the arguments of `rarl`, and the files that tell that it is not
+    needed."""
+
+    title: str
+    arguments: list[str]
+    makes: list[Path]
+
+    @property
+    def done(self) -> bool:
+        return all(path.is_file() for path in self.makes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison with every file found. `where` is the folder of its YAML file."""
+
+    comparison: Comparison
+    where: Path
+    out: Path
+    source: Path
+    overrides: list[str]
+
+    def folder(self, name: str, seed: int) -> Path:
+        return self.out / f"{self.comparison.models[name].measured_as or name}-{seed}"
+
+    def config(self, name: str, seed: int) -> Config:
+        """What a model with a recipe is trained with."""
+        return load_config(self.recipe(name), self.training_overrides(name, seed))
+
+    def recipe(self, name: str) -> Path:
+        entry = self.comparison.models[self.comparison.models[name].measured_as or name]
+        return self.where / str(entry.recipe)
+
+    def training_overrides(self, name: str, seed: int) -> list[str]:
+        trained_as = self.comparison.models[name].measured_as or name
+        own = self.comparison.models[trained_as].overrides
+        fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
+        return [*own, *self.comparison.overrides, *self.overrides, *fixed]
+
+    def data_sets(self) -> dict[str, str]:
+        """Of the recipes, and further ones: name → what is shown beside it."""
+        found: dict[str, str] = {}
+        for name in self.comparison.models:
+            found |= self.config(name, self.comparison.seeds[0]).data.eval
+        return found | self.comparison.data
+
+    def suffix(self, name: str) -> str:
+        """The end of the names of the files with this model's replies."""
+        entry = self.comparison.models[name]
+        return Way(prompt=entry.prompt).suffix(
+            self.config(name, self.comparison.seeds[0]).prompts.eval
+        )
+
+    def tasks(self) -> list[Task]:
+        """Everything, in order: each model's training and measurements, seed by seed."""
+        pairs = [(name, seed) for name in self.comparison.models for seed in self.comparison.seeds]
+        return [task for name, seed in pairs for task in self.tasks_of(name, seed)]
+
+    def tasks_of(self, name: str, seed: int) -> list[Task]:
+        entry, folder = self.comparison.models[name], self.folder(name, seed)
+        label = f"{entry.title}, seed {seed}"
+        tasks = []
+        if entry.recipe:
+            arguments = ["train", str(self.recipe(name)), *self.training_overrides(name, seed)]
+            tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
+        own = {} if entry.recipe else self.config(name, seed).data.eval
+        asked = ["--prompt", entry.prompt] if entry.prompt else []
+        further = [f"data.eval={json.dumps(self.comparison.data)}", *self.comparison.data_overrides]
+        for data, overrides in ((own, []), (self.comparison.data, further)):
+            if data:
+                makes = [
+                    folder / f"evaluation/trained-{key}{self.suffix(name)}.parquet" for key in data
+                ]
+                arguments = ["eval", str(folder), *overrides, *asked]
+                tasks.append(Task(f"{label}: measuring on {', '.join(data)}", arguments, makes))
+        return tasks
+
+    def check(self) -> None:
+        """Raises UserError for what would only be noticed after hours: a recipe that is wrong, a
+        data set that is missing, a run directory of another configuration."""
+        for key, path in self.comparison.data.items():
+            find_data(f"data.{key}", path)
+        for name, entry in self.comparison.models.items():
+            for seed in self.comparison.seeds if entry.recipe else ():
+                run_dir = RunDir(self.folder(name, seed))
+                config = self.config(name, seed)
+                find_data("data.train", config.data.train)
+                changed = (
+                    changed_key(run_dir, config)
+                    if run_dir.config.exists() and run_dir.holds_results()
+                    else None
+                )
+                if changed:
+                    raise UserError(
+                        f"{run_dir.path}: holds a run of another configuration ({changed}); delete it, or set another "
+                        "`out`"
+                    )
+
+    def line(self, name: str) -> Line:
+        folders = {seed: self.folder(name, seed) / "evaluation" for seed in self.comparison.seeds}
+        return Line(name, self.comparison.models[name].title, folders, self.suffix(name))
+
+    def write(self) -> None:
+        """The tables, of what is finished by now."""
+        overrides = "".join(f" {one}" for one in self.overrides)
+        command = f"rarl compare {self.source}{overrides}"
+        lines = [self.line(name) for name in self.comparison.models]
+        write_tables(self.out, command, lines, list(self.data_sets()), self.comparison.reference)
+
+
+def read_plan(path: Path, overrides: list[str]) -> Plan:
+    """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
+    training. Raises UserError."""
+    tree = read_yaml(path)
+    rest = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "out":
+            tree["out"] = value
+        elif key == "seeds":
+            tree["seeds"] = read_seeds(value)
+        else:
+            rest.append(override)
+    try:
+        comparison = Comparison.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe(error)}") from None
+    plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
+    plan.check()
+    return plan
+
+
+def read_seeds(value: str) -> list[int]:
+    try:
+        return [int(one) for one in value.strip("[]").split(",")]
+    except ValueError:
+        raise UserError(f"seeds={value}: expected numbers, such as seeds=0,1,2") from None
+
+
+def compare(path: Path, overrides: list[str], note: Callable[[str], Any]) -> Path:
+    """Does what is missing, each part in a process of its own; returns the folder with the
+    tables."""
+    plan = read_plan(path, overrides)
+    tasks = plan.tasks()
+    for number, task in enumerate(tasks, start=1):
+        if task.done:
+            continue
+        note(f"[{number}/{len(tasks)}] {task.title}")
+        done = subprocess.run([sys.executable, "-m", "rarl", *task.arguments], check=False)
+        if done.returncode == 130:
+            raise KeyboardInterrupt
+        if done.returncode != 0:
+            raise UserError(f"{task.title}: failed, see above; the same command goes on from there")
+        plan.write()
+    plan.write()
+    return plan.out

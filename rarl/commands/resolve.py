@@ -1,0 +1,117 @@
+"""Where a configuration's model and data sets are: folders, Hub ids, or functions that make
+them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rarl.config import IMPORT_PATH, LoraConfig
+from rarl.data.mixture import read_mixture
+from rarl.data.parquet import ParquetRows
+from rarl.errors import UserError
+from rarl.prepare.card import card_splits
+from rarl.system.imports import import_object
+
+
+def resolve_model(path: str) -> str:
+    """A local folder with a model. Hub ids are looked up in the local cache, then downloaded.
+
+    Raises UserError when it cannot be had.
+    """
+    if IMPORT_PATH.match(path):
+        return str(import_object(path)())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"model.path={path}: the folder holds no config.json, so it is not a model"
+            )
+        return str(folder.resolve())
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"model.path={path}: no such folder, and not a Hub id of the form owner/name"
+        )
+    return download_model(path)
+
+
+def find_adapter(path: str) -> Path:
+    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is
+    none."""
+    folder = Path(path).expanduser().resolve()
+    for one in (folder / "adapter", folder):
+        if (one / "adapter_model.safetensors").is_file():
+            return one
+    raise UserError(
+        f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter"
+    )
+
+
+def resolve_adapter(path: str, lora: LoraConfig) -> Path:
+    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is
+    none, or when it is of another shape: PEFT would load what fits and say nothing."""
+    folder = find_adapter(path)
+    held = json.loads((folder / "adapter_config.json").read_text())
+    for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
+        if held.get(key) != wanted:
+            name = {"r": "rank", "lora_alpha": "alpha"}[key]
+            raise UserError(
+                f"model.adapter={path}: its {name} is {held.get(key)}; set model.lora.{name} to it"
+            )
+    return folder
+
+
+def download_model(hub_id: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(hub_id, local_files_only=True)
+    # absent or incomplete in the cache, in whatever way: the download below says what is wrong
+    except Exception:
+        pass
+    try:
+        return snapshot_download(hub_id)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.path={hub_id}: not in the local cache, and it could not be downloaded ({reason}); "
+            "copy the model to a folder and set model.path to it"
+        ) from None
+
+
+def find_data(key: str, path: str) -> None:
+    """Raises UserError when a Parquet file or folder is missing or lacks a column, or when held-out
+    splits would be trained on. Functions are called later."""
+    if not IMPORT_PATH.match(path):
+        place = Path(path).expanduser()
+        if not place.exists():
+            raise UserError(
+                f"{key}={path}: no such file or folder; make a data set with `rarl prepare`"
+            )
+        for part in read_mixture(place) if key == "data.train" else ():
+            require_no_held_out_split(f"{key}={path}", part.path)
+        ParquetRows(place)
+
+
+def require_no_held_out_split(named: str, folder: Path) -> None:
+    """Raises UserError for a prepared folder as a whole where one of its splits is not for
+    training."""
+    splits = card_splits(folder)
+    held_out = [split for split in splits if split in ("validation", "test")]
+    if held_out:
+        example = folder / f"{'train' if 'train' in splits else held_out[0]}.parquet"
+        raise UserError(
+            f"{named}: {folder} as a whole includes its {' and '.join(held_out)} split; name the split file, such as "
+            f"{example}"
+        )
+
+
+def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
+    """A canonical Parquet file or folder. A `module:function` is called once with the file to write
+    and the seed."""
+    if not IMPORT_PATH.match(path):
+        return str(Path(path).expanduser().resolve())
+    made = folder / f"{key}.parquet"
+    if not made.exists():
+        import_object(path)(made, seed)
+    return str(made.resolve())

@@ -1,0 +1,72 @@
+"""Example → PreparedExample: what the sampler and the trainer need, computed once, in Ray Data's
+workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rarl.data.images import decode_image, fit_image
+from rarl.errors import UserError
+from rarl.schema import Example, Prompt
+
+
+@dataclass(frozen=True)
+class PreparedExample:
+    """`example` comes without its image file; the pixels below replace it.
+
+    prompt: with one image placeholder, for the sampler. pixels: (height, width, 3) uint8, already
+    of the size the image processor keeps, for the sampler. prompt_token_ids: (P,) int64 with the
+    placeholder expanded, for the trainer. patches: (patches, channels * temporal * patch * patch)
+    float32, the image processor's output, for the trainer. grid: (3,) int64, patches along time,
+    height and width.
+    """
+
+    example: Example
+    prompt: Prompt
+    pixels: NDArray[np.uint8]
+    prompt_token_ids: NDArray[np.int64]
+    patches: NDArray[np.float32]
+    grid: NDArray[np.int64]
+
+
+# How an example becomes a prompt: (processor, example, step, or None in evaluation) → Prompt.
+RenderPrompt = Callable[[Any, Example, int | None], Prompt]
+
+
+def prepare_example(
+    example: Example,
+    processor: Any,
+    render: RenderPrompt,
+    max_pixels: int | None = None,
+    step: int | None = None,
+) -> PreparedExample:
+    """Decodes, fits and tokenises. Raises BadImage."""
+    pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
+    prompt = render(processor, example, step)
+    encoded = processor(text=[prompt.text], images=[pixels], return_tensors="np")
+    return PreparedExample(
+        example=replace(example, image=b""),
+        prompt=prompt,
+        pixels=pixels,
+        prompt_token_ids=np.asarray(encoded["input_ids"][0], dtype=np.int64),
+        patches=np.asarray(encoded["pixel_values"], dtype=np.float32),
+        grid=np.asarray(encoded["image_grid_thw"][0], dtype=np.int64),
+    )
+
+
+def require_room(
+    prepared: PreparedExample, max_completion_tokens: int, max_model_length: int
+) -> None:
+    """Raises UserError when prompt and completion do not fit the sampler's context."""
+    needed = len(prepared.prompt_token_ids) + max_completion_tokens
+    if needed > max_model_length:
+        raise UserError(
+            f"example '{prepared.example.id}': its prompt of {len(prepared.prompt_token_ids)} tokens and a completion "
+            f"of up to {max_completion_tokens} do not fit rollout.max_model_length={max_model_length}: raise it to "
+            f"{needed}, or lower data.max_pixels or the completion's length"
+        )

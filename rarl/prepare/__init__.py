@@ -1,0 +1,1 @@
+"""What `rarl prepare` and `rarl data` do: sources, DICOM, faults, leaks, cards."""

@@ -1,0 +1,202 @@
+"""DICOM → the 8-bit picture that a viewer would show first. Only pixels come out: no name, date or
+number of a patient.
+
+The order is that of the standard (PS3.3, C.11): stored values, modality LUT or rescale, window (the
+first one, or a VOI LUT), inversion for MONOCHROME1. Without a window, the frame's own range,
+padding left out. In enhanced multi-frame files the frame's own values come before those that all
+frames share.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from rarl.data.images import MAX_ENCODED_PIXELS, BadImage
+
+GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "PALETTE COLOR")
+MAX_INFLATED_BYTES = 256 << 20  # of a deflated file, which may pretend to any size
+AT_ONCE = 1 << 20  # bytes, inflated to count them
+# Of enhanced multi-frame files: the sequence in a frame's functional group, and what it stands for.
+PER_FRAME = {
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+    "PixelValueTransformationSequence": ("RescaleIntercept", "RescaleSlope", "ModalityLUTSequence"),
+}
+
+
+def is_dicom(data: bytes) -> bool:
+    """By the mark after the preamble, whatever the file is called."""
+    return data[128:132] == b"DICM"
+
+
+def render(data: bytes, frame: int = 0) -> Image.Image:
+    """One frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage, a ValueError,
+    with the reason."""
+    try:
+        # about values that bend the standard; they are read all the same
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            require_size(data)
+            return render_dataset(pydicom.dcmread(io.BytesIO(data)), frame)
+    except BadImage:
+        raise
+    except InvalidDicomError:
+        raise BadImage("is not a DICOM file: the mark DICM is missing") from None
+    except Exception as error:  # pydicom and its decoders raise many kinds
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise BadImage(
+            f"cannot be decoded as DICOM ({' '.join(lines[:2]) or type(error).__name__})"
+        ) from None
+
+
+def has_burned_in_text(data: bytes) -> bool:
+    """True where the file itself says that text is part of the picture (Burned In Annotation).
+    Raises BadImage."""
+    try:
+        require_size(data)
+        dataset = pydicom.dcmread(
+            io.BytesIO(data), stop_before_pixels=True, specific_tags=["BurnedInAnnotation"]
+        )
+    except Exception as error:
+        raise BadImage(f"cannot be decoded as DICOM ({error})") from None
+    return str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+
+
+def require_size(data: bytes) -> None:
+    """Raises BadImage for a deflated file that is too large to inflate, which pydicom does before
+    anything else."""
+    file = io.BytesIO(data)
+    read_preamble(file, force=False)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflator, rest, size = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
+    while rest and not inflator.eof:
+        size += len(inflator.decompress(rest, AT_ONCE))
+        rest = inflator.unconsumed_tail
+        if size > MAX_INFLATED_BYTES:
+            raise BadImage(f"is deflated DICOM of more than {MAX_INFLATED_BYTES >> 20} MiB")
+
+
+def render_dataset(dataset: Dataset, frame: int) -> Image.Image:
+    require_picture(dataset, frame)
+    take_per_frame(dataset, frame)
+    stored = pixel_array(dataset, index=frame)  # YBR comes as RGB
+    interpretation = str(dataset.PhotometricInterpretation)
+    if interpretation == "PALETTE COLOR":
+        return Image.fromarray(to_eight_bits(apply_color_lut(stored, dataset)))
+    if stored.ndim == 3:
+        return Image.fromarray(to_eight_bits(stored, int(dataset.BitsStored)))
+    shown = window(apply_modality_lut(stored, dataset), stored, dataset)
+    return Image.fromarray(255 - shown if interpretation == "MONOCHROME1" else shown)
+
+
+def require_picture(dataset: Dataset, frame: int) -> None:
+    """Raises BadImage where there is no picture, no such frame, or one too large to decode."""
+    if "PixelData" not in dataset:
+        raise BadImage(
+            f"is a DICOM file without a picture (modality {dataset.get('Modality', 'not given')})"
+        )
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if not 0 <= frame < frames:
+        raise BadImage(f"has {frames} frames, so there is no frame {frame} (the first is 0)")
+    interpretation = str(dataset.get("PhotometricInterpretation", "not given"))
+    if interpretation not in (*GREY, *COLOUR) and not interpretation.startswith("YBR_"):
+        raise BadImage(
+            f"has the photometric interpretation {interpretation}, which cannot be shown"
+        )
+    rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
+    if rows * columns > MAX_ENCODED_PIXELS:
+        raise BadImage(f"{columns}x{rows} pixels are more than {MAX_ENCODED_PIXELS}")
+
+
+def take_per_frame(dataset: Dataset, frame: int) -> None:
+    """Sets window and rescale of an enhanced file's frame where an ordinary file has them."""
+    own = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())[frame : frame + 1]
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+    for sequence, names in PER_FRAME.items():
+        found = [group[sequence][0] for group in (*own, *shared) if group.get(sequence)]
+        if found:
+            for name in names:
+                dataset.pop(name, None)
+            dataset.update(found[0])
+
+
+def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """Modality values → 0 to 255, by the file's first window or VOI LUT, else by the range of what
+    is not padding."""
+    if dataset.get("VOILUTSequence"):
+        return look_up(values, dataset)
+    center, width = first(dataset, "WindowCenter"), first(dataset, "WindowWidth")
+    if center is None or width is None or width <= 0:
+        padding = dataset.get("PixelPaddingValue")
+        seen = (
+            values[stored != padding]
+            if padding is not None and (stored != padding).any()
+            else values
+        )
+        return to_range(values, float(seen.min()), float(seen.max()))
+    function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function == "SIGMOID":
+        return round_to_bytes(255 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width)))
+    if function == "LINEAR_EXACT":
+        return to_range(values, center - width / 2, center + width / 2)
+    # LINEAR, C.11.2.1.2: the window's values are whole numbers, hence the halves and the one.
+    return to_range(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+
+
+def look_up(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
+    """By the first VOI LUT, scaled by the bits of its entries. Where these are 8, pydicom takes 8
+    for places too."""
+    lut = dataset.VOILUTSequence[0]
+    count, first_mapped, bits = (int(number) for number in lut.LUTDescriptor)
+    table = lut.LUTData
+    if isinstance(table, bytes):
+        order = "<" if dataset.original_encoding[1] else ">"
+        table = np.frombuffer(
+            table, f"{order}u2" if len(table) >= 2 * (count % 65536 or 65536) else np.uint8
+        )
+    places = np.clip(values.astype(np.int64) - first_mapped, 0, len(table) - 1)
+    return to_range(np.asarray(table)[places], 0, 2**bits - 1)
+
+
+def first(dataset: Dataset, name: str) -> float | None:
+    """The first value of an element that may have several, or none."""
+    value = dataset.get(name)
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0] if value else None
+    return None if value in (None, "") else float(value)
+
+
+def to_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Linear from `low` to `high`, clipped."""
+    exact = values.astype(np.float64)
+    if high <= low:
+        return np.where(exact > low, 255, 0).astype(np.uint8)
+    return round_to_bytes((exact - low) / (high - low) * 255)
+
+
+def round_to_bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def to_eight_bits(colours: NDArray[Any], bits: int | None = None) -> NDArray[np.uint8]:
+    """Colours of up to 16 bits a channel, by their highest possible value."""
+    bits = bits or colours.dtype.itemsize * 8
+    return (
+        colours.astype(np.uint8)
+        if bits == 8
+        else round_to_bytes(colours.astype(np.float64) / (2**bits - 1) * 255)
+    )

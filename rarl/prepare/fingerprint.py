@@ -1,0 +1,198 @@
+"""What makes two images the same or nearly so, and two questions twins.
+
+Same: equal bytes. Nearly the same: a 256-bit perceptual hash (imagehash's phash: the signs of the
+low frequencies) that differs in at most NEAR bits. That finds copies that were encoded again,
+resized, brightened or windowed a little. It does not find copies that were cropped by more than
+about one percent, padded, turned or mirrored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+HASH_SIDE = 16  # bits per side of the hash
+REDUCED_SIDE = 256  # pixels, at least, of the shorter side; the hash itself looks at 64
+# bits of 256. Over VQA-RAD, copies differ in up to 22, different images in at least 70; see
+# docs/data.md
+NEAR = 32
+CHUNK = 1 << 20  # pairs compared at once, to bound memory
+
+
+@dataclass(frozen=True)
+class ImagePrint:
+    """`content` is equal for equal bytes; `look` holds the 256 bits, shape (4,) uint64."""
+
+    content: str
+    look: NDArray[np.uint64]
+
+
+def content_id(encoded: bytes) -> str:
+    return hashlib.sha256(encoded).hexdigest()[:16]
+
+
+def image_print(encoded: bytes, picture: Image.Image) -> ImagePrint:
+    # faster, and the hash sees no more
+    small = picture.reduce(max(1, min(picture.size) // REDUCED_SIDE)).convert("L")
+    bits = imagehash.phash(small, hash_size=HASH_SIDE).hash.ravel()
+    return ImagePrint(content_id(encoded), np.packbits(bits).view(np.uint64).copy())
+
+
+# Signs that can be what an answer is about: "+" and "-", "<5" and ">5", "0.5". A hyphen before a
+# word and a full stop that no digit follows are punctuation.
+TOKEN = re.compile(r"\w+|[+<>%=≤≥±]|\.(?=\d)|-(?!\s*[^\W\d])")
+
+
+def text_key(text: str) -> str:
+    """Equal for texts that differ only in case, punctuation, blanks and Unicode form."""
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
+    return " ".join(TOKEN.findall(plain))
+
+
+@dataclass
+class Side:
+    """One split or data set as the checks see it: a row of it is a question about one of its
+    images."""
+
+    name: str
+    rows: list[tuple[int, str]] = field(default_factory=list)  # (image, key of question and answer)
+    looks: list[NDArray[np.uint64]] = field(default_factory=list)  # by image
+    images: dict[str, int] = field(default_factory=dict)  # content → image
+
+    def add(self, image: ImagePrint, question: str, answer: str) -> None:
+        self.rows.append((self.number_of(image), f"{text_key(question)}\n{text_key(answer)}"))
+
+    def number_of(self, image: ImagePrint) -> int:
+        """Of an image, which belongs to the side from now on."""
+        number = self.images.setdefault(image.content, len(self.images))
+        if number == len(self.looks):
+            self.looks.append(image.look)
+        return number
+
+    def part(self, name: str, rows: Iterable[int]) -> Side:
+        """A side of some of the rows."""
+        contents = list(self.images)
+        side = Side(name)
+        for row in rows:
+            image, key = self.rows[row]
+            side.rows.append((side.number_of(ImagePrint(contents[image], self.looks[image])), key))
+        return side
+
+    def duplicates(self) -> int:
+        """Rows that repeat another one: the same image, question and answer."""
+        return len(self.rows) - len(set(self.rows))
+
+    def contradictions(self) -> int:
+        """Questions that are asked about the same image more than once, with different answers."""
+        answers: dict[tuple[int, str], set[str]] = {}
+        for image, key in self.rows:
+            question, answer = key.split("\n")
+            answers.setdefault((image, question), set()).add(answer)
+        return sum(len(found) > 1 for found in answers.values())
+
+
+def stacked(looks: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    return np.stack(looks) if looks else np.zeros((0, 4), np.uint64)
+
+
+def near_pairs(
+    left: NDArray[np.uint64], right: NDArray[np.uint64]
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """All i and j with left[i] and right[j] at most NEAR bits apart, a bounded number at a time;
+    inputs (n, 4) and (m, 4). Where many images are alike, the pairs are too many to be held at
+    once.
+
+    Every pair is compared: exact, and 100,000 images take about a minute.
+    """
+    step = max(1, CHUNK // max(1, len(right)))
+    for start in range(0, len(left), step):
+        part = left[start : start + step]
+        distance = np.zeros((len(part), len(right)), np.uint16)
+        for word in range(4):
+            distance += np.bitwise_count(part[:, None, word] ^ right[None, :, word])
+        i, j = np.nonzero(distance <= NEAR)
+        yield i + start, j
+
+
+def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A group number for every image, shape (n,): images that are near, directly or through others,
+    share it. Numbered by their first images."""
+    count = len(looks)
+    groups = np.arange(count, dtype=np.int64)
+    for i, j in near_pairs(looks, looks):
+        if (i == j).all():
+            continue
+        graph = coo_array((np.ones(len(i)), (groups[i], groups[j])), shape=(count, count))
+        groups = connected_components(graph, directed=False)[1].astype(np.int64)[groups]
+    return groups
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What `right` shares with `left`. Images are counted on the right side, as are questions.
+
+    twins: questions with the same or nearly the same image, and the same question and answer.
+    same_text: questions whose question and answer are on the left too, about another image: no leak
+    of an image, but they can be answered without looking.
+    """
+
+    left: str
+    right: str
+    same_images: list[int]
+    near_images: list[int]
+    questions: list[int]
+    twins: list[int]
+    same_text: list[int]
+
+    def is_clean(self) -> bool:
+        return not self.same_images and not self.near_images
+
+
+def find_leak(left: Side, right: Side) -> Leak:
+    """Exact over all pairs of images."""
+    asked = keys_by_image(left)
+    # image on the right → its rows that no image has made twins yet
+    waiting: dict[int, list[int]] = {}
+    for row, (image, _) in enumerate(right.rows):
+        waiting.setdefault(image, []).append(row)
+    alike: set[int] = set()
+    twins: set[int] = set()
+    for lefts, rights in near_pairs(stacked(left.looks), stacked(right.looks)):
+        alike.update(np.unique(rights).tolist())
+        for i, j in zip(lefts.tolist(), rights.tolist(), strict=True):
+            found = [row for row in waiting.get(j, ()) if right.rows[row][1] in asked[i]]
+            if found:
+                twins.update(found)
+                waiting[j] = [row for row in waiting[j] if row not in twins]
+    same = {number for content, number in right.images.items() if content in left.images}
+    told = set().union(*asked)
+    return Leak(
+        left.name,
+        right.name,
+        same_images=sorted(same),
+        near_images=sorted(alike - same),
+        questions=[row for row, (image, _) in enumerate(right.rows) if image in alike],
+        twins=sorted(twins),
+        same_text=[
+            row for row, (_, key) in enumerate(right.rows) if key in told and row not in twins
+        ],
+    )
+
+
+def keys_by_image(side: Side) -> list[set[str]]:
+    """What is asked and answered about each image."""
+    keys: list[set[str]] = [set() for _ in side.looks]
+    for image, key in side.rows:
+        keys[image].add(key)
+    return keys

@@ -1,0 +1,204 @@
+"""The files of a published data set: a folder and the zip archives in it, as one tree of paths.
+Nothing is unpacked.
+
+What `rarl prepare` made below the folder is not part of it, nor is what macOS adds to archives.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from rarl.errors import UserError
+from rarl.prepare.building import PARTIAL
+from rarl.prepare.card import card_files
+from rarl.prepare.sources.record import Fault
+
+# zipfile's ways of saying so: ValueError is a name that is not of its encoding, NotImplementedError
+# a newer version.
+BROKEN_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file on disk, or a member of an archive on disk."""
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}: {self.member}"
+
+
+class Files:
+    """`root` is a folder, or one file in it that is to be read. Raises UserError for an archive
+    that cannot be used."""
+
+    def __init__(self, root: Path) -> None:
+        self.named = root
+        self.root = root if root.is_dir() else root.parent
+        self.chosen = None if root.is_dir() else root.name
+        self.entries: dict[str, Entry] = {}
+        self.archives: dict[Path, zipfile.ZipFile] = {}
+        on_disk = sorted(walk(self.root))
+        for path in on_disk:
+            if path.suffix.lower() == ".zip":
+                self.add_archive(path)
+        for path in on_disk:  # after the archives: what was unpacked counts
+            self.entries[path.relative_to(self.root).as_posix()] = Entry(path)
+        self.by_name: dict[str, list[str]] = {}
+        self.by_folded_name: dict[str, list[str]] = {}  # made when it is wanted first
+        for name in self.entries:
+            self.by_name.setdefault(PurePosixPath(name).name, []).append(name)
+
+    def add_archive(self, path: Path) -> None:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (*BROKEN_ARCHIVE, OSError) as error:
+            raise UserError(
+                f"{path}: not a readable zip archive ({error}); fetch it again"
+            ) from None
+        self.archives[path] = archive
+        folder = path.parent.relative_to(self.root)
+        for info in archive.infolist():
+            if info.is_dir() or is_of_macos(info.filename):
+                continue
+            if leads_outside(info.filename):
+                raise UserError(
+                    f"{path}: member '{info.filename}' leads outside the archive; do not trust this file"
+                )
+            if info.flag_bits & 1:
+                raise UserError(
+                    f"{path}: member '{info.filename}' is encrypted; unpack it beside the archive first"
+                )
+            self.entries[(folder / info.filename).as_posix()] = Entry(path, info.filename)
+
+    def find(self, *patterns: str) -> list[str]:
+        """Names of the tree whose last part matches one of the patterns, sorted; of these only the
+        chosen file if one is."""
+        names = self.entries if self.chosen is None else [self.chosen]
+        return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
+
+    def read(self, name: str) -> bytes:
+        """Raises Fault for what is broken or too large."""
+        entry = self.entries[name]
+        try:
+            if entry.member is None:
+                if entry.path.stat().st_size > MAX_FILE_BYTES:
+                    raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
+                return entry.path.read_bytes()
+            if self.archives[entry.path].getinfo(entry.member).file_size > MAX_FILE_BYTES:
+                raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return self.archives[entry.path].read(entry.member)
+        except (*BROKEN_ARCHIVE, OSError) as error:
+            raise Fault(f"{name} cannot be read ({error})") from None
+
+    def read_text(self, name: str) -> str:
+        """A text file in UTF-8, with or without its mark. Raises UserError."""
+        try:
+            return self.read(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
+            raise UserError(
+                f"{self.entries[name]}: not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
+            ) from None
+        except Fault as fault:
+            raise UserError(f"{self.entries[name]}: {fault}") from None
+
+    def on_disk(self, name: str) -> Path:
+        """Raises UserError for a member of an archive."""
+        entry = self.entries[name]
+        if entry.member is not None:
+            raise UserError(f"{entry}: unpack it beside the archive first")
+        return entry.path
+
+    def image(self, name: str) -> Callable[[], bytes]:
+        """A function that reads the image of this name: a path from the root, or its last parts.
+        Raises Fault."""
+        name = self.below_root(name.strip().replace("\\", "/"))
+        if leads_outside(name):
+            raise Fault(f"image '{name}' leads outside the source folder")
+        name = PurePosixPath(name).as_posix()
+        if name in self.entries:
+            return partial(self.read, name)
+        found = [
+            n
+            for n in self.by_name.get(PurePosixPath(name).name, [])
+            if f"/{n}".endswith(f"/{name}")
+        ]
+        loose = [n for n in found if self.entries[n].member is None]
+        found = loose or found
+        if not found:
+            raise Fault(f"image '{name}' is nowhere below the source folder{self.advice(name)}")
+        if len(found) > 1:
+            raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
+        return partial(self.read, found[0])
+
+    def below_root(self, name: str) -> str:
+        """An absolute path below the root as one from the root; everything else as it is."""
+        for root in (self.root.absolute(), self.root.resolve()):
+            if PurePosixPath(name).is_relative_to(root):
+                return PurePosixPath(name).relative_to(root).as_posix()
+        return name
+
+    def advice(self, name: str) -> str:
+        """A file whose name differs only in case, the one in the same folder first."""
+        if not self.by_folded_name:
+            for known, names in self.by_name.items():
+                self.by_folded_name.setdefault(known.casefold(), []).extend(names)
+        alike = self.by_folded_name.get(PurePosixPath(name).name.casefold(), [])
+        alike = sorted(
+            alike, key=lambda one: not f"/{one}".casefold().endswith(f"/{name}".casefold())
+        )
+        return f"; did you mean '{alike[0]}'?" if alike else ""
+
+    def close(self) -> None:
+        for archive in self.archives.values():
+            archive.close()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """Every file below `root` that belongs to the data set, through linked folders too, each folder
+    once."""
+    seen = set()
+    for folder, names, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = [name for name in names if not is_prepared(Path(folder, name))]
+        here = (Path(folder, name) for name in files if not is_of_macos(name))
+        yield from (path for path in here if path.is_file())
+
+
+def is_prepared(folder: Path) -> bool:
+    """Made by `rarl prepare`, or left by one that was killed."""
+    return PARTIAL in folder.name or card_files(folder) is not None
+
+
+def is_of_macos(name: str) -> bool:
+    """Finder's own data beside the files of an archive or a foreign disk."""
+    path = PurePosixPath(name)
+    return "__MACOSX" in path.parts or path.name.startswith("._")
+
+
+def leads_outside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or (len(name) > 1 and name[1] == ":")
