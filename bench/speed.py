@@ -87,7 +87,7 @@ def update(report: Callable[[str], None]) -> None:
     import torch
     from cases import Case, make_group, make_policy
 
-    from rarl.grpo.group import SamplingDistribution
+    from rarl.distribution import SamplingDistribution
     from rarl.grpo.loss import LossSettings
     from rarl.grpo.policy import adapter_parameters
     from rarl.grpo.shared_prefix import SharedPrefixForward

@@ -33,8 +33,8 @@ def rarl_update(
     policy: Any, group: Any, advantages: torch.Tensor, shared: bool
 ) -> Callable[[], None]:
     """RARL's loss and backward with one of its forward passes."""
+    from rarl.distribution import SamplingDistribution
     from rarl.grpo.forward import plain_forward
-    from rarl.grpo.group import SamplingDistribution
     from rarl.grpo.loss import LossInputs, LossSettings, StepTotals, compute_loss
     from rarl.grpo.shared_prefix import SharedPrefixForward
     from rarl.grpo.vision import VisionCache, use_patch_projection

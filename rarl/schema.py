@@ -1,16 +1,21 @@
-"""The nouns that travel between folders. Plain, typed and picklable: they cross process borders
-through Ray."""
+"""The nouns that travel between folders. They are plain, typed and picklable: they cross process
+borders through Ray. How they lie on disk is derived from them in `samples.py`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 # What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
 # as the thinking; or the tagged answer alone.
 ReplyForm = Literal["think", "structured", "answer"]
+# Marks a field that is never written to a file of samples.
+IN_MEMORY: dict[str, Any] = {"in_memory": True}
 
 
 @dataclass(frozen=True)
@@ -18,13 +23,15 @@ class Example:
     """One image with one question and its reference answer.
 
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
-    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
-    (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image: intervals and splits treat it as the unit.
+    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file (JPEG,
+    PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same image:
+    intervals and splits treat it as the unit.
+
+    A new field needs no other edit to reach data files, rewards, samples and the report.
     """
 
     id: str
-    image: bytes
+    image: bytes = field(metadata=IN_MEMORY)
     image_id: str
     question: str
     answer: str
@@ -39,12 +46,36 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an example is asked with: `text` with one image placeholder, the wording it was made
-    from ("family/number") and the form of reply that it asks for."""
+    """What an example is asked with: `text` with one image placeholder, the wording it was made from
+    ("family/number") and the form of reply that it asks for."""
 
     text: str
     wording: str
     form: ReplyForm
+
+    @property
+    def family(self) -> str:
+        """The family of the wording."""
+        return self.wording.split("/")[0]
+
+
+@dataclass(frozen=True)
+class PreparedExample:
+    """An example and its prompt, ready for the models. `example` comes without its image file; the
+    pixels below replace it.
+
+    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the sampler.
+    prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer.
+    patches: (patches, channels * temporal * patch * patch) float32, the image processor's output.
+    grid: (3,) int64, patches along time, height and width.
+    """
+
+    example: Example
+    prompt: Prompt
+    pixels: NDArray[np.uint8]
+    prompt_token_ids: NDArray[np.int64]
+    patches: NDArray[np.float32]
+    grid: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,31 +86,31 @@ class Rollout:
     `completion_token_ids` ends with the end-of-turn token when `finish_reason` is "stop"; "length"
     means that it was cut. `sampler_logprobs[t]` is the log-probability (nats) that the sampler gave
     to `completion_token_ids[t]` under the distribution it drew from: after banned tokens and
-    temperature.
+    temperature. `adapter_version` is the training step after which the adapter was published, -1
+    for the base model.
     """
 
-    example_id: str
-    prompt_token_ids: list[int]
-    completion_token_ids: list[int]
-    sampler_logprobs: list[float]
     text: str
+    completion_token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     adapter_version: int
+    prompt_token_ids: list[int] = field(default_factory=list, metadata=IN_MEMORY)
+    sampler_logprobs: list[float] = field(default_factory=list, metadata=IN_MEMORY)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Rewards of one rollout by name, each in [0, 1] or None where it could not be scored, and
-    their weighted sum."""
+    """The rewards of one completion by name, each in [0, 1] or None where it could not be scored,
+    and their weighted sum."""
 
-    rewards: dict[str, float | None] = field(default_factory=dict)
     total: float = 0.0
+    rewards: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the
-    explanation are in [0, 1].
+    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the explanation
+    are in [0, 1].
 
     "unparsable" (the judge refused, or gave no verdict that can be read) has zeros. "unreachable"
     has no scores at all: the reply could not be judged, which says nothing about it.
@@ -94,7 +125,7 @@ class Verdict:
 
     @property
     def explanation(self) -> float | None:
-        """Mean of the three parts."""
+        """The mean of the three parts."""
         parts = (self.factuality, self.completeness, self.relevance)
         known = [part for part in parts if part is not None]
         return sum(known) / len(known) if known else None

@@ -15,9 +15,9 @@ import psutil
 from rarl.config import load_config
 from rarl.data.order import StepOrder
 from rarl.data.stream import PreparerSettings
+from rarl.distribution import banned_token_ids
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import banned_token_ids
 from rarl.training.driver import run_training
 from rarl.training.inputs import LoopInputs
 from rarl.training.run_dir import RunDir, open_run_dir

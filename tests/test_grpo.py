@@ -15,8 +15,9 @@ from peft import PeftModel
 from PIL import Image
 
 from rarl.data.prepared import PreparedExample, prepare_example
+from rarl.distribution import BAN_BIAS, SamplingDistribution
 from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.loss import LOSSES, LossSettings
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
@@ -30,7 +31,6 @@ from rarl.grpo.update import (
 )
 from rarl.grpo.vision import VisionCache
 from rarl.prompts import plain_prompt
-from rarl.rollout.sampler import BAN_BIAS
 from rarl.schema import Example
 
 

@@ -18,9 +18,9 @@ from transformers import AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 
 from rarl.config import GrpoConfig
+from rarl.distribution import SamplingDistribution
 from rarl.grpo.advantages import group_advantages
 from rarl.grpo.forward import plain_forward
-from rarl.grpo.group import SamplingDistribution
 from rarl.grpo.loss import LOSSES, LossInputs, LossOutput, LossSettings, StepTotals, compute_loss
 from rarl.grpo.vision import VisionCache
 from rarl.training.settings import resolve_loss

@@ -11,8 +11,9 @@ import ray
 import torch
 
 from rarl.data.prepared import PreparedExample, prepare_example
+from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.vision import VisionCache
@@ -20,7 +21,7 @@ from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings, banned_token_ids
+from rarl.rollout.sampler import SampleRequest, SamplingSettings
 from rarl.schema import Example, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
 
+from rarl.distribution import SamplingDistribution
 from rarl.grpo import head, shared_prefix
 from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_parameters
 from rarl.grpo.self_check import choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward

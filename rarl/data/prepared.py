@@ -4,35 +4,14 @@ workers."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rarl.data.images import decode_image, fit_image
 from rarl.errors import UserError
-from rarl.schema import Example, Prompt
-
-
-@dataclass(frozen=True)
-class PreparedExample:
-    """`example` comes without its image file; the pixels below replace it.
-
-    prompt: with one image placeholder, for the sampler. pixels: (height, width, 3) uint8, already
-    of the size the image processor keeps, for the sampler. prompt_token_ids: (P,) int64 with the
-    placeholder expanded, for the trainer. patches: (patches, channels * temporal * patch * patch)
-    float32, the image processor's output, for the trainer. grid: (3,) int64, patches along time,
-    height and width.
-    """
-
-    example: Example
-    prompt: Prompt
-    pixels: NDArray[np.uint8]
-    prompt_token_ids: NDArray[np.int64]
-    patches: NDArray[np.float32]
-    grid: NDArray[np.int64]
-
+from rarl.schema import Example, PreparedExample, Prompt
 
 # How an example becomes a prompt: (processor, example, step, or None in evaluation) → Prompt.
 RenderPrompt = Callable[[Any, Example, int | None], Prompt]

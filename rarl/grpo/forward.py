@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.distribution import BAN_BIAS, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.vision import VisionCache
-from rarl.rollout.sampler import BAN_BIAS
 
 
 @dataclass(frozen=True)

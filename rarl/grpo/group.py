@@ -23,11 +23,3 @@ class Group:
     grid: NDArray[np.int64]
     completions: list[list[int]]
     key: int
-
-
-@dataclass(frozen=True)
-class SamplingDistribution:
-    """How the sampler's distribution differs from the model's softmax."""
-
-    temperature: float
-    banned_token_ids: list[int]

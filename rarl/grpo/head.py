@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rarl.grpo.group import SamplingDistribution
-from rarl.rollout.sampler import BAN_BIAS
+from rarl.distribution import BAN_BIAS, SamplingDistribution
 
 
 def token_logprobs(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from rarl.distribution import SamplingDistribution
 from rarl.grpo.forward import ForwardPass, plain_forward
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.shared_prefix import SUPPORTED_MODELS, SharedPrefixForward
 from rarl.grpo.vision import VisionCache
 

@@ -21,9 +21,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from rarl.distribution import SamplingDistribution
 from rarl.grpo.attention import Span, attend, group_span
 from rarl.grpo.forward import ForwardOutput
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.head import token_logprobs
 from rarl.grpo.lora_layers import apply_linear, apply_mlp
 from rarl.grpo.vision import VisionCache

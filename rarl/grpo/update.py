@@ -13,9 +13,10 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rarl.distribution import SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.loss import LossInputs, LossOutput, LossSettings, StepTotals, compute_loss
 from rarl.grpo.vision import VisionCache
 from rarl.grpo.workers import ALONE, Workers

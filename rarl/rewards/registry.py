@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from rarl.rewards.length import length_reward
 from rarl.rewards.letter import letter_reward
 from rarl.rewards.reasoning import reasoning_reward
 from rarl.rewards.repetition import repetition_reward
+from rarl.schema import Example
 from rarl.system.imports import import_object
 
 # TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or
@@ -36,18 +38,7 @@ REWARDS: dict[str, Reward] = {
     "repetition": repetition_reward,
     "length": length_reward,
 }
-EXAMPLE_COLUMNS = (
-    "id",
-    "image_id",
-    "question",
-    "answer",
-    "answer_type",
-    "options",
-    "rationale",
-    "modality",
-    "organ",
-    "dataset",
-)
+EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
 # `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image,
 # or None; `verdict` is the judge's, or None.
 COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")

@@ -18,20 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.rollout.cpu_lora import use_one_slot_operators
 from rarl.schema import Rollout
 from rarl.system.imports import quick_imports
 from rarl.system.processes import log_output_to
 
-# Sampling one of these would leave a completion whose image tokens have no image.
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-BAN_BIAS = -100.0  # added to the banned logits, by sampler and trainer alike
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima that vLLM accepts
 
 
@@ -55,7 +47,6 @@ class SampleRequest:
     """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image;
     completion g of the group is drawn with `seed` + g."""
 
-    example_id: str
     prompt: str
     pixels: NDArray[np.uint8] | None
     seed: int = 0
@@ -202,7 +193,7 @@ class Sampler:
                 for output in self.engine.llm_engine.step():
                     if output.finished:
                         position = positions[output.request_id]
-                        yield position, to_rollouts(requests[position].example_id, output, version)
+                        yield position, to_rollouts(output, version)
         finally:  # whoever asked may be gone; the next one must not get what is left
             if self.engine.llm_engine.has_unfinished_requests():
                 self.engine.llm_engine.abort_request(list(positions))
@@ -250,12 +241,7 @@ def memory_backed_folder() -> Path | None:
     return shared_memory if shared_memory.is_dir() else None
 
 
-def banned_token_ids(tokenizer: Any) -> list[int]:
-    """Ids of the vision tokens, which must not be sampled."""
-    return [int(tokenizer.convert_tokens_to_ids(token)) for token in VISION_TOKENS]
-
-
-def to_rollouts(example_id: str, output: Any, version: int) -> list[Rollout]:
+def to_rollouts(output: Any, version: int) -> list[Rollout]:
     rollouts = []
     for completion in sorted(output.outputs, key=lambda c: c.index):
         ids = list(completion.token_ids)
@@ -264,7 +250,6 @@ def to_rollouts(example_id: str, output: Any, version: int) -> list[Rollout]:
         ]
         rollouts.append(
             Rollout(
-                example_id=example_id,
                 prompt_token_ids=list(output.prompt_token_ids),
                 completion_token_ids=ids,
                 sampler_logprobs=logprobs,

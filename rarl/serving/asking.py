@@ -14,9 +14,9 @@ from typing import Any
 from ray.exceptions import RayActorError, RayError
 
 from rarl.config import load_config
+from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.prompts import Family, evaluation_prompts, read_families
-from rarl.rollout.sampler import BAN_BIAS, banned_token_ids
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.engine_words import DIED, REPLACED
 from rarl.serving.images import data_url, decode, fit, read_bytes

@@ -9,8 +9,9 @@ import torch
 from peft import PeftModel
 
 from rarl.config import Config
+from rarl.distribution import SamplingDistribution
 from rarl.errors import UserError
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.self_check import Chosen, choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward

@@ -19,9 +19,10 @@ from peft import PeftModel
 
 from rarl.config import Config
 from rarl.data.prepared import PreparedExample
+from rarl.distribution import SamplingDistribution
 from rarl.grpo.advantages import group_advantages
 from rarl.grpo.forward import ForwardPass
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_arrays, adapter_config, other_adapter
 from rarl.grpo.self_check import Chosen
 from rarl.grpo.update import (

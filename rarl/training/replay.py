@@ -11,12 +11,12 @@ from transformers import AutoProcessor
 
 from rarl.commands.resolve import resolve_model
 from rarl.config import Config, load_config
+from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite, ScoredGroup, update_policy
-from rarl.rollout.sampler import banned_token_ids
 from rarl.system.device import resolve_device, resolve_dtype
 from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.failures import read_failure

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from rarl.data.prepared import PreparedExample, require_room
+from rarl.distribution import SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass
-from rarl.grpo.group import Group, SamplingDistribution
+from rarl.grpo.group import Group
 from rarl.grpo.self_check import Chosen
 from rarl.grpo.update import clip_gradient
 from rarl.grpo.vision import VisionCache

@@ -1,0 +1,202 @@
+"""The one way to ask: prompts go in, sampled, judged and scored groups come out.
+
+Training, evaluation, probing and explaining all ask here. A batch is asked for in two halves, so
+that other work can be done between them: `submit` starts the sampling, and each group is given to
+the judge as soon as it is sampled; `result` waits for what is missing and scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from rarl.config import RewardConfig
+from rarl.data.prepared import require_room
+from rarl.errors import UserError
+from rarl.judge.candidate import candidate_of
+from rarl.judge.judge import Judge
+from rarl.prompts import rederive_text, render, without_image
+from rarl.rewards.registry import Reward
+from rarl.rewards.total import score_groups
+from rarl.rollout.pool import PendingRollouts, SamplerPool
+from rarl.rollout.sampler import SampleRequest, SamplingSettings
+from rarl.samples import Group, Sample, flatten
+from rarl.schema import PreparedExample, Rollout, Verdict
+
+REDERIVED_TOKENS = 64  # enough for an answer; a longer one is cut and will not agree
+GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDERIVED_TOKENS)
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Who is asked: the samplers, the judge (None: nobody judges), and the rewards with their
+    settings. `max_model_length` bounds prompt and completion together, in tokens."""
+
+    pool: SamplerPool
+    rewards: Mapping[str, Reward]
+    settings: Mapping[str, RewardConfig]
+    judge: Judge | None
+    model_path: str
+    max_model_length: int
+
+    def submit(
+        self,
+        prompts: Sequence[PreparedExample],
+        seeds: Sequence[int],
+        sampling: SamplingSettings,
+        use_adapter: bool = True,
+        show_image: bool = True,
+        on_group: Callable[[], Any] = lambda: None,
+    ) -> PendingGroups:
+        """Starts a batch. Completion g of prompt i is drawn with the seed `seeds[i]` + g, from the
+        adapter that the samplers hold now, or from the base model. `on_group` is called, from
+        another thread, each time a group has been sampled.
+
+        Raises UserError if a prompt and its completion do not fit `max_model_length`.
+        """
+        for prepared in prompts:
+            require_room(prepared, sampling.max_tokens, self.max_model_length)
+        return PendingGroups(self, prompts, seeds, sampling, use_adapter, show_image, on_group)
+
+    def collect(
+        self, prompts: Sequence[PreparedExample], seeds: Sequence[int], sampling: SamplingSettings
+    ) -> list[Group]:
+        """Asks with the adapter and waits: one scored group for each prompt, in order."""
+        return self.submit(prompts, seeds, sampling).result()
+
+    def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederivation | None:
+        """Asks for the answer that each thinking leads to, if the reward `consistency` wants it: the
+        samplers are shown the thinking in place of the image, as they are now, and greedily."""
+        if "consistency" not in self.rewards:
+            return None
+        texts = [(sample, self.rederive_prompt(sample)) for sample in samples]
+        asked = [(sample, text) for sample, text in texts if text is not None]
+        requests = [SampleRequest(text, None) for _, text in asked]
+        pending = self.pool.submit(requests, GREEDY_ANSWER, use_adapter)
+        return Rederivation([sample for sample, _ in asked], pending)
+
+    def rederive_prompt(self, sample: Sample) -> str | None:
+        """Returns None for a reply without thinking, and if the thinking is too long to be shown."""
+        thinking = sample.reply.thinking
+        if not thinking:
+            return None
+        text = render(self.processor, rederive_text(sample.example, thinking), image=False)
+        length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
+        return text if length <= self.max_model_length else None
+
+    @cached_property
+    def processor(self) -> Any:
+        """The model's processor, loaded when it is first needed."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.model_path)
+
+
+@dataclass(frozen=True)
+class Rederivation:
+    """Answers in flight, one for each sample whose thinking was shown."""
+
+    samples: list[Sample]
+    pending: PendingRollouts
+
+    def write(self) -> None:
+        """Waits, and writes each answer on its sample."""
+        for sample, group in zip(self.samples, self.pending.result(), strict=True):
+            sample.rederived = group[0].text
+
+
+class PendingGroups:
+    """A batch in flight."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        prompts: Sequence[PreparedExample],
+        seeds: Sequence[int],
+        sampling: SamplingSettings,
+        use_adapter: bool,
+        show_image: bool,
+        on_group: Callable[[], Any],
+    ) -> None:
+        self.collector, self.prompts = collector, prompts
+        self.use_adapter, self.show_image, self.on_group = use_adapter, show_image, on_group
+        self.verdicts: list[list[Future[Verdict]]] = [[] for _ in prompts]
+        self.seconds = [0.0] * len(prompts)
+        self.groups: list[Group] | None = None
+        self.rederived: Rederivation | None = None
+        requests = [
+            SampleRequest(prepared.prompt.text, prepared.pixels, seed)
+            if show_image
+            else SampleRequest(without_image(prepared.prompt.text), None, seed)
+            for prepared, seed in zip(prompts, seeds, strict=True)
+        ]
+        self.started = time.monotonic()
+        self.pending = collector.pool.submit(requests, sampling, use_adapter, self.take_in)
+
+    def take_in(self, index: int, rollouts: list[Rollout]) -> None:
+        """Sends a group to the judge; called from another thread, as soon as it is sampled."""
+        self.seconds[index] = time.monotonic() - self.started
+        judge, prepared = self.collector.judge, self.prompts[index]
+        if judge is not None:
+            self.verdicts[index] = judge.submit(
+                [candidate_of(prepared.example, prepared.prompt, one.text) for one in rollouts]
+            )
+        self.on_group()
+
+    def wait(self) -> None:
+        """Returns when the samplers are done with this batch, well or not, so that their adapter can
+        be replaced."""
+        self.pending.wait()
+
+    def sampled(self) -> list[Group]:
+        """Waits for the completions and starts what follows from them with the same adapter. Raises
+        UserError if the engines fail, or read a prompt otherwise than the trainer."""
+        if self.groups is None:
+            rollouts = self.pending.result()
+            if self.show_image:
+                require_equal_prompts(self.prompts, rollouts)
+            self.groups = [
+                [
+                    Sample(
+                        example=prepared.example,
+                        prompt=prepared.prompt,
+                        rollout=rollout,
+                        number=number,
+                        seconds=self.seconds[index],
+                        prepared=prepared,
+                    )
+                    for number, rollout in enumerate(group)
+                ]
+                for index, (prepared, group) in enumerate(zip(self.prompts, rollouts, strict=True))
+            ]
+            self.rederived = self.collector.rederive(flatten(self.groups), self.use_adapter)
+        return self.groups
+
+    def result(self) -> list[Group]:
+        """Waits for everything and scores. Raises UserError also if the judge is lost and
+        `judge.on_unreachable` is "stop"."""
+        groups = self.sampled()
+        if self.rederived is not None:
+            self.rederived.write()
+        for group, futures in zip(groups, self.verdicts, strict=True):
+            for sample, future in zip(group, futures, strict=False):
+                sample.verdict = future.result()
+        score_groups(groups, self.collector.rewards, self.collector.settings)
+        return groups
+
+
+def require_equal_prompts(
+    prompts: Sequence[PreparedExample], rollouts: Sequence[Sequence[Rollout]]
+) -> None:
+    """Raises UserError if sampler and trainer tokenise a prompt differently."""
+    for prepared, group in zip(prompts, rollouts, strict=True):
+        if group[0].prompt_token_ids != prepared.prompt_token_ids.tolist():
+            raise UserError(
+                f"example '{prepared.example.id}': sampler and trainer disagree on the prompt's "
+                f"tokens ({len(group[0].prompt_token_ids)} and {len(prepared.prompt_token_ids)}); "
+                "the model and its processor do not fit together"
+            )
