@@ -321,8 +321,8 @@ def show(
 @app.command()
 def replay(batch: Annotated[Path, typer.Argument(metavar="RUN/failures/step_….pkl")]) -> None:
     """Shows which group of a batch that stopped a run gives no finite gradient."""
+    from rarl.commands.replay import replay as replay_batch
     from rarl.display import Display
-    from rarl.training.replay import replay as replay_batch
 
     Display().replayed(list(replay_batch(batch)))
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from rarl.training.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from rarl.training.replay import Replayed
+    from rarl.commands.replay import Replayed
 
 TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask

@@ -1,17 +1,141 @@
-"""Where a configuration's model and data sets are: folders, Hub ids, or functions that make
-them."""
+"""From a configuration to what is on this machine: device, model, adapter, data, run directory.
+Everything that can fail before Ray starts fails here."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.config import IMPORT_PATH, LoraConfig
+from rarl.config import IMPORT_PATH, Config, LoraConfig
 from rarl.data.mixture import read_mixture
 from rarl.data.parquet import ParquetRows
+from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
+from rarl.files import write_text
+from rarl.judge.client import check_judge
+from rarl.planning.gpu_memory import require_memory
 from rarl.prepare.card import card_splits
+from rarl.prompts import PromptPlan, training_prompts
+from rarl.rewards.registry import find_rewards
+from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object
+from rarl.training.run_dir import RunDir, flatten, open_run_dir
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A configuration with every name looked up on this machine."""
+
+    config: Config
+    run_dir: RunDir
+    device: Device
+    dtype: Dtype
+    model_path: str
+    start_adapter: Path | None
+    # None: the run is only measured.
+    train_data: str | None
+    eval_data: dict[str, str]
+    # What the run directory was made with; `config` may measure it with other data or another judge.
+    made_with: Config
+
+    def preparer(
+        self, data_path: str, prompts: PromptPlan, blank: bool = False
+    ) -> PreparerSettings:
+        """Returns what Ray Data's workers need to prepare a data set's rows; `blank` puts grey
+        pictures in place of its images."""
+        return PreparerSettings(
+            data_path, self.model_path, prompts, self.config.data.max_pixels, blank
+        )
+
+
+# What may differ when a finished run is measured: it is part of the measurement's key, or it changes
+# no reply.
+FREE_TO_MEASURE = (
+    "data.eval",
+    "prompts.eval",
+    "judge",
+    "device",
+    "rollout.num_actors",
+    "rollout.timeout_seconds",
+    "rollout.max_model_length",
+    "rollout.kv_cache_mib",
+    "rollout.gpu_memory_share",
+)
+
+
+def resolve(config: Config, made_with: Config | None = None) -> Setup:
+    """Looks everything up and opens the run directory. `made_with` is what the run directory was made
+    with, if it is only to be measured: the training data may then be gone. Raises UserError."""
+    own = made_with or config
+    if made_with is not None:
+        require_same_run(config, made_with)
+    find_rewards(config.rewards)
+    training_prompts(config.prompts, config.seed)
+    if config.judge.evaluate or "judge" in config.rewards:
+        check_judge(config.judge)
+    start_adapter = (
+        resolve_adapter(config.model.adapter, config.model.lora) if config.model.adapter else None
+    )
+    device = resolve_device(config)
+    model_path = resolve_model(config.model.path)
+    if device == "cuda":
+        require_memory(config, model_path)
+    sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
+    if made_with is None:
+        sources["data.train"] = config.data.train
+    for key, path in sources.items():
+        find_data(key, path)
+    run_dir = open_run_dir(own.model_copy(update={"run_dir": config.run_dir}))
+    keep_templates(run_dir, config)
+    data = {
+        key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()
+    }
+    train_data = data.pop("data.train", None)
+    return Setup(
+        config=config,
+        run_dir=run_dir,
+        device=device,
+        dtype=resolve_dtype(config, device),
+        model_path=model_path,
+        start_adapter=start_adapter,
+        train_data=train_data,
+        eval_data={key.removeprefix("data.eval."): path for key, path in data.items()},
+        made_with=own,
+    )
+
+
+def require_same_run(config: Config, own: Config) -> None:
+    """Raises UserError if a measurement would not be of this run."""
+    held, wanted = flatten(own.model_dump()), flatten(config.model_dump())
+    for key in sorted({*held, *wanted} - {"run_dir"}):
+        if held.get(key) != wanted.get(key) and not key.startswith(FREE_TO_MEASURE):
+            raise UserError(
+                f"{key}={wanted.get(key)}: the run was made with {held.get(key)}, and a measurement cannot change it; "
+                f"it may change {', '.join(FREE_TO_MEASURE)}"
+            )
+    for name, path in config.data.eval.items():
+        if own.data.eval.get(name, path) != path:
+            raise UserError(
+                f"data.eval.{name}={path}: the run knows {own.data.eval[name]} by that name; choose another, as in "
+                f"data.eval.{name}-2={path}"
+            )
+
+
+def keep_templates(run_dir: RunDir, config: Config) -> None:
+    """A copy of the user's own wordings in the run directory. Raises UserError when they were
+    changed since."""
+    if config.prompts.templates is None:
+        return
+    text, kept = (
+        Path(config.prompts.templates).read_text(encoding="utf-8"),
+        run_dir.path / "prompts.yaml",
+    )
+    if kept.exists() and kept.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{config.prompts.templates}: changed since {run_dir.path} was begun; choose another run_dir"
+        )
+    write_text(kept, text)
 
 
 def resolve_model(path: str) -> str:

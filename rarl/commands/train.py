@@ -1,5 +1,4 @@
-"""A whole run: check data, measure the base, train, measure again, summarise. Assembled here, done
-elsewhere.
+"""`rarl train`, `rarl sft` and `rarl demo`: check data, measure the base, train, measure again.
 
 Every finished part is on disk, so the same command after an interruption does only what is missing.
 """
@@ -10,11 +9,16 @@ import json
 import time
 from typing import Any
 
-from rarl.commands.session import Session, Setup, open_session, resolve
-from rarl.config import Config
+import numpy as np
+from numpy.typing import NDArray
+
+from rarl.commands.resolve import Setup, resolve
+from rarl.commands.session import Session, open_session
+from rarl.config import Config, PromptsConfig
 from rarl.data.order import step_order
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
+from rarl.errors import UserError
 from rarl.evaluation.measurements import measure_all, summary_of
 from rarl.files import write_text
 from rarl.grpo.adapter_folder import read_adapter
@@ -22,14 +26,14 @@ from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.signals import Stopped, ending_after_the_step
 from rarl.training.checkpoint_folder import find_checkpoint
-from rarl.training.inputs import LoopInputs
+from rarl.training.inputs import TrainInputs
 from rarl.training.metrics import read_metrics
-from rarl.training.rationales import require_rationales
 from rarl.training.trackers import missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
-    """Returns the summary that it also writes to `summary.json`. Raises UserError."""
+    """Makes a whole run; returns the summary that it also writes to `summary.json`. Raises
+    UserError."""
     started = time.time()
     setup = resolve(config)
     finished = setup.run_dir.read_summary()
@@ -53,30 +57,27 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
 
 
 def train(setup: Setup, live: Session, display: Display) -> float:
-    """Makes the steps that are missing; returns the seconds that all steps took, this worker's
-    start included."""
-    from rarl.training.driver import run_training  # see open_session
+    """Makes the steps that are missing; returns the seconds that all steps took, with this worker's
+    start. Raises Stopped if the run was asked to end."""
+    # Imported by `open_session`, while the engines come up.
+    from rarl.training.driver import run_training
 
-    config = setup.config
-    assert setup.train_data is not None, "what is to be trained is resolved with its training data"
+    config, data = setup.config, setup.train_data
+    assert data is not None, "what is to be trained is resolved with its training data"
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before
     found = find_checkpoint(setup.run_dir.checkpoints)
-    instead = (
-        "the one before it is used"
-        if found.path
-        else "and none before it is whole: training begins anew"
-    )
+    instead = "and none before it is whole: training begins anew"
+    if found.path:
+        instead = "the one before it is used"
     for fault in found.damaged:
         display.note(f"damaged checkpoint, {instead}: {fault}")
+    rows = live.checked["train"].good
     if config.method == "sft":
-        require_rationales(setup.train_data, live.checked["train"].good, config.prompts)
-    parts = ParquetRows(setup.train_data).parts
-    order = step_order(
-        parts, live.checked["train"].good, config.train.prompts_per_step, config.seed
-    )
-    inputs = LoopInputs(
+        require_rationales(data, rows, config.prompts)
+    order = step_order(ParquetRows(data).parts, rows, config.train.prompts_per_step, config.seed)
+    inputs = TrainInputs(
         config=config,
         run_dir=setup.run_dir,
         model_path=setup.model_path,
@@ -87,7 +88,7 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
     )
-    preparer = setup.preparer(setup.train_data, training_prompts(config.prompts, config.seed))
+    preparer = setup.preparer(data, training_prompts(config.prompts, config.seed))
     started = time.time()
     showing = display.training(setup.run_dir.metrics, config.train.steps)
     with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
@@ -97,3 +98,19 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     if outcome.steps < config.train.steps:
         raise Stopped
     return before + time.time() - started
+
+
+def require_rationales(data: str, rows: NDArray[np.int64], prompts: PromptsConfig) -> None:
+    """Raises UserError now for what supervised fine-tuning would refuse in the middle of a run."""
+    families = training_prompts(prompts, 0).families
+    used = [families[name] for name, weight in prompts.train.items() if weight]
+    if all(family.form == "answer" for family in used):
+        return
+    rationales = ParquetRows(data).column("rationale")
+    bad = [int(row) for row in rows if not (rationales[row] or "").strip()]
+    if bad:
+        raise UserError(
+            f"{data}: row {bad[0]} has no rationale to imitate (nor have {len(bad) - 1} others of "
+            f"{len(rows)}), but prompts.train asks for thinking: add rationales, or set "
+            "prompts.train={none: 1} prompts.eval=none"
+        )

@@ -13,7 +13,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -29,7 +29,10 @@ from rarl.training.checkpoint_folder import (
     read_progress,
     sha256,
 )
-from rarl.training.state import Learner, Progress
+from rarl.training.inputs import Progress
+
+if TYPE_CHECKING:
+    from rarl.training.learner import Learner
 
 
 def save_checkpoint(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.training.state import Progress
+from rarl.training.inputs import Progress
 
 HASHES = "sha256.json"
 

@@ -18,8 +18,8 @@ from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings,
 from rarl.errors import UserError, last_line
 from rarl.system.placement import worker_resources
 from rarl.training.checkpoint_folder import find_checkpoint, read_progress
-from rarl.training.inputs import LoopInputs
-from rarl.training.worker import LoopOutcome, train_worker
+from rarl.training.inputs import LoopOutcome, TrainInputs
+from rarl.training.worker import train_worker
 
 POLL_SECONDS = 0.5
 # of a minute each, to place the workers again after one was lost with its node
@@ -45,17 +45,17 @@ class Trainer(TorchTrainer):
 
 
 def run_training(
-    inputs: LoopInputs, order: StepOrder, preparer: PreparerSettings, on_poll: Callable[[], Any]
+    inputs: TrainInputs, order: StepOrder, preparer: PreparerSettings, on_poll: Callable[[], Any]
 ) -> LoopOutcome:
     """Trains to the configured number of steps; `on_poll` is called every half second meanwhile.
 
-    `outcome.steps` are fewer than configured where the run was asked to end. Raises UserError for
-    what the user can mend, and when a worker died more often than it may be restarted.
+    `outcome.steps` are fewer than configured if the run was asked to end. Raises UserError for what
+    the user can mend, and if a worker died more often than it may be restarted.
     """
     config = inputs.config
     for variable, value in OF_RAY_TRAIN.items():
         os.environ.setdefault(variable, value)
-    resources = worker_resources(inputs.device)
+    resources, workers = worker_resources(inputs.device), config.train.num_workers
     found = find_checkpoint(inputs.run_dir.checkpoints).path
     start = read_progress(found).batches if found else 0
     most = config.train.steps * (1 + config.grpo.max_refills)
@@ -63,13 +63,17 @@ def run_training(
         train_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=ScalingConfig(
-            num_workers=config.train.num_workers,
+            num_workers=workers,
             use_gpu="GPU" in resources,
             resources_per_worker=resources,
             placement_strategy="SPREAD",  # as the samplers
         ),
-        datasets={"train": training_stream(preparer, order, start, most)},
-        dataset_config=DataConfig(datasets_to_split=[]),  # the leader alone reads
+        # A stream for each worker: its share of every step, in the order of the steps.
+        datasets={
+            f"train-{rank}": training_stream(preparer, order, start, most, rank, workers)
+            for rank in range(workers)
+        },
+        dataset_config=DataConfig(datasets_to_split=[]),
         run_config=RunConfig(
             # Ray Train's own notes. The checkpoints are ours: verified, one a step, the best kept.
             name="ray-train",
@@ -87,7 +91,7 @@ def run_training(
     return outcome
 
 
-def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: LoopInputs) -> Any:
+def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: TrainInputs) -> Any:
     """Runs `fit` in a thread, so that this one can show progress; its error is raised here as one
     line."""
     outcome: dict[str, Any] = {}

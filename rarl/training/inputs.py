@@ -1,4 +1,5 @@
-"""What the driver hands to the train workers, without the libraries that only they need."""
+"""What the driver hands to the train workers. It imports neither PyTorch nor PEFT, so that the driver
+need not wait for them."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.config import Config
+from rarl.distribution import SamplingDistribution
 from rarl.rollout.pool import SamplerPool
 from rarl.system.device import Device, Dtype
 from rarl.training.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class LoopInputs:
-    """Everything the driver resolved and started for the worker."""
+class TrainInputs:
+    """Everything that the driver looked up and started: files, device, and the samplers. The run
+    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
 
     config: Config
     run_dir: RunDir
@@ -24,3 +27,26 @@ class LoopInputs:
     mismatch_bound: float
     banned_token_ids: list[int]
     pool: SamplerPool
+
+    @property
+    def distribution(self) -> SamplingDistribution:
+        """What completions are drawn from."""
+        return SamplingDistribution(self.config.rollout.temperature, self.banned_token_ids)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Finished steps, and batches of prompts that they drew: more than steps if groups were
+    refilled."""
+
+    step: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class LoopOutcome:
+    """`steps` are finished, fewer than configured if the run was asked to end. `error` is what the
+    user is to be told."""
+
+    steps: int
+    error: str | None = None

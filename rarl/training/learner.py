@@ -1,53 +1,120 @@
-"""What both kinds of training begin with: policy, optimizer, schedule, and the state of the last
-checkpoint."""
+"""What GRPO and supervised fine-tuning share: policy, optimizer, schedule, where the run stands, and
+how it is saved."""
 
 from __future__ import annotations
 
 import math
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 
 from rarl.config import Config
-from rarl.distribution import SamplingDistribution
+from rarl.distribution import MODEL_SOFTMAX
 from rarl.errors import UserError
-from rarl.grpo.group import Group
+from rarl.files import replacing
+from rarl.grpo.forward import ForwardChoice, choose_forward
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
-from rarl.grpo.self_check import Chosen, choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.training.checkpoint import restore_checkpoint, save_checkpoint
-from rarl.training.inputs import LoopInputs
-from rarl.training.state import Learner, Progress
-from rarl.training.team import Team
+from rarl.grpo.update import NotFinite
+from rarl.grpo.workers import Workers
+from rarl.training.checkpoint import publish_final_adapter, restore_checkpoint, save_checkpoint
+from rarl.training.inputs import Progress, TrainInputs
 
 
-def start_learner(inputs: LoopInputs, team: Team) -> Learner:
-    """A fresh or given adapter, or the newest checkpoint of this run."""
-    config = inputs.config
-    if inputs.device == "cpu":
-        torch.set_num_threads(team.threads())  # the samplers wait while the policy trains
-    lora = config.model.lora
-    policy = load_policy(
-        inputs.model_path, inputs.dtype, inputs.device, lora.rank, lora.alpha, config.seed
-    )
-    if inputs.start_adapter is not None:
-        load_adapter(policy, inputs.start_adapter)
-    optimizer = torch.optim.AdamW(
-        adapter_parameters(policy), lr=config.train.learning_rate, weight_decay=0.0
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, config))
-    progress = restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
-    if team.max(progress.step) + team.max(-progress.step) != 0:
-        raise UserError(
-            f"{inputs.run_dir.checkpoints}: the train workers do not see the same checkpoints; run_dir must be on "
-            "storage that all nodes share"
+@dataclass
+class Learner:
+    """The adapter in its policy, its optimizer and schedule. `progress` is what was done before this
+    process began; `forward` is chosen when the first group is there."""
+
+    policy: PeftModel
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    progress: Progress
+    forward: ForwardChoice | None = None
+
+    @classmethod
+    def load(cls, inputs: TrainInputs) -> Learner:
+        """Begins with a fresh or given adapter, or with the newest checkpoint of this run."""
+        config, lora = inputs.config, inputs.config.model.lora
+        policy = load_policy(
+            inputs.model_path, inputs.dtype, inputs.device, lora.rank, lora.alpha, config.seed
         )
-    return Learner(policy, optimizer, scheduler, progress)
+        if inputs.start_adapter is not None:
+            load_adapter(policy, inputs.start_adapter)
+        parameters = adapter_parameters(policy)
+        optimizer = torch.optim.AdamW(parameters, lr=config.train.learning_rate, weight_decay=0.0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_factor(step, config)
+        )
+        progress = restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
+        return cls(policy, optimizer, scheduler, progress)
+
+    def require_same_progress(self, inputs: TrainInputs, workers: Workers) -> None:
+        """Raises UserError if the workers do not continue from the same checkpoint."""
+        if workers.max(self.progress.step) + workers.max(-self.progress.step) != 0:
+            raise UserError(
+                f"{inputs.run_dir.checkpoints}: the train workers do not see the same checkpoints; "
+                "run_dir must be on storage that all nodes share"
+            )
+
+    @property
+    def uses_shared_prefix(self) -> float | None:
+        """1 or 0, for the metrics; None until it is known."""
+        return None if self.forward is None else float(self.forward.shared)
+
+    def forward_for(self, inputs: TrainInputs, groups: list[TokenGroup]) -> ForwardChoice:
+        """Returns the forward pass to train with. The first group decides, once for each worker:
+        the shared-prefix pass, if it agrees with the plain one."""
+        fast = SharedPrefixForward(inputs.config.train.gradient_checkpointing)
+        if self.forward is None and groups:
+            distribution = MODEL_SOFTMAX if inputs.config.method == "sft" else inputs.distribution
+            self.forward = choose_forward(self.policy, groups[0], distribution, fast)
+            print(
+                f"shared-prefix pass: {self.forward.shared}, difference from the plain pass: "
+                f"{self.forward.difference}",
+                flush=True,
+            )
+        # A worker without a single group has nothing to pass forward.
+        return self.forward or ForwardChoice(fast, True, None)
+
+    def step_scheduler(self) -> float:
+        """Moves on; returns the learning rate of the update just made."""
+        rate: float = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+        return rate
+
+    def save(
+        self, inputs: TrainInputs, progress: Progress, score: float | None, workers: Workers
+    ) -> bool:
+        """Writes a checkpoint if one is due; returns True if the run was asked to end here. `score`
+        is what the best checkpoint is chosen by, higher being better. Rank 0 writes and decides."""
+        train, asked = inputs.config.train, False
+        with workers.local():
+            if workers.rank == 0:
+                last = progress.step == train.steps
+                asked = inputs.run_dir.stop_request.exists() and not last
+                if asked or last or progress.step % train.checkpoint_every == 0:
+                    folder = inputs.run_dir.checkpoints
+                    save_checkpoint(folder, self, progress, score, train.keep_checkpoints)
+        return bool(workers.max(float(asked)))
+
+    def finish(self, inputs: TrainInputs, workers: Workers) -> None:
+        """Puts the trained adapter at its final place."""
+        with workers.local():
+            if workers.rank == 0:
+                publish_final_adapter(self.policy, inputs.run_dir.adapter)
 
 
 def rate_factor(step: int, config: Config) -> float:
-    """Learning rate of step + 1 over the configured one: linear warm-up, then constant or cosine to
-    zero."""
+    """Returns the learning rate of step + 1 over the configured one: linear warm-up, then constant
+    or cosine to zero."""
     warmup, steps = config.train.warmup_steps, config.train.steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -56,28 +123,26 @@ def rate_factor(step: int, config: Config) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def self_check(
-    inputs: LoopInputs, policy: PeftModel, group: Group, distribution: SamplingDistribution
-) -> Chosen:
-    """Decides once per worker which forward pass it trains with."""
-    chosen = choose_forward(
-        policy, group, distribution, SharedPrefixForward(inputs.config.train.gradient_checkpointing)
-    )
-    print(
-        f"shared-prefix pass: {chosen.shared}, difference from the plain pass: {chosen.difference}",
-        flush=True,
-    )
-    return chosen
+@contextmanager
+def saving_failures(folder: Path, step: int, groups: list[TokenGroup], rank: int) -> Iterator[None]:
+    """Turns NotFinite into a UserError that names the file with the step's groups, for
+    `rarl replay`."""
+    try:
+        yield
+    except NotFinite as error:
+        path = folder / f"step_{step:06d}{f'-worker{rank}' if rank else ''}.pkl"
+        with replacing(path) as temporary:
+            temporary.write_bytes(pickle.dumps(groups))
+        raise UserError(
+            f"step {step}: {error}. `rarl replay {path}` shows which group of its batch it is"
+        ) from None
 
 
-def keep_progress(
-    inputs: LoopInputs, learner: Learner, progress: Progress, score: float | None
-) -> bool:
-    """Saves a checkpoint where one is due; True when the run has been asked to end here."""
-    train = inputs.config.train
-    stop = inputs.run_dir.stop_request.exists() and progress.step < train.steps
-    if stop or progress.step % train.checkpoint_every == 0 or progress.step == train.steps:
-        save_checkpoint(
-            inputs.run_dir.checkpoints, learner, progress, score, train.keep_checkpoints
-        )
-    return stop
+def read_failure(path: Path) -> list[TokenGroup]:
+    """Reads the groups of a step that `saving_failures` kept. They are pickled, so this is for files
+    of one's own only. Raises UserError."""
+    try:
+        groups: list[TokenGroup] = pickle.loads(path.read_bytes())
+        return groups
+    except (OSError, ValueError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"{path}: not a batch that a run has saved: {error}") from None

@@ -87,9 +87,13 @@ class RunDir:
     def logs(self) -> Path:
         return self.path / "logs"
 
-    @property
-    def judge_cache(self) -> Path:
-        return self.path / "judge.sqlite"
+    def samples_of(self, step: int, rank: int) -> Path:
+        """The file with the samples that one train worker made in a step."""
+        return self.samples / f"step_{step:06d}{f'-worker{rank}' if rank else ''}.parquet"
+
+    def judge_cache_of(self, rank: int) -> Path:
+        """The verdicts of one train worker's judge; those of the measurements are with rank 0's."""
+        return self.path / f"judge{f'-{rank}' if rank else ''}.sqlite"
 
     @property
     def data(self) -> Path:

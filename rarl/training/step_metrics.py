@@ -1,88 +1,114 @@
-"""The numbers of one step, by the names that `metrics.jsonl` uses."""
+"""The figures of one step over all workers, by the names that `metrics.jsonl` uses."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from rarl.collect import Collector
 from rarl.grpo.update import UpdateStats
-from rarl.schema import Rollout, Score, Verdict
+from rarl.grpo.workers import Workers
+from rarl.samples import Group, flatten
 
 ROUNDING = 1e-9  # a missing value filled with its group's mean is not equal to the last bit
 
 
-def reward_metrics(scores: list[list[Score]]) -> dict[str, float | None]:
-    """Of the sum and of each reward: the mean over the completions that could be scored, how far
-    apart the completions of a group are (standard deviation, mean over groups), and the share of
+@dataclass
+class Tally:
+    """Means and totals in the making. Each worker adds its own values, under the same names in the
+    same order; `over` gives the figures of all workers."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+
+    def mean(self, name: str, values: Iterable[float]) -> None:
+        numbers = [float(value) for value in values]
+        self.sums[name], self.counts[name] = sum(numbers), len(numbers)
+
+    def total(self, name: str, value: float) -> None:
+        self.totals[name] = float(value)
+
+    def over(self, workers: Workers) -> dict[str, float | None]:
+        """Returns every figure; a mean of no values is None."""
+        added = workers.sum([*self.sums.values(), *self.counts.values(), *self.totals.values()])
+        size = len(self.sums)
+        sums, counts, totals = added[:size], added[size : 2 * size], added[2 * size :]
+        means = [
+            total / count if count else None for total, count in zip(sums, counts, strict=True)
+        ]
+        return dict(zip(self.sums, means, strict=True)) | dict(
+            zip(self.totals, totals, strict=True)
+        )
+
+
+def step_metrics(
+    groups: Sequence[Group],
+    trained: Sequence[Group],
+    version: int,
+    collector: Collector,
+    workers: Workers,
+) -> dict[str, float | None]:
+    """Returns the figures of what a step sampled; `version` is that of the policy, in steps."""
+    tally = Tally()
+    add_rewards(tally, groups, list(collector.rewards))
+    if collector.judge is not None:
+        add_verdicts(tally, groups)
+    samples = flatten(groups)
+    lengths = [len(sample.rollout.completion_token_ids) for sample in samples]
+    tally.mean("completion_tokens", lengths)
+    tally.total("completion_tokens/total", sum(lengths))
+    tally.mean("completion_truncated", [s.rollout.finish_reason == "length" for s in samples])
+    tally.total("groups/sampled", len(groups))
+    tally.total("groups/trained", len(trained))
+    tally.mean("staleness", [version - sample.rollout.adapter_version for sample in samples])
+    return tally.over(workers)
+
+
+def add_rewards(tally: Tally, groups: Sequence[Group], names: Sequence[str]) -> None:
+    """Adds, of the sum and of each reward: the mean over the completions that could be scored, how
+    far apart the completions of a group are (standard deviation, mean over groups), and the share of
     groups in which nothing tells them apart."""
-    flat = [score for group in scores for score in group]
-    metrics: dict[str, float | None] = {"reward/mean": float(np.mean([s.total for s in flat]))}
-    for name in flat[0].rewards:
-        groups = [[v for s in group if (v := s.rewards[name]) is not None] for group in scores]
-        values = [v for group in groups for v in group]
-        metrics[f"reward/{name}"] = float(np.mean(values)) if values else None
-        metrics[f"spread/{name}"] = (
-            float(np.mean([np.std(group) for group in groups if group])) if values else None
-        )
-        metrics[f"without_spread/{name}"] = float(
-            np.mean([len(set(group)) < 2 for group in groups])
-        )
-        metrics[f"unscored/{name}"] = 1 - len(values) / len(flat)
-    metrics["spread/mean"] = float(np.mean([np.std([s.total for s in group]) for group in scores]))
-    metrics["groups_without_spread"] = float(np.mean([not has_spread(group) for group in scores]))
-    return metrics
+    totals = [[sample.score.total for sample in group if sample.score] for group in groups]
+    tally.mean("reward/mean", [total for group in totals for total in group])
+    for name in names:
+        values = [[sample.rewards[name] for sample in group] for group in groups]
+        known = [[value for value in group if value is not None] for group in values]
+        tally.mean(f"reward/{name}", [value for group in known for value in group])
+        tally.mean(f"spread/{name}", [np.std(group) for group in known if group])
+        tally.mean(f"without_spread/{name}", [len(set(group)) < 2 for group in known])
+        tally.mean(f"unscored/{name}", [value is None for group in values for value in group])
+    tally.mean("spread/mean", [np.std(group) for group in totals])
+    tally.mean("groups_without_spread", [not has_spread(group) for group in groups])
 
 
-def judge_metrics(verdicts: list[Verdict | None]) -> dict[str, float | None]:
-    """Shares of the completions that were judged; nothing where no judge is asked."""
-    asked = [verdict for verdict in verdicts if verdict is not None]
-    if not asked:
-        return {}
-    shares = {
-        f"judge/{status}": float(np.mean([verdict.status == status for verdict in asked]))
-        for status in ("unparsable", "unreachable")
-    }
-    means: dict[str, float | None] = {}
+def add_verdicts(tally: Tally, groups: Sequence[Group]) -> None:
+    """Adds the shares of the judged completions without a verdict, and the judge's means."""
+    verdicts = [sample.verdict for sample in flatten(groups) if sample.verdict is not None]
+    for status in ("unparsable", "unreachable"):
+        tally.mean(f"judge/{status}", [verdict.status == status for verdict in verdicts])
     for name in ("correctness", "explanation"):
-        known = [value for verdict in asked if (value := getattr(verdict, name)) is not None]
-        means[f"judge/{name}"] = float(np.mean(known)) if known else None
-    return shares | means
+        values = [getattr(verdict, name) for verdict in verdicts]
+        tally.mean(f"judge/{name}", [value for value in values if value is not None])
 
 
-def has_spread(scores: list[Score]) -> bool:
-    """Whether the group's completions earned different rewards, rounding aside."""
-    totals = [score.total for score in scores]
+def has_spread(group: Group) -> bool:
+    """Tells whether the group's completions earned different rewards, rounding aside."""
+    totals = [sample.score.total for sample in group if sample.score is not None]
     return max(totals) - min(totals) > ROUNDING
 
 
-def rollout_metrics(groups: list[list[Rollout]], trained: int, version: int) -> dict[str, float]:
-    """`trained` is how many of the groups were trained on; `version` that of the policy, in
-    optimizer steps."""
-    flat = [rollout for group in groups for rollout in group]
-    lengths = [len(rollout.completion_token_ids) for rollout in flat]
-    truncated = [rollout.finish_reason == "length" for rollout in flat]
-    return {
-        "completion_tokens": float(np.mean(lengths)),
-        "completion_tokens/total": float(np.sum(lengths)),
-        "completion_truncated": float(np.mean(truncated)),
-        "groups/sampled": float(len(groups)),
-        "groups/trained": float(trained),
-        "staleness": float(np.mean([version - rollout.adapter_version for rollout in flat])),
-    }
-
-
-def update_metrics(
-    stats: UpdateStats | None, mismatch: tuple[float, float] | None
-) -> dict[str, Any]:
-    """All None where the step had nothing to learn from. `mismatch` is None where the policy that
-    sampled is the one that trains: it is then the drift."""
+def update_metrics(stats: UpdateStats | None) -> dict[str, Any]:
+    """Returns the update's figures, which are of all workers already; all are None if the step had
+    nothing to learn from. The sampler's mismatch is the drift, unless an older adapter sampled."""
     names = ("loss", "grad_norm", "kl", "clipped", "entropy")
     if stats is None:
-        return dict.fromkeys(
-            (*names, "drift", "drift/max", "sampler_mismatch", "sampler_mismatch/max")
-        )
-    mean, largest = mismatch or (stats.drift, stats.drift_max)
+        empty = ("drift", "drift/max", "sampler_mismatch", "sampler_mismatch/max")
+        return dict.fromkeys((*names, *empty))
+    mean, largest = stats.mismatch or (stats.drift, stats.drift_max)
     return {name: getattr(stats, name) for name in names} | {
         "drift": stats.drift,
         "drift/max": stats.drift_max,
