@@ -69,8 +69,8 @@ class Collector:
         return self.submit(prompts, seeds, sampling).result()
 
     def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederivation | None:
-        """Asks for the answer that each thinking leads to, if the reward `consistency` wants it: the
-        samplers are shown the thinking in place of the image, as they are now, and greedily."""
+        """Asks for the answer that each thinking leads to, if the reward `consistency` wants it:
+        the samplers are shown the thinking in place of the image, as they are now, and greedily."""
         if "consistency" not in self.rewards:
             return None
         texts = [(sample, self.rederive_prompt(sample)) for sample in samples]
@@ -80,7 +80,8 @@ class Collector:
         return Rederivation([sample for sample, _ in asked], pending)
 
     def rederive_prompt(self, sample: Sample) -> str | None:
-        """Returns None for a reply without thinking, and if the thinking is too long to be shown."""
+        """Returns None for a reply without thinking, and if the thinking is too long to be
+        shown."""
         thinking = sample.reply.thinking
         if not thinking:
             return None
@@ -148,8 +149,8 @@ class PendingGroups:
         self.on_group()
 
     def wait(self) -> None:
-        """Returns when the samplers are done with this batch, well or not, so that their adapter can
-        be replaced."""
+        """Returns when the samplers are done with this batch, well or not, so that their adapter
+        can be replaced."""
         self.pending.wait()
 
     def sampled(self) -> list[Group]:

@@ -21,8 +21,8 @@ def storage_fault(error: OSError, place: object) -> str | None:
     if error.errno not in FULL_OR_READ_ONLY:
         return None
     return (
-        f"{error.filename or place}: {error.strerror}; make room, or let it be written, and the same command continues "
-        "where this one stopped"
+        f"{error.filename or place}: {error.strerror}; make room, or let it be written, and the "
+        "same command continues where this one stopped"
     )
 
 

@@ -24,7 +24,9 @@ SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 YES_OR_NO = "Answer yes or no."
 FORM_LINES: dict[ReplyForm, str] = {
     "think": "Reply as <think>your reasoning</think><answer>your answer</answer>.",
-    "structured": "Reply as <think>Findings: ... Impression: ...</think><answer>your answer</answer>.",
+    "structured": (
+        "Reply as <think>Findings: ... Impression: ...</think><answer>your answer</answer>."
+    ),
     "answer": "Reply as <answer>your answer</answer>.",
 }
 

@@ -1,4 +1,5 @@
-"""The record of one reply, from its prompt to its advantage, and the Parquet files that hold records.
+"""The record of one reply, from its prompt to its advantage, and the Parquet files that hold
+records.
 
 A `Sample` grows: sampling gives it a rollout, judging a verdict, scoring a score, the algorithm an
 advantage. It is what is scored, trained on, stored, judged, measured and shown, so that nothing
@@ -6,8 +7,8 @@ about a reply is kept anywhere else.
 
 On disk a record is one row. The columns are derived from the dataclasses: the leaf `organ` of the
 field `example` is the column `example/organ`, and the reward `accuracy` is
-`score/rewards/accuracy`. A new field is thus a new column, with no edit here. Fields that are marked
-IN_MEMORY are not written.
+`score/rewards/accuracy`. A new field is thus a new column, with no edit here. Fields that are
+marked IN_MEMORY are not written.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ class Example:
     """One image with one question and its reference answer.
 
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
-    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file (JPEG,
-    PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same image:
-    intervals and splits treat it as the unit.
+    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
+    (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
+    image: intervals and splits treat it as the unit.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -46,8 +46,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an example is asked with: `text` with one image placeholder, the wording it was made from
-    ("family/number") and the form of reply that it asks for."""
+    """What an example is asked with: `text` with one image placeholder, the wording it was made
+    from ("family/number") and the form of reply that it asks for."""
 
     text: str
     wording: str
@@ -64,8 +64,8 @@ class PreparedExample:
     """An example and its prompt, ready for the models. `example` comes without its image file; the
     pixels below replace it.
 
-    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the sampler.
-    prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer.
+    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the
+    sampler. prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer.
     patches: (patches, channels * temporal * patch * patch) float32, the image processor's output.
     grid: (3,) int64, patches along time, height and width.
     """
@@ -109,8 +109,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the explanation
-    are in [0, 1].
+    """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the
+    explanation are in [0, 1].
 
     "unparsable" (the judge refused, or gave no verdict that can be read) has zeros. "unreachable"
     has no scores at all: the reply could not be judged, which says nothing about it.

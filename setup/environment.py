@@ -28,9 +28,11 @@ STAMP = "rarl-environment-complete"
 
 def main() -> None:
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / ".venv").resolve()
-    if sys.version_info < (3, 11):
+    # This runs before pip could refuse.
+    if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(
-            f"RARL needs Python 3.11 or newer, this is {sys.version.split()[0]}: run `make PYTHON=python3.12 …`"
+            f"RARL needs Python 3.11 or newer, this is {sys.version.split()[0]}: "
+            "run `make PYTHON=python3.12 …`"
         )
     started = time.time()
     extra = "gpu" if has_nvidia_driver() else "cpu"
@@ -43,7 +45,8 @@ def main() -> None:
         made = subprocess.run([sys.executable, "-m", "venv", str(directory)], check=False)
         if made.returncode != 0:
             sys.exit(
-                "Python could not make a virtual environment; on Debian and Ubuntu, install python3-venv"
+                "Python could not make a virtual environment; on Debian and Ubuntu, "
+                "install python3-venv"
             )
     install(python, f"{REPOSITORY}[{extra},dev]", cpu=extra == "cpu", log=directory / "install.log")
     repair_companions(python)
@@ -148,7 +151,8 @@ def repair_companions(python: Path) -> None:
         (site / "rarl_torchvision_schemas.pth").write_text("import rarl_torchvision_schemas\n")
         if not imports(python, "torchvision"):
             sys.exit(
-                "torchvision cannot be imported beside the installed torch, and declaring its operators did not help"
+                "torchvision cannot be imported beside the installed torch, and declaring its "
+                "operators did not help"
             )
 
 

@@ -1,4 +1,5 @@
-"""`rarl replay`: a batch that gave no number once more, group by group, to see which of them it is."""
+"""`rarl replay`: a batch that gave no number once more, group by group, to see which of them it
+is."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ class Setup:
     # None: the run is only measured.
     train_data: str | None
     eval_data: dict[str, str]
-    # What the run directory was made with; `config` may measure it with other data or another judge.
+    # What the run directory was made with; `config` may measure it with other data or another
+    # judge.
     made_with: Config
 
     def preparer(
@@ -49,8 +50,8 @@ class Setup:
         )
 
 
-# What may differ when a finished run is measured: it is part of the measurement's key, or it changes
-# no reply.
+# What may differ when a finished run is measured: it is part of the measurement's key, or it
+# changes no reply.
 FREE_TO_MEASURE = (
     "data.eval",
     "prompts.eval",
@@ -65,8 +66,9 @@ FREE_TO_MEASURE = (
 
 
 def resolve(config: Config, made_with: Config | None = None) -> Setup:
-    """Looks everything up and opens the run directory. `made_with` is what the run directory was made
-    with, if it is only to be measured: the training data may then be gone. Raises UserError."""
+    """Looks everything up and opens the run directory. `made_with` is what the run directory was
+    made with, if it is only to be measured: the training data may then be gone. Raises
+    UserError."""
     own = made_with or config
     if made_with is not None:
         require_same_run(config, made_with)
@@ -111,14 +113,14 @@ def require_same_run(config: Config, own: Config) -> None:
     for key in sorted({*held, *wanted} - {"run_dir"}):
         if held.get(key) != wanted.get(key) and not key.startswith(FREE_TO_MEASURE):
             raise UserError(
-                f"{key}={wanted.get(key)}: the run was made with {held.get(key)}, and a measurement cannot change it; "
-                f"it may change {', '.join(FREE_TO_MEASURE)}"
+                f"{key}={wanted.get(key)}: the run was made with {held.get(key)}, and a measurement "
+                f"cannot change it; it may change {', '.join(FREE_TO_MEASURE)}"
             )
     for name, path in config.data.eval.items():
         if own.data.eval.get(name, path) != path:
             raise UserError(
-                f"data.eval.{name}={path}: the run knows {own.data.eval[name]} by that name; choose another, as in "
-                f"data.eval.{name}-2={path}"
+                f"data.eval.{name}={path}: the run knows {own.data.eval[name]} by that name; "
+                f"choose another, as in data.eval.{name}-2={path}"
             )
 
 
@@ -133,7 +135,8 @@ def keep_templates(run_dir: RunDir, config: Config) -> None:
     )
     if kept.exists() and kept.read_text(encoding="utf-8") != text:
         raise UserError(
-            f"{config.prompts.templates}: changed since {run_dir.path} was begun; choose another run_dir"
+            f"{config.prompts.templates}: changed since {run_dir.path} was begun; "
+            "choose another run_dir"
         )
     write_text(kept, text)
 
@@ -198,7 +201,8 @@ def download_model(hub_id: str) -> str:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.path={hub_id}: not in the local cache, and it could not be downloaded ({reason}); "
+            f"model.path={hub_id}: not in the local cache, and it could not be downloaded "
+            f"({reason}); "
             "copy the model to a folder and set model.path to it"
         ) from None
 
@@ -225,8 +229,8 @@ def require_no_held_out_split(named: str, folder: Path) -> None:
     if held_out:
         example = folder / f"{'train' if 'train' in splits else held_out[0]}.parquet"
         raise UserError(
-            f"{named}: {folder} as a whole includes its {' and '.join(held_out)} split; name the split file, such as "
-            f"{example}"
+            f"{named}: {folder} as a whole includes its {' and '.join(held_out)} split; "
+            f"name the split file, such as {example}"
         )
 
 

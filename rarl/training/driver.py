@@ -111,12 +111,13 @@ def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: TrainIn
         error = outcome["error"]
         if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
             raise UserError(
-                f"Ray found no room for train.num_workers={inputs.config.train.num_workers} in {PLACEMENT_ATTEMPTS} "
-                "minutes after a worker was lost (`ray status` tells who holds what); make room or lower that key, and "
-                "the same command continues"
+                f"Ray found no room for train.num_workers={inputs.config.train.num_workers} in "
+                f"{PLACEMENT_ATTEMPTS} minutes after a worker was lost (`ray status` tells who "
+                "holds what); make room or lower that key, and the same command continues"
             )
         raise UserError(
             f"the train worker died: {last_line(error) or type(error).__name__}; its log is "
-            f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last finished step"
+            f"{inputs.run_dir.logs / 'train-worker.log'}. The same command continues from the last "
+            "finished step"
         )
     return outcome["result"]

@@ -101,7 +101,8 @@ def train_grpo(
 
 @dataclass
 class Batch:
-    """What a step samples, of one worker: all scored groups, and those of them that it trains on."""
+    """What a step samples, of one worker: all scored groups, and those of them that it trains
+    on."""
 
     groups: list[Group] = field(default_factory=list)
     trained: list[Group] = field(default_factory=list)
@@ -111,8 +112,8 @@ class GroupStream:
     """This worker's share of the data with its scored groups, batch by batch; the next batch is in
     flight while this one trains, if staleness is allowed.
 
-    `taken` counts the batches handed out since the beginning of the run: all that a checkpoint needs
-    to know of the data.
+    `taken` counts the batches handed out since the beginning of the run: all that a checkpoint
+    needs to know of the data.
     """
 
     def __init__(
@@ -129,9 +130,9 @@ class GroupStream:
         self.in_flight: PendingGroups | None = None
 
     def collect(self, overlap: bool) -> Batch:
-        """Returns the groups of one step: of one batch, or of as many as it takes, within bounds, to
-        have `prompts_per_step` groups with spread over all workers (dynamic sampling, DAPO, arXiv
-        2503.14476, section 3.2). With `overlap` the batch after may be started already."""
+        """Returns the groups of one step: of one batch, or of as many as it takes, within bounds,
+        to have `prompts_per_step` groups with spread over all workers (dynamic sampling, DAPO,
+        arXiv 2503.14476, section 3.2). With `overlap` the batch after may be started already."""
         wanted, refills = self.config.train.prompts_per_step, self.config.grpo.max_refills
         batch, chosen = Batch(), 0
         for _ in range(1 + refills):
@@ -222,8 +223,8 @@ def update(
     workers: Workers,
     step: int,
 ) -> UpdateStats | None:
-    """Makes one update on the groups of all workers. Returns None, with the weights as they were, if
-    no worker has a group to learn from. Raises UserError, with the step's groups saved, if the
+    """Makes one update on the groups of all workers. Returns None, with the weights as they were,
+    if no worker has a group to learn from. Raises UserError, with the step's groups saved, if the
     gradient is no number."""
     drop_truncated = resolve_loss(inputs.config.grpo).drop_truncated
     kept = [
@@ -281,9 +282,9 @@ class PublishedAdapter:
         forward: ForwardChoice,
         workers: Workers,
     ) -> tuple[float, float] | None:
-        """Compares rollouts of an older adapter with that very adapter, put back for the moment: one
-        group of each worker. Returns mean and largest log-prob difference; None if the rollouts are
-        of the current adapter, which the update checks as a whole.
+        """Compares rollouts of an older adapter with that very adapter, put back for the moment:
+        one group of each worker. Returns mean and largest log-prob difference; None if the rollouts
+        are of the current adapter, which the update checks as a whole.
 
         Raises SamplerMismatch.
         """

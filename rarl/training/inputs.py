@@ -1,5 +1,5 @@
-"""What the driver hands to the train workers. It imports neither PyTorch nor PEFT, so that the driver
-need not wait for them."""
+"""What the driver hands to the train workers. It imports neither PyTorch nor PEFT, so that the
+driver need not wait for them."""
 
 from __future__ import annotations
 

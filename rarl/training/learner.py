@@ -1,5 +1,5 @@
-"""What GRPO and supervised fine-tuning share: policy, optimizer, schedule, where the run stands, and
-how it is saved."""
+"""What GRPO and supervised fine-tuning share: policy, optimizer, schedule, where the run stands,
+and how it is saved."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from rarl.training.inputs import Progress, TrainInputs
 
 @dataclass
 class Learner:
-    """The adapter in its policy, its optimizer and schedule. `progress` is what was done before this
-    process began; `forward` is chosen when the first group is there."""
+    """The adapter in its policy, its optimizer and schedule. `progress` is what was done before
+    this process began; `forward` is chosen when the first group is there."""
 
     policy: PeftModel
     optimizer: torch.optim.Optimizer
@@ -139,8 +139,8 @@ def saving_failures(folder: Path, step: int, groups: list[TokenGroup], rank: int
 
 
 def read_failure(path: Path) -> list[TokenGroup]:
-    """Reads the groups of a step that `saving_failures` kept. They are pickled, so this is for files
-    of one's own only. Raises UserError."""
+    """Reads the groups of a step that `saving_failures` kept. They are pickled, so this is for
+    files of one's own only. Raises UserError."""
     try:
         groups: list[TokenGroup] = pickle.loads(path.read_bytes())
         return groups

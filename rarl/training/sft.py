@@ -87,8 +87,8 @@ def target_groups(
 
 
 def target_reply(prepared: PreparedExample) -> str:
-    """Returns the reply to imitate. Raises UserError if the prompt asks for thinking and the example
-    has no rationale."""
+    """Returns the reply to imitate. Raises UserError if the prompt asks for thinking and the
+    example has no rationale."""
     example, form = prepared.example, prepared.prompt.form
     if form != "answer" and not (example.rationale or "").strip():
         raise UserError(

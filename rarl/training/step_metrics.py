@@ -70,8 +70,8 @@ def step_metrics(
 
 def add_rewards(tally: Tally, groups: Sequence[Group], names: Sequence[str]) -> None:
     """Adds, of the sum and of each reward: the mean over the completions that could be scored, how
-    far apart the completions of a group are (standard deviation, mean over groups), and the share of
-    groups in which nothing tells them apart."""
+    far apart the completions of a group are (standard deviation, mean over groups), and the share
+    of groups in which nothing tells them apart."""
     totals = [[sample.score.total for sample in group if sample.score] for group in groups]
     tally.mean("reward/mean", [total for group in totals for total in group])
     for name in names:
