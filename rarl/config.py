@@ -104,7 +104,8 @@ class TrainConfig(Section):
     # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001
     # in float32, 0.1 in bfloat16, where rounding alone gives about 0.01.
     max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None
-    # each learns from its share of a step's groups; the gradient is that of all
+    # Equal workers: each samples, scores and learns from its share of a step's prompts; the gradient
+    # is that of all.
     num_workers: Positive = 1
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
@@ -205,6 +206,15 @@ class Config(Section):
     def something_to_learn(self) -> Config:
         if self.method == "grpo" and not any(reward.weight for reward in self.rewards.values()):
             raise ValueError("rewards: at least one needs a weight above 0")
+        return self
+
+    @model_validator(mode="after")
+    def work_for_every_worker(self) -> Config:
+        if self.train.num_workers > self.train.prompts_per_step:
+            raise ValueError(
+                f"train.num_workers={self.train.num_workers}, but a step has only "
+                f"train.prompts_per_step={self.train.prompts_per_step} prompts: each worker needs one"
+            )
         return self
 
 
