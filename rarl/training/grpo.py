@@ -80,7 +80,8 @@ def train_grpo(
             with clock.phase("publish"):
                 published_bytes = published.publish(step)
             with workers.local():
-                write_samples(inputs.run_dir.samples_of(step, workers.rank), flatten(batch.groups))
+                path = inputs.run_dir.samples_of(step, workers.rank)
+                write_samples(path, flatten(batch.groups), {"step": step})
             row = {
                 "step": step,
                 **step_metrics(batch.groups, batch.trained, step - 1, collector, workers),
