@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
-from rarl.grpo.group import Group
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters
 
 VOCABULARY, IMAGE, START, END, VIDEO = 300, 290, 291, 292, 293
@@ -79,7 +79,7 @@ def random_group(
     text: tuple[int, int],
     lengths: Sequence[int],
     key: int = 0,
-) -> Group:
+) -> TokenGroup:
     """A prompt of `text[0]` tokens, an image of `grid` patches (even sides), `text[1]` tokens, and
     its completions."""
     rows, columns = grid
@@ -90,7 +90,7 @@ def random_group(
         END,
         *rng.integers(3, 280, text[1]),
     ]
-    return Group(
+    return TokenGroup(
         prompt_token_ids=np.array(prompt, dtype=np.int64),
         patches=rng.standard_normal((rows * columns, 3 * 2 * PATCH * PATCH)).astype(np.float32),
         grid=np.array([1, rows, columns], dtype=np.int64),

@@ -14,24 +14,25 @@ import torch
 from peft import PeftModel
 from PIL import Image
 
-from rarl.data.prepared import PreparedExample, prepare_example
+from rarl.config import GrpoConfig, TrainConfig
+from rarl.data.prepared import prepare_example
 from rarl.distribution import BAN_BIAS, SamplingDistribution
-from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
-from rarl.grpo.group import Group
-from rarl.grpo.loss import LOSSES, LossSettings
+from rarl.grpo.advantages import group_advantages, set_advantages
+from rarl.grpo.forward import ForwardOutput, ForwardPass, VisionCache, plain_forward
+from rarl.grpo.group import TokenGroup
+from rarl.grpo.loss import LOSSES
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import (
     SamplerMismatch,
-    ScoredGroup,
     UpdateSettings,
     measure_mismatch,
     micro_batches,
     update_policy,
 )
-from rarl.grpo.vision import VisionCache
 from rarl.prompts import plain_prompt
-from rarl.schema import Example
+from rarl.samples import Sample
+from rarl.schema import Example, PreparedExample, Rollout, Score
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,9 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
     return made
 
 
-def make_groups(prepared: list[PreparedExample], rng: np.random.Generator) -> list[Group]:
+def make_groups(prepared: list[PreparedExample], rng: np.random.Generator) -> list[TokenGroup]:
     return [
-        Group(
+        TokenGroup(
             p.prompt_token_ids,
             p.patches,
             p.grid,
@@ -75,7 +76,7 @@ def policy(model_path: str) -> Any:
 
 
 def naive_logprobs(
-    policy: Any, group: Group, completion: list[int], distribution: SamplingDistribution
+    policy: Any, group: TokenGroup, completion: list[int], distribution: SamplingDistribution
 ) -> Any:
     """One sequence at a time through the model's own forward, full logits, no padding."""
     ids = torch.tensor([[*group.prompt_token_ids.tolist(), *completion]])
@@ -110,7 +111,7 @@ def test_plain_forward_equals_the_models_own_forward(
     assert index == len(rows)
 
 
-def scored(groups: list[Group], policy: Any, rng: np.random.Generator) -> list[ScoredGroup]:
+def scored(groups: list[TokenGroup], policy: Any, rng: np.random.Generator) -> list[TokenGroup]:
     """Groups whose sampler is the policy itself."""
     with torch.no_grad():
         rows = plain_forward(
@@ -119,17 +120,16 @@ def scored(groups: list[Group], policy: Any, rng: np.random.Generator) -> list[S
     result = []
     for group in groups:
         own = [rows.pop(0)[: len(completion)] for completion in group.completions]
-        result.append(ScoredGroup(group, own, rng.normal(0, 1, len(own)).astype(np.float32)))
+        advantages = rng.normal(0, 1, len(own)).astype(np.float32)
+        result.append(replace(group, sampler_logprobs=own, advantages=advantages))
     return result
 
 
 SETTINGS = UpdateSettings(
-    loss=LossSettings("grpo", (0.2, 0.2), kl_beta=0.1, importance="truncated", importance_cap=2.0),
-    epochs=1,
-    max_grad_norm=1.0,
-    micro_batch_tokens=100,
-    shared_prefix=True,
+    grpo=GrpoConfig(kl_beta=0.1),
+    train=TrainConfig(micro_batch_tokens=100),
     max_completion_tokens=12,
+    shared_prefix=True,
     max_drift=1e-3,
 )
 DISTRIBUTION = SamplingDistribution(1.0, [])
@@ -146,9 +146,7 @@ def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
     """Two epochs, so that the ratio leaves 1, with a KL, cut in several ways, through both
     passes."""
     results = []
-    chosen = replace(
-        SETTINGS, loss=replace(SETTINGS.loss, loss=loss, clip=LOSSES[loss].clip), epochs=2
-    )
+    grpo = GrpoConfig.model_validate({"loss": loss, "kl_beta": 0.1, "epochs": 2})
     ways: list[tuple[ForwardPass, bool, int]] = [
         (plain_forward, False, 10**6),
         (plain_forward, False, 1),
@@ -160,7 +158,8 @@ def test_neither_micro_batches_nor_the_forward_pass_change_the_update(
         rng = np.random.default_rng(0)
         groups = scored(make_groups(prepared, rng), twin, rng)
         optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
-        settings = replace(chosen, micro_batch_tokens=budget, shared_prefix=shared)
+        train = TrainConfig(micro_batch_tokens=budget)
+        settings = replace(SETTINGS, grpo=grpo, train=train, shared_prefix=shared)
         results.append(
             (update_policy(twin, optimizer, groups, forward, DISTRIBUTION, settings), weights(twin))
         )
@@ -181,7 +180,7 @@ def test_without_a_weight_the_reference_pass_is_skipped(
 
     def counting(
         policy: PeftModel,
-        groups: list[Group],
+        groups: list[TokenGroup],
         distribution: SamplingDistribution,
         vision: VisionCache,
     ) -> ForwardOutput:
@@ -194,9 +193,8 @@ def test_without_a_weight_the_reference_pass_is_skipped(
         calls.clear()
         twin = copy.deepcopy(policy)
         optimizer = torch.optim.SGD(adapter_parameters(twin), lr=0.1)
-        settings = replace(
-            SETTINGS, loss=replace(SETTINGS.loss, kl_beta=beta), micro_batch_tokens=10**6
-        )
+        whole = TrainConfig(micro_batch_tokens=10**6)
+        settings = replace(SETTINGS, grpo=GrpoConfig(kl_beta=beta), train=whole)
         stats = update_policy(twin, optimizer, groups, counting, DISTRIBUTION, settings)
         assert calls == expected
         assert (stats.kl is None) == (beta == 0)
@@ -208,33 +206,31 @@ def test_micro_batches_keep_every_completion_once(
 ) -> None:
     rng = np.random.default_rng(0)
     groups = scored(make_groups(prepared, rng), policy, rng)
-    prompts = [len(g.group.prompt_token_ids) for g in groups]
+    prompts = [len(g.prompt_token_ids) for g in groups]
     budget = max(prompts) + 12 if shared else 2 * max(prompts) + 16
     parts = list(micro_batches(groups, budget, shared))
     for part in parts:
         cost = sum(
-            sum(len(c) for c in s.group.completions)
-            + len(s.group.prompt_token_ids) * (1 if shared else len(s.group.completions))
+            sum(len(c) for c in s.completions)
+            + len(s.prompt_token_ids) * (1 if shared else len(s.completions))
             for s in part
         )
         assert cost <= budget
     assert len(parts) > len(groups), "the budget must cut a group for this test to mean anything"
-    flat = [c for part in parts for s in part for c in s.group.completions]
-    assert flat == [c for s in groups for c in s.group.completions]
+    flat = [c for part in parts for s in part for c in s.completions]
+    assert flat == [c for s in groups for c in s.completions]
     assert np.concatenate([s.advantages for part in parts for s in part]).tolist() == (
         np.concatenate([s.advantages for s in groups]).tolist()
     )
     assert len(list(micro_batches(groups, 10**6, shared))) == 1
     alone = list(micro_batches(groups, 1, shared))
-    assert [len(s.group.completions) for part in alone for s in part] == [1] * 9
+    assert [len(s.completions) for part in alone for s in part] == [1] * 9
 
 
-def off_by(policy: Any, prepared: list[PreparedExample], difference: float) -> list[ScoredGroup]:
+def off_by(policy: Any, prepared: list[PreparedExample], difference: float) -> list[TokenGroup]:
     rng = np.random.default_rng(0)
     return [
-        ScoredGroup(
-            s.group, [[x - difference for x in row] for row in s.sampler_logprobs], s.advantages
-        )
+        replace(s, sampler_logprobs=[[x - difference for x in row] for row in s.sampler_logprobs])
         for s in scored(make_groups(prepared, rng), policy, rng)
     ]
 
@@ -273,8 +269,52 @@ def test_the_mismatch_of_an_older_adapter_is_measured_with_that_adapter(
         for parameter in adapter_parameters(twin):
             parameter.add_(0.05)
     current = weights(twin)
-    assert measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)[0] > 1e-3
+    total, tokens, _ = measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)
+    assert tokens == 12 + 2 + 5
+    assert total / tokens > 1e-3
     with other_adapter(twin, older):
-        mean, largest = measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)
-    assert mean <= largest < 1e-5
+        total, tokens, largest = measure_mismatch(twin, group, SharedPrefixForward(), DISTRIBUTION)
+    assert total / tokens <= largest < 1e-5
     assert torch.equal(weights(twin), current), "its own weights are back, bit for bit"
+
+
+def test_advantages_on_the_record_reach_the_update_to_the_bit(
+    prepared: list[PreparedExample],
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = [
+        [
+            Sample(
+                one.example,
+                one.prompt,
+                Rollout("", [number, 7], "stop", 3, sampler_logprobs=[-0.5, -float(number)]),
+                number=number,
+                score=Score(float(rng.random())),
+                prepared=one,
+            )
+            for number in range(5)
+        ]
+        for one in prepared
+    ]
+    for scale in (True, False):
+        set_advantages(groups, scale)
+        totals = [[s.score.total for s in group if s.score] for group in groups]
+        expected = group_advantages(totals, scale)
+        for key, group in enumerate(groups):
+            tokens = TokenGroup.of(group, key)
+            assert tokens.advantages.dtype == np.float32
+            assert (tokens.advantages == expected[key]).all()
+            assert tokens.completions == [[number, 7] for number in range(5)]
+            assert tokens.prompt_token_ids is prepared[key].prompt_token_ids
+            part = tokens.part([1, 4])
+            assert part.sampler_logprobs == [[-0.5, -1.0], [-0.5, -4.0]]
+            assert (part.advantages == expected[key][[1, 4]]).all()
+    groups[0][2].advantage = None
+    with pytest.raises(ValueError, match="some samples of 'seen-0000' have no advantage"):
+        TokenGroup.of(groups[0], 0)
+    groups[0][0].prepared = None
+    with pytest.raises(ValueError, match="'seen-0000' hold no prepared example"):
+        TokenGroup.of(groups[0], 0)
+    groups[1][0].score = None
+    with pytest.raises(ValueError, match="have not been scored"):
+        set_advantages(groups, True)

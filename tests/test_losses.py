@@ -20,10 +20,15 @@ from trl import GRPOConfig, GRPOTrainer
 from rarl.config import GrpoConfig
 from rarl.distribution import SamplingDistribution
 from rarl.grpo.advantages import group_advantages
-from rarl.grpo.forward import plain_forward
-from rarl.grpo.loss import LOSSES, LossInputs, LossOutput, LossSettings, StepTotals, compute_loss
-from rarl.grpo.vision import VisionCache
-from rarl.training.settings import resolve_loss
+from rarl.grpo.forward import VisionCache, plain_forward
+from rarl.grpo.loss import (
+    LOSSES,
+    LossInputs,
+    LossOutput,
+    StepTotals,
+    compute_loss,
+    resolve_loss,
+)
 from tests.random_models import IMAGE, random_group, random_policy
 
 LIMIT = 16  # max_completion_tokens
@@ -44,13 +49,18 @@ def test_advantages_without_scale_are_differences() -> None:
     ]
 
 
+def configured(name: str, beta: float = 0.0, importance: str = "truncated") -> GrpoConfig:
+    """The loss of that name with its paper's clip."""
+    return GrpoConfig.model_validate({"loss": name, "kl_beta": beta, "importance": importance})
+
+
 def clamp(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def naive_loss(rows: list[dict[str, Any]], s: LossSettings) -> float:
+def naive_loss(rows: list[dict[str, Any]], s: GrpoConfig) -> float:
     """The formulas of the five papers, written one by one and token by token."""
-    low, high = 1 - s.clip[0], 1 + s.clip[1]
+    low, high = 1 - LOSSES[s.loss].clip[0], 1 + LOSSES[s.loss].clip[1]
     tokens_in_step = sum(len(row["new"]) for row in rows)
     total = 0.0
     for row in rows:
@@ -123,7 +133,7 @@ def test_each_loss_equals_its_formula(
 ) -> None:
     arrays, lengths, advantages = random_batch(seed, rows)
     inputs = inputs_of(arrays, lengths, advantages, beta)
-    chosen = LossSettings(name, LOSSES[name].clip, beta, importance, importance_cap=2.0)
+    chosen = configured(name, beta, importance)
     totals = StepTotals(rows, int(lengths.sum()), LIMIT)
     out = compute_loss(inputs, totals, chosen)
     plain = [
@@ -144,7 +154,7 @@ def test_each_loss_equals_its_formula(
 @pytest.mark.parametrize("name", NAMES)
 def test_micro_batches_add_up(name: str, seed: int, cut: int) -> None:
     arrays, lengths, advantages = random_batch(seed, 5)
-    chosen = LossSettings(name, LOSSES[name].clip, 0.1, "truncated", 2.0)
+    chosen = configured(name, 0.1)
     totals = StepTotals(5, int(lengths.sum()), LIMIT)
 
     def part(rows: slice) -> LossOutput:
@@ -182,11 +192,7 @@ def test_what_clipping_does_to_the_gradient(
     name: str, old: float, gradient: list[float], clipped: float
 ) -> None:
     inputs = single(old)
-    out = compute_loss(
-        inputs,
-        StepTotals(1, 2, LIMIT),
-        LossSettings(name, LOSSES[name].clip, 0.0, "truncated", 2.0),
-    )
+    out = compute_loss(inputs, StepTotals(1, 2, LIMIT), configured(name))
     out.loss.backward()
     assert inputs.logprobs.grad is not None
     assert inputs.logprobs.grad[0].tolist() == pytest.approx(gradient)
@@ -248,9 +254,7 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
         mask=mask,
     )
     totals = StepTotals(4, sum(lengths), LIMIT)
-    ours = compute_loss(
-        inputs, totals, LossSettings(name, LOSSES[name].clip, beta, "none", 1.0)
-    ).loss
+    ours = compute_loss(inputs, totals, configured(name, beta, "none")).loss
     ours.backward()
     expected = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()

@@ -17,12 +17,18 @@ from torch import Tensor
 
 from rarl.distribution import SamplingDistribution
 from rarl.grpo import head, shared_prefix
-from rarl.grpo.forward import ForwardOutput, ForwardPass, plain_forward
-from rarl.grpo.group import Group
+from rarl.grpo.forward import (
+    ForwardOutput,
+    ForwardPass,
+    VisionCache,
+    choose_forward,
+    image_features,
+    plain_forward,
+    use_patch_projection,
+)
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import adapter_parameters
-from rarl.grpo.self_check import choose_forward
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.grpo.vision import VisionCache, image_features, use_patch_projection
 from tests.random_models import random_group, random_policy
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -53,7 +59,7 @@ group_shape = st.tuples(
 
 
 def gradients(
-    policy: PeftModel, forward: ForwardPass, groups: list[Group], weights: Tensor
+    policy: PeftModel, forward: ForwardPass, groups: list[TokenGroup], weights: Tensor
 ) -> list[Tensor]:
     out = forward(policy, groups, DISTRIBUTION, VisionCache())
     (out.logprobs * weights[: out.logprobs.shape[0], : out.logprobs.shape[1]]).sum().backward()
@@ -202,7 +208,7 @@ def test_the_self_check_falls_back_to_the_plain_pass(
 def test_an_unknown_model_trains_with_the_plain_pass(
     qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rarl.grpo.self_check.SUPPORTED_MODELS", ("other",))
+    monkeypatch.setattr("rarl.grpo.forward.SUPPORTED_MODELS", ("other",))
     group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3])
     assert (
         choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward()).forward is plain_forward

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rarl.samples import Group
+
 EPSILON = 1e-4
+
+
+def set_advantages(groups: Iterable[Group], scale: bool) -> None:
+    """Writes on every sample how much better its total reward is than its group's mean. The value
+    is exactly a float32. Raises ValueError if a sample is not scored."""
+    for group in groups:
+        totals = [sample.score.total for sample in group if sample.score is not None]
+        if len(totals) < len(group):
+            raise ValueError(f"some samples of '{group[0].example.id}' have not been scored")
+        for sample, value in zip(group, group_advantages([totals], scale)[0], strict=True):
+            sample.advantage = float(value)
 
 
 def group_advantages(rewards: ArrayLike, scale: bool = True) -> NDArray[np.float32]:

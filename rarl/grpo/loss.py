@@ -1,18 +1,17 @@
 """The losses, as plain functions of tensors: an objective per token, and how tokens are averaged
 over a step.
 
-| name | paper | objective | average | clip | advantages | cut-off completions |
-| --- | --- | --- | --- | --- | --- | --- |
-| grpo | DeepSeekMath, arXiv 2402.03300, eq. 3 | clipped ratio | per completion | 0.2 | over std |
-kept |
-| dr_grpo | Liu et al., arXiv 2503.20783, eq. 3 | clipped ratio | over a fixed length | 0.2 | plain
-| kept |
-| dapo | Yu et al., arXiv 2503.14476, eq. 8 | clipped ratio | over all tokens | 0.2, 0.28 | over std
-| left out |
-| gspo | Zheng et al., arXiv 2507.18071, eq. 5 | ratio of sequences | per completion | 3e-4, 4e-4 |
-over std | kept |
-| cispo | MiniMax-M1, arXiv 2506.13585, eq. 4 | clipped weight on log π | over all tokens | none, 4
-| over std | kept |
+| name    | arXiv, equation | objective           | average        | clip       | A / σ | cut off |
+| ------- | --------------- | ------------------- | -------------- | ---------- | ----- | ------- |
+| grpo    | 2402.03300, 3   | clipped ratio       | per completion | 0.2        | yes   | kept    |
+| dr_grpo | 2503.20783, 3   | clipped ratio       | fixed length   | 0.2        | no    | kept    |
+| dapo    | 2503.14476, 8   | clipped ratio       | all tokens     | 0.2, 0.28  | yes   | dropped |
+| gspo    | 2507.18071, 5   | ratio of sequences  | per completion | 3e-4, 4e-4 | yes   | kept    |
+| cispo   | 2506.13585, 4   | clipped weight      | all tokens     | none, 4    | yes   | kept    |
+
+The papers are DeepSeekMath, Liu et al. (Dr. GRPO), Yu et al. (DAPO), Zheng et al. (GSPO) and
+MiniMax-M1. "A / σ": are advantages divided by the group's standard deviation? "cut off": what
+becomes of completions that reached the length limit?
 
 Every objective is multiplied by an importance weight π_old / π_sampler for sampling with another
 engine, or an older adapter, than the trainer's (Yao et al. 2025, "Your efficient RL framework
@@ -23,11 +22,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from rarl.config import GrpoConfig
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,6 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
-class LossSettings:
-    """`clip` is (ε low, ε high). `importance_cap` is C: "truncated" takes min(w, C), "masked" drops
-    tokens above C."""
-
-    loss: str
-    clip: tuple[float, float]
-    kl_beta: float
-    importance: Literal["truncated", "masked", "none"]
-    importance_cap: float
-
-
-@dataclass(frozen=True)
 class LossOutput:
     """`loss` is this micro-batch's part of the step's loss: parts add up. The rest are sums over
     tokens, detached."""
@@ -89,15 +77,15 @@ Objective = Callable[[LossInputs, tuple[float, float]], tuple[Tensor, Tensor]]
 Average = Callable[[Tensor, Tensor, StepTotals], Tensor]
 
 
-def compute_loss(inputs: LossInputs, totals: StepTotals, settings: LossSettings) -> LossOutput:
-    """One micro-batch's part of a step's loss, by the loss that `settings` names."""
-    kind = LOSSES[settings.loss]
-    per_token, clipped = kind.objective(inputs, settings.clip)
-    per_token = per_token * importance_weight(inputs, settings)
+def compute_loss(inputs: LossInputs, totals: StepTotals, config: GrpoConfig) -> LossOutput:
+    """Returns one micro-batch's part of a step's loss, by the configured one."""
+    kind = resolve_loss(config)
+    per_token, clipped = kind.objective(inputs, kind.clip)
+    per_token = per_token * importance_weight(inputs, config)
     kl = torch.zeros_like(inputs.logprobs)
     if inputs.reference_logprobs is not None:
         kl = k3_divergence(inputs.logprobs, inputs.reference_logprobs)
-        per_token = per_token + settings.kl_beta * kl
+        per_token = per_token + config.kl_beta * kl
     mask = inputs.mask.to(per_token.dtype)
     loss = kind.average(per_token * mask, mask, totals)
     return LossOutput(loss, (kl.detach() * mask).sum(), (clipped * mask).sum())
@@ -173,15 +161,25 @@ LOSSES = {
 }
 
 
-def importance_weight(inputs: LossInputs, settings: LossSettings) -> Tensor:
+def resolve_loss(config: GrpoConfig) -> Loss:
+    """Returns the configured loss, with its paper's settings where the configuration has none."""
+    kind = LOSSES[config.loss]
+    low = config.clip or kind.clip[0]
+    high = config.clip_high or config.clip or kind.clip[1]
+    scale = kind.scale_advantages if config.scale_advantages is None else config.scale_advantages
+    drop = kind.drop_truncated if config.drop_truncated is None else config.drop_truncated
+    return replace(kind, clip=(low, high), scale_advantages=scale, drop_truncated=drop)
+
+
+def importance_weight(inputs: LossInputs, config: GrpoConfig) -> Tensor:
     """(N, T) w = π_old / π_sampler, bounded above by C: the variance of a plain weight has no
     bound."""
-    if settings.importance == "none":
+    if config.importance == "none":
         return torch.ones_like(inputs.old_logprobs)
     weight = torch.exp(inputs.old_logprobs - inputs.sampler_logprobs)
-    if settings.importance == "truncated":
-        return weight.clamp(max=settings.importance_cap)
-    return weight * (weight <= settings.importance_cap)
+    if config.importance == "truncated":
+        return weight.clamp(max=config.importance_cap)
+    return weight * (weight <= config.importance_cap)
 
 
 def k3_divergence(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:

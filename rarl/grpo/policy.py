@@ -1,29 +1,25 @@
-"""The policy: a frozen Qwen2-VL with a LoRA adapter on its language model."""
+"""The policy: a frozen Qwen2-VL with a LoRA adapter on its language model.
+
+torch, PEFT and transformers take seconds to import. They are imported by the functions that use
+them, since processes without a policy read adapters too.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 
-from rarl.grpo.vision import use_patch_projection
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
 
 # The language model's linear layers alone: vLLM would silently ignore an adapter on the vision
 # tower.
@@ -33,11 +29,18 @@ TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|d
 def load_policy(
     model_path: str, dtype: str, device: str, rank: int, alpha: int, seed: int
 ) -> PeftModel:
-    """Base weights in `dtype`, adapter weights in float32; only the adapter has gradients.
+    """Returns a policy with base weights in `dtype` and adapter weights in float32; only the
+    adapter has gradients.
 
     The B matrices start at zero, so the fresh adapter changes nothing; the A matrices depend on
     `seed` alone.
     """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    from rarl.grpo.forward import use_patch_projection
+
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype))
     use_patch_projection(model)
     torch.manual_seed(seed)
@@ -50,29 +53,48 @@ def load_policy(
 
 
 def adapter_parameters(policy: PeftModel) -> list[torch.nn.Parameter]:
+    """Returns the weights that are trained."""
     return [p for p in policy.parameters() if p.requires_grad]
 
 
 def adapter_arrays(policy: PeftModel) -> dict[str, NDArray[np.float32]]:
-    """The adapter under PEFT's own file names, as float32 arrays of their own memory."""
+    """Returns the adapter under PEFT's own file names, as float32 arrays of their own memory."""
+    from peft import get_peft_model_state_dict
+
     state = get_peft_model_state_dict(policy)
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()}
 
 
 def adapter_config(policy: PeftModel) -> dict[str, Any]:
-    """`adapter_config.json` as PEFT writes it."""
+    """Returns `adapter_config.json` as PEFT writes it."""
     config: dict[str, Any] = policy.peft_config["default"].to_dict()
     return {
         key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
     }
 
 
+def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """Returns tensors and configuration of a PEFT folder, as `adapter_arrays` and `adapter_config`
+    give them, without the model that the adapter belongs to."""
+    # Not safetensors.numpy: adapters may be in bfloat16, which NumPy lacks.
+    from safetensors.torch import load_file
+
+    tensors = {
+        name: tensor.float().numpy()
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    return tensors, json.loads((folder / "adapter_config.json").read_text())
+
+
 def save_adapter(policy: PeftModel, folder: Path) -> None:
-    """A standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it. Raises
+    """Writes a standard PEFT folder: `PeftModel.from_pretrained(base, folder)` loads it. Raises
     OSError."""
+    from safetensors import SafetensorError
+
     try:
         policy.save_pretrained(folder)
-    except SafetensorError as error:  # the disk's fault or not, it says so in its text alone
+    except SafetensorError as error:
+        # Whether it is the disk's fault is said in the text alone.
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
@@ -80,11 +102,14 @@ def save_adapter(policy: PeftModel, folder: Path) -> None:
 
 def load_adapter(policy: PeftModel, folder: Path) -> None:
     """Restores weights that `save_adapter` wrote into a policy of the same shape."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
     set_peft_model_state_dict(policy, load_file(folder / "adapter_model.safetensors"))
 
 
 @contextmanager
-def other_adapter(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> Iterator[None]:
+def other_adapter(policy: PeftModel, arrays: Mapping[str, NDArray[np.float32]]) -> Iterator[None]:
     """Inside, the policy has this adapter (as `adapter_arrays` gives it); afterwards its own again,
     bit for bit."""
     own = adapter_arrays(policy)
@@ -95,7 +120,10 @@ def other_adapter(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> 
         set_arrays(policy, own)
 
 
-def set_arrays(policy: PeftModel, arrays: dict[str, NDArray[np.float32]]) -> None:
-    set_peft_model_state_dict(
-        policy, {name: torch.from_numpy(array) for name, array in arrays.items()}
-    )
+def set_arrays(policy: PeftModel, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Gives the policy the weights that `adapter_arrays` returned."""
+    import torch
+    from peft import set_peft_model_state_dict
+
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    set_peft_model_state_dict(policy, tensors)

@@ -23,14 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rarl.distribution import SamplingDistribution
 from rarl.grpo.attention import Span, attend, group_span
-from rarl.grpo.forward import ForwardOutput
-from rarl.grpo.group import Group
+from rarl.grpo.forward import ForwardOutput, VisionCache
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.head import token_logprobs
 from rarl.grpo.lora_layers import apply_linear, apply_mlp
-from rarl.grpo.vision import VisionCache
-
-# by `model_type`: one decoder with small differences
-SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class SharedPrefixForward:
     def __call__(
         self,
         policy: PeftModel,
-        groups: list[Group],
+        groups: list[TokenGroup],
         distribution: SamplingDistribution,
         vision: VisionCache,
     ) -> ForwardOutput:
@@ -83,7 +79,7 @@ class SharedPrefixForward:
         )
 
 
-def pack(model: Any, groups: list[Group]) -> Packed:
+def pack(model: Any, groups: list[TokenGroup]) -> Packed:
     """Token ids, rotary positions and attention layout of the packed rows, on the model's
     device."""
     device = model.device
@@ -115,7 +111,7 @@ def pack(model: Any, groups: list[Group]) -> Packed:
     )
 
 
-def rotary_positions(model: Any, group: Group) -> Tensor:
+def rotary_positions(model: Any, group: TokenGroup) -> Tensor:
     """(3, P) positions of the prompt, from the model's own rule."""
     ids = torch.from_numpy(group.prompt_token_ids)[None]
     image = (ids == model.config.image_token_id).int()
@@ -126,7 +122,7 @@ def rotary_positions(model: Any, group: Group) -> Tensor:
 
 
 def embed(
-    model: Any, packed: Packed, groups: list[Group], vision: VisionCache
+    model: Any, packed: Packed, groups: list[TokenGroup], vision: VisionCache
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(tokens, D) input of the first layer, which of its rows are image tokens, and what the first
     layers add to those.

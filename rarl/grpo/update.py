@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rarl.config import Config, GrpoConfig, TrainConfig
 from rarl.distribution import SamplingDistribution
 from rarl.errors import UserError
-from rarl.grpo.forward import ForwardPass
-from rarl.grpo.group import Group
-from rarl.grpo.loss import LossInputs, LossOutput, LossSettings, StepTotals, compute_loss
-from rarl.grpo.vision import VisionCache
+from rarl.grpo.forward import ForwardPass, VisionCache
+from rarl.grpo.group import TokenGroup
+from rarl.grpo.loss import LossInputs, LossOutput, StepTotals, compute_loss
 from rarl.grpo.workers import ALONE, Workers
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """A group, what its sampler thought of each token, and the (G,) advantages."""
-
-    group: Group
-    sampler_logprobs: list[list[float]]
-    advantages: NDArray[np.float32]
-
-    def part(self, rows: Sequence[int]) -> ScoredGroup:
-        """These completions, with the same prompt."""
-        group = replace(self.group, completions=[self.group.completions[i] for i in rows])
-        return ScoredGroup(
-            group, [self.sampler_logprobs[i] for i in rows], self.advantages[list(rows)]
-        )
 
 
 @dataclass(frozen=True)
@@ -43,13 +26,19 @@ class UpdateSettings:
     """`shared_prefix` says how the forward pass counts tokens. `max_drift` bounds the mean
     |log-prob of the policy - of the sampler|; None where they are meant to differ."""
 
-    loss: LossSettings
-    epochs: int
-    max_grad_norm: float
-    micro_batch_tokens: int
-    shared_prefix: bool
+    grpo: GrpoConfig
+    train: TrainConfig
     max_completion_tokens: int
-    max_drift: float | None
+    shared_prefix: bool
+    max_drift: float | None = None
+
+    @classmethod
+    def of(
+        cls, config: Config, shared_prefix: bool, max_drift: float | None = None
+    ) -> UpdateSettings:
+        """Returns what an update reads of the configuration."""
+        length = config.rollout.max_completion_tokens
+        return cls(config.grpo, config.train, length, shared_prefix, max_drift)
 
 
 @dataclass(frozen=True)
@@ -80,11 +69,11 @@ class SamplerMismatch(UserError):
 
 
 @dataclass
-class Fixed:
-    """What a micro-batch's first epoch finds and later ones use again."""
+class OldLogprobs:
+    """What the first epoch finds of a micro-batch, and later epochs use again: (N, T) each."""
 
-    old_logprobs: Tensor
-    reference_logprobs: Tensor | None
+    policy: Tensor
+    reference: Tensor | None
 
 
 @dataclass
@@ -118,83 +107,89 @@ class Sums:
 def update_policy(
     policy: PeftModel,
     optimizer: torch.optim.Optimizer,
-    groups: list[ScoredGroup],
+    groups: list[TokenGroup],
     forward: ForwardPass,
     distribution: SamplingDistribution,
     settings: UpdateSettings,
     workers: Workers = ALONE,
 ) -> UpdateStats:
-    """One optimizer step per epoch over the `groups` of all workers, each with the gradient of all
-    of them.
+    """Makes one optimizer step per epoch on the groups of all workers; each worker brings its own,
+    and may have none as long as another has some. Returns the figures of all workers.
 
-    Raises SamplerMismatch and NotFinite before the weights change, in every worker alike.
+    Raises SamplerMismatch and NotFinite before the weights change, in every worker alike. An error
+    that one worker has alone, such as a full GPU memory, ends all of them (see `Workers.local`).
     """
-    own_tokens = sum(len(c) for g in groups for c in g.group.completions)
-    own_completions = sum(len(g.group.completions) for g in groups)
+    grpo, train = settings.grpo, settings.train
+    own_tokens = sum(len(c) for group in groups for c in group.completions)
+    own_completions = sum(len(group.completions) for group in groups)
     completions, tokens = map(round, workers.sum([own_completions, own_tokens]))
     totals = StepTotals(completions, tokens, settings.max_completion_tokens)
-    batches = list(micro_batches(groups, settings.micro_batch_tokens, settings.shared_prefix))
+    batches = list(micro_batches(groups, train.micro_batch_tokens, settings.shared_prefix))
     vision = VisionCache()
-    fixed: list[Fixed] = []
+    old: list[OldLogprobs] = []
     first = Sums()
-    for epoch in range(settings.epochs):
+    for epoch in range(grpo.epochs):
         sums = Sums()
         optimizer.zero_grad()
-        for index, batch in enumerate(batches):
-            current = forward(policy, [scored.group for scored in batch], distribution, vision)
-            if epoch == 0:
-                reference = None
-                if settings.loss.kl_beta > 0:
-                    reference = reference_logprobs(policy, batch, forward, distribution, vision)
-                fixed.append(Fixed(current.logprobs.detach(), reference))
-            inputs = loss_inputs(batch, current.logprobs, fixed[index])
-            out = compute_loss(inputs, totals, settings.loss)
-            out.loss.backward()
-            sums.add(out, inputs, current.entropy)
+        with workers.local():
+            for index, batch in enumerate(batches):
+                current = forward(policy, batch, distribution, vision)
+                if epoch == 0:
+                    reference = None
+                    if grpo.kl_beta > 0:
+                        with torch.no_grad(), policy.disable_adapter():
+                            reference = forward(policy, batch, distribution, vision).logprobs
+                    old.append(OldLogprobs(current.logprobs.detach(), reference))
+                inputs = loss_inputs(batch, current.logprobs, old[index])
+                out = compute_loss(inputs, totals, grpo)
+                out.loss.backward()
+                sums.add(out, inputs, current.entropy)
         sums = sums.over(workers)
         if epoch == 0:
             first = sums
             if settings.max_drift is not None:
                 check_mismatch(sums.drift / tokens, sums.drift_max, settings.max_drift)
-        grad_norm = clip_gradient(policy, settings.max_grad_norm, workers)
+        grad_norm = clip_gradient(policy, train.max_grad_norm, workers)
         optimizer.step()
     return UpdateStats(
         loss=sums.loss,
         grad_norm=grad_norm,
         drift=first.drift / tokens,
         drift_max=first.drift_max,
-        kl=first.kl / tokens if settings.loss.kl_beta > 0 else None,
+        kl=first.kl / tokens if grpo.kl_beta > 0 else None,
         clipped=sums.clipped / tokens,
         entropy=first.entropy / tokens,
     )
 
 
 def clip_gradient(policy: torch.nn.Module, max_norm: float, workers: Workers = ALONE) -> float:
-    """Sums it over the workers and clips it; returns its norm before. Raises NotFinite."""
+    """Sums the gradient over the workers and clips it; returns its norm before. Raises
+    NotFinite."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
     workers.sum_gradients(parameters)
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     if not norm < EXPLODED:
         raise NotFinite(
-            f"the gradient is not finite or has exploded (its norm is {norm:.3g}); the weights were left as they were. "
-            "Lower train.learning_rate or train.max_grad_norm in a new run_dir"
+            f"the gradient is not finite or has exploded (its norm is {norm:.3g}); the weights "
+            "were left as they were. Lower train.learning_rate or train.max_grad_norm in a new "
+            "run_dir"
         )
     return float(norm.item())
 
 
 def micro_batches(
-    groups: list[ScoredGroup], budget: int, shared: bool
-) -> Iterator[list[ScoredGroup]]:
+    groups: list[TokenGroup], budget: int, shared: bool
+) -> Iterator[list[TokenGroup]]:
     """Cuts the step into parts of at most `budget` tokens. With a `shared` prompt, a part counts it
     once per group.
 
     Groups stay whole where they fit, since a group that is cut pays for its prompt again. A single
     completion that does not fit goes alone.
     """
-    part: list[ScoredGroup] = []
+    part: list[TokenGroup] = []
     used = 0
-    for scored in groups:
-        for piece, cost in pieces(scored, budget, shared):
+    for group in groups:
+        for piece, cost in pieces(group, budget, shared):
             if part and used + cost > budget:
                 yield part
                 part, used = [], 0
@@ -204,73 +199,61 @@ def micro_batches(
         yield part
 
 
-def pieces(scored: ScoredGroup, budget: int, shared: bool) -> Iterator[tuple[ScoredGroup, int]]:
-    """The group itself, or as few parts of it as the budget allows, each with its tokens."""
-    prompt = len(scored.group.prompt_token_ids)
+def pieces(group: TokenGroup, budget: int, shared: bool) -> Iterator[tuple[TokenGroup, int]]:
+    """Yields the group itself, or as few parts of it as the budget allows, each with its tokens."""
+    prompt = len(group.prompt_token_ids)
     once, each = (prompt, 0) if shared else (0, prompt)
     start, used = 0, once
-    for index, completion in enumerate(scored.group.completions):
+    for index, completion in enumerate(group.completions):
         cost = each + len(completion)
         if index > start and used + cost > budget:
-            yield scored.part(range(start, index)), used
+            yield group.part(range(start, index)), used
             start, used = index, once
         used += cost
-    yield scored.part(range(start, len(scored.group.completions))), used
+    yield group.part(range(start, len(group.completions))), used
 
 
-def reference_logprobs(
-    policy: PeftModel,
-    batch: list[ScoredGroup],
-    forward: ForwardPass,
-    distribution: SamplingDistribution,
-    vision: VisionCache,
-) -> Tensor:
-    """(N, T) log-probs of the base model: the policy with its adapter switched off."""
-    with torch.no_grad(), policy.disable_adapter():
-        return forward(policy, [scored.group for scored in batch], distribution, vision).logprobs
-
-
-def loss_inputs(batch: list[ScoredGroup], logprobs: Tensor, fixed: Fixed) -> LossInputs:
+def loss_inputs(batch: list[TokenGroup], logprobs: Tensor, old: OldLogprobs) -> LossInputs:
+    """Returns the batch as padded tensors beside the (N, T) log-probs, on their device."""
     device = logprobs.device
-    sampled = [torch.tensor(row) for scored in batch for row in scored.sampler_logprobs]
+    sampled = [torch.tensor(row) for group in batch for row in group.sampler_logprobs]
     lengths = torch.tensor([len(row) for row in sampled], device=device)
     mask: Tensor = torch.arange(logprobs.shape[1], device=device)[None] < lengths[:, None]
+    advantages = torch.from_numpy(np.concatenate([group.advantages for group in batch]))
     return LossInputs(
         logprobs=logprobs,
-        old_logprobs=fixed.old_logprobs,
+        old_logprobs=old.policy,
         sampler_logprobs=pad_sequence(sampled, batch_first=True).to(device),
-        reference_logprobs=fixed.reference_logprobs,
-        advantages=torch.from_numpy(np.concatenate([scored.advantages for scored in batch])).to(
-            device
-        ),
+        reference_logprobs=old.reference,
+        advantages=advantages.to(device),
         mask=mask,
     )
 
 
 def measure_mismatch(
-    policy: PeftModel, scored: ScoredGroup, forward: ForwardPass, distribution: SamplingDistribution
-) -> tuple[float, float]:
-    """Mean and largest |log-prob of the policy - of the sampler| over one group's tokens, without a
-    gradient."""
+    policy: PeftModel, group: TokenGroup, forward: ForwardPass, distribution: SamplingDistribution
+) -> tuple[float, int, float]:
+    """Returns the sum of |log-prob of the policy - of the sampler| over one group's tokens, the
+    number of these tokens, and the largest difference. Sums can be added over workers."""
     with torch.no_grad():
-        rows = forward(policy, [scored.group], distribution, VisionCache()).logprobs
-    sampled = pad_sequence(
-        [torch.tensor(row) for row in scored.sampler_logprobs], batch_first=True
-    ).to(rows.device)
-    difference = (rows - sampled).abs()
-    tokens = sum(len(row) for row in scored.sampler_logprobs)
-    return difference.sum().item() / tokens, difference.max().item()
+        rows = forward(policy, [group], distribution, VisionCache()).logprobs
+    sampled = [torch.tensor(row) for row in group.sampler_logprobs]
+    difference = (rows - pad_sequence(sampled, batch_first=True).to(rows.device)).abs()
+    return difference.sum().item(), sum(map(len, sampled)), difference.max().item()
 
 
 def check_mismatch(mean: float, largest: float, bound: float) -> None:
+    """Raises NotFinite or SamplerMismatch if a sampler whose log-probs differ so much from the
+    policy's cannot be sampling from it."""
     if not math.isfinite(mean):
         raise NotFinite(
-            "a log-prob of the policy or of the sampler is not finite; the weights were left as they were. Look at the "
-            "model's files, then at train.learning_rate"
+            "a log-prob of the policy or of the sampler is not finite; the weights were left as "
+            "they were. Look at the model's files, then at train.learning_rate"
         )
     if mean > bound:
         raise SamplerMismatch(
-            f"the sampler does not sample from the policy: its log-probs differ by {mean:.2g} on average (at most "
-            f"{largest:.2g}), above the bound of {bound:.2g} (train.max_sampler_mismatch). It holds a stale or another "
-            "adapter, or another base model; the weights were not changed"
+            f"the sampler does not sample from the policy: its log-probs differ by {mean:.2g} on "
+            f"average (at most {largest:.2g}), above the bound of {bound:.2g} "
+            "(train.max_sampler_mismatch). It holds a stale or another adapter, or another base "
+            "model; the weights were not changed"
         )
