@@ -61,7 +61,7 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it
     outside."""
-    from rarl.system.signals import Stopped, ending_at_once
+    from rarl.system.processes import Stopped, ending_at_once
 
     try:
         with ending_at_once():

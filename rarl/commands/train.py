@@ -20,7 +20,7 @@ from rarl.files import write_text
 from rarl.grpo.adapter_folder import read_adapter
 from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
-from rarl.system.signals import Stopped, ending_after_the_step
+from rarl.system.processes import Stopped, ending_after_the_step
 from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.inputs import LoopInputs
 from rarl.training.metrics import read_metrics

@@ -14,12 +14,12 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
-from rarl.data.check import READ_CPUS
 from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, RenderPrompt, prepare_example
 from rarl.system.imports import quick_imports
+from rarl.system.placement import READ_CPUS
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
