@@ -172,7 +172,7 @@ def train_config(config: Config) -> None:
     from rarl.commands.train import train_and_evaluate
     from rarl.display import Display
     from rarl.evaluation.report import write_report
-    from rarl.training.curve import draw_curve
+    from rarl.training.log import draw_curve
 
     display = Display()
     with interruptible():

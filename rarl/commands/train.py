@@ -23,9 +23,8 @@ from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
 from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.inputs import LoopInputs
-from rarl.training.metrics import read_metrics
+from rarl.training.log import missing_trackers, read_metrics, tracker_problems
 from rarl.training.rationales import require_rationales
-from rarl.training.trackers import missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:

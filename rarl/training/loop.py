@@ -39,7 +39,7 @@ from rarl.training.checkpoint import publish_final_adapter
 from rarl.training.failures import saving_failures
 from rarl.training.inputs import LoopInputs
 from rarl.training.learner import keep_progress, self_check, start_learner
-from rarl.training.metrics import MetricsLog
+from rarl.training.log import MetricsLog, Stopwatch
 from rarl.training.rollouts import RolloutStream, SampledBatch
 from rarl.training.samples import write_samples
 from rarl.training.scorer import Scorer
@@ -52,7 +52,6 @@ from rarl.training.step_metrics import (
     rollout_metrics,
     update_metrics,
 )
-from rarl.training.stopwatch import Stopwatch
 from rarl.training.team import Share, Team
 
 

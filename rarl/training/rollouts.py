@@ -17,7 +17,7 @@ from rarl.errors import UserError
 from rarl.rollout.pool import PendingRollouts, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
 from rarl.schema import Rollout, Verdict
-from rarl.training.stopwatch import Stopwatch
+from rarl.training.log import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ from rarl.training.checkpoint import publish_final_adapter
 from rarl.training.failures import saving_failures
 from rarl.training.inputs import LoopInputs
 from rarl.training.learner import keep_progress, self_check, start_learner
-from rarl.training.metrics import MetricsLog
+from rarl.training.log import MetricsLog, Stopwatch
 from rarl.training.rollouts import data_batches
 from rarl.training.state import Learner, Progress
-from rarl.training.stopwatch import Stopwatch
 from rarl.training.team import Share, Team
 
 MODEL_SOFTMAX = SamplingDistribution(temperature=1.0, banned_token_ids=[])
