@@ -61,7 +61,7 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it
     outside."""
-    from rarl.system.signals import Stopped, ending_at_once
+    from rarl.system.processes import Stopped, ending_at_once
 
     try:
         with ending_at_once():
@@ -172,7 +172,7 @@ def train_config(config: Config) -> None:
     from rarl.commands.train import train_and_evaluate
     from rarl.display import Display
     from rarl.evaluation.report import write_report
-    from rarl.training.curve import draw_curve
+    from rarl.training.log import draw_curve
 
     display = Display()
     with interruptible():

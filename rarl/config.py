@@ -110,9 +110,23 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
-    # Where copies of metrics.jsonl go; their own environment variables say where their servers are.
-    # Never a reason for a run to fail: what a tracker raises is told once.
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    # Where copies of metrics.jsonl go, through accelerate; `pip install` what is not there. Their
+    # own environment variables say where their servers are: WANDB_*, MLFLOW_*, COMET_*, CLEARML_*,
+    # SWANLAB_*, TRACKIO_*; Aim and DVCLive write into the run directory. Never a reason for a run to
+    # fail: what a tracker raises is told once.
+    trackers: list[
+        Literal[
+            "tensorboard",
+            "wandb",
+            "mlflow",
+            "comet_ml",
+            "aim",
+            "clearml",
+            "dvclive",
+            "swanlab",
+            "trackio",
+        ]
+    ] = ["tensorboard"]
 
 
 class PromptsConfig(Section):

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 
 if TYPE_CHECKING:
     from rarl.commands.replay import Replayed

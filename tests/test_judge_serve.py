@@ -38,7 +38,7 @@ from rarl.judge.wire import MAX_BATCH, MAX_CHARACTERS, candidate_json
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from tests.faults.campaign import JudgeProcess
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import JudgeService, run_judge

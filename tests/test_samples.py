@@ -59,9 +59,7 @@ SCORES = some.builds(
 SAMPLES = some.builds(
     Sample,
     example=EXAMPLES,
-    prompt=some.builds(
-        Prompt, TEXT, TEXT, some.sampled_from(["think", "structured", "answer"])
-    ),
+    prompt=some.builds(Prompt, TEXT, TEXT, some.sampled_from(["think", "structured", "answer"])),
     rollout=ROLLOUTS,
     number=some.integers(0, 7),
     rederived=MAYBE,

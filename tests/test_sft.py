@@ -26,7 +26,7 @@ from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from rarl.training.rationales import require_rationales
 from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
 from rarl.training.state import Learner, Progress

@@ -27,7 +27,7 @@ from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
 from tests.runs import (
     FINISHED,

@@ -21,14 +21,13 @@ from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation.measurements import measure_all, summary_of
 from rarl.files import write_text
-from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
-from rarl.system.signals import Stopped, ending_after_the_step
+from rarl.system.processes import Stopped, ending_after_the_step
 from rarl.training.checkpoint_folder import find_checkpoint
 from rarl.training.inputs import TrainInputs
-from rarl.training.metrics import read_metrics
-from rarl.training.trackers import missing_trackers, tracker_problems
+from rarl.training.log import missing_trackers, read_metrics, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.prepare.faults import find_fault
+from rarl.system.placement import READ_CPUS
 
 ROWS_PER_TASK = 256
-READ_CPUS = 0.25  # of a core per Ray Data task; with the default of 1, a two-core machine starves
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
-from rarl.data.check import READ_CPUS
 from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, RenderPrompt, prepare_example
 from rarl.system.imports import quick_imports
+from rarl.system.placement import READ_CPUS
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
@@ -132,24 +132,35 @@ def prepared_stream(
 
 
 def training_stream(
-    settings: PreparerSettings, order: StepOrder, start: int, stop: int, tasks: int | None = None
+    settings: PreparerSettings,
+    order: StepOrder,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    workers: int = 1,
+    tasks: int | None = None,
 ) -> Dataset:
     """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`. What is prepared
     and not yet taken is bounded by STREAM_BYTES, however much data there is."""
-    stream = prepared_stream(settings, step_blocks(order, start, stop), tasks)
+    stream = prepared_stream(settings, step_blocks(order, start, stop, rank, workers), tasks)
     stream.context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=STREAM_BYTES
     )
     return stream
 
 
-def step_blocks(order: StepOrder, start: int, stop: int) -> list[pa.Table]:
+def step_blocks(
+    order: StepOrder, start: int, stop: int, rank: int = 0, workers: int = 1
+) -> list[pa.Table]:
     """What the stream is made from: `step` and `row`, a block a step, or several where there are
     many."""
     per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
     for first in range(start, stop, per_block):
-        steps = [(step, order.rows_of(step)) for step in range(first, min(first + per_block, stop))]
+        steps = [
+            (step, order.rows_of(step)[rank::workers])
+            for step in range(first, min(first + per_block, stop))
+        ]
         rows = np.concatenate([rows for _, rows in steps])
         blocks.append(
             pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows})
@@ -179,3 +190,18 @@ def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:
         (v.as_buffer() for v in column) if isinstance(batch, pa.Table) else column
     )
     return [pickle.loads(value) for value in values]
+
+
+def step_batches(shard: Any, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
+    """temporary"""
+    number, held = None, []
+    for batch in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        for step, one in zip(batch["step"].to_pylist(), unpack(batch), strict=True):
+            if number is not None and step + 1 != number:
+                if number > first:
+                    yield number, held
+                held = []
+            number = step + 1
+            held.append(one)
+    if held and number > first:
+        yield number, held

@@ -24,8 +24,7 @@ from rarl.prompts import without_image
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
 from rarl.schema import Rollout, Verdict
-
-REQUESTS_PER_ACTOR = 64  # in flight at a time; vLLM batches them
+from rarl.system.placement import REQUESTS_PER_ACTOR
 
 
 @dataclass(frozen=True)

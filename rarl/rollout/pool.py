@@ -21,11 +21,9 @@ from rarl.rollout.sampler import (
     ScoreRequest,
 )
 from rarl.schema import Rollout
+from rarl.system.placement import SAMPLER_CPUS, SAMPLER_GPUS
 from rarl.system.processes import sampler_environment
 
-SAMPLER_CPUS = 0.2  # shares to place actors by; an engine uses what it needs
-# more than half, whatever memory it takes: Ray must not put two samplers on one card
-SAMPLER_GPUS = 0.51
 START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
 
 

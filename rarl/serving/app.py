@@ -21,6 +21,7 @@ from rarl.errors import UserError
 from rarl.prompts import read_families
 from rarl.serving.key import read_api_key, require_key_for
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
+from rarl.system.ray_internals import served_host
 
 DEPLOYMENT: dict[str, Any] = {
     "num_replicas": 1,
@@ -88,14 +89,3 @@ def find_model(model: str) -> str:
         and not IMPORT_PATH.match(model)
     )
     return model if is_hub_id and not model.startswith((".", "/", "~")) else resolve_model(model)
-
-
-def served_host() -> str | None:
-    """The address that this cluster's Serve listens on; None where Serve is not running yet."""
-    import ray
-    from ray.serve.context import _get_global_client
-
-    if not ray.is_initialized():  # the call below would start a cluster
-        return None
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return str(client.http_config.host) if client is not None else None

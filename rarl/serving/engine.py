@@ -8,7 +8,6 @@ refuses is {"error": {…}} as the one item.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -16,14 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 from ray import serve
-from ray.llm._internal.common.models import global_id_manager
-from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 
 from rarl.errors import UserError
 from rarl.serving.adapters import Snapshots
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig
+from rarl.system.ray_internals import OneAdapterAtATime, loaded_adapter
 
 # that a replica remembers; vLLM holds as many in memory as max_loras and max_cpu_loras say
 LOADED_ADAPTERS = 16
@@ -36,40 +34,27 @@ class LocalAdapters:
         self, folder: str, download_timeout_s: float | None = None, max_tries: int = 1
     ) -> None:
         self._snapshots = Snapshots(folder)
-        self._loaded: dict[str, DiskMultiplexConfig] = {}
+        self._loaded: dict[str, Any] = {}
 
-    async def load_model_from_config(
-        self, lora_model_id: str, llm_config: LLMConfig
-    ) -> DiskMultiplexConfig:
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> Any:
         """Raises UserError when the version is not there any more."""
         if lora_model_id not in self._loaded:
-            self._loaded[lora_model_id] = DiskMultiplexConfig(
-                model_id=lora_model_id,
-                max_total_tokens=None,
-                local_path=str(self._snapshots.take(lora_model_id)),
-                lora_assigned_int_id=global_id_manager.next(),
-            )
+            folder = str(self._snapshots.take(lora_model_id))
+            self._loaded[lora_model_id] = loaded_adapter(lora_model_id, folder)
         return self._loaded[lora_model_id]
 
 
-class EngineServer(LLMServer):
+class EngineServer(OneAdapterAtATime, LLMServer):
     """One vLLM engine per replica."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, llm_config: LLMConfig, adapters: str | None = None, **kwargs: Any
     ) -> None:
-        self._resolving = asyncio.Lock()
         if adapters is not None:
             kwargs["model_downloader"] = partial(LocalAdapters, adapters)
         # vLLM logs what it cannot process, and that may hold a question.
         logging.getLogger("vllm.entrypoints").setLevel(logging.CRITICAL)
         await super().__init__(llm_config, **kwargs)
-
-    async def _maybe_resolve_lora_from_multiplex(self) -> None:
-        """One at a time: of two requests that bring a new adapter together, Ray's own would fail
-        the second with "already been loaded"."""
-        async with self._resolving:
-            await super()._maybe_resolve_lora_from_multiplex()
 
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
         """See above. `body["model"]` is the base's name, or an adapter's version, which is then

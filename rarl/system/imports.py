@@ -14,7 +14,7 @@ from rarl.errors import UserError
 
 
 def import_object(path: str) -> Any:
-    """The object behind `package.module:name`. Raises UserError when it is not there."""
+    """Returns the object behind `package.module:name`. Raises UserError when it is not there."""
     module_name, _, name = path.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # the user's own modules lie where the command is run
@@ -25,16 +25,16 @@ def import_object(path: str) -> Any:
 
 
 def collect_seldom() -> None:
-    """For a program at its start. Every 700 new objects Python looks whether some can go; large
-    imports make hundreds of thousands, none of which can: a quarter of their time."""
+    """Makes Python look for garbage less often than after every 700 new objects. Large imports
+    make hundreds of thousands, none of which can go; looking is a quarter of their time."""
     gc.set_threshold(50_000, 50, 50)
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """For the first import of transformers in a process of Ray's. It imports scikit-learn and SciPy
-    where they are installed, for ways of decoding and losses that RARL has no use for: a second of
-    a core in each process."""
+    """Inside, transformers is imported for the first time in a process of Ray's. It would import
+    scikit-learn and SciPy where they are installed, for ways of decoding and losses that RARL has
+    no use for: a second of a core in each process."""
     collect_seldom()
     hidden = [name for name in ("sklearn", "scipy") if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]

@@ -1,105 +1,88 @@
-"""Whether Ray has room for a run, asked before anything waits for it: what has none would wait for
-ever, silently."""
+"""What Ray reserves for our processes, and whether it has room: what has none waits for ever."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from rarl.config import Config
-from rarl.data.check import READ_CPUS
 from rarl.errors import UserError
-from rarl.rollout.pool import SAMPLER_CPUS, SAMPLER_GPUS
 from rarl.system.device import Device
 
-TRAIN_CPUS = 0.5  # a share to place a train worker by; it uses the threads that it is told to
+# Shares of a core and of a card to place processes by; each uses what it needs, or is told to.
+READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with two cores starves
+SAMPLER_CPUS = 0.2
+# more than half, whatever memory it takes: Ray must not put two samplers on one card
+SAMPLER_GPUS = 0.51
+TRAIN_CPUS = 0.5
+REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
+
 # seconds, on a cluster that others may be using, or that is growing: machines boot and install
 WAIT = 900
 WAIT_ALONE = 60  # for a busy machine's Ray
 
 
-@dataclass(frozen=True)
-class Need:
-    """Something that Ray must place: the configuration's key that says how many, and what one of
-    them takes."""
-
-    key: str
-    count: int
-    each: dict[str, float]
-
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        return [self.each] * self.count
+# such as "rollout.num_actors=2" → how many Ray must place, and what each takes
+Needs = dict[str, tuple[int, dict[str, float]]]
 
 
 def worker_resources(device: Device) -> dict[str, float]:
-    """What Ray reserves for one train worker: on a GPU the place beside a sampler."""
+    """Returns what Ray reserves for one train worker: on a GPU the place beside a sampler."""
     return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
 
 
-def needs_of(config: Config, device: Device, trains: bool) -> list[Need]:
-    gpus = {"GPU": SAMPLER_GPUS} if device == "cuda" else {}
-    needs = [Need("rollout.num_actors", config.rollout.num_actors, {"CPU": SAMPLER_CPUS, **gpus})]
+def needs_of(config: Config, device: Device, trains: bool) -> Needs:
+    sampler = {"CPU": SAMPLER_CPUS} | ({"GPU": SAMPLER_GPUS} if device == "cuda" else {})
+    samplers, workers = config.rollout.num_actors, config.train.num_workers
+    needs = {f"rollout.num_actors={samplers}": (samplers, sampler)}
     if trains:
-        needs.append(Need("train.num_workers", config.train.num_workers, worker_resources(device)))
-    return [*needs, Need("a reader of data", 1, {"CPU": READ_CPUS})]
+        needs[f"train.num_workers={workers}"] = (workers, worker_resources(device))
+    return needs | {"a reader of data": (1, {"CPU": READ_CPUS})}
 
 
 def require_cluster_room(config: Config, device: Device, trains: bool) -> None:
-    """Reserves everything for a moment. Raises UserError when the cluster has too little of a
-    resource, or when it is not free in time."""
+    """Reserves everything for a moment. Raises UserError when that is impossible, or too late."""
     needs = needs_of(config, device, trains)
     # a cluster that this process has started, and that stays as it is
     own = "RAY_ADDRESS" not in os.environ
-    everything = placement_group(
-        [bundle for need in needs for bundle in need.bundles], strategy="PACK"
-    )
+    bundles = [each for count, each in needs.values() for _ in range(count)]
+    everything = placement_group(bundles, strategy="PACK")
     try:
         deadline = time.monotonic() + (WAIT_ALONE if own else WAIT)
         while not everything.wait(timeout_seconds=2):
             late = time.monotonic() > deadline
-            short = missing(needs, ray.cluster_resources()) if own or late else None
-            if short:
-                raise UserError(
-                    f"no room in the Ray cluster: {short}; lower that key, or add to the cluster"
-                )
+            if own or late:
+                require_enough(needs, ray.cluster_resources())
             if late:
-                free = ", ".join(
-                    f"{name} {ray.available_resources().get(name, 0):g}" for name in total(needs)
-                )
+                left = ray.available_resources()
+                names = sorted({name for _, each in needs.values() for name in each})
+                free = ", ".join(f"{name} {left.get(name, 0):g}" for name in names)
                 raise UserError(
-                    f"no room in the Ray cluster for {words(needs)}; free are {free}. Others hold the "
-                    "rest (`ray status` tells who), or no single node has room for one of them"
+                    f"no room in the Ray cluster for {words(needs)}; free are {free}. Others hold "
+                    "the rest (`ray status` tells who), or no single node has room for one of them"
                 )
     finally:
         remove_placement_group(everything)
 
 
-def missing(needs: list[Need], has: dict[str, float]) -> str | None:
-    """What the whole cluster is short of, in words."""
-    for name, amount in total(needs).items():
-        if amount > has.get(name, 0) + 1e-6:
-            return f"{words(needs, name)} make {amount:g} {name}, and it has {has.get(name, 0):g}"
-    return None
+def require_enough(needs: Needs, has: dict[str, float]) -> None:
+    """Raises UserError when the whole cluster, which has so much, is short of a resource."""
+    for name in ("CPU", "GPU"):
+        wanted = sum(count * each.get(name, 0) for count, each in needs.values())
+        if wanted > has.get(name, 0) + 1e-6:
+            raise UserError(
+                f"no room in the Ray cluster: {words(needs, name)} make {wanted:g} {name}, and it "
+                f"has {has.get(name, 0):g}; lower that key, or add to the cluster"
+            )
 
 
-def total(needs: list[Need]) -> dict[str, float]:
-    names = {name for need in needs for name in need.each}
-    return {
-        name: sum(need.count * need.each.get(name, 0) for need in needs) for name in sorted(names)
-    }
-
-
-def words(needs: list[Need], resource: str | None = None) -> str:
+def words(needs: Needs, resource: str | None = None) -> str:
+    """Returns the needs as text; where a resource is named, what they need of it."""
     parts = []
-    for need in needs:
-        amounts = {name: amount for name, amount in need.each.items() if resource in (None, name)}
-        each = " and ".join(f"{amount:g} {name}" for name, amount in amounts.items())
-        parts.append(
-            f"{need.key}={need.count} of {each}" if "." in need.key else f"{need.key} of {each}"
-        )
+    for label, (_, each) in needs.items():
+        amounts = [f"{n:g} {name}" for name, n in each.items() if resource in (None, name)]
+        parts += [f"{label} of {' and '.join(amounts)}"] if amounts else []
     return ", ".join(parts)

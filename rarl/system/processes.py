@@ -1,10 +1,16 @@
-"""Environment variables and log files of the processes that Ray starts for us."""
+"""Environment variables and files for the output of our processes; and SIGTERM, which schedulers
+send before they take a machine away: a run that trains finishes its step and saves, others end at
+once, since they are on disk as far as they have come."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 COMMON = {
     # The engine lives in the actor's own process: one process less, and adapters swap in
@@ -23,7 +29,7 @@ CPU_ONLY = {
 
 
 def sampler_environment(device: str, index: int) -> dict[str, str]:
-    """Variables that must be set before vLLM is imported in actor `index`."""
+    """Returns the variables that must be set before vLLM is imported in actor `index`."""
     if device != "cpu":
         return COMMON
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
@@ -34,7 +40,55 @@ def log_output_to(path: Path) -> None:
     """Sends this process's output, that of native code too, to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as log:
-        for stream in (sys.stdout, sys.stderr):
+        for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+            os.dup2(log.fileno(), number)
+
+
+@contextmanager
+def output_in(path: Path) -> Iterator[None]:
+    """Inside, this process's output goes to the end of a file."""
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        log_output_to(path)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, original in kept:
+            os.dup2(original, number)
+            os.close(original)
+
+
+class Stopped(BaseException):
+    """The run was asked to end, and is ready to. Like KeyboardInterrupt, no error: nothing that
+    catches errors may take it for one."""
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Inside, SIGTERM raises Stopped."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ending_after_the_step(request: Path) -> Iterator[None]:
+    """Inside, SIGTERM makes a file that ends training after its step; then Stopped is raised."""
+    request.unlink(missing_ok=True)  # of an earlier process
+    before = signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        asked = request.exists()
+        request.unlink(missing_ok=True)
+    if asked:
+        raise Stopped

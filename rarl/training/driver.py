@@ -10,13 +10,12 @@ from typing import Any
 
 from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from rarl.data.order import StepOrder
 from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
 from rarl.system.placement import worker_resources
+from rarl.system.ray_internals import WithoutPlacementGroupCleaner, is_startup_timeout
 from rarl.training.checkpoint_folder import find_checkpoint, read_progress
 from rarl.training.inputs import LoopOutcome, TrainInputs
 from rarl.training.worker import train_worker
@@ -26,22 +25,8 @@ POLL_SECONDS = 0.5
 PLACEMENT_ATTEMPTS = 10
 
 
-class Trainer(TorchTrainer):
-    """Ray's trainer without its placement group cleaner.
-
-    The cleaner asks the dashboard whether the controller lives; where there is none, stopping it
-    takes its whole time limit, 12 s at the end of each run. It is there for controllers that
-    outlive their driver. Ours does not, and Ray removes a placement group together with the actor
-    that made it.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [
-            callback
-            for callback in callbacks
-            if not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+class Trainer(WithoutPlacementGroupCleaner, TorchTrainer):
+    """Ray's trainer, whose runs end without waiting for a dashboard that is not there."""
 
 
 def run_training(
@@ -109,7 +94,7 @@ def wait_for(fit: Callable[[], Any], on_poll: Callable[[], Any], inputs: TrainIn
         on_poll()
     if "error" in outcome:
         error = outcome["error"]
-        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        if is_startup_timeout(error):
             raise UserError(
                 f"Ray found no room for train.num_workers={inputs.config.train.num_workers} in "
                 f"{PLACEMENT_ATTEMPTS} minutes after a worker was lost (`ray status` tells who "

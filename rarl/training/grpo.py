@@ -18,8 +18,8 @@ when they part.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ from rarl.schema import PreparedExample
 from rarl.training.inputs import Progress, TrainInputs
 from rarl.training.learner import Learner, saving_failures
 from rarl.training.log import MetricsLog, Stopwatch
-from rarl.training.step_metrics import has_spread, step_metrics, update_metrics
+from rarl.training.step_metrics import Mismatch, has_spread, step_metrics, update_metrics
 
 # The batches that a worker trains on: number (from 1) and this worker's prompts.
 Batches = Iterator[tuple[int, list[PreparedExample]]]
@@ -64,34 +64,36 @@ def train_grpo(
     config, pool = inputs.config, inputs.pool.share(workers.rank, workers.size)
     progress = learner.progress
     published = PublishedAdapter(pool, learner, workers, progress.step)
-    with (
-        opened_collector(inputs, pool, workers) as collector,
-        MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0) as log,
-    ):
+    with ExitStack() as stack:
+        with workers.local():
+            collector = stack.enter_context(opened_collector(inputs, pool, workers))
+            log = stack.enter_context(
+                MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
+            )
         clock = Stopwatch()
         stream = GroupStream(config, collector, batches, workers, clock, taken=progress.batches)
         for step in range(progress.step + 1, config.train.steps + 1):
             batch = stream.collect(overlap=step < config.train.steps)
             set_advantages(batch.groups, resolve_loss(config.grpo).scale_advantages)
             with clock.phase("update"):
-                stats = update(inputs, learner, batch.trained, published, workers, step)
+                stats, mismatch = update(inputs, learner, batch.trained, published, workers, step)
                 learning_rate = learner.step_scheduler()
             stream.settle()
             with clock.phase("publish"):
                 published_bytes = published.publish(step)
-            with workers.local():
-                path = inputs.run_dir.samples_of(step, workers.rank)
-                write_samples(path, flatten(batch.groups), {"step": step})
             row = {
                 "step": step,
                 **step_metrics(batch.groups, batch.trained, step - 1, collector, workers),
-                **update_metrics(stats),
+                **update_metrics(stats, mismatch),
                 "shared_prefix": learner.uses_shared_prefix,
                 "learning_rate": learning_rate,
                 "published_bytes": published_bytes,
                 **clock.lap(),
             }
-            log.write(row)
+            with workers.local():
+                path = inputs.run_dir.samples_of(step, workers.rank)
+                write_samples(path, flatten(batch.groups), {"step": step})
+                log.write(row)
             with clock.phase("save"):
                 reached = Progress(step, stream.taken)
                 if learner.save(inputs, reached, log.recent("reward/mean"), workers):
@@ -223,9 +225,10 @@ def update(
     published: PublishedAdapter,
     workers: Workers,
     step: int,
-) -> UpdateStats | None:
-    """Makes one update on the groups of all workers. Returns None, with the weights as they were,
-    if no worker has a group to learn from. Raises UserError, with the step's groups saved, if the
+) -> tuple[UpdateStats | None, Mismatch | None]:
+    """Makes one update on the groups of all workers. Returns its figures, None if no worker has a
+    group to learn from and the weights stay as they were; and the mismatch of rollouts that an older
+    adapter drew, None if there are none. Raises UserError, with the step's groups saved, if the
     gradient is no number."""
     drop_truncated = resolve_loss(inputs.config.grpo).drop_truncated
     kept = [
@@ -234,8 +237,9 @@ def update(
     ]
     token_groups = [TokenGroup.of(group, key) for key, group in enumerate(kept) if group]
     if workers.sum([len(token_groups)])[0] == 0:
-        return None
-    forward = learner.forward_for(inputs, token_groups)
+        return None, None
+    with workers.local():
+        forward = learner.forward_for(inputs, token_groups)
     mismatch = published.check_stale(inputs, [g for g in kept if g], token_groups, forward, workers)
     settings = UpdateSettings.of(
         inputs.config,
@@ -252,7 +256,7 @@ def update(
             settings,
             workers,
         )
-    return replace(stats, mismatch=mismatch)
+    return stats, mismatch
 
 
 class PublishedAdapter:
@@ -269,11 +273,11 @@ class PublishedAdapter:
         arrays = adapter_arrays(self.policy)
         previous = {v: kept for v, kept in self.versions.items() if v == version - 1}
         self.versions = previous | {version: arrays}
-        # With more workers than samplers, a sampler may still be at work for another worker.
+        # With more workers than samplers, a sampler may still be at work for another worker, and no
+        # worker may ask before all samplers hold the new adapter.
         self.workers.barrier()
-        size = self.pool.publish(version, arrays, adapter_config(self.policy))
-        self.workers.barrier()
-        return size
+        with self.workers.local():
+            return self.pool.publish(version, arrays, adapter_config(self.policy))
 
     def check_stale(
         self,
@@ -282,7 +286,7 @@ class PublishedAdapter:
         token_groups: list[TokenGroup],
         forward: ForwardChoice,
         workers: Workers,
-    ) -> tuple[float, float] | None:
+    ) -> Mismatch | None:
         """Compares rollouts of an older adapter with that very adapter, put back for the moment:
         one group of each worker. Returns mean and largest log-prob difference; None if the rollouts
         are of the current adapter, which the update checks as a whole.
@@ -312,4 +316,4 @@ class PublishedAdapter:
         if not counted:
             return None
         check_mismatch(total / counted, largest, inputs.mismatch_bound)
-        return total / counted, largest
+        return Mismatch(total / counted, largest)

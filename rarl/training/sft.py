@@ -8,6 +8,7 @@ included. Workers are equal, as in `grpo.py`.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from transformers import AutoProcessor
@@ -32,15 +33,20 @@ def train_sft(
     UserError."""
     config, train = inputs.config, inputs.config.train
     first = learner.progress.step
-    tokenizer = AutoProcessor.from_pretrained(inputs.model_path).tokenizer
-    with MetricsLog(inputs.run_dir, config, first + 1, workers.rank == 0) as log:
+    with ExitStack() as stack:
+        with workers.local():
+            tokenizer = AutoProcessor.from_pretrained(inputs.model_path).tokenizer
+            log = stack.enter_context(
+                MetricsLog(inputs.run_dir, config, first + 1, workers.rank == 0)
+            )
         clock = Stopwatch()
         for step in range(first + 1, train.steps + 1):
             with clock.phase("data"), workers.local():
                 _, prompts = next(batches)
                 groups = target_groups(prompts, tokenizer, config.rollout.max_model_length)
             with clock.phase("update"):
-                forward = learner.forward_for(inputs, groups)
+                with workers.local():
+                    forward = learner.forward_for(inputs, groups)
                 with saving_failures(inputs.run_dir.failures, step, groups, workers.rank):
                     stats = imitate(
                         learner.policy,
@@ -62,7 +68,8 @@ def train_sft(
                 "learning_rate": learning_rate,
                 **clock.lap(),
             }
-            log.write(row)
+            with workers.local():
+                log.write(row)
             with clock.phase("save"):
                 loss = log.recent("loss")
                 score = None if loss is None else -loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -78,10 +78,10 @@ def add_rewards(tally: Tally, groups: Sequence[Group], names: Sequence[str]) -> 
         values = [[sample.rewards[name] for sample in group] for group in groups]
         known = [[value for value in group if value is not None] for group in values]
         tally.mean(f"reward/{name}", [value for group in known for value in group])
-        tally.mean(f"spread/{name}", [np.std(group) for group in known if group])
+        tally.mean(f"spread/{name}", [float(np.std(group)) for group in known if group])
         tally.mean(f"without_spread/{name}", [len(set(group)) < 2 for group in known])
         tally.mean(f"unscored/{name}", [value is None for group in values for value in group])
-    tally.mean("spread/mean", [np.std(group) for group in totals])
+    tally.mean("spread/mean", [float(np.std(group)) for group in totals])
     tally.mean("groups_without_spread", [not has_spread(group) for group in groups])
 
 
@@ -101,14 +101,22 @@ def has_spread(group: Group) -> bool:
     return max(totals) - min(totals) > ROUNDING
 
 
-def update_metrics(stats: UpdateStats | None) -> dict[str, Any]:
+class Mismatch(NamedTuple):
+    """Mean and largest |log-prob of the policy - of the sampler|, in nats."""
+
+    mean: float
+    largest: float
+
+
+def update_metrics(stats: UpdateStats | None, mismatch: Mismatch | None) -> dict[str, Any]:
     """Returns the update's figures, which are of all workers already; all are None if the step had
-    nothing to learn from. The sampler's mismatch is the drift, unless an older adapter sampled."""
+    nothing to learn from. `mismatch` is None if the policy that sampled is the one that trains: the
+    mismatch is then the drift."""
     names = ("loss", "grad_norm", "kl", "clipped", "entropy")
     if stats is None:
         empty = ("drift", "drift/max", "sampler_mismatch", "sampler_mismatch/max")
         return dict.fromkeys((*names, *empty))
-    mean, largest = stats.mismatch or (stats.drift, stats.drift_max)
+    mean, largest = mismatch or (stats.drift, stats.drift_max)
     return {name: getattr(stats, name) for name in names} | {
         "drift": stats.drift,
         "drift/max": stats.drift_max,

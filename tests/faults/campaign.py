@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from tests.judge_faults import free_port
 from tests.runs import RARL, REPOSITORY, environment
 

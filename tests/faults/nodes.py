@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 
 RAY = str(Path(sys.executable).parent / "ray")
 HEAD, SECOND = "10.9.0.1", "10.9.0.2"

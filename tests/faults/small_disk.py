@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 from tests.faults.campaign import family
 from tests.faults.test_checkpoint import flip

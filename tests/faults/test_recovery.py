@@ -28,8 +28,8 @@ from rarl.grpo.update import NotFinite, clip_gradient
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
 from rarl.schema import Example
-from rarl.training.metrics import read_metrics
 from rarl.commands.replay import replay
+from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 from tests.faults.campaign import differences, title_of
 from tests.runs import train_on

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
 from tests.faults.campaign import differences
 from tests.faults.small_disk import ENDS, End

@@ -20,8 +20,9 @@ from rarl.evaluation.report.plots import (
     line_chart,
 )
 from rarl.evaluation.report.tables import Measure, Row, Table
+from rarl.training.log import PHASES as TIMED
 
-PHASES = ("data", "rollout", "reward", "update", "publish", "other")
+PHASES = (*TIMED, "other")
 SMOOTHED = "Strong: mean of the last 10 steps."
 
 

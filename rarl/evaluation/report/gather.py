@@ -12,7 +12,7 @@ from typing import Any
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.errors import UserError
 from rarl.evaluation.prediction import Prediction, load_predictions
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 
 NAME_AND_SEED = re.compile(r"(.+)-(\d+)")

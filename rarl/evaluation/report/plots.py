@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from rarl.training.curve import smooth
+from rarl.training.log import smooth
 
 Values = NDArray[np.float64]
 
