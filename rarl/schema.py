@@ -4,7 +4,9 @@ through Ray."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
@@ -76,6 +78,9 @@ class Score:
     total: float = 0.0
 
 
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the
@@ -86,10 +91,10 @@ class Verdict:
     """
 
     status: Literal["scored", "unparsable", "unreachable"]
-    correctness: float | None = None
-    factuality: float | None = None
-    completeness: float | None = None
-    relevance: float | None = None
+    correctness: Annotated[float, Field(ge=0, le=3)] | None = None
+    factuality: Part | None = None
+    completeness: Part | None = None
+    relevance: Part | None = None
     reason: str = ""
 
     @property
