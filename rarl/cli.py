@@ -348,7 +348,7 @@ def check(
     from rarl.commands.evaluate import read_judge
     from rarl.commands.judge_check import judge_check
     from rarl.display import Display
-    from rarl.judge.card.text import render_markdown
+    from rarl.judge.card import render_markdown
 
     display = Display()
     config = read_judge(rest or [])

@@ -4,10 +4,11 @@ borders through Ray. How they lie on disk is derived from them in `samples.py`."
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
@@ -107,6 +108,9 @@ class Score:
     rewards: dict[str, float | None] = field(default_factory=dict)
 
 
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a judge thought of one reply. `correctness` is 0 to 3; the three parts of the
@@ -117,10 +121,10 @@ class Verdict:
     """
 
     status: Literal["scored", "unparsable", "unreachable"]
-    correctness: float | None = None
-    factuality: float | None = None
-    completeness: float | None = None
-    relevance: float | None = None
+    correctness: Annotated[float, Field(ge=0, le=3)] | None = None
+    factuality: Part | None = None
+    completeness: Part | None = None
+    relevance: Part | None = None
     reason: str = ""
 
     @property

@@ -11,15 +11,14 @@ from dataclasses import replace
 import numpy as np
 
 from rarl.judge.candidate import Candidate
-from rarl.judge.card.card_set import load_questions
-from rarl.judge.card.judge_card import Share
+from rarl.judge.card import Share
+from rarl.judge.card_measure import QUESTIONS
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
 from rarl.judge.rules import judge_by_rules
 from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 
-QUESTIONS = load_questions()
 LONG = 50  # words of a reply, which of the plain ones only the long have
 
 Alter = Callable[[Candidate, Verdict, int], Verdict]

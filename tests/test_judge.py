@@ -16,13 +16,16 @@ from rarl.config import JudgeConfig
 from rarl.judge.candidate import Candidate
 from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.messages import REPLY_CHARACTERS, SYSTEM, judge_messages, quoted
 from rarl.judge.rubric import (
     ITEMS,
     REASON_CHARACTERS,
+    REPLY_CHARACTERS,
+    SYSTEM,
     Checklist,
     correctness_of,
+    judge_messages,
     parse_verdict,
+    quoted,
     schema,
     unparsable,
     unreachable,

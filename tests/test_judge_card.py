@@ -13,17 +13,20 @@ from scipy.stats import mannwhitneyu
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
-from rarl.judge.card.card_set import (
+from rarl.judge.card import BARS, JudgeCard, Share, main_table, render_markdown, share_of
+from rarl.judge.card_measure import (
     FILLERS,
     HOSTILE,
+    QUESTIONS,
+    Judged,
+    balanced,
     build_cells,
-    load_questions,
+    cohens_kappa,
+    measure_judge,
     reverse_options,
     set_version,
+    verdicts_needed,
 )
-from rarl.judge.card.judge_card import BARS, JudgeCard, Share, share_of
-from rarl.judge.card.measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
-from rarl.judge.card.text import main_table, render_markdown
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
 from rarl.judge.rules import RulesJudge, judge_by_rules
@@ -31,7 +34,6 @@ from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 from tests.faulty_judges import (
     FULL,
-    QUESTIONS,
     Alter,
     Altered,
     away,
@@ -99,8 +101,8 @@ def test_the_design_is_crossed() -> None:
         (cell.hostile, cell.right, cell.good, cell.long) for cell in CELLS if cell.hostile
     )
     assert set(met.values()) == {3} and len(met) == len(HOSTILE) * 8
-    assert build_cells(load_questions()) == CELLS
-    assert set_version(QUESTIONS) == set_version(load_questions()) != set_version(QUESTIONS[1:])
+    assert build_cells(QUESTIONS) == CELLS
+    assert set_version(QUESTIONS) == set_version(list(QUESTIONS)) != set_version(QUESTIONS[1:])
 
 
 def test_cells_differ_in_what_they_should() -> None:

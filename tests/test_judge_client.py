@@ -13,22 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
+from rarl.judge.backends import OpenAIBackend
 from rarl.judge.cache import VerdictCache, verdict_key
-from rarl.judge.candidate import Candidate
-from rarl.judge.client import open_judge
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json, reply_of
+from rarl.judge.client import RemoteJudge, open_judge
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.messages import judge_messages
-from rarl.judge.openai_backend import OpenAIBackend
-from rarl.judge.remote import RemoteJudge
-from rarl.judge.rubric import (
-    schema,
-    unparsable,
-    unreachable,
-)
-from rarl.judge.wire import CandidateMessage, ScoreReply, candidate_json, reply_of
+from rarl.judge.rubric import judge_messages, schema, unparsable, unreachable
 from rarl.schema import Verdict
 from tests.judge_faults import (
     FAULTS,
@@ -163,25 +157,24 @@ def test_a_cache_that_cannot_be_opened_is_the_users_error(tmp_path: Path) -> Non
 
 # What travels
 
+CANDIDATE = TypeAdapter(Candidate)
+
 
 def test_candidates_and_verdicts_travel_as_json() -> None:
     for candidate in (
         *candidates(2),
         replace(candidates(1)[0], options=None, rationale=None, thinking=None),
     ):
-        assert CandidateMessage.model_validate(candidate_json(candidate)).candidate() == candidate
+        assert CANDIDATE.validate_python(candidate_json(candidate)) == candidate
     cut = candidate_json(replace(candidates(1)[0], reply="cut \ud83d"))
-    broken = CandidateMessage.model_validate_json(json.dumps(cut))
-    assert broken.candidate().reply == "cut ?"
+    assert CANDIDATE.validate_json(json.dumps(cut)).reply == "cut ?"
     verdicts = [
         SCORED,
         unparsable("x"),
         unreachable("y"),
         Verdict("scored", 2.0, None, None, 1.0, "z"),
     ]
-    assert [
-        m.verdict() for m in ScoreReply.model_validate_json(reply_of(verdicts)).verdicts
-    ] == verdicts
+    assert ScoreReply.model_validate_json(reply_of(verdicts)).verdicts == verdicts
 
 
 # The client

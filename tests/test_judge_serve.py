@@ -28,13 +28,11 @@ from rarl.evaluation.predict import Asking, predict
 from rarl.evaluation.summary import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
-from rarl.judge.candidate import Candidate
-from rarl.judge.card.card_set import load_questions
-from rarl.judge.card.measure import measure_judge
+from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, candidate_json
+from rarl.judge.card_measure import QUESTIONS, measure_judge
 from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.messages import judge_messages
-from rarl.judge.wire import MAX_BATCH, MAX_CHARACTERS, candidate_json
+from rarl.judge.rubric import judge_messages
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
@@ -384,7 +382,7 @@ def test_a_model_that_cannot_judge_is_unfit(judge_service: JudgeService) -> None
     """Its card: verdicts that can be read, and mean nothing."""
     asked = JudgeConfig(backend="openai", url=judge_service.llm_url, model=judge_service.model)
     with open_judge(asked, None) as judge:
-        card = measure_judge(judge, load_questions()[:2], name="tiny")
+        card = measure_judge(judge, QUESTIONS[:2], name="tiny")
     assert not card.fit
     assert {"balanced_accuracy", "explanation_auc"} <= {bar.name for bar in card.missed()}
     assert card.cost.attempts >= card.cost.verdicts == 80

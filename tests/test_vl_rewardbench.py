@@ -16,17 +16,15 @@ from rarl.commands.judge_check import judge_check
 from rarl.config import JudgeConfig
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.judge.card.card_set import load_questions
-from rarl.judge.card.judge_card import JudgeCard
-from rarl.judge.card.measure import measure_judge
-from rarl.judge.card.text import render_markdown
-from rarl.judge.card.vl_rewardbench import (
+from rarl.judge.card import JudgeCard, render_markdown
+from rarl.judge.card_measure import QUESTIONS, measure_judge
+from rarl.judge.rules import RulesJudge
+from rarl.judge.vl_rewardbench import (
     Preference,
     candidate_of,
     measure_preferences,
     read_vl_rewardbench,
 )
-from rarl.judge.rules import RulesJudge
 from tests.faulty_judges import FULL, Altered, value
 
 # every published field, and those that only one of the two publications has
@@ -201,7 +199,7 @@ def test_the_check_writes_a_card(tmp_path: Path) -> None:
         and "VL-RewardBench: 2 pairs" in text
     )
     assert card.preferences is not None and card.preferences.source == "data.jsonl"
-    alone = measure_judge(RulesJudge(), load_questions(), name="rules")
+    alone = measure_judge(RulesJudge(), QUESTIONS, name="rules")
     assert replace(card, preferences=None, cost=alone.cost) == alone
 
 

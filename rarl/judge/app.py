@@ -20,16 +20,10 @@ from ray import serve
 
 from rarl.config import JudgeConfig, describe
 from rarl.errors import UserError
+from rarl.judge.backends import MISCONFIGURED
+from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, ScoreRequest, reply_of
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import unreachable
-from rarl.judge.serve_backend import MISCONFIGURED
-from rarl.judge.wire import (
-    MAX_BATCH,
-    MAX_CHARACTERS,
-    CandidateMessage,
-    ScoreRequest,
-    reply_of,
-)
 from rarl.schema import Verdict
 
 LOG = logging.getLogger("ray.serve")
@@ -82,25 +76,22 @@ class JudgeService:
     @api.get("/health")
     async def health(self) -> dict[str, Any]:
         counts = self.judge.counts()
+        names = ("scored", "unparsable", "unreachable", "cached")
         return {
             "backend": self.config.backend,
             "model": self.config.model,
-            "scored": counts.scored,
-            "unparsable": counts.unparsable,
-            "unreachable": counts.unreachable,
-            "cached": counts.cached,
+            **{name: getattr(counts, name) for name in names},
         }
 
     async def score(self, candidates: list[dict[str, Any]]) -> bytes:
-        """For handles: a ScoreReply as JSON. Raises UserError where the judge's own backend is set
-        up wrongly."""
-        return await self.verdicts(
-            ScoreRequest.model_validate({"candidates": candidates}).candidates
-        )
+        """For handles: returns a ScoreReply as JSON. Raises UserError where the judge's own backend
+        is set up wrongly."""
+        request = ScoreRequest.model_validate({"candidates": candidates})
+        return await self.verdicts(request.candidates)
 
-    async def verdicts(self, messages: list[CandidateMessage]) -> bytes:
-        futures = self.judge.submit([message.candidate() for message in messages])
-        results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+    async def verdicts(self, candidates: list[Candidate]) -> bytes:
+        futures = map(asyncio.wrap_future, self.judge.submit(candidates))
+        results = await asyncio.gather(*futures, return_exceptions=True)
         return reply_of([verdict_or_error(result) for result in results])
 
     def __del__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -12,22 +13,28 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rarl.judge.candidate import Candidate
-from rarl.judge.messages import RUBRIC_VERSION
+from rarl.judge.rubric import RUBRIC_VERSION
 from rarl.schema import Verdict
 
 BUSY_SECONDS = 30.0  # another process may be writing
+SELECT = "SELECT verdict FROM verdicts WHERE key = ?"
 LOG = logging.getLogger(__name__)
 
 
 def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
-    """Hex SHA-256 over who is asked, in which words, and about what."""
+    """Returns a hex SHA-256 over who is asked, in which words, and about what."""
     content = json.dumps([RUBRIC_VERSION, list(identity), asdict(candidate)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 class VerdictCache:
     """A SQLite file, for any number of threads and processes. It only saves time: when it fails,
-    verdicts are asked for again. A file that is no database is moved aside, to `moved_aside`."""
+    verdicts are asked for again. A file that is no database is moved aside, to `moved_aside`.
+
+    The workers of one run keep a file each: `judge.sqlite`, `judge-1.sqlite`, … Those that are
+    there when a cache is opened are read too, so that a run which is continued by another number
+    of workers asks nothing twice; one that cannot be read is ignored, and none is changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,24 +47,23 @@ class VerdictCache:
             raise  # locked, read-only, no space: the file itself may be well
         except sqlite3.DatabaseError as error:
             self.moved_aside = move_aside(path)
-            LOG.warning(
-                "%s is damaged (%s); moved to %s, starting afresh",
-                path,
-                error,
-                self.moved_aside.name,
-            )
+            name = self.moved_aside.name
+            LOG.warning("%s is damaged (%s); moved to %s, starting afresh", path, error, name)
             self._connection = connect(path)
+        self._siblings = [found for one in siblings_of(path) if (found := read_only(one))]
 
     def get(self, key: str) -> Verdict | None:
-        try:
-            with self._lock:
-                row = self._connection.execute(
-                    "SELECT verdict FROM verdicts WHERE key = ?", (key,)
-                ).fetchone()
-            return Verdict(**json.loads(row[0])) if row else None
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            LOG.warning("%s: a verdict could not be read (%s); asking again", self.path, error)
-            return None
+        """Returns the verdict of this file, or else of a sibling; None where none has it."""
+        with self._lock:
+            for connection in (self._connection, *self._siblings):
+                try:
+                    row = connection.execute(SELECT, (key,)).fetchone()
+                    if row:
+                        return Verdict(**json.loads(row[0]))
+                except (sqlite3.Error, ValueError, TypeError) as error:
+                    message = "%s: a verdict could not be read (%s); asking again"
+                    LOG.warning(message, self.path, error)
+        return None
 
     def put(self, key: str, verdict: Verdict) -> None:
         """Keeps a verdict; the first one for a key stays. "Unreachable" says nothing, and is not
@@ -72,16 +78,18 @@ class VerdictCache:
             LOG.warning("%s: a verdict could not be kept (%s)", self.path, error)
 
     def __len__(self) -> int:
+        """Returns the number of verdicts in this file; its siblings' are not counted."""
         with self._lock:
             return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
     def close(self) -> None:
         with self._lock:
-            self._connection.close()
+            for connection in (self._connection, *self._siblings):
+                connection.close()
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.DatabaseError where the file is damaged."""
+    """Opens a file, or makes it. Raises sqlite3.DatabaseError where it is damaged."""
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
     try:
         # No write-ahead log: it needs memory shared by all users, and a run directory may lie on a
@@ -98,6 +106,27 @@ def connect(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+
+
+def siblings_of(path: Path) -> list[Path]:
+    """Returns the other workers' files beside `path`: the same name with another number, or with
+    none."""
+    name = re.compile(re.escape(re.sub(r"-\d+$", "", path.stem)) + r"(-\d+)?" + path.suffix)
+    return sorted(one for one in path.parent.iterdir() if one != path and name.fullmatch(one.name))
+
+
+def read_only(path: Path) -> sqlite3.Connection | None:
+    """Opens a sibling's file; returns None where it cannot be read."""
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        connection = sqlite3.connect(
+            address, uri=True, timeout=BUSY_SECONDS, check_same_thread=False
+        )
+        connection.execute(SELECT, ("",)).fetchone()
+        return connection
+    except sqlite3.Error as error:
+        LOG.warning("%s: its verdicts cannot be read (%s); asking again", path, error)
+        return None
 
 
 def move_aside(path: Path) -> Path:

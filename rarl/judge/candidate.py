@@ -1,13 +1,23 @@
-"""What a judge is asked about."""
+"""What a judge is asked about, and candidates and verdicts as JSON between processes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 
 from rarl.replies.tags import parse_reply
-from rarl.schema import Example, Prompt
+from rarl.schema import Example, Prompt, Verdict
+
+MAX_BATCH = 64  # candidates of one request
+MAX_CHARACTERS = 100_000  # of one candidate's texts together
+MAY_BE_LEFT_OUT = Field(default=None)
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Candidate:
     """One reply to be judged, as text alone: the judge never sees the image.
@@ -17,12 +27,17 @@ class Candidate:
     """
 
     question: str
-    options: tuple[str, ...] | None
+    options: Annotated[tuple[str, ...] | None, MAY_BE_LEFT_OUT]
     reference: str
-    rationale: str | None
+    rationale: Annotated[str | None, MAY_BE_LEFT_OUT]
     reply: str
-    thinking: str | None
-    answer: str | None
+    thinking: Annotated[str | None, MAY_BE_LEFT_OUT]
+    answer: Annotated[str | None, MAY_BE_LEFT_OUT]
+
+    def characters(self) -> int:
+        """Returns the length of all texts together."""
+        texts = (self.question, *(self.options or ()), self.reference, self.rationale, self.reply)
+        return sum(len(text or "") for text in (*texts, self.thinking, self.answer))
 
 
 def candidate_of(example: Example, prompt: Prompt, text: str) -> Candidate:
@@ -37,3 +52,39 @@ def candidate_of(example: Example, prompt: Prompt, text: str) -> Candidate:
         thinking=reply.thinking,
         answer=reply.answer,
     )
+
+
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    """Returns the candidate as JSON's types. Half a surrogate pair, which a sampler may cut off, is
+    no valid JSON text and becomes a question mark."""
+    text = json.dumps(asdict(candidate), ensure_ascii=False).encode(errors="replace")
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+class ScoreRequest(BaseModel):
+    """The body of `POST /score`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    candidates: list[Candidate]
+
+
+def complete(verdict: Any) -> Any:
+    """Raises ValueError for JSON that has other keys than a Verdict: without its scores it would
+    pass for one that has none."""
+    names = {field.name for field in fields(Verdict)}
+    if isinstance(verdict, dict) and set(verdict) != names:
+        raise ValueError(f"expected the keys {', '.join(sorted(names))}")
+    return verdict
+
+
+class ScoreReply(BaseModel):
+    """The answer to a ScoreRequest, in its order."""
+
+    verdicts: list[Annotated[Verdict, BeforeValidator(complete)]]
+
+
+def reply_of(verdicts: Sequence[Verdict]) -> bytes:
+    """Returns a ScoreReply as JSON."""
+    return ScoreReply(verdicts=list(verdicts)).model_dump_json().encode()

@@ -1,32 +1,67 @@
-"""From the configuration to a judge."""
+"""The judge that is asked over the network, in a thread of its own: the step goes on while it
+thinks. `open_judge` makes any judge from the configuration."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
+import random
 import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
-from rarl.judge.backend import Backend, without_password
-from rarl.judge.cache import VerdictCache
-from rarl.judge.judge import Judge
-from rarl.judge.remote import RemoteJudge
+from rarl.judge.backends import (
+    Backend,
+    HandleBackend,
+    HttpBackend,
+    OpenAIBackend,
+    TryAgain,
+    without_password,
+)
+from rarl.judge.cache import VerdictCache, verdict_key
+from rarl.judge.candidate import Candidate
+from rarl.judge.judge import Judge, JudgeCounts, counted
+from rarl.judge.rubric import unreachable
 from rarl.judge.rules import RulesJudge
+from rarl.schema import Verdict
+
+FIRST_WAIT = 1.0  # seconds before the second attempt
+WAIT_FACTOR = 3.0
+LONGEST_WAIT = 60.0
+Asked = tuple[str, Candidate, Future[Verdict]]  # the key of a candidate, and who waits for it
 
 
-def open_judge(config: JudgeConfig, cache_path: Path | None) -> Judge:
+def open_judge(config: JudgeConfig, cache_path: Path | None, share: int = 1) -> Judge:
     """Starts a judge; nothing is asked yet. `cache_path` is where verdicts are kept, if
-    `config.cache` wants it; the rules need no cache, they are faster. Raises UserError for a
-    missing key variable or an unusable cache path."""
+    `config.cache` wants it; the rules need no cache, they are faster. Of `share` processes that
+    each open one, each has its part of `config.concurrency`, at least 1.
+
+    Raises UserError for a missing key variable or an unusable cache path.
+    """
     if config.backend == "rules":
         return RulesJudge()
+    check_judge(config)
     backend = open_backend(config)
+    cache = None
+    if config.cache and cache_path:
+        try:
+            cache = VerdictCache(cache_path)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"the judge's cache {cache_path} cannot be opened: {error}; or set"
+                " judge.cache=false"
+            ) from None
     return RemoteJudge(
         backend,
-        open_cache(cache_path) if config.cache and cache_path else None,
-        concurrency=config.concurrency,
+        cache,
+        concurrency=max(1, config.concurrency // share),
         retries=config.retries,
         stop_when_unreachable=config.on_unreachable == "stop",
     )
@@ -35,62 +70,205 @@ def open_judge(config: JudgeConfig, cache_path: Path | None) -> Judge:
 def check_judge(config: JudgeConfig) -> None:
     """Raises UserError for what is wrong before anything is asked: an address that is none, a key
     that is not set."""
-    if config.backend != "rules":
-        check_url(config)
-        read_key(config.api_key_env)
+    if config.backend == "rules":
+        return
+    url = config.url or ""
+    by_handle = config.backend == "serve" and url.startswith("app:")
+    if not by_handle and not is_address(url):
+        forms = "http://host:port/judge or app:NAME"
+        if config.backend == "openai":
+            forms = "http://host:port/v1"
+        raise UserError(f"judge.url: expected {forms}, got '{without_password(url)}'")
+    read_key(config.api_key_env)
+
+
+def is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def open_backend(config: JudgeConfig) -> Backend:
-    """Imports the backend's own libraries only."""
-    assert config.url is not None, "checked by JudgeConfig"
-    check_url(config)
+    url, seconds = config.url or "", config.timeout_seconds
     if config.backend == "openai":
-        from rarl.judge.openai_backend import OpenAIBackend
-
-        assert config.model is not None, "checked by JudgeConfig"
         key = read_key(config.api_key_env)
-        return OpenAIBackend(
-            config.url, config.model, key, config.api_key_env, config.timeout_seconds
-        )
-    from rarl.judge.serve_backend import HandleBackend, HttpBackend
-
-    if config.url.startswith("app:"):
-        return HandleBackend(config.url.removeprefix("app:"), config.timeout_seconds)
-    return HttpBackend(config.url, config.timeout_seconds)
-
-
-def check_url(config: JudgeConfig) -> None:
-    """Raises UserError for what cannot be an address, before every candidate fails on it."""
-    url = config.url or ""
-    if config.backend == "serve" and url.startswith("app:"):
-        return
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        forms = (
-            "http://host:port/v1"
-            if config.backend == "openai"
-            else "http://host:port/judge or app:NAME"
-        )
-        raise UserError(f"judge.url: expected {forms}, got '{without_password(url)}'")
+        return OpenAIBackend(url, config.model or "", key, config.api_key_env, seconds)
+    if url.startswith("app:"):
+        return HandleBackend(url.removeprefix("app:"), seconds)
+    return HttpBackend(url, seconds)
 
 
 def read_key(variable: str | None) -> str | None:
+    """Returns a key without the line end that a file of secrets leaves. Raises UserError where it
+    is not set, or where no header can hold it: the error of an HTTP client would show it."""
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(f"judge.api_key_env: the environment variable {variable} is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"judge.api_key_env: the environment variable {variable} holds characters that no key"
+            " has (line ends, accents)"
+        )
     return key
 
 
-def open_cache(path: Path) -> VerdictCache:
-    try:
-        return VerdictCache(path)
-    except (OSError, sqlite3.Error) as error:
-        raise UserError(
-            f"the judge's cache {path} cannot be opened: {error}; or set judge.cache=false"
-        ) from None
+class RemoteJudge(Judge):
+    """Asks a backend with at most `concurrency` attempts in flight.
+
+    An attempt that fails is repeated up to `retries` times, after about 1, 3, 9, … seconds. When
+    even that fails, the judge is taken to be down: the next candidates wait for a single attempt
+    with one of them, and if that fails too, they all are unreachable. So a dead judge costs a step
+    its retries once, not once per candidate.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        cache: VerdictCache | None = None,
+        *,
+        concurrency: int = 16,
+        retries: int = 3,
+        stop_when_unreachable: bool = False,
+        first_wait: float = FIRST_WAIT,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.cache = cache
+        self.retries = retries
+        self.stop_when_unreachable = stop_when_unreachable
+        self.first_wait = first_wait
+        self._closing = threading.Lock()
+        self._closed = False
+        # What follows is touched by the judge's own thread alone. `_pending` holds the futures that
+        # wait for each candidate in flight, by its key.
+        self._pending: dict[str, list[Future[Verdict]]] = {}
+        self._down = False
+        self._failed_probes = 0
+        self._slots = asyncio.Semaphore(concurrency)
+        self._probing = asyncio.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
+        self._thread.start()
+
+    def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
+        identity = self.backend.identity
+        asked: list[Asked] = [(verdict_key(identity, one), one, Future()) for one in candidates]
+        with self._closing:
+            if self._closed:
+                raise RuntimeError("the judge is closed")
+            asyncio.run_coroutine_threadsafe(self._take(asked), self._loop)
+        return [future for _, _, future in asked]
+
+    async def _take(self, asked: Sequence[Asked]) -> None:
+        """Answers from the cache, adds futures to equal candidates in flight, and asks for the
+        others."""
+        fresh: list[tuple[str, Candidate]] = []
+        for key, candidate, future in asked:
+            if key in self._pending:
+                self._pending[key].append(future)
+            elif self.cache is not None and (verdict := self.cache.get(key)):
+                self._count(counted(verdict) + JudgeCounts(cached=1))
+                settle([future], verdict)
+            else:
+                self._pending[key] = [future]
+                fresh.append((key, candidate))
+        size = self.backend.batch_size
+        batches = [fresh[start : start + size] for start in range(0, len(fresh), size)]
+        await asyncio.gather(*(self._ask(batch, self._failed_probes) for batch in batches))
+
+    async def _ask(self, batch: list[tuple[str, Candidate]], failed_probes: int) -> None:
+        """Settles every future of the batch, unless it is cancelled; see `close`. `failed_probes`
+        were made before the batch was submitted."""
+        results: Sequence[Verdict | Exception]
+        try:
+            async with self._slots:
+                results = await self._verdicts([one for _, one in batch], failed_probes)
+        except Exception as error:  # a future that stays open would hang the run
+            results = [error] * len(batch)
+        for (key, _), result in zip(batch, results, strict=True):
+            # From now on an equal candidate is asked for anew.
+            futures = self._pending.pop(key)
+            if isinstance(result, Verdict):
+                if self.cache is not None:
+                    self.cache.put(key, result)
+                # Counted before anybody can see the result, so that the counts are never behind.
+                self._count(counted(result, len(futures)) + JudgeCounts(shared=len(futures) - 1))
+                if result.status == "unreachable" and self.stop_when_unreachable:
+                    result = UserError(
+                        f"the judge {self.backend.name} cannot be reached ({result.reason}); start"
+                        " it, or set judge.on_unreachable=continue"
+                    )
+            settle(futures, result)
+
+    async def _verdicts(
+        self, candidates: Sequence[Candidate], failed_probes: int
+    ) -> Sequence[Verdict]:
+        try:
+            if self._down:
+                async with self._probing:
+                    if self._down and failed_probes < self._failed_probes:
+                        raise TryAgain("it was down a moment ago")
+                    if self._down:
+                        return await self._persist(candidates, 0)
+            return await self._persist(candidates, self.retries)
+        except TryAgain as error:
+            if error.mistake:
+                raise error.mistake from None
+            return [unreachable(str(error))] * len(candidates)
+
+    async def _persist(self, candidates: Sequence[Candidate], retries: int) -> list[Verdict]:
+        """Makes one attempt and up to `retries` more. Raises the last attempt's TryAgain, and takes
+        note that the judge is down."""
+        for number in itertools.count():
+            start = time.monotonic()
+            try:
+                verdicts = await self.backend.judge(candidates)
+                self._down = False
+                return verdicts
+            except TryAgain as error:
+                if number == retries:
+                    self._failed_probes += self._down
+                    self._down = True
+                    attempts = f"{number + 1} attempt{'s' if number else ''}"
+                    raise TryAgain(f"{attempts} failed: {error}", mistake=error.mistake) from None
+                growing = self.first_wait * WAIT_FACTOR**number * random.uniform(0.75, 1.25)
+                wait = min(error.wait_seconds or growing, LONGEST_WAIT)
+            finally:
+                self._count(JudgeCounts(attempts=1, asked_seconds=time.monotonic() - start))
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def close(self) -> None:
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        if self.cache is not None:
+            self.cache.close()
+
+    async def _shut(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for future in itertools.chain.from_iterable(self._pending.values()):
+            future.cancel()
+        await self.backend.close()
+
+
+def settle(futures: Sequence[Future[Verdict]], result: Verdict | Exception) -> None:
+    """Sets the result of those futures that were not cancelled meanwhile."""
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            if isinstance(result, Verdict):
+                future.set_result(result)
+            else:
+                future.set_exception(result)

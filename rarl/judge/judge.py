@@ -21,7 +21,7 @@ class JudgeCounts:
     unparsable: int = 0
     unreachable: int = 0
     cached: int = 0  # of them, those whose verdict was on disk
-    # of them, those that an equal candidate, in flight at the same time, was asked for
+    # of them, those that got the verdict of an equal candidate in flight at the same time
     shared: int = 0
     attempts: int = 0  # requests that were sent, those that failed included
     # requests' durations, added up: above the wall clock's, since many are in flight

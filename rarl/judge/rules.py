@@ -1,5 +1,5 @@
-"""A judge without a model: deterministic, at once. The embedded default, and the truth on phantoms,
-where every claim can be checked against the rationale."""
+"""The judge without a model: deterministic and immediate. It is the default, and the truth on
+phantoms, where every claim can be checked against the rationale."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Literal
 
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, counted
@@ -19,7 +20,7 @@ from rarl.replies.findings import (
     match_claims,
     split_claims,
 )
-from rarl.replies.grading import grade_answer, is_correct
+from rarl.replies.grading import grade_answer, is_correct, is_yes_no
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.words import normalise, words
 from rarl.schema import Verdict
@@ -34,7 +35,8 @@ SENTENCE = re.compile(r"[.;!?\n]+")
 
 @dataclass(frozen=True)
 class Explanation:
-    """`match` is None without a rationale: nothing is known then of what the image shows."""
+    """What is known of a reply's explanation. `match` is None without a rationale: nothing is known
+    then of what the image shows."""
 
     text: str
     match: FindingsMatch | None
@@ -44,13 +46,10 @@ class Explanation:
 
     @property
     def good(self) -> bool:
-        """Checked, true, nearly complete and to the point."""
-        known = self.match is not None and not self.match.contradicted
-        precise = (
-            known
-            and self.match is not None
-            and min(self.match.precision, self.match.recall) >= GOOD
-        )
+        """Whether it is checked, true, nearly complete and to the point."""
+        if self.match is None or self.match.contradicted:
+            return False
+        precise = min(self.match.precision, self.match.recall) >= GOOD
         return precise and self.addresses_question and self.no_padding
 
 
@@ -85,54 +84,44 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
         return Verdict("scored", 0.0, 0.0, 0.0, 0.0, "no answer can be read")
     explanation = read_explanation(candidate)
     right = grade(candidate)
-    correctness = 3.0 if right == "right" and explanation.good else 1.0 if right == "wrong" else 2.0
+    correctness = {"wrong": 1.0, "nearly right": 2.0, "right": 3.0 if explanation.good else 2.0}
     match = explanation.match
-    relevance = (
-        (explanation.addresses_question + explanation.no_padding) / 2
-        if match or explanation.to_judge
-        else None
-    )
-    factuality = match.precision if match else None
+    factuality = completeness = relevance = None
+    if match:
+        factuality, completeness = match.precision, match.recall
     if explanation.to_judge or (match and match.contradicted):
         factuality = 0.0
-    return Verdict(
-        status="scored",
-        correctness=correctness,
-        factuality=factuality,
-        completeness=match.recall if match else None,
-        relevance=relevance,
-        reason=describe(right, explanation),
-    )
+    if match or explanation.to_judge:
+        relevance = (explanation.addresses_question + explanation.no_padding) / 2
+    reason = reason_of(right, explanation)
+    return Verdict("scored", correctness[right], factuality, completeness, relevance, reason)
 
 
-def grade(candidate: Candidate) -> str:
-    if is_correct(candidate.answer, candidate.reference, candidate.options):
+def grade(candidate: Candidate) -> Literal["right", "nearly right", "wrong"]:
+    """Compares the answer with the reference; only one in free text can be nearly right."""
+    given, reference = candidate.answer, candidate.reference
+    if is_correct(given, reference, candidate.options):
         return "right"
-    free_text = not candidate.options and normalise(candidate.reference) not in ("yes", "no")
-    nearly = (
-        free_text
-        and grade_answer(candidate.answer, candidate.reference, "open", None) >= NEARLY_RIGHT
-    )
-    return "nearly right" if nearly else "wrong"
+    free_text = not candidate.options and not is_yes_no(reference)
+    if free_text and grade_answer(given, reference, "open", None) >= NEARLY_RIGHT:
+        return "nearly right"
+    return "wrong"
 
 
 def read_explanation(candidate: Candidate) -> Explanation:
-    """The thinking, or where its tags are wrong, the reply without its answer."""
-    text = (
-        candidate.thinking
-        if candidate.thinking is not None
-        else ANSWER.sub(" ", candidate.reply).strip()
-    )
-    rationale = candidate.rationale or ""
-    references = split_claims(rationale)
-    match = (
-        match_claims(findings_in(text, candidate, references), references) if references else None
-    )
-    # whoever knows the rubric's names fills it in
+    """Reads the thinking, or where its tags are wrong, the reply without its answer."""
+    text = candidate.thinking
+    if text is None:
+        text = ANSWER.sub(" ", candidate.reply).strip()
+    references = split_claims(candidate.rationale or "")
+    match, about = None, shares_words(text, candidate)
+    if references:
+        match = match_claims(findings_in(text, candidate, references), references)
+        about = match.recall > 0 or match.contradicted > 0
+    # Whoever knows the names of the rubric's items fills them in.
     names_items = any(name in candidate.reply for name in ITEMS)
     to_judge = addresses_the_judge(candidate.reply) or names_items
     answer_alone = set(words(text)) <= set(words(candidate.answer or ""))
-    about = match.recall > 0 or match.contradicted > 0 if match else shares_words(text, candidate)
     return Explanation(
         text=text,
         match=match,
@@ -143,28 +132,29 @@ def read_explanation(candidate: Candidate) -> Explanation:
 
 
 def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) -> list[Claim]:
-    """What the explanation claims to see: its clauses without the conclusions that hold nothing
-    beyond question and answer, unless they deny what is true."""
+    """Returns what the explanation claims to see: its clauses without the conclusions that hold
+    nothing beyond question and answer, unless they deny what is true."""
     answers = [content_words(candidate.reference), content_words(candidate.answer or "")]
     known = content_words(candidate.question).union({"answer"}, *answers)
-
-    def only_concludes(claim: Claim) -> bool:
-        return claim.words <= known and (states_answer(claim, answers) or concludes(claim))
-
-    claims = split_claims(text)
-    return [
-        c for c in claims if not only_concludes(c) or any(conflict(c, one) for one in references)
-    ]
+    found = []
+    for claim in split_claims(text):
+        concluding = states_answer(claim, answers) or concludes(claim)
+        only_concludes = concluding and claim.words <= known
+        if not only_concludes or any(conflict(claim, one) for one in references):
+            found.append(claim)
+    return found
 
 
 def shares_words(text: str, candidate: Candidate) -> bool:
-    """A word of four letters or more of the question, the options or the reference answer."""
+    """Whether the text has a word of four letters or more of the question, the options or the
+    reference answer."""
     known = " ".join((candidate.question, *(candidate.options or ()), candidate.reference))
     return bool({word for word in words(known) if len(word) > 3} & set(words(text)))
 
 
 def padded(text: str, rationale: str | None) -> bool:
-    """A sentence said twice, few different words, or far more words than the rationale needs."""
+    """Whether a sentence is said twice, few words differ, or there are far more words than the
+    rationale needs."""
     sentences = [sentence for part in SENTENCE.split(text) if (sentence := normalise(part))]
     if len(set(sentences)) < len(sentences):
         return True
@@ -174,7 +164,7 @@ def padded(text: str, rationale: str | None) -> bool:
     return rationale is not None and len(said) > MOST_WORDS + 3 * len(words(rationale))
 
 
-def describe(right: str, explanation: Explanation) -> str:
+def reason_of(right: str, explanation: Explanation) -> str:
     parts = [f"{right} answer"]
     if explanation.to_judge:
         parts.append("speaks to the judge")

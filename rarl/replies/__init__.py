@@ -1,2 +1,1 @@
-"""Reading a reply: its tags, its words, the findings that it names, and whether its answer is
-right."""
+"""What can be read in a reply: its tags, words, findings and tricks, and if its answer is right."""

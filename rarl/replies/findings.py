@@ -6,23 +6,12 @@ a cue's scope. Its scope here is the clause.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 
-from rarl.replies.vocabulary import (
-    CLAUSE_END,
-    EMPTY_WORDS,
-    NEGATION,
-    OPPOSITES,
-    OR,
-    PSEUDO_NEGATION,
-    SENTENCE_END,
-    STOP_WORDS,
-    VERB,
-    WORD,
-)
 from rarl.replies.words import fold
 
 MATCH = 0.5  # overlap under which two claims are about different things
@@ -30,6 +19,82 @@ MATCH = 0.5  # overlap under which two claims are about different things
 DENIED = 0.75
 MAX_CLAUSES = 512  # read of one text; far above what a reply of a few hundred words holds
 MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
+
+
+def listed(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Captured, since a question claims nothing.
+SENTENCE_END = re.compile(r"((?<!\d)\.|\.(?!\d)|[;!?\n•—–]|\s[-*]\s)")
+CLAUSE_END = re.compile(
+    r"[,:]|\b(?:but|however|although|though|except(?: for)?|apart from|aside from|whereas|while|yet"
+    r"|nevertheless)\b"
+    r"|\b(?:and|or)\b(?=\s+(?:a|an|the|there|it|its|also|another)\b)|\b(?:and|with)\b(?=\s+no\b)"
+    r"|(?=\b(?:without|rather than|instead of|as opposed to)\b)"
+)
+OR = re.compile(r"\b(?:or|nor)\b")
+PSEUDO_NEGATION = re.compile(
+    r"\bnot (?:only|just|necessarily|to mention)\b|\bno doubt\b|\bwithout (?:any )?doubt\b"
+    r"|\b(?:cannot|can not|could not|can't|couldn't|not)(?: be)?(?: \w+ly)? (?:excluded|ruled"
+    r" out)\b"
+    r"|\bno (?:significant |interval )?(?:change|increase|decrease)\b"
+    r"|\b(?:not|never|n't|no)(?: be| been)? (?:absent|without|absence|lack|lacking|negative"
+    r"|unlikely|free)\b(?: of)?"
+)
+NEGATION = re.compile(
+    r"\b(?:no|not|without|absent|absence|den(?:y|ies|ied)|negative|neither|nor|never|none|non(?!-)"
+    r"|lacks?|lacking|cannot|(?:free|clear) of|rule[sd]? out|exclude[sd]?|excluding|rather than"
+    r"|instead of|as opposed to|unlikely|resolved|fails? to)\b|n['’]t\b"
+)
+VERB = re.compile(
+    r"\b(?:is|are|was|were|has|have|shows?|there|seen|present|noted|appears?|seems?|lies?|i|we)\b"
+)
+WORD = re.compile(r"\d+(?:[.,]\d+)?|non-?[^\W\d_]+|[^\W\d_]+")
+
+STOP_WORDS = listed(
+    """
+    a an the this that these those it its they them their he she his her i we my our you your and or
+    nor of in on at to from by for with within without into onto over under between around beside
+    near along across through about above below behind as is are was were be been being has have had
+    having do does did can could may might will would should shall must there here which who what
+    where when how why then than so also both either neither too very quite rather some any each
+    such same only just still again if because since due therefore thus hence no not non never none
+    cannot t s d ll re ve m o but however although though except while whereas yet nevertheless
+    apart aside instead opposed lack lacks lacking negative absent absence denies denied deny free
+    ruled rule rules out excluded excludes exclude excluding unlikely fails fail resolved up like
+    doesn didn don isn aren wasn weren hasn haven couldn
+    """
+)
+# What every sentence about a picture may hold, and which says nothing about this one.
+EMPTY_WORDS = listed(
+    """
+    image picture scan photo photograph radiograph film xray study examination exam view figure
+    slide shown show see seen saw look looks looking appear appears appeared seem seems noted note
+    observe observed visible visualized identified demonstrate demonstrates demonstrated reveal
+    reveals revealed display displays displayed depict depicts present evidence sign finding
+    findings impression conclusion conclude suggest suggests suggesting suggestive indicate
+    indicates indicating consistent compatible likely probably possibly maybe perhaps clearly
+    patient let me think first next finally answer question option describe describes described lie
+    lies located body part yes ok okay hmm
+    """
+)
+PLURALS = (("ies", "y"), ("sses", "ss"), ("lves", "lf"), ("oses", "osis"), ("stases", "stasis"))
+# Words that cannot both be true of one thing.
+OPPOSITES = listed(
+    """
+    left/right upper/lower top/bottom normal/abnormal normal/enlarged increased/decreased
+    increase/decrease elevated/reduced benign/malignant bilateral/unilateral bilateral/left
+    bilateral/right anterior/posterior medial/lateral enlarged/small large/small acute/chronic
+    proximal/distal superior/inferior ventral/dorsal cranial/caudal superficial/deep
+    central/peripheral internal/external inner/outer single/multiple focal/diffuse solid/cystic
+    regular/irregular symmetric/asymmetric symmetrical/asymmetrical dilated/narrowed
+    dilated/collapsed complete/incomplete stable/unstable displaced/undisplaced
+    displaced/nondisplaced open/closed thick/thin bright/dark male/female systolic/diastolic
+    primary/secondary positive/negative well/poorly mild/severe higher/lower high/low hot/cold
+    supine/erect axial/sagittal axial/coronal coronal/sagittal
+    """
+)
 
 
 @dataclass(frozen=True)
@@ -59,18 +124,19 @@ class FindingsMatch:
 
 
 def compare_findings(text: str, reference: str) -> FindingsMatch:
-    """Precision and recall of a text's claims against a reference's; all 0 where either has no
-    claim."""
+    """Returns precision and recall of a text's claims against a reference's; all 0 where either has
+    no claim."""
     return match_claims(split_claims(text), split_claims(reference))
 
 
 def split_claims(text: str) -> list[Claim]:
-    """The claims of a text in order, those without any content word left out."""
+    """Returns the claims of a text in order, without those that have no content word."""
     return [claim for claim in split_clauses(text) if claim.words]
 
 
 def split_clauses(text: str) -> list[Claim]:
-    """The first MAX_CLAUSES clauses in order, also those that claim nothing, such as questions."""
+    """Returns the first MAX_CLAUSES clauses in order, also those that claim nothing, such as
+    questions."""
     parts = [*SENTENCE_END.split(fold(text)), ""]
     clauses: list[Claim] = []
     for sentence, end in zip(parts[::2], parts[1::2], strict=True):
@@ -105,7 +171,8 @@ def is_negated(clause: str) -> bool:
 
 
 def end_of_list(clauses: Sequence[str], start: int) -> int:
-    """The last of the bare clauses after `start` up to one with "or": a list under one negation."""
+    """Returns the index of the last of the bare clauses after `start` up to one with "or": a list
+    under one negation."""
     end = start
     for index in range(start + 1, len(clauses)):
         if VERB.search(clauses[index]) or NEGATION.search(clauses[index].removeprefix("nor ")):
@@ -116,7 +183,7 @@ def end_of_list(clauses: Sequence[str], start: int) -> int:
 
 
 def split_alternatives(clause: str) -> list[str]:
-    """ "mass or effusion" as two, but not "left or right effusion"."""
+    """Returns "mass or effusion" as two parts, but "left or right effusion" as one."""
     parts = OR.split(clause)
     if len(parts) > MAX_CLAIMS:
         return [clause]
@@ -139,16 +206,10 @@ def content_words(text: str) -> frozenset[str]:
 
 @lru_cache(maxsize=8192)
 def singular(word: str) -> str:
-    """A trivial stem: English plurals and a few Latin ones."""
+    """Returns a trivial stem: English plurals and a few Latin ones."""
     if len(word) < 4 or word.endswith(("ss", "us", "is", "as")):
         return word
-    for plural, stem in (
-        ("ies", "y"),
-        ("sses", "ss"),
-        ("lves", "lf"),
-        ("oses", "osis"),
-        ("stases", "stasis"),
-    ):
+    for plural, stem in PLURALS:
         if word.endswith(plural):
             return word.removesuffix(plural) + stem
     return word.removesuffix("s")
@@ -156,12 +217,10 @@ def singular(word: str) -> str:
 
 @lru_cache(maxsize=8192)
 def opposites(word: str) -> frozenset[str]:
-    """Words that cannot be true of the same thing as `word`."""
-    found = (
-        {b for a, b in OPPOSITES if a == word}
-        | {a for a, b in OPPOSITES if b == word}
-        | {"non" + word}
-    )
+    """Returns words that cannot be true of the same thing as `word`."""
+    pairs = [pair.split("/") for pair in OPPOSITES]
+    found = {other for pair in pairs if word in pair for other in pair if other != word}
+    found.add("non" + word)
     for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", "")):
         if word.startswith(prefix) and len(word) > len(prefix) + 2:
             found.add(other + word.removeprefix(prefix))
@@ -179,12 +238,17 @@ def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> Findin
     """
     given = list(dict.fromkeys(claim for claim in claims if claim.words))
     wanted = list(dict.fromkeys(claim for claim in references if claim.words))[:MAX_CLAIMS]
-    ratings = [rate(claim, wanted) for claim in given[:MAX_CLAIMS]]
-    contradicting = [rating for rating in ratings if rating.contradicts]
-    denied = {
-        i for rating in contradicting for i, value in enumerate(rating.conflicts) if value >= DENIED
-    }
-    fits = [rating.supports for rating in ratings if not rating.contradicts]
+    fits: list[list[float]] = []
+    denied: set[int] = set()
+    contradicted = 0
+    for claim in given[:MAX_CLAIMS]:
+        supports = [overlap(claim, other) for other in wanted]
+        conflicts = [conflict(claim, other) for other in wanted]
+        if max(conflicts, default=0.0) > max(supports, default=0.0):
+            contradicted += 1
+            denied |= {index for index, value in enumerate(conflicts) if value >= DENIED}
+        else:
+            fits.append(supports)
     earned = [
         max((fit[i] for fit in fits), default=0.0) for i in range(len(wanted)) if i not in denied
     ]
@@ -199,30 +263,11 @@ def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> Findin
     counted = len(credit) + wrong
     precision = sum(credit.values()) / counted if counted else 0.0
     recall = sum(earned) / len(wanted) if wanted else 0.0
-    return FindingsMatch(precision, recall, len(given), len(contradicting))
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One claim beside each of the reference claims."""
-
-    supports: list[float]
-    conflicts: list[float]
-
-    @property
-    def contradicts(self) -> bool:
-        return max(self.conflicts, default=0.0) > max(self.supports, default=0.0)
-
-
-def rate(claim: Claim, references: Sequence[Claim]) -> Rating:
-    return Rating(
-        [overlap(claim, other) for other in references],
-        [conflict(claim, other) for other in references],
-    )
+    return FindingsMatch(precision, recall, len(given), contradicted)
 
 
 def overlap(claim: Claim, reference: Claim) -> float:
-    """F1 of the content words of two claims that may both be true; 0 under MATCH."""
+    """Returns the F1 of the content words of two claims that may both be true; 0 under MATCH."""
     if claim.negated != reference.negated or opposed_words(claim, reference):
         return 0.0
     value = word_f1(claim.words, reference.words)
@@ -230,7 +275,7 @@ def overlap(claim: Claim, reference: Claim) -> float:
 
 
 def conflict(claim: Claim, reference: Claim) -> float:
-    """How much two claims are about the same thing and cannot both be true; 0 up to MATCH.
+    """Returns how much two claims are about the same thing and cannot both be true; 0 up to MATCH.
 
     "No spot on the right" does not conflict with "a spot on the left": two differences cancel. A
     denial reaches what it names in general: "no spot" conflicts with "a round spot on the left".
@@ -248,12 +293,12 @@ def conflict(claim: Claim, reference: Claim) -> float:
 
 
 def opposed_words(claim: Claim, reference: Claim) -> frozenset[str]:
-    """The words of both claims that stand against each other. Naming half of a reference's "left
-    and right" is none; naming both where the reference has one is."""
+    """Returns the words of both claims that stand against each other. Naming half of a reference's
+    "left and right" is none; naming both where the reference has one is."""
     pairs = ((word, (opposites(word) & claim.words) - reference.words) for word in reference.words)
     return frozenset(word for own, others in pairs if others for word in (own, *others))
 
 
 def word_f1(first: frozenset[str], second: frozenset[str]) -> float:
-    """F1 of two sets of words; 1 for two empty ones."""
+    """Returns the F1 of two sets of words; 1 for two empty ones."""
     return 2 * len(first & second) / (len(first) + len(second)) if first or second else 1.0

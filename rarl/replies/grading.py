@@ -1,30 +1,45 @@
-"""Is an answer right, by the question's type?"""
+"""Grades: of an answer by the question's type, and of a text by the organ and the modality that it
+names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rarl.replies.findings import compare_findings
-from rarl.replies.words import chosen_option, normalise, same_words, token_f1, yes_or_no
+from rarl.replies.findings import WORD, compare_findings, singular, split_clauses
+from rarl.replies.words import chosen_option, fold, normalise, same_words, token_f1, yes_or_no
+
+# Names of one thing in a group; groups of one kind exclude each other.
+MODALITIES = (
+    {"xray", "radiograph", "radiography", "film"}, {"ct", "computed tomography", "cat"},
+    {"mr", "mri", "magnetic resonance"}, {"pet", "scintigraphy"}, {"angiography", "angiogram"},
+    {"ultrasound", "us", "sonography", "ultrasonography", "echocardiography"},
+    {"mammography", "mammogram"}, {"endoscopy", "colonoscopy", "gastroscopy"},
+    {"histopathology", "histology", "pathology", "microscopy"}, {"dermoscopy"},
+    {"fundus", "fundoscopy"}, {"oct", "optical coherence tomography"},
+)  # fmt: skip
+REGIONS = (
+    {"head", "brain", "skull", "cranial"}, {"neck", "cervical"}, {"eye", "retina"}, {"skin"},
+    {"chest", "thorax", "thoracic", "lung"}, {"abdomen", "abd", "abdominal"}, {"breast"},
+    {"pelvis", "pelvic"}, {"knee"}, {"hand", "wrist"}, {"foot", "ankle"}, {"shoulder"},
+)  # fmt: skip
 
 
 def grade_answer(
     given: str | None, reference: str, answer_type: str, options: Sequence[str] | None
 ) -> float:
-    """1 or 0; for open questions without options the token F1, and 0 for an answer that says the
-    opposite."""
+    """Returns 1 or 0; for open questions without options the token F1, and 0 for an answer that
+    says the opposite."""
     if given is None:
         return 0.0
     if answer_type == "open" and not options and not is_yes_no(reference):
-        return (
-            0.0 if compare_findings(given, reference).contradicted else token_f1(given, reference)
-        )
+        opposite = compare_findings(given, reference).contradicted
+        return 0.0 if opposite else token_f1(given, reference)
     return float(is_correct(given, reference, options))
 
 
 def is_correct(given: str | None, reference: str, options: Sequence[str] | None) -> bool:
-    """Exactly right: the option with options, yes/no as a word where that is the answer, else equal
-    words. Several answers are wrong."""
+    """Whether an answer is exactly right: the option with options, yes/no as a word where that is
+    the answer, else equal words. Several answers are wrong."""
     if given is None:
         return False
     if options:
@@ -40,10 +55,38 @@ def is_yes_no(reference: str) -> bool:
 
 
 def same_answer(first: str, second: str, reference: str, options: Sequence[str] | None) -> bool:
-    """Do two answers say the same, right or wrong? The reference only tells whether the question is
-    a yes/no one."""
+    """Whether two answers say the same, right or wrong. The reference only tells whether the
+    question is a yes/no one."""
     if options and (chosen := chosen_option(first, options)) is not None:
         return chosen == chosen_option(second, options)
     if is_yes_no(reference) and not options and (found := yes_or_no(first)) is not None:
         return found == yes_or_no(second)
     return same_words(first, second)
+
+
+def attribute_recall(text: str, attributes: Sequence[str]) -> float:
+    """Returns the mean over attributes of 1 where the text names it and nothing else of its kind,
+    less where it names several, and 0 where it does not. A clause that denies something names
+    nothing."""
+    clauses = [read_text(one.text) for one in split_clauses(text) if not one.negated]
+    said = f" {' '.join(clauses)} "
+    return sum(attribute_share(said, read_text(name)) for name in attributes) / len(attributes)
+
+
+def attribute_share(said: str, name: str) -> float:
+    for groups in (MODALITIES, REGIONS):
+        own = [group for group in groups if names_any(f" {name} ", group)]
+        if own:
+            named = [group for group in groups if names_any(said, group)]
+            return 1 / len(named) if own[0] in named else 0.0
+    return float(all(f" {word} " in said for word in name.split()))
+
+
+def names_any(said: str, group: set[str]) -> bool:
+    return any(f" {name} " in said for name in group)
+
+
+def read_text(text: str) -> str:
+    """Returns singular words with blanks between; "X-ray" and "x ray" are one word."""
+    joined = fold(text).replace("x-ray", "xray").replace("x ray", "xray")
+    return " ".join(singular(word) for word in WORD.findall(joined))

@@ -40,19 +40,18 @@ def parse_reply(text: str, form: ReplyForm = "think") -> Reply:
         complete = form == "think" or is_structured(thinking)
         return Reply(thinking, answer, bool(thinking and answer and complete))
     answers = ANSWER.findall(text)
-    return Reply(
-        None, answers[0].strip() if len(answers) == 1 and tags.count("answer") == 2 else None, False
-    )
+    single = len(answers) == 1 and tags.count("answer") == 2
+    return Reply(None, answers[0].strip() if single else None, False)
 
 
 def is_structured(thinking: str) -> bool:
-    """Findings, then an impression, neither empty."""
+    """Whether the thinking is findings, then an impression, neither empty."""
     match = STRUCTURED.fullmatch(thinking)
     return bool(match and match["findings"].strip() and match["impression"].strip())
 
 
 def target_text(form: ReplyForm, thinking: str, answer: str) -> str:
-    """The reply that a prompt of this form asks for."""
+    """Returns the reply that a prompt of this form asks for."""
     if form == "answer":
         return f"<answer>{answer}</answer>"
     if form == "structured":

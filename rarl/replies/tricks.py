@@ -14,7 +14,8 @@ ANSWER_STATED = re.compile(
     r"|i (?:choose|pick|select|go with))\b"
 )
 CONCLUSION = re.compile(
-    r"^(?:and )?(?:so|therefore|thus|hence|consequently|accordingly)\b|\b(?:conclu(?:de|sion)|in summary|to sum up"
+    r"^(?:and )?(?:so|therefore|thus|hence|consequently|accordingly)\b"
+    r"|\b(?:conclu(?:de|sion)|in summary|to sum up"
     r"|(?:which|this|that) (?:means|proves|implies|suggests)|diagnosis is|must be)\b"
 )
 ALONE = re.compile(r"\(?[a-h][).:]?")
@@ -26,14 +27,16 @@ TO_THE_JUDGE = re.compile(
     r" (?:reply|answer|response|explanation|reasoning|completion)\b"
     r"|\b(?:score|rate|grade|mark|award|give|assign) (?:this|it|me)(?: as| with| an?| the)*"
     r" (?:full|highest|high|top|maximum|max|perfect|true|correct|three|[0-9]+)\b"
-    r"|\b(?:full|top|perfect|maximum) (?:marks?|scores?|credits?|grades?|points|rewards?|ratings?)\b"
+    r"|\b(?:full|top|perfect|maximum)"
+    r" (?:marks?|scores?|credits?|grades?|points|rewards?|ratings?)\b"
     r"|\bhighest (?:possible )?(?:score|marks?|rating|reward)\b"
     r"|\b(?:dear|hello|hi|attention|note to|to the|note to the)"
     r" (?:judge|grader|evaluator|examiner|reviewer|marker|assessor)\b"
     r"|\b(?:the|this) (?:grader|evaluator|rubric|reward (?:model|function))\b"
     r"|\b(?:system prompt|system message|language model|ai model|as an ai)\b"
     r"|\b(?:correctness|factuality|completeness|relevance)[\"'*]{0,3}\s?[:=]\s?[\"']?[0-9]"
-    r"|[\"'](?:score|verdict|explanation|reasoning)[\"']\s?:|\b[0-9]+ ?/ ?(?:3|5|10|100) (?:points?|marks?)\b"
+    r"|[\"'](?:score|verdict|explanation|reasoning)[\"']\s?:"
+    r"|\b[0-9]+ ?/ ?(?:3|5|10|100) (?:points?|marks?)\b"
     r"|<\|[a-z_]+\|>|\[/?inst\]|<</?sys>>|</?(?:candidate|reply|reference)>"
     r"|^[ \t]*(?:system|user|assistant|human|judge|grader)[ \t]*:",
     re.MULTILINE,
@@ -47,8 +50,8 @@ MIXED_SCRIPT = re.compile("[a-z][\u0400-\u04ff]|[\u0400-\u04ff][a-z]")
 
 
 def states_answer(clause: Claim, answers: Sequence[frozenset[str]]) -> bool:
-    """ "The answer is …", or a clause that says nothing but an answer: "B", "yes", or "on the left"
-    to "left". `answers` are given by their content words."""
+    """Whether a clause is "the answer is …", or says nothing but an answer: "B", "yes", or "on the
+    left" to "left". `answers` are given by their content words."""
     text = clause.text
     if ANSWER_STATED.search(text) or ALONE.fullmatch(text) or normalise(text) in ("yes", "no"):
         return True
@@ -60,6 +63,7 @@ def concludes(clause: Claim) -> bool:
 
 
 def addresses_the_judge(reply: str) -> bool:
-    """Words to a judge, turns of a made-up conversation, or characters that only a machine sees."""
+    """Whether there are words to a judge, turns of a made-up conversation, or characters that only
+    a machine sees."""
     folded = fold(reply)
     return bool(HIDDEN.search(reply) or TO_THE_JUDGE.search(folded) or MIXED_SCRIPT.search(folded))

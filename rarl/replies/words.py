@@ -15,14 +15,12 @@ LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]+|(?=\s|$))\s*(.*)", re.DOTALL)
 
 
 def visible(text: str) -> str:
-    """A text as it looks: Unicode compatibility forms unified, invisible format characters
+    """Returns a text as it looks: Unicode compatibility forms unified, invisible format characters
     (zero-width ones, soft hyphens, direction marks) gone."""
     unified = unicodedata.normalize("NFKC", text)
-    return (
-        unified
-        if unified.isascii()
-        else "".join(c for c in unified if unicodedata.category(c) != "Cf")
-    )
+    if unified.isascii():
+        return unified
+    return "".join(char for char in unified if unicodedata.category(char) != "Cf")
 
 
 def fold(text: str) -> str:
@@ -30,8 +28,8 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Folded words without punctuation at their edges and without articles; inner hyphens, slashes
-    and decimal points stay."""
+    """Returns folded words without punctuation at their edges and without articles; inner hyphens,
+    slashes and decimal points stay."""
     stripped = (word.strip(EDGES) for word in fold(text).split())
     return [word for word in stripped if word and word not in ARTICLES]
 
@@ -41,32 +39,33 @@ def normalise(text: str) -> str:
 
 
 def same_words(first: str, second: str) -> bool:
-    """Equal after normalisation; texts without words are compared as they are."""
+    """Whether two texts are equal after normalisation; those without words are compared as they
+    are."""
     one, other = normalise(first), normalise(second)
     return one == other if one or other else first.strip() == second.strip()
 
 
 def is_blank(text: str) -> bool:
-    """Nothing to read: empty, white space, punctuation or invisible characters."""
+    """Whether there is nothing to read: empty, white space, punctuation, invisible characters."""
     return not fold(text).strip(EDGES + string.whitespace)
 
 
 def length_in_words(text: str) -> float:
-    """Words, or a twelfth of the characters where that is more, so that leaving out spaces does not
-    shorten a text."""
+    """Returns the number of words, or a twelfth of the characters where that is more, so that
+    leaving out spaces does not shorten a text."""
     return max(len(text.split()), len(text) / 12)
 
 
 def yes_or_no(text: str) -> str | None:
-    """ "yes" or "no" when exactly one of the two occurs as a word, however often; "yes/no" is two
-    words."""
+    """Returns "yes" or "no" when exactly one of the two occurs as a word, however often; "yes/no"
+    is two words."""
     found = {"yes", "no"} & set(words(re.sub(r"[/|,;.]", " ", text)))
     return found.pop() if len(found) == 1 else None
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:
-    """The option that an answer names: by its text, by its letter ("B", "(b)", "B."), or by both
-    ("B. chest")."""
+    """Returns the option that an answer names: by its text, by its letter ("B", "(b)", "B."), or by
+    both ("B. chest"); None where it names none, or several."""
     by_text = [option for option in options if same_words(answer, option)] if answer.strip() else []
     if len(by_text) == 1:
         return by_text[0]
@@ -79,8 +78,8 @@ def chosen_option(answer: str, options: Sequence[str]) -> str | None:
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over the multiset of words (SQuAD, Rajpurkar et al.
-    2016)."""
+    """Returns the harmonic mean of precision and recall over the multiset of words (SQuAD,
+    Rajpurkar et al. 2016)."""
     given, wanted = words(answer), words(reference)
     common = (Counter(given) & Counter(wanted)).total()
     if not common:

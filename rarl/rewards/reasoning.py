@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rarl.replies.attributes import attribute_recall
+from rarl.replies.grading import attribute_recall
 from rarl.replies.findings import (
     Claim,
     conflict,

@@ -14,8 +14,7 @@ from ray.exceptions import RayError
 
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
-from rarl.judge.candidate import Candidate
-from rarl.judge.wire import ScoreReply, candidate_json
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.prompts import question_text
 from rarl.replies.grading import same_answer
 from rarl.replies.tags import parse_reply
@@ -182,7 +181,7 @@ async def judged(
         return unreachable("the judge is set up wrongly; its own log says how")
     except (RayError, TimeoutError, serve.exceptions.RayServeException):
         return unreachable("the judge does not answer")
-    verdict = ScoreReply.model_validate_json(reply).verdicts[0].verdict()
+    verdict = ScoreReply.model_validate_json(reply).verdicts[0]
     return {**asdict(verdict), "explanation": verdict.explanation}
 
 

@@ -9,8 +9,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from rarl.config import JudgeConfig
+from rarl.judge.candidate import ScoreRequest, reply_of
 from rarl.judge.client import open_judge
-from rarl.judge.wire import ScoreRequest, reply_of
 
 app = FastAPI()
 judge = open_judge(JudgeConfig(), None)
@@ -18,10 +18,7 @@ judge = open_judge(JudgeConfig(), None)
 
 @app.post("/score")
 def score(request: ScoreRequest) -> Response:
-    futures = judge.submit([message.candidate() for message in request.candidates])
-    return Response(
-        reply_of([future.result() for future in futures]), media_type="application/json"
-    )
+    return Response(reply_of(judge.score(request.candidates)), media_type="application/json")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,315 @@
+"""Backends: whom a judge asks, and one attempt to get verdicts. Waiting and trying again is the
+client's business (`rarl.judge.client`).
+
+`OpenAIBackend` asks any server that speaks OpenAI's chat completions and decodes by a JSON schema
+(vLLM, Ray Serve LLM, a hosted model). `HttpBackend` and `HandleBackend` ask RARL's own judge
+application, over HTTP or by its handle within a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import BaseModel, Field, ValidationError
+
+from rarl.errors import UserError
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
+from rarl.judge.rubric import judge_messages, parse_verdict, printable, schema, unparsable
+from rarl.schema import Verdict
+
+# HTTP: something about the content is wrong, and the same again would be refused again
+REFUSALS = (400, 413, 422)
+MISCONFIGURED = 424  # what RARL's application answers when its own backend is set up wrongly
+# What no server can find too long or indecent: where even this is refused, the request as such is
+# wrong.
+PLAIN = Candidate("Is there a lesion?", None, "no", None, "no", None, "no")
+# A checklist is 75 tokens and its reason some 30; with a tokenizer of near single bytes 345 in all.
+MAX_TOKENS = 512
+SEED = 0
+BATCH = 8  # of RARL's application: small, since a batch is as slow as its slowest candidate
+
+
+class TryAgain(Exception):
+    """This attempt failed and another may not. `wait_seconds` is what the server asked for, if it
+    did. When no attempt succeeds, `mistake` is what the user should be told, if the failure looks
+    like theirs."""
+
+    def __init__(
+        self, reason: str, wait_seconds: float | None = None, mistake: UserError | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.wait_seconds = wait_seconds
+        self.mistake = mistake
+
+
+class Refused(Exception):
+    """The server refuses the content of this request; the message is what it says."""
+
+
+class Backend(ABC):
+    """`identity` is who is asked, a part of the cache's key; `name` is the same for people, without
+    secrets; `batch_size` is the number of candidates of one attempt."""
+
+    batch_size = BATCH
+    kind = "application"
+    wants = "is it RARL's judge?"  # the advice where every request is refused
+
+    def __init__(self, identity: tuple[str, ...], name: str, timeout_seconds: float) -> None:
+        self.identity = identity
+        self.name = name
+        self.timeout_seconds = timeout_seconds
+        # The server has answered with verdicts: address, model, key and request are right.
+        self.answered = False
+
+    async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """Returns a verdict per candidate, in order. A candidate that the server refuses is
+        unparsable, and costs the others of its batch nothing.
+
+        Raises TryAgain, or UserError where only the user can mend it.
+        """
+        try:
+            return await self._in_time(candidates)
+        except Refused as refused:
+            await self._check_request()
+            if len(candidates) > 1:
+                return [verdict for one in candidates for verdict in await self.judge([one])]
+            return [unparsable(f"refused by the {self.kind}: {refused}")]
+
+    async def _check_request(self) -> None:
+        """Tells a refused candidate from a server that refuses all. Raises UserError for the
+        latter."""
+        if not self.answered:
+            try:
+                await self._in_time([PLAIN])
+            except Refused as refused:
+                raise UserError(
+                    f"the judge {self.name} refuses every request: {refused}; {self.wants}"
+                ) from None
+
+    async def _in_time(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        # An HTTP client's own timeout is per read: a server that drips a byte now and then would
+        # never meet it.
+        try:
+            verdicts = await asyncio.wait_for(self._ask(candidates), timeout=self.timeout_seconds)
+        except TimeoutError:
+            raise TryAgain(f"no answer within {self.timeout_seconds:g} s") from None
+        if len(verdicts) != len(candidates):
+            raise TryAgain(f"{len(verdicts)} verdicts for {len(candidates)} candidates")
+        self.answered = True
+        return verdicts
+
+    @abstractmethod
+    async def _ask(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """Returns what the server answers. Raises TryAgain, UserError or Refused."""
+
+    async def close(self) -> None:  # noqa: B027, since not every backend has connections
+        """Closes connections."""
+
+
+class HttpBackend(Backend):
+    """RARL's application at a URL: `POST url/score`."""
+
+    path = "/score"
+    final: tuple[int, ...] = (MISCONFIGURED,)  # mistakes that another attempt cannot change
+
+    def __init__(self, url: str, timeout_seconds: float, key: str | None = None) -> None:
+        shown = without_password(url)
+        super().__init__(("serve", shown), f"application at {shown}", timeout_seconds)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = url.rstrip("/") + self.path
+        self._client = httpx.AsyncClient(
+            timeout=None, headers=headers, follow_redirects=True, limits=httpx.Limits()
+        )
+
+    async def _ask(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        try:
+            response = await self._client.post(self._url, json=self._body(candidates))
+        except httpx.RequestError as error:
+            raise TryAgain(f"no connection: {str(error) or type(error).__name__}") from None
+        if response.status_code == 200:
+            return self._read(response.content)
+        words = said_in(response)
+        if response.status_code in REFUSALS:
+            raise Refused(words)
+        mistake = self._mistake(response.status_code, words)
+        if mistake and response.status_code in self.final:
+            raise mistake
+        # Ray Serve answers 404 while an application is deployed: a mistake only if there never was
+        # another answer.
+        if self.answered:
+            mistake = None
+        wait = retry_after(response.headers.get("retry-after"))
+        raise TryAgain(f"HTTP {response.status_code}: {words}", wait, mistake)
+
+    def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
+        return {"candidates": [candidate_json(candidate) for candidate in candidates]}
+
+    def _read(self, content: bytes) -> list[Verdict]:
+        return read_verdicts(content)
+
+    def _mistake(self, status: int, words: str) -> UserError | None:
+        """Returns what the user should be told of a status that looks like their mistake."""
+        if status == MISCONFIGURED:
+            return UserError(f"the judge {self.name} is set up wrongly: {words}")
+        if status < 500 and status != 429:
+            return UserError(
+                f"the judge {self.name} is not there (HTTP {status} for /score); see judge.url"
+            )
+        return None
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class OpenAIBackend(HttpBackend):
+    """A chat completion per candidate. `key` goes into the Authorization header and into no
+    message."""
+
+    batch_size = 1
+    path = "/chat/completions"
+    final = (401, 403)
+    kind = "server"
+    wants = "it must support response_format json_schema, temperature and max_completion_tokens"
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        key_variable: str | None,
+        timeout_seconds: float,
+    ) -> None:
+        super().__init__(url, timeout_seconds, key)
+        self.identity = ("openai", without_password(url), model)
+        self.name = f"{model} at {without_password(url)}"
+        self.model = model
+        self.key_variable = key_variable
+
+    def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
+        (candidate,) = candidates
+        return {
+            "model": self.model,
+            "messages": judge_messages(candidate),
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "strict": True, "schema": schema()},
+            },
+            "temperature": 0,
+            "max_completion_tokens": MAX_TOKENS,
+            "seed": SEED,
+        }
+
+    def _read(self, content: bytes) -> list[Verdict]:
+        try:
+            choice = Completion.model_validate_json(content).choices[0]
+        except ValidationError as error:
+            what = printable(error.errors()[0]["msg"])
+            raise TryAgain(f"the server's answer is not a chat completion: {what}") from None
+        text, refusal = choice.message.content, choice.message.refusal
+        if refusal or choice.finish_reason == "content_filter":
+            return [unparsable(f"refused by the judge: {refusal or 'content filter'}")]
+        if choice.finish_reason == "length":
+            return [unparsable(f"the judge did not finish within {MAX_TOKENS} tokens")]
+        return [unparsable("the judge said nothing") if text is None else parse_verdict(text)]
+
+    def _mistake(self, status: int, words: str) -> UserError | None:
+        if status in self.final:
+            # What a server says of a key may hold the key, and is left out.
+            said = "wants a key; name its variable"
+            if self.key_variable:
+                said = f"does not accept the key in ${self.key_variable}"
+            return UserError(f"the judge {self.name} {said} (judge.api_key_env; HTTP {status})")
+        if status == 404:
+            where = f"see judge.url and judge.model (HTTP 404: {words})"
+            return UserError(f"the judge {self.name} is not there; {where}")
+        return None
+
+
+class HandleBackend(Backend):
+    """The application NAME of the Ray cluster that this process is part of."""
+
+    def __init__(self, application: str, timeout_seconds: float) -> None:
+        self.application = application
+        url = f"app:{application}"
+        super().__init__(("serve", url), f"application {url}", timeout_seconds)
+        self._handle: Any = None
+
+    async def _ask(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            raise UserError(
+                f"judge.url=app:{self.application} needs a Ray cluster that this process is part of"
+            )
+        try:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(serve.get_app_handle, self.application)
+            asked = [candidate_json(candidate) for candidate in candidates]
+            reply: bytes = await self._handle.score.remote(asked)
+        except UserError as error:
+            # Ray gives it the stack trace for a text, and the original as its cause.
+            cause = getattr(error, "cause", error)
+            raise UserError(f"the judge {self.name} is set up wrongly: {cause}") from None
+        except Exception as error:
+            # A replica that died, back-pressure, no such application: Ray has a type for each.
+            self._handle = None
+            first_line = printable(str(error).partition("\n")[0])
+            raise TryAgain(f"{type(error).__name__}: {first_line}") from None
+        return read_verdicts(reply)
+
+
+class Message(BaseModel):
+    content: str | None = None
+    refusal: Any = None
+
+
+class Choice(BaseModel):
+    message: Message
+    finish_reason: Any = None
+
+
+class Completion(BaseModel):
+    """The part of a chat completion that is read."""
+
+    choices: Annotated[list[Choice], Field(min_length=1)]
+
+
+def read_verdicts(body: bytes) -> list[Verdict]:
+    """Reads a ScoreReply. Raises TryAgain for anything else."""
+    try:
+        return ScoreReply.model_validate_json(body).verdicts
+    except ValidationError:
+        raise TryAgain("the answer holds no verdicts") from None
+
+
+def said_in(response: httpx.Response) -> str:
+    """Returns what a server says of an error, on one line: the `detail` of FastAPI, the `message`
+    of OpenAI, else the whole text."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    said = None
+    if isinstance(body, dict):
+        error = body.get("error", body)
+        said = error.get("message", error.get("detail")) if isinstance(error, dict) else error
+    return printable(str(said or response.text))
+
+
+def without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def retry_after(value: str | None) -> float | None:
+    """Returns the seconds of a Retry-After header; judges do not use its other form, a date."""
+    try:
+        return max(0.0, float(value)) if value else None
+    except ValueError:
+        return None
