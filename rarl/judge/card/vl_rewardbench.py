@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rarl.data.columns import open_parquet
+from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.judge.card.judge_card import Preferences, Share, share_of
