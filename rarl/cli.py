@@ -271,7 +271,7 @@ def prepare(
     checks it."""
     from rarl.display import Display
     from rarl.prepare.convert import prepare_dataset
-    from rarl.prepare.sources.record import Choices
+    from rarl.prepare.record import Choices
 
     display = Display()
     choices = Choices(

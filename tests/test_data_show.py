@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from rarl.cli import app
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.floors import nearest_answers
+from rarl.prepare.show import nearest_answers
 from rarl.prepare.show import show_dataset
 from tests.pictures import write_folder
 

@@ -37,13 +37,12 @@ def load_image(encoded: bytes) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
         if image.width * image.height > MAX_ENCODED_PIXELS:
-            raise BadImage(
-                f"{image.width}x{image.height} pixels are more than {MAX_ENCODED_PIXELS}"
-            )
+            size = f"{image.width}x{image.height}"
+            raise BadImage(f"{size} pixels are more than {MAX_ENCODED_PIXELS}")
         image.load()
     except BadImage:
         raise
-    # Pillow's decoders raise many kinds, among them SyntaxError and struct.error
+    # Pillow's decoders raise many kinds, among them SyntaxError and struct.error.
     except Exception as error:
         raise BadImage(f"cannot be decoded ({error})") from None
     return image
@@ -57,8 +56,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    """Returns the picture as a PNG file."""
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
+
+
 def format_of(encoded: bytes) -> str:
-    """Pillow's name of the format, from the content. Raises BadImage."""
+    """Returns Pillow's name of the format, from the content. Raises BadImage."""
     try:
         return str(Image.open(io.BytesIO(encoded)).format)
     except Exception as error:
@@ -66,7 +72,7 @@ def format_of(encoded: bytes) -> str:
 
 
 def require_content(image: Image.Image) -> None:
-    """Raises BadImage for an RGB picture that shows nothing: too small to see, or of one shade
+    """Raises BadImage if an RGB picture shows nothing: it is too small to see, or of one shade
     within BLANK_RANGE."""
     if min(image.size) < SMALLEST_SIDE:
         raise BadImage(f"is only {image.width}x{image.height} pixels")
@@ -78,8 +84,8 @@ def require_content(image: Image.Image) -> None:
 def fit_image(
     image: Image.Image, image_processor: Any, max_pixels: int | None
 ) -> NDArray[np.uint8]:
-    """Resizes to the processor's grid within its bounds and `max_pixels`; (height, width, 3) uint8.
-    Raises BadImage."""
+    """Resizes to the processor's grid within its bounds and `max_pixels`; returns (height, width,
+    3) uint8. Raises BadImage."""
     # Imported here: workers that only decode start several seconds sooner without it.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -89,7 +95,7 @@ def fit_image(
         height, width = smart_resize(image.height, image.width, factor, lower, upper)
     except ValueError as error:
         raise BadImage(f"{image.width}x{image.height} pixels: {error}") from None
-    # the rule overshoots its own bounds for long or small pictures
+    # The rule oversteps its own bounds for long or small pictures.
     if not lower <= height * width <= upper:
         height, width = nearest_grid(image.height / image.width, factor, lower, upper)
     if (width, height) != image.size:
@@ -98,28 +104,24 @@ def fit_image(
 
 
 def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int, int]:
-    """(height, width) in multiples of `factor` with an area within the bounds, nearest to height /
-    width = `ratio`."""
+    """Returns (height, width) in multiples of `factor`, with an area within the bounds, whose
+    height / width is nearest to `ratio`; of equally near ones the largest."""
     most = upper // factor**2
-    cells = [
-        (r, c)
-        for r in range(1, most + 1)
-        for c in range(1, most // r + 1)
-        if r * c * factor**2 >= lower
-    ]
-    rows, columns = min(
-        cells, key=lambda rc: (abs(math.log(rc[0] / rc[1] / ratio)), -rc[0] * rc[1])
-    )
+    cells = [(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1)]
+    large_enough = [(r, c) for r, c in cells if r * c * factor**2 >= lower]
+
+    def distance(cell: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log(cell[0] / cell[1] / ratio)), -cell[0] * cell[1]
+
+    rows, columns = min(large_enough, key=distance)
     return rows * factor, columns * factor
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:
-    """Smallest and largest area that the processor leaves alone, the latter lowered to
-    `max_pixels`."""
-    lower, upper = (
-        int(image_processor.size["shortest_edge"]),
-        int(image_processor.size["longest_edge"]),
-    )
+    """Returns the smallest and the largest area that the processor leaves alone, the latter lowered
+    to `max_pixels`. Raises UserError if that is below the smallest."""
+    lower = int(image_processor.size["shortest_edge"])
+    upper = int(image_processor.size["longest_edge"])
     if max_pixels is not None and max_pixels < lower:
         raise UserError(
             f"data.max_pixels={max_pixels} is below the model's own minimum of {lower}: raise it"

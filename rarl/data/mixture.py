@@ -9,6 +9,7 @@ Paths are relative to the file's own folder.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +22,15 @@ ENDINGS = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Part:
-    """`weight` is above 0; only the proportions count."""
+    """A data set of a mixture. `weight` is above 0; only the proportions count."""
 
     path: Path
     weight: float
 
 
 def read_mixture(path: Path) -> list[Part]:
-    """The parts of a mixture; a path that is no YAML file is its own only part. Raises
-    UserError."""
+    """Returns the parts of a mixture; a path that is no YAML file is its own only part. Raises
+    UserError for a file that is no mixture."""
     if path.suffix not in ENDINGS:
         return [Part(path, 1.0)]
     try:
@@ -39,24 +40,21 @@ def read_mixture(path: Path) -> list[Part]:
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or not tree:
+        what = "a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`"
+        raise UserError(f"{path}: {what}")
+    return [read_part(path, str(name), weight) for name, weight in tree.items()]
+
+
+def read_part(mixture: Path, name: str, weight: object) -> Part:
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not 0 < float(str(weight)) < math.inf:
+        raise UserError(f"{mixture}: the weight of '{name}' is {weight!r}, not a number above 0")
+    if Path(name).suffix in ENDINGS:
+        raise UserError(f"{mixture}: '{name}' is a mixture itself; name its data sets here")
+    place = mixture.parent / Path(name).expanduser()
+    if not place.exists():
         raise UserError(
-            f"{path}: a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`"
+            f"{mixture}: {name}: no such Parquet file or folder; paths are relative to the "
+            f"mixture's own folder, so this is {place}"
         )
-    parts = []
-    for name, weight in tree.items():
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, int | float)
-            or not 0 < weight < float("inf")
-        ):
-            raise UserError(f"{path}: the weight of '{name}' is {weight!r}, not a number above 0")
-        if Path(str(name)).suffix in ENDINGS:
-            raise UserError(f"{path}: '{name}' is a mixture itself; name its data sets here")
-        place = path.parent / Path(str(name)).expanduser()
-        if not place.exists():
-            raise UserError(
-                f"{path}: {name}: no such Parquet file or folder; paths are relative to the mixture's own folder, "
-                f"so this is {place}"
-            )
-        parts.append(Part(place, float(weight)))
-    return parts
+    return Part(place, float(str(weight)))

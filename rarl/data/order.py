@@ -14,8 +14,8 @@ from rarl.errors import UserError
 
 
 class StepOrder:
-    """Epoch by epoch a fresh permutation; steps run across the borders of epochs, so no example is
-    ever left out."""
+    """Every epoch is a fresh permutation of the rows. Steps run across the borders of epochs, so no
+    example is ever left out."""
 
     def __init__(self, rows: NDArray[np.int64], prompts_per_step: int, seed: int) -> None:
         self.rows, self.prompts_per_step, self.seed = rows, prompts_per_step, seed
@@ -27,12 +27,12 @@ class StepOrder:
         return self.last[1]
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows at these positions of the endless sequence of epochs, ascending."""
+        """Returns the rows at these positions, ascending, of the endless sequence of epochs."""
         epochs, offsets = np.divmod(positions, len(self.rows))
         return np.concatenate([self.epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Row numbers of a step (from 0), shape (prompts_per_step,)."""
+        """Returns the row numbers of a step (from 0), shape (prompts_per_step,)."""
         first = step * self.prompts_per_step
         return self.at(np.arange(first, first + self.prompts_per_step))
 
@@ -43,7 +43,7 @@ CYCLE = 1000  # draws in which each data set of a mixture has its exact share
 @dataclass(frozen=True)
 class Share:
     """A data set of a mixture: its usable rows in their own order, and how many of a cycle's draws
-    are its."""
+    it has."""
 
     order: StepOrder
     draws: int
@@ -62,13 +62,12 @@ class MixtureOrder(StepOrder):
         """`parts`: row numbers and weight of each data set."""
         super().__init__(np.concatenate([rows for rows, _ in parts]), prompts_per_step, seed)
         draws = exact_shares(np.array([weight for _, weight in parts]), CYCLE)
-        # Every data set has a seed of its own: equal ones of the same length would otherwise go in
-        # step.
-        seeds = [part_seed(seed, number) for number in range(len(parts))]
-        orders = [
-            StepOrder(rows, prompts_per_step, s) for (rows, _), s in zip(parts, seeds, strict=True)
+        # Every data set has a seed of its own: equal ones of the same length would otherwise show
+        # their rows in the same order.
+        self.shares = [
+            Share(StepOrder(rows, prompts_per_step, hashed(f"{seed}/{number}")), int(draws[number]))
+            for number, (rows, _) in enumerate(parts)
         ]
-        self.shares = [Share(order, int(n)) for order, n in zip(orders, draws, strict=True)]
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         found = np.empty(len(positions), np.int64)
@@ -84,14 +83,14 @@ class MixtureOrder(StepOrder):
         return found
 
     def cycle(self, number: int) -> NDArray[np.int64]:
-        """Which data set each draw of a cycle is from, shape (CYCLE,)."""
+        """Returns which data set each draw of a cycle is from, shape (CYCLE,)."""
         sets = np.repeat(np.arange(len(self.shares)), [share.draws for share in self.shares])
         return np.random.default_rng([self.seed, number, CYCLE]).permutation(sets)
 
 
 def exact_shares(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
-    """Whole numbers in proportion to the weights, at least 1 each, that add up to `total` (largest
-    remainders)."""
+    """Returns whole numbers in proportion to the weights, at least 1 each, that add up to `total`
+    (the method of largest remainders)."""
     ideal = weights / weights.sum() * total
     shares = np.maximum(1, np.floor(ideal)).astype(np.int64)
     while shares.sum() != total:
@@ -101,33 +100,32 @@ def exact_shares(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
     return shares
 
 
-def part_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
+def hashed(text: str) -> int:
+    """Returns a number of 56 bits that depends on every character of the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
 def step_order(
     parts: list[RowRange], usable: NDArray[np.int64], prompts_per_step: int, seed: int
 ) -> StepOrder:
-    """The order of one data set, or of a mixture; only the usable rows are drawn. Raises UserError
-    where a data set of the mixture has none."""
+    """Returns the order of one data set or of a mixture; only the usable rows are drawn. Raises
+    UserError if a data set of the mixture has none."""
     if len(parts) == 1:
         return StepOrder(usable, prompts_per_step, seed)
     chosen = []
     for part in parts:
         rows = usable[(usable >= part.start) & (usable < part.stop)]
         if not len(rows):
-            raise UserError(
-                f"{part.path}: not one of its rows can be used, so the mixture cannot draw from it"
-            )
+            reason = "not one of its rows can be used, so the mixture cannot draw from it"
+            raise UserError(f"{part.path}: {reason}")
         chosen.append((rows, part.weight))
     return MixtureOrder(chosen, prompts_per_step, seed)
 
 
 def sampling_seed(seed: int, step: int, position: int, group_size: int) -> int:
-    """Seed of the first completion of the prompt at `position` in `step`; completion g of its group
-    uses seed + g.
+    """Returns the seed of the first completion of the prompt at `position` in `step`; completion g
+    of its group uses seed + g.
 
-    A hash, because vLLM draws the same random numbers for equal seeds whatever the prompt is.
+    It is a hash, because vLLM draws the same random numbers for equal seeds whatever the prompt is.
     """
-    digest = hashlib.sha256(f"{seed}/{step}/{position}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") // group_size * group_size
+    return hashed(f"{seed}/{step}/{position}") // group_size * group_size

@@ -1,164 +1,197 @@
-"""Canonical Parquet: written by `rarl prepare`, read by row number."""
+"""Canonical Parquet: one row for each `Example`, written by `rarl prepare`, read by row number.
+
+The columns are the fields of `rarl.schema.Example`. A new text field of it is written and read with
+no edit here; files that were written before have no such column and are read all the same.
+"""
 
 from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rarl.data.columns import REQUIRED, SCHEMA, damage_named, open_canonical
 from rarl.data.mixture import read_mixture
 from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
 
-# Row groups are small, since training reads rows in random order and a row group is the unit of
-# reading.
+KINDS = {bytes: pa.binary(), tuple[str, ...] | None: pa.list_(pa.string())}
+HINTS = get_type_hints(Example)
+SCHEMA = pa.schema(
+    pa.field(one.name, KINDS.get(HINTS[one.name], pa.string()), one.default is not MISSING)
+    for one in fields(Example)
+)
+REQUIRED = [field.name for field in SCHEMA if not field.nullable]
+# What stands for null, by field: None where the field may be None, else the empty value.
+EMPTY: dict[str, Any] = {name: b"" if name == "image" else "" for name in REQUIRED}
+EMPTY |= {one.name: one.default for one in fields(Example) if one.default is not MISSING}
+# Further texts about a question that a table of one's own may hold under the fields' names.
+MORE_TEXTS = [n for n, hint in HINTS.items() if n not in REQUIRED and hint in (str, str | None)]
+MORE_TEXTS = [name for name in MORE_TEXTS if name not in ("dataset", "split")]
+
+CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
+# A row group is the unit of reading. It is small, since training reads rows in random order.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 4 << 20  # of images, where these are large
 CACHED_ROW_GROUPS = 8
 SHARD_BYTES = 256 << 20  # of images in one file; above it a split is a folder of files
 
 
+def from_row(row: dict[str, Any]) -> Example:
+    """Returns the example of a row. Absent columns count as null, and null as an empty text where
+    there must be one: the checks find that."""
+    given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
+    if "options" in given:
+        given["options"] = tuple(option or "" for option in given["options"])
+    return Example(**EMPTY | given)
+
+
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Writes one Parquet file, whole or not at all; returns the number of rows."""
-    with replacing(path) as temporary, ExampleWriter(temporary) as writer:
-        for example in examples:
-            writer.add(example)
-    return writer.rows
+    rows = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for group in row_groups(examples):
+            writer.write_table(group)
+            rows += len(group)
+    return rows
 
 
-class ExampleWriter:
-    """One Parquet file, row group by row group. Call within `with`."""
-
-    def __init__(self, path: Path) -> None:
-        self.writer = pq.ParquetWriter(path, SCHEMA)
-        self.group: list[dict[str, Any]] = []
-        self.rows = self.group_bytes = self.image_bytes = 0
-
-    def __enter__(self) -> ExampleWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.flush()
-        self.writer.close()
-
-    def add(self, example: Example) -> None:
-        self.group.append(to_row(example))
-        self.rows += 1
-        self.group_bytes += len(example.image)
-        self.image_bytes += len(example.image)
-        if len(self.group) == ROW_GROUP_ROWS or self.group_bytes >= ROW_GROUP_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.group:
-            self.writer.write_table(pa.Table.from_pylist(self.group, schema=SCHEMA))
-            self.group, self.group_bytes = [], 0
+def write_split(path: Path, examples: Iterable[Example]) -> None:
+    """Writes a split that may be large: `path` is one file, or a folder of that name with files
+    00000.parquet and so on if the images exceed SHARD_BYTES. Both are read by the same path."""
+    parts = path.with_name(f".{path.name}.parts")
+    parts.mkdir(parents=True)
+    groups, shards = row_groups(examples), 0
+    while (group := next(groups, None)) is not None:
+        with pq.ParquetWriter(parts / f"{shards:05d}.parquet", SCHEMA) as writer:
+            size = 0
+            while group is not None:
+                writer.write_table(group)
+                size += group["image"].nbytes
+                group = next(groups, None) if size < SHARD_BYTES else None
+        shards += 1
+    if shards == 1:
+        (parts / "00000.parquet").replace(path)
+        parts.rmdir()
+    else:
+        parts.replace(path)
 
 
-class ShardWriter:
-    """A split that may be large: NAME.parquet is one file, or a folder of that name with files
-    00000.parquet and so on where the images exceed SHARD_BYTES. Both are read by the same path.
-    Call within `with`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.parts = path, path.with_name(f".{path.name}.parts")
-        self.parts.mkdir(parents=True)
-        self.current: ExampleWriter | None = None
-        self.shards = self.rows = 0
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.end_shard()
-        if kind is None and self.shards == 1:
-            (self.parts / "00000.parquet").replace(self.path)
-            self.parts.rmdir()
-        elif kind is None and self.shards:
-            self.parts.replace(self.path)
-
-    def add(self, example: Example) -> None:
-        if self.current is None:
-            self.current = ExampleWriter(self.parts / f"{self.shards:05d}.parquet")
-            self.shards += 1
-        self.current.add(example)
-        self.rows += 1
-        if self.current.image_bytes >= SHARD_BYTES:
-            self.end_shard()
-
-    def end_shard(self) -> None:
-        if self.current is not None:
-            self.current.__exit__(None)
-            self.current = None
+def row_groups(examples: Iterable[Example]) -> Iterator[pa.Table]:
+    """Yields the rows in groups of at most ROW_GROUP_ROWS, fewer if their images are large."""
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for example in examples:
+        rows.append({name: getattr(example, name) for name in SCHEMA.names})
+        size += len(example.image)
+        if len(rows) == ROW_GROUP_ROWS or size >= min(ROW_GROUP_BYTES, SHARD_BYTES):
+            yield pa.Table.from_pylist(rows, schema=SCHEMA)
+            rows, size = [], 0
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def to_row(example: Example) -> dict[str, Any]:
-    row = {name: getattr(example, name) for name in SCHEMA.names}
-    row["options"] = None if example.options is None else list(example.options)
-    return row
+def open_parquet(
+    path: Path, required: Sequence[str] = REQUIRED, advice: str = ""
+) -> pq.ParquetFile:
+    """Opens a Parquet file. Raises UserError if it is not Parquet or lacks a required column;
+    `advice` then ends the message."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable Parquet file: {reason}") from None
+    has = file.schema_arrow.names
+    missing = [name for name in required if name not in has]
+    if missing:
+        listed = ", ".join(has)
+        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {listed}){advice}")
+    return file
 
 
-def from_row(row: dict[str, Any]) -> Example:
-    """Columns that are absent count as null, and null as empty where there must be something: the
-    checks find that."""
-    options = row.get("options")
-    known = {name: row.get(name) for name in SCHEMA.names}
-    texts = {name: row.get(name) or "" for name in (*REQUIRED, "dataset", "split")}
-    image = {"image": row.get("image") or b""}
-    listed = None if options is None else tuple(option or "" for option in options)
-    return Example(**known | texts | image | {"options": listed})
+def open_canonical(path: Path) -> pq.ParquetFile:
+    """Opens a Parquet file of examples. Raises UserError if it is not Parquet, lacks a required
+    column or has one of another type."""
+    advice = "; convert it with `rarl prepare`"
+    file = open_parquet(path, advice=advice)
+    for found in file.schema_arrow:
+        if found.name in SCHEMA.names:
+            wanted = SCHEMA.field(found.name).type
+            if not holds(found.type, wanted):
+                kinds = f"is of type {found.type}, not {wanted}"
+                raise UserError(f"{path}: column '{found.name}' {kinds}{advice}")
+    return file
 
 
-CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
+def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Returns whether values of the type `found` are read as those of `wanted`: they may be of
+    another width or encoding, or all of them null."""
+    kind = pa.types
+    if kind.is_dictionary(found):
+        found = found.value_type
+    if kind.is_null(found):
+        return True
+    if kind.is_list(wanted):
+        lists = (kind.is_list, kind.is_large_list, kind.is_fixed_size_list)
+        return any(is_one(found) for is_one in lists) and holds(found.value_type, wanted.value_type)
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    binaries = (pa.binary(), pa.large_binary(), pa.binary_view())
+    if kind.is_binary(wanted):
+        return kind.is_fixed_size_binary(found) or found in binaries
+    return found in texts
+
+
+@contextmanager
+def damage_named(path: Path, part: str) -> Iterator[None]:
+    """Raises UserError in place of what pyarrow raises for pages that it cannot decode."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: {part} cannot be read ({reason}); prepare or fetch the file again"
+        ) from None
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Returns `dataset.json` of a prepared folder. Returns None if there is none, or if another
+    program wrote it: nnU-Net has files of that name too."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        ours = card["format"] and card["source"] and all(file["path"] for file in card["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return card if ours else None
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The Parquet files of a file, a folder or a folder of folders, in name order. Raises UserError
-    for none, and for a shard that the data set's card names and that is not there."""
-    if path.is_dir():
-        inner = [
-            parquet_files(one) if one.is_dir() else [one] for one in sorted(path.glob("*.parquet"))
-        ]
-        files = [file for found in inner for file in found]
-    else:
-        files = [path] if path.is_file() else []
-    if not files and path.exists():
-        raise UserError(f"{path}: holds no Parquet file; make one with `rarl prepare`")
-    if not files:
+    """Returns the Parquet files of a file, a folder or a folder of folders, in name order. Raises
+    UserError if there is none, or if a file is missing that the data set's card names."""
+    if not path.exists():
         raise UserError(
             f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`"
         )
+    if not path.is_dir():
+        return [path]
+    inner = sorted(path.glob("*.parquet"))
+    files = [file for one in inner for file in (parquet_files(one) if one.is_dir() else [one])]
+    if not files:
+        raise UserError(f"{path}: holds no Parquet file; make one with `rarl prepare`")
     for folder in (path, path.parent):
-        if path.is_dir() and (folder / CARD).is_file():
-            require_shards(folder, path)
+        for named in (read_card(folder) or {"files": []})["files"]:
+            file = folder / named["path"]
+            if file.is_relative_to(path) and not file.is_file():
+                card = f"though {folder / CARD} names it; prepare the data set again"
+                raise UserError(f"{file}: is missing, {card}")
     return files
-
-
-def require_shards(folder: Path, path: Path) -> None:
-    """Raises UserError for a file below `path` that the card in `folder` names and that is not
-    there."""
-    try:
-        named = [
-            folder / file["path"]
-            for file in json.loads((folder / CARD).read_text(encoding="utf-8"))["files"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not a card of ours
-    for file in named:
-        if file.is_relative_to(path) and not file.is_file():
-            raise UserError(
-                f"{file}: is missing, though {folder / CARD} names it; prepare the data set again"
-            )
 
 
 @dataclass(frozen=True)
@@ -175,8 +208,8 @@ class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder
     in name order, or a mixture (see `rarl.data.mixture`), whose data sets follow each other.
 
-    Raises UserError when there is no such file, no row, a required column is missing, a column is
-    of another type, or a part of a file cannot be read.
+    Raises UserError if there is no such file or no row, if a required column is missing or a column
+    is of another type, or if a part of a file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -195,7 +228,7 @@ class ParquetRows:
             self.files += opened
             self.paths += paths
         self.groups = [
-            (f, g) for f, file in enumerate(self.files) for g in range(file.num_row_groups)
+            (f, g) for f, one in enumerate(self.files) for g in range(one.num_row_groups)
         ]
         self.starts = [0]  # row number at which each group starts, and the total
         for f, g in self.groups:
@@ -206,30 +239,27 @@ class ParquetRows:
         return self.starts[-1]
 
     def _read_group(self, group: int) -> list[dict[str, Any]]:
-        file, number = self.groups[group]
-        columns = [name for name in SCHEMA.names if name in self.files[file].schema_arrow.names]
-        with damage_named(self.paths[file], f"row group {number}"):
-            rows: list[dict[str, Any]] = (
-                self.files[file].read_row_group(number, columns=columns).to_pylist()
-            )
+        number, in_file = self.groups[group]
+        file = self.files[number]
+        columns = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+        with damage_named(self.paths[number], f"row group {in_file}"):
+            rows: list[dict[str, Any]] = file.read_row_group(in_file, columns=columns).to_pylist()
         return rows
 
     def column(self, name: str) -> list[Any]:
-        """One column of all rows, in their order, without reading the images; None where it is
-        absent or null, or the empty text where there must be one."""
+        """Returns one column of all rows, in their order, without reading the images. A value that
+        is absent or null is None, or the empty text where there must be one."""
         values: list[Any] = []
         for path, file in zip(self.paths, self.files, strict=True):
-            known = name in file.schema_arrow.names
+            if name not in file.schema_arrow.names:
+                values += [None] * file.metadata.num_rows
+                continue
             with damage_named(path, f"column '{name}'"):
-                values += (
-                    file.read(columns=[name])[name].to_pylist()
-                    if known
-                    else [None] * file.metadata.num_rows
-                )
+                values += file.read(columns=[name])[name].to_pylist()
         return [value or "" for value in values] if name in REQUIRED else values
 
-    def read(self, rows: Sequence[int]) -> list[Example]:
-        """The examples at these row numbers, in this order."""
+    def read(self, rows: Iterable[int]) -> list[Example]:
+        """Returns the examples at these row numbers, in this order."""
         examples = []
         for row in rows:
             group = bisect.bisect_right(self.starts, row) - 1

@@ -24,7 +24,7 @@ def prepare_example(
     max_pixels: int | None = None,
     step: int | None = None,
 ) -> PreparedExample:
-    """Decodes, fits and tokenises. Raises BadImage."""
+    """Decodes, fits and tokenises one example. Raises BadImage."""
     pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
     encoded = processor(text=[prompt.text], images=[pixels], return_tensors="np")
@@ -41,11 +41,12 @@ def prepare_example(
 def require_room(
     prepared: PreparedExample, max_completion_tokens: int, max_model_length: int
 ) -> None:
-    """Raises UserError when prompt and completion do not fit the sampler's context."""
-    needed = len(prepared.prompt_token_ids) + max_completion_tokens
+    """Raises UserError if prompt and completion do not fit the sampler's context."""
+    prompt = len(prepared.prompt_token_ids)
+    needed = prompt + max_completion_tokens
     if needed > max_model_length:
         raise UserError(
-            f"example '{prepared.example.id}': its prompt of {len(prepared.prompt_token_ids)} tokens and a completion "
-            f"of up to {max_completion_tokens} do not fit rollout.max_model_length={max_model_length}: raise it to "
-            f"{needed}, or lower data.max_pixels or the completion's length"
+            f"example '{prepared.example.id}': its prompt of {prompt} tokens and a completion of "
+            f"up to {max_completion_tokens} do not fit rollout.max_model_length={max_model_length}"
+            f": raise it to {needed}, or lower data.max_pixels or the completion's length"
         )

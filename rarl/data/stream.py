@@ -18,6 +18,7 @@ from rarl.data.controls import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, RenderPrompt, prepare_example
+from rarl.errors import UserError
 from rarl.system.imports import quick_imports
 from rarl.system.placement import READ_CPUS
 
@@ -25,21 +26,17 @@ STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
 MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
-# Of all processes that prepare examples or train. Ray gives a task a process that is up, with all
-# that it has imported, only where every variable is the same, so this has those too that Ray Train
-# adds for its workers' tasks.
+# The environment of every process that prepares examples or trains. Ray gives a task a process
+# that is up, with all that it has imported, only if every variable is the same. So this contains
+# what Ray Train adds for its workers' tasks too.
 OF_RAY_TRAIN = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default 2 s: how late the end is noticed
-    # an actor that would tell the workers, who have no use for it
+    # By default 2 s: how late the end of a run is noticed.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # An actor that would tell the workers, which have no use for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-WORKER_ENVIRONMENT = {
-    "env_vars": {
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-        **OF_RAY_TRAIN,
-    }
-}
+SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
+WORKER_ENVIRONMENT = {"env_vars": SILENT | OF_RAY_TRAIN}
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class PreparerSettings:
 
 @functools.cache
 def load_processor(model_path: str) -> Any:
-    """Once per process: the import alone takes 5 s of a core."""
+    """Returns the model's processor, loaded once per process: the import alone takes 5 s of a
+    core."""
     with quick_imports():
         from transformers import AutoProcessor
 
@@ -63,21 +61,20 @@ def load_processor(model_path: str) -> Any:
 
 
 def warm_up(model_path: str) -> ray.ObjectRef:
-    """Has a process for the first stream load the processor meanwhile. Lasts while the reference is
-    held."""
-    return ray.remote(num_cpus=READ_CPUS, runtime_env=WORKER_ENVIRONMENT)(load_and_keep).remote(
-        model_path
-    )
+    """Has a process load the processor before the first stream needs it. The process is kept while
+    the reference is held."""
 
+    # Returns nothing: a processor is not worth a copy in the object store.
+    def load() -> None:
+        load_processor(model_path)
 
-def load_and_keep(model_path: str) -> None:
-    load_processor(model_path)
+    return ray.remote(num_cpus=READ_CPUS, runtime_env=WORKER_ENVIRONMENT)(load).remote()
 
 
 @functools.lru_cache(maxsize=2)
 def open_rows(data_path: str) -> ParquetRows:
-    """Kept with the row groups that it has read, since the steps of a stream come back to them. A
-    process serves one Ray job, in which data do not change."""
+    """Returns the open files with the row groups that were read, since the steps of a stream come
+    back to them. A process serves one Ray job, in which data do not change."""
     return ParquetRows(data_path)
 
 
@@ -93,40 +90,38 @@ def prepare_rows(block: pa.Table, settings: PreparerSettings) -> pa.Table:
     examples = rows.read(block["row"].to_pylist())
     if "image_row" in block.column_names:
         others = rows.read(block["image_row"].to_pylist())
-        examples = [
-            replace(e, image=other.image) for e, other in zip(examples, others, strict=True)
-        ]
+        pairs = zip(examples, others, strict=True)
+        examples = [replace(example, image=other.image) for example, other in pairs]
     if settings.blank:
-        examples = [replace(e, image=blank_image(e.image)) for e in examples]
+        examples = [replace(example, image=blank_image(example.image)) for example in examples]
     steps = block["step"].to_pylist() if "step" in block.column_names else [None] * len(examples)
     prepared = [
-        prepare_example(e, processor, settings.render, settings.max_pixels, step)
-        for e, step in zip(examples, steps, strict=True)
+        prepare_example(example, processor, settings.render, settings.max_pixels, step)
+        for example, step in zip(examples, steps, strict=True)
     ]
     # One opaque column: the pieces are ragged arrays, which Arrow would copy and pad.
-    return block.append_column(
-        "prepared", pa.array([pickle.dumps(p) for p in prepared], pa.large_binary())
-    )
+    pickled = pa.array([pickle.dumps(one) for one in prepared], pa.large_binary())
+    return block.append_column("prepared", pickled)
 
 
 def prepared_stream(
-    settings: PreparerSettings, blocks: list[pa.Table], tasks: int | None = None
+    settings: PreparerSettings, blocks: list[pa.Table], tasks: int | None = None, workers: int = 1
 ) -> Dataset:
-    """Streams the rows named in `blocks` (column `row`; `image_row`, where another row's image is
-    to be shown) through preparers, keeping their order. `tasks` read and prepare that many blocks
-    at once; by default as many as the machine has work for, up to half of its cores."""
+    """Streams the rows named in `blocks` (column `row`; `image_row` if another row's image is to be
+    shown) through preparers, keeping their order. `tasks` blocks are read and prepared at once; by
+    default as many as the machine has work for, up to half of its cores for all `workers`."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    most = max(1, int(ray.cluster_resources()["CPU"]) // 2)
+    most = max(1, int(ray.cluster_resources()["CPU"]) // 2 // workers)
     return ray.data.from_arrow(blocks).map_batches(
         prepare_block,
         fn_kwargs={"settings": settings},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=READ_CPUS,
+        # Tasks, not actors, and all in this environment: the next stream finds their processes
+        # with all imported.
         compute=TaskPoolStrategy(size=tasks or most),
-        # Tasks, not actors, and all in this environment: the next stream finds their processes with
-        # all imported.
         runtime_env=WORKER_ENVIRONMENT,
     )
 
@@ -136,36 +131,68 @@ def training_stream(
     order: StepOrder,
     start: int,
     stop: int,
+    tasks: int | None = None,
     rank: int = 0,
     workers: int = 1,
-    tasks: int | None = None,
 ) -> Dataset:
-    """Steps `start` to `stop` - 1 with the columns `step`, `row` and `prepared`. What is prepared
-    and not yet taken is bounded by STREAM_BYTES, however much data there is."""
-    stream = prepared_stream(settings, step_blocks(order, start, stop, rank, workers), tasks)
-    stream.context.execution_options.resource_limits = ExecutionResources(
-        object_store_memory=STREAM_BYTES
-    )
+    """Streams steps `start` to `stop` - 1 with the columns `step`, `row`, `share` and `prepared`.
+
+    The train worker of this rank gets the rows rank, rank + workers, … of each step's list; `share`
+    is how many these are. What is prepared and not yet taken is bounded by STREAM_BYTES for all
+    workers together, however much data there is."""
+    blocks = step_blocks(order, start, stop, rank, workers)
+    stream = prepared_stream(settings, blocks, tasks, workers)
+    limits = ExecutionResources(object_store_memory=STREAM_BYTES // workers)
+    stream.context.execution_options.resource_limits = limits
     return stream
 
 
 def step_blocks(
     order: StepOrder, start: int, stop: int, rank: int = 0, workers: int = 1
 ) -> list[pa.Table]:
-    """What the stream is made from: `step` and `row`, a block a step, or several where there are
-    many."""
+    """Returns what the stream is made from: `step`, `row` and `share`, a block for each step, or
+    for several if there are many."""
     per_block = max(1, -(-(stop - start) // MOST_BLOCKS))
     blocks = []
     for first in range(start, stop, per_block):
-        steps = [
-            (step, order.rows_of(step)[rank::workers])
-            for step in range(first, min(first + per_block, stop))
-        ]
-        rows = np.concatenate([rows for _, rows in steps])
-        blocks.append(
-            pa.table({"step": np.concatenate([np.full(len(r), s) for s, r in steps]), "row": rows})
-        )
+        tables = []
+        for step in range(first, min(first + per_block, stop)):
+            rows = order.rows_of(step)[rank::workers]
+            steps, shares = np.full(len(rows), step), np.full(len(rows), len(rows))
+            tables.append(pa.table({"step": steps, "row": rows, "share": shares}))
+        blocks.append(pa.concat_tables(tables))
     return blocks
+
+
+def step_batches(
+    shard: Any, batch_size: int, first: int
+) -> Iterator[tuple[int, list[PreparedExample]]]:
+    """Yields (number, prompts) of whole steps after the first `first`; numbers count from 1.
+
+    `shard` is this worker's part of a `training_stream`: anything with `iter_batches`. It is read
+    `batch_size` rows at a time, best as many as this worker has of a step; the steps are cut by
+    their own columns. The stream begins where the driver found the run; a worker that was started
+    again skips what was made since.
+
+    Raises UserError if the stream begins later, since a checkpoint was damaged meanwhile.
+    """
+    prompts: list[PreparedExample] = []
+    for batch in shard.iter_batches(
+        batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1
+    ):
+        for row in range(len(batch)):
+            number = batch["step"][row].as_py() + 1
+            if number > first + 1:
+                raise UserError(
+                    f"the data begin with step {number}, but the newest whole checkpoint is of "
+                    f"step {first}; start the same command again"
+                )
+            if number <= first:
+                continue
+            prompts += unpack(batch.slice(row, 1))
+            if len(prompts) == batch["share"][row].as_py():
+                yield number, prompts
+                prompts, first = [], number
 
 
 def ordered_stream(
@@ -174,34 +201,16 @@ def ordered_stream(
     image_rows: np.ndarray | None = None,
     block_rows: int = 32,
 ) -> Dataset:
-    """The given rows in the given order, for evaluation; with the images of `image_rows` where
+    """Streams the given rows in the given order, for evaluation; with the images of `image_rows` if
     these are given."""
     columns = {"row": rows} if image_rows is None else {"row": rows, "image_row": image_rows}
-    whole = pa.table(columns)
-    return prepared_stream(
-        settings, [whole.slice(i, block_rows) for i in range(0, len(rows), block_rows)]
-    )
+    whole, starts = pa.table(columns), range(0, len(rows), block_rows)
+    return prepared_stream(settings, [whole.slice(start, block_rows) for start in starts])
 
 
 def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:
-    """The `prepared` column of a batch."""
-    column = batch["prepared"]
-    values: Iterable[Any] = (
-        (v.as_buffer() for v in column) if isinstance(batch, pa.Table) else column
-    )
-    return [pickle.loads(value) for value in values]
-
-
-def step_batches(shard: Any, first: int) -> Iterator[tuple[int, list[PreparedExample]]]:
-    """temporary"""
-    number, held = None, []
-    for batch in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        for step, one in zip(batch["step"].to_pylist(), unpack(batch), strict=True):
-            if number is not None and step + 1 != number:
-                if number > first:
-                    yield number, held
-                held = []
-            number = step + 1
-            held.append(one)
-    if held and number > first:
-        yield number, held
+    """Returns the examples of a batch's column `prepared`."""
+    column: Iterable[Any] = batch["prepared"]
+    if isinstance(batch, pa.Table):
+        column = (value.as_buffer() for value in column)
+    return [pickle.loads(value) for value in column]

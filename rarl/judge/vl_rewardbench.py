@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rarl.data.columns import open_parquet
+from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Preferences, Share, share_of

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rarl.data.parquet import CARD
+from rarl.data.parquet import CARD, read_card
 from rarl.errors import UserError
+from rarl.files import file_hash
 from rarl.schema import Example
 
 FORMAT = 1
@@ -19,7 +20,7 @@ SKIPPED = "skipped.jsonl"  # beside the card: the records that cannot be used
 
 @dataclass
 class SplitCounts:
-    """Of one split. `images` counts different images."""
+    """Counts of one split. `images` counts different images."""
 
     questions: int = 0
     images: int = 0
@@ -28,30 +29,23 @@ class SplitCounts:
     organs: dict[str, int] = field(default_factory=dict)
     rationales: int = 0
 
-    def __post_init__(self) -> None:
-        self._images: set[str] = set()
-        self._counters: tuple[Counter[str], Counter[str], Counter[str]] = (
-            Counter(),
-            Counter(),
-            Counter(),
-        )
-
-    def count(self, example: Example, split: str) -> Example:
-        """Counts it, and returns it as an example of this split."""
-        self.questions += 1
-        self.rationales += example.rationale is not None
-        self._images.add(example.image_id)
-        for counter, value in zip(
-            self._counters, (example.answer_type, example.modality, example.organ), strict=True
-        ):
-            counter.update([value] if value else [])
-        return replace(example, split=split)
-
-    def finished(self) -> SplitCounts:
-        kinds, modalities, organs = (dict(counter.most_common()) for counter in self._counters)
-        return SplitCounts(
-            self.questions, len(self._images), kinds, modalities, organs, self.rationales
-        )
+    def counted(self, examples: Iterable[Example], split: str) -> Iterator[Example]:
+        """Yields the examples as those of this split. The counts are whole when all are taken."""
+        images: set[str] = set()
+        values: Counter[tuple[str, str]] = Counter()
+        for example in examples:
+            self.questions += 1
+            self.rationales += example.rationale is not None
+            images.add(example.image_id)
+            for name in ("answer_type", "modality", "organ"):
+                values[name, getattr(example, name) or ""] += 1
+            yield replace(example, split=split)
+        self.images = len(images)
+        found = {"answer_type": self.answer_types, "modality": self.modalities}
+        found["organ"] = self.organs
+        for (name, value), count in values.most_common():
+            if value:
+                found[name][value] = count
 
 
 @dataclass(frozen=True)
@@ -76,80 +70,84 @@ class Card:
     files: list[dict[str, Any]]
     format: int = FORMAT
 
+    def write(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        (folder / CARD).write_text(text + "\n", encoding="utf-8")
+
+    def lines(self, out: Path) -> list[str]:
+        """Returns the counts for people, a line each."""
+        kept = self.records - sum(self.left_out.values())
+        lines = [f"{self.records:,} records read"]
+        if self.left_out:
+            lines[0] += f", {kept:,} {', '.join(self.left_out)} kept"
+        lines += [f"{count:,} {note}" for note, count in self.notes.items()]
+        if len(self.languages) > 1:
+            lines.append(f"questions whose language is clear: {listed(self.languages)}")
+        if self.against is not None:
+            removed = f"{self.removed_as_leaks:,} questions were removed"
+            lines.append(f"{removed}: {self.against} has their images too")
+        for name, counts in self.splits.items():
+            types = listed(dict(sorted(counts.answer_types.items())))
+            questions = f"{counts.questions:,} questions ({types})"
+            lines.append(f"{out / name}.parquet: {questions} about {counts.images:,} images")
+        return lines
+
+
+def listed(counts: dict[str, int]) -> str:
+    """Returns "3 closed, 1 open"."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
 
 def hashed_files(folder: Path) -> list[dict[str, Any]]:
-    """Path, bytes and SHA-256 of every Parquet file below the folder."""
+    """Returns path, bytes and SHA-256 of every Parquet file below the folder."""
+    files = [path for path in sorted(folder.rglob("*.parquet")) if path.is_file()]
     return [
-        {
-            "path": str(path.relative_to(folder)),
-            "bytes": path.stat().st_size,
-            "sha256": file_hash(path),
-        }
-        for path in sorted(folder.rglob("*.parquet"))
-        if path.is_file()
+        {"path": str(f.relative_to(folder)), "bytes": f.stat().st_size, "sha256": file_hash(f)}
+        for f in files
     ]
 
 
-def card_files(folder: Path) -> list[Path] | None:
-    """The files that the card in `folder` lists; None where there is no card, or one of another
-    program."""
-    try:
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        return (
-            [folder / str(one["path"]) for one in card["files"]]
-            if card["format"] and card["source"]
-            else None
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def card_splits(folder: Path) -> list[str]:
-    """The splits that the card in `folder` names; none where there is no card, or one of another
-    program."""
-    try:
-        return [
-            str(name) for name in json.loads((folder / CARD).read_text(encoding="utf-8"))["splits"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    """Returns the splits that the card in `folder` names; none if there is no card, or one of
+    another program."""
+    card = read_card(folder)
+    return list(card["splits"]) if card and isinstance(card.get("splits"), dict) else []
 
 
 def changed_files(folder: Path) -> list[Path]:
-    """Those that the card in `folder` names and that are gone, or of another content. Raises
-    UserError."""
-    try:
-        named = json.loads((folder / CARD).read_text(encoding="utf-8"))["files"]
-        files = [(folder / one["path"], str(one["sha256"])) for one in named]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CARD}: not a card of `rarl prepare` ({error}); delete it"
-        ) from None
-    return [path for path, known in files if not path.is_file() or file_hash(path) != known]
+    """Returns the files that the card in `folder` names and that are gone, or of another content.
+    Raises UserError if it is no card of `rarl prepare`."""
+    card = read_card(folder)
+    if card is None:
+        raise UserError(f"{folder / CARD}: not a card of `rarl prepare`; delete it")
+    known = {folder / file["path"]: str(file.get("sha256")) for file in card["files"]}
+    return [path for path, sha in known.items() if not path.is_file() or file_hash(path) != sha]
 
 
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def own_files(out: Path) -> set[Path]:
+    """Returns what `rarl prepare` and `rarl data show` make in `out`, with the folders of shards;
+    nothing if its card is not ours: other programs write a `dataset.json` too."""
+    card = read_card(out)
+    if card is None:
+        return set()
+    files = {out / CARD, out / SKIPPED, sheet_path(out)}
+    for file in (out / one["path"] for one in card["files"]):
+        files |= {file, *file.parents, sheet_path(out / file.relative_to(out).parts[0])}
+    return files
 
 
-def card_text(card: Card, out: Path) -> str:
-    """The card's counts for people, a line each."""
-    kept = card.records - sum(card.left_out.values())
-    lines = [f"{card.records:,} records read"]
-    if card.left_out:
-        lines[0] += f", {kept:,} {', '.join(card.left_out)} kept"
-    lines += [f"{count:,} {note}" for note, count in card.notes.items()]
-    if len(card.languages) > 1:
-        found = ", ".join(f"{count:,} {language}" for language, count in card.languages.items())
-        lines.append(f"questions whose language is clear: {found}")
-    if card.against is not None:
-        lines.append(
-            f"{card.removed_as_leaks:,} questions were removed: {card.against} has their images too"
-        )
-    for name, counts in card.splits.items():
-        parts = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counts.answer_types.items()))
-        lines.append(
-            f"{out / name}.parquet: {counts.questions:,} questions ({parts}) about {counts.images:,} images"
-        )
-    return "\n".join(lines)
+def require_replaceable(out: Path) -> None:
+    """Raises UserError if `out` holds anything but an earlier data set."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; OUT is the folder to be made")
+    ours = own_files(out)
+    foreign = next((path for path in out.rglob("*") if path not in ours), None)
+    if foreign is not None:
+        such = f"such as {foreign.relative_to(out)}; choose another OUT, or empty it"
+        raise UserError(f"{out}: holds files that are no data set of `rarl prepare`, {such}")
+
+
+def sheet_path(data: Path) -> Path:
+    """Returns where the sheet of examples of a prepared folder goes, or of one of its splits."""
+    folder = data if data.is_dir() and data.suffix != ".parquet" else data.parent
+    return folder / f"{data.stem}-examples.png"

@@ -5,13 +5,20 @@ The order is that of the standard (PS3.3, C.11): stored values, modality LUT or 
 first one, or a VOI LUT), inversion for MONOCHROME1. Without a window, the frame's own range,
 padding left out. In enhanced multi-frame files the frame's own values come before those that all
 frames share.
+
+The code is our own: `highdicom` (0.28) refuses eight of the files that come with pydicom and are
+shown here, such as those in big endian.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import os
+import threading
 import warnings
 import zlib
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,10 +26,11 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 
 from rarl.data.images import MAX_ENCODED_PIXELS, BadImage
 
@@ -37,17 +45,15 @@ PER_FRAME = {
 
 
 def is_dicom(data: bytes) -> bool:
-    """By the mark after the preamble, whatever the file is called."""
+    """Returns whether it is DICOM by the mark after the preamble, whatever the file is called."""
     return data[128:132] == b"DICM"
 
 
 def render(data: bytes, frame: int = 0) -> Image.Image:
-    """One frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage, a ValueError,
-    with the reason."""
+    """Returns one frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage, a
+    ValueError, with the reason."""
     try:
-        # about values that bend the standard; they are read all the same
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with QUIET:
             require_size(data)
             return render_dataset(pydicom.dcmread(io.BytesIO(data)), frame)
     except BadImage:
@@ -56,22 +62,57 @@ def render(data: bytes, frame: int = 0) -> Image.Image:
         raise BadImage("is not a DICOM file: the mark DICM is missing") from None
     except Exception as error:  # pydicom and its decoders raise many kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise BadImage(
-            f"cannot be decoded as DICOM ({' '.join(lines[:2]) or type(error).__name__})"
-        ) from None
+        reason = " ".join(lines[:2]) or type(error).__name__
+        raise BadImage(f"cannot be decoded as DICOM ({reason})") from None
 
 
 def has_burned_in_text(data: bytes) -> bool:
-    """True where the file itself says that text is part of the picture (Burned In Annotation).
+    """Returns whether the file itself says that text is part of the picture (Burned In Annotation).
     Raises BadImage."""
+    wanted = ["BurnedInAnnotation"]
     try:
-        require_size(data)
-        dataset = pydicom.dcmread(
-            io.BytesIO(data), stop_before_pixels=True, specific_tags=["BurnedInAnnotation"]
-        )
+        with QUIET:
+            require_size(data)
+            dataset = pydicom.dcmread(
+                io.BytesIO(data), stop_before_pixels=True, specific_tags=wanted
+            )
     except Exception as error:
         raise BadImage(f"cannot be decoded as DICOM ({error})") from None
     return str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+
+
+class Quiet:
+    """While at least one thread is within, nothing reaches the terminal of what pydicom and the
+    native decoders say of files that bend the standard: neither warnings nor log lines, nor what
+    C code prints on stderr. All of this belongs to the process, hence one for all threads."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.undo = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.threads += 1
+            if self.threads > 1:
+                return
+            self.undo.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            logger = logging.getLogger("pydicom")
+            self.undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL + 1)
+            nowhere, stderr = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            self.undo.callback(os.close, stderr)
+            self.undo.callback(os.dup2, stderr, 2)
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.threads -= 1
+            if not self.threads:
+                self.undo.close()
+
+
+QUIET = Quiet()
 
 
 def require_size(data: bytes) -> None:
@@ -93,8 +134,12 @@ def require_size(data: bytes) -> None:
 def render_dataset(dataset: Dataset, frame: int) -> Image.Image:
     require_picture(dataset, frame)
     take_per_frame(dataset, frame)
-    stored = pixel_array(dataset, index=frame)  # YBR comes as RGB
     interpretation = str(dataset.PhotometricInterpretation)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if syntax == JPEGExtended12Bit and dataset.BitsStored > 8 and interpretation in GREY:
+        stored = twelve_bit_jpeg(dataset, frame)
+    else:
+        stored = pixel_array(dataset, index=frame)  # YBR comes as RGB
     if interpretation == "PALETTE COLOR":
         return Image.fromarray(to_eight_bits(apply_color_lut(stored, dataset)))
     if stored.ndim == 3:
@@ -103,20 +148,45 @@ def render_dataset(dataset: Dataset, frame: int) -> Image.Image:
     return Image.fromarray(255 - shown if interpretation == "MONOCHROME1" else shown)
 
 
+def twelve_bit_jpeg(dataset: Dataset, frame: int) -> NDArray[np.uint16]:
+    """Decodes grey JPEG of 12 bits with GDCM; returns (rows, columns). pydicom's own way to GDCM
+    refuses it, and its other decoders do not know it."""
+    import gdcm
+
+    count = int(dataset.get("NumberOfFrames") or 1)
+    fragment, fragments = gdcm.Fragment(), gdcm.SequenceOfFragments.New()
+    fragment.SetByteStringValue(get_frame(dataset.PixelData, frame, number_of_frames=count))
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    grey = gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((dataset.Columns, dataset.Rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(grey)
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
+    buffer = image.GetBuffer()
+    if buffer is None:
+        raise BadImage("cannot be decoded as DICOM (damaged JPEG of 12 bits)")
+    # GDCM gives its bytes as a text.
+    decoded = np.frombuffer(buffer.encode("utf-8", "surrogateescape"), "<u2")
+    return decoded.reshape(dataset.Rows, dataset.Columns)
+
+
 def require_picture(dataset: Dataset, frame: int) -> None:
-    """Raises BadImage where there is no picture, no such frame, or one too large to decode."""
+    """Raises BadImage if there is no picture, no such frame, or one too large to decode."""
     if "PixelData" not in dataset:
-        raise BadImage(
-            f"is a DICOM file without a picture (modality {dataset.get('Modality', 'not given')})"
-        )
+        modality = dataset.get("Modality", "not given")
+        raise BadImage(f"is a DICOM file without a picture (modality {modality})")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if not 0 <= frame < frames:
         raise BadImage(f"has {frames} frames, so there is no frame {frame} (the first is 0)")
     interpretation = str(dataset.get("PhotometricInterpretation", "not given"))
     if interpretation not in (*GREY, *COLOUR) and not interpretation.startswith("YBR_"):
-        raise BadImage(
-            f"has the photometric interpretation {interpretation}, which cannot be shown"
-        )
+        kind = f"the photometric interpretation {interpretation}"
+        raise BadImage(f"has {kind}, which cannot be shown")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if rows * columns > MAX_ENCODED_PIXELS:
         raise BadImage(f"{columns}x{rows} pixels are more than {MAX_ENCODED_PIXELS}")
@@ -135,18 +205,15 @@ def take_per_frame(dataset: Dataset, frame: int) -> None:
 
 
 def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """Modality values → 0 to 255, by the file's first window or VOI LUT, else by the range of what
-    is not padding."""
+    """Maps modality values to 0 to 255, by the file's first window or VOI LUT, else by the range of
+    what is not padding."""
     if dataset.get("VOILUTSequence"):
         return look_up(values, dataset)
     center, width = first(dataset, "WindowCenter"), first(dataset, "WindowWidth")
     if center is None or width is None or width <= 0:
         padding = dataset.get("PixelPaddingValue")
-        seen = (
-            values[stored != padding]
-            if padding is not None and (stored != padding).any()
-            else values
-        )
+        inside = stored != padding if padding is not None else np.ones(stored.shape, bool)
+        seen = values[inside] if inside.any() else values
         return to_range(values, float(seen.min()), float(seen.max()))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID":
@@ -158,22 +225,21 @@ def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDAr
 
 
 def look_up(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """By the first VOI LUT, scaled by the bits of its entries. Where these are 8, pydicom takes 8
+    """Maps by the first VOI LUT, scaled by the bits of its entries. If these are 8, pydicom takes 8
     for places too."""
     lut = dataset.VOILUTSequence[0]
     count, first_mapped, bits = (int(number) for number in lut.LUTDescriptor)
     table = lut.LUTData
     if isinstance(table, bytes):
+        wide = len(table) >= 2 * (count % 65536 or 65536)
         order = "<" if dataset.original_encoding[1] else ">"
-        table = np.frombuffer(
-            table, f"{order}u2" if len(table) >= 2 * (count % 65536 or 65536) else np.uint8
-        )
+        table = np.frombuffer(table, f"{order}u2" if wide else np.uint8)
     places = np.clip(values.astype(np.int64) - first_mapped, 0, len(table) - 1)
     return to_range(np.asarray(table)[places], 0, 2**bits - 1)
 
 
 def first(dataset: Dataset, name: str) -> float | None:
-    """The first value of an element that may have several, or none."""
+    """Returns the first value of an element that may have several, or none."""
     value = dataset.get(name)
     if isinstance(value, pydicom.multival.MultiValue):
         value = value[0] if value else None
@@ -181,7 +247,7 @@ def first(dataset: Dataset, name: str) -> float | None:
 
 
 def to_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Linear from `low` to `high`, clipped."""
+    """Maps linearly from `low` to `high`, clipped."""
     exact = values.astype(np.float64)
     if high <= low:
         return np.where(exact > low, 255, 0).astype(np.uint8)
@@ -193,10 +259,6 @@ def round_to_bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def to_eight_bits(colours: NDArray[Any], bits: int | None = None) -> NDArray[np.uint8]:
-    """Colours of up to 16 bits a channel, by their highest possible value."""
+    """Scales colours of up to 16 bits a channel by their highest possible value."""
     bits = bits or colours.dtype.itemsize * 8
-    return (
-        colours.astype(np.uint8)
-        if bits == 8
-        else round_to_bytes(colours.astype(np.float64) / (2**bits - 1) * 255)
-    )
+    return to_range(colours, 0, 2**bits - 1) if bits != 8 else colours.astype(np.uint8)

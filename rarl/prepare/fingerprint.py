@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,8 +25,8 @@ from scipy.sparse.csgraph import connected_components
 
 HASH_SIDE = 16  # bits per side of the hash
 REDUCED_SIDE = 256  # pixels, at least, of the shorter side; the hash itself looks at 64
-# bits of 256. Over VQA-RAD, copies differ in up to 22, different images in at least 70; see
-# docs/data.md
+# Bits of 256. Over VQA-RAD, copies differ in up to 22, different images in at least 70; see
+# docs/data.md.
 NEAR = 32
 CHUNK = 1 << 20  # pairs compared at once, to bound memory
 
@@ -43,7 +44,7 @@ def content_id(encoded: bytes) -> str:
 
 
 def image_print(encoded: bytes, picture: Image.Image) -> ImagePrint:
-    # faster, and the hash sees no more
+    # Reducing first is faster, and the hash sees no more.
     small = picture.reduce(max(1, min(picture.size) // REDUCED_SIDE)).convert("L")
     bits = imagehash.phash(small, hash_size=HASH_SIDE).hash.ravel()
     return ImagePrint(content_id(encoded), np.packbits(bits).view(np.uint64).copy())
@@ -55,7 +56,8 @@ TOKEN = re.compile(r"\w+|[+<>%=≤≥±]|\.(?=\d)|-(?!\s*[^\W\d])")
 
 
 def text_key(text: str) -> str:
-    """Equal for texts that differ only in case, punctuation, blanks and Unicode form."""
+    """Returns a text that is equal for texts which differ only in case, punctuation, blanks and
+    Unicode form."""
     plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
     return " ".join(TOKEN.findall(plain))
 
@@ -74,44 +76,48 @@ class Side:
         self.rows.append((self.number_of(image), f"{text_key(question)}\n{text_key(answer)}"))
 
     def number_of(self, image: ImagePrint) -> int:
-        """Of an image, which belongs to the side from now on."""
+        """Returns the number of an image, which belongs to the side from now on."""
         number = self.images.setdefault(image.content, len(self.images))
         if number == len(self.looks):
             self.looks.append(image.look)
         return number
 
     def part(self, name: str, rows: Iterable[int]) -> Side:
-        """A side of some of the rows."""
-        contents = list(self.images)
-        side = Side(name)
+        """Returns a side of some of the rows."""
+        contents, side = list(self.images), Side(name)
         for row in rows:
             image, key = self.rows[row]
-            side.rows.append((side.number_of(ImagePrint(contents[image], self.looks[image])), key))
+            print_ = ImagePrint(contents[image], self.looks[image])
+            side.rows.append((side.number_of(print_), key))
         return side
 
+    def stacked(self) -> NDArray[np.uint64]:
+        """Returns the looks of all images, shape (images, 4)."""
+        return np.stack(self.looks) if self.looks else np.zeros((0, 4), np.uint64)
+
     def duplicates(self) -> int:
-        """Rows that repeat another one: the same image, question and answer."""
+        """Returns how many rows repeat another one: the same image, question and answer."""
         return len(self.rows) - len(set(self.rows))
 
     def contradictions(self) -> int:
-        """Questions that are asked about the same image more than once, with different answers."""
-        answers: dict[tuple[int, str], set[str]] = {}
+        """Returns how many questions are asked about the same image more than once, with different
+        answers."""
+        answers = Counter((image, key.split("\n")[0]) for image, key in set(self.rows))
+        return sum(count > 1 for count in answers.values())
+
+    def keys_by_image(self) -> list[set[str]]:
+        """Returns what is asked and answered about each image."""
+        keys: list[set[str]] = [set() for _ in self.looks]
         for image, key in self.rows:
-            question, answer = key.split("\n")
-            answers.setdefault((image, question), set()).add(answer)
-        return sum(len(found) > 1 for found in answers.values())
-
-
-def stacked(looks: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
-    return np.stack(looks) if looks else np.zeros((0, 4), np.uint64)
+            keys[image].add(key)
+        return keys
 
 
 def near_pairs(
     left: NDArray[np.uint64], right: NDArray[np.uint64]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """All i and j with left[i] and right[j] at most NEAR bits apart, a bounded number at a time;
-    inputs (n, 4) and (m, 4). Where many images are alike, the pairs are too many to be held at
-    once.
+    """Yields all i and j with left[i] and right[j] at most NEAR bits apart, a bounded number at a
+    time, since they may be too many to be held at once; inputs (n, 4) and (m, 4).
 
     Every pair is compared: exact, and 100,000 images take about a minute.
     """
@@ -126,8 +132,8 @@ def near_pairs(
 
 
 def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """A group number for every image, shape (n,): images that are near, directly or through others,
-    share it. Numbered by their first images."""
+    """Returns a group number for every image, shape (n,): images that are near, directly or through
+    others, share it. The groups are numbered by their first images."""
     count = len(looks)
     groups = np.arange(count, dtype=np.int64)
     for i, j in near_pairs(looks, looks):
@@ -140,35 +146,30 @@ def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Leak:
-    """What `right` shares with `left`. Images are counted on the right side, as are questions.
-
-    twins: questions with the same or nearly the same image, and the same question and answer.
-    same_text: questions whose question and answer are on the left too, about another image: no leak
-    of an image, but they can be answered without looking.
-    """
+    """What `right` shares with `left`. Images are counted on the right side, as are questions."""
 
     left: str
     right: str
     same_images: list[int]
     near_images: list[int]
-    questions: list[int]
+    questions: list[int]  # about these images
+    # with the same or nearly the same image, and the same question and answer
     twins: list[int]
+    # asked and answered alike about another image: no leak of an image, but they can be answered
+    # without looking
     same_text: list[int]
-
-    def is_clean(self) -> bool:
-        return not self.same_images and not self.near_images
 
 
 def find_leak(left: Side, right: Side) -> Leak:
-    """Exact over all pairs of images."""
-    asked = keys_by_image(left)
+    """Returns what the sides share, exact over all pairs of images."""
+    asked = left.keys_by_image()
     # image on the right → its rows that no image has made twins yet
     waiting: dict[int, list[int]] = {}
     for row, (image, _) in enumerate(right.rows):
         waiting.setdefault(image, []).append(row)
     alike: set[int] = set()
     twins: set[int] = set()
-    for lefts, rights in near_pairs(stacked(left.looks), stacked(right.looks)):
+    for lefts, rights in near_pairs(left.stacked(), right.stacked()):
         alike.update(np.unique(rights).tolist())
         for i, j in zip(lefts.tolist(), rights.tolist(), strict=True):
             found = [row for row in waiting.get(j, ()) if right.rows[row][1] in asked[i]]
@@ -177,6 +178,7 @@ def find_leak(left: Side, right: Side) -> Leak:
                 waiting[j] = [row for row in waiting[j] if row not in twins]
     same = {number for content, number in right.images.items() if content in left.images}
     told = set().union(*asked)
+    keyed = [row for row, (_, key) in enumerate(right.rows) if key in told]
     return Leak(
         left.name,
         right.name,
@@ -184,15 +186,5 @@ def find_leak(left: Side, right: Side) -> Leak:
         near_images=sorted(alike - same),
         questions=[row for row, (image, _) in enumerate(right.rows) if image in alike],
         twins=sorted(twins),
-        same_text=[
-            row for row, (_, key) in enumerate(right.rows) if key in told and row not in twins
-        ],
+        same_text=[row for row in keyed if row not in twins],
     )
-
-
-def keys_by_image(side: Side) -> list[set[str]]:
-    """What is asked and answered about each image."""
-    keys: list[set[str]] = [set() for _ in side.looks]
-    for image, key in side.rows:
-        keys[image].add(key)
-    return keys

@@ -2,9 +2,9 @@
 patient.
 
 JPEG and PNG lose the segments or chunks that hold such things, and whatever follows their end; the
-coded pixels stay byte for byte. Other formats stay as they are where they say nothing, and become
-PNG where they do. A picture that is to be turned (EXIF orientation) is turned and becomes PNG, so
-that it is what viewers show.
+coded pixels stay byte for byte. Other formats stay as they are if they say nothing, and become PNG
+if they do. A picture that is to be turned (EXIF orientation) is turned and becomes PNG, so that it
+is what viewers show.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from rarl.data.images import as_rgb, load_image
+from rarl.data.images import as_rgb, load_image, png_bytes
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # What decoders need of a JPEG's application segments: which colours it holds. All others go, as do
@@ -29,47 +29,32 @@ MARKER_IN_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 # paper.
 KEPT_CHUNKS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs")
 # Of TIFF: how pixels are stored, and the resolution.
-TIFF_TAGS = {
-    254,
-    255,
-    256,
-    257,
-    258,
-    259,
-    262,
-    266,
-    273,
-    277,
-    278,
-    279,
-    280,
-    281,
-    282,
-    283,
-    284,
-    296,
-    297,
-    317,
-    320,
-}
-TIFF_TAGS |= {322, 323, 324, 325, 338, 339, 347, 529, 530, 531, 532}
+TIFF_TAGS = {*range(254, 260), 262, 266, 273, *range(277, 285), 296, 297, 317, 320}
+TIFF_TAGS |= {*range(322, 326), 338, 339, 347, *range(529, 533)}
 SPEAKING = ("exif", "xmp", "XML:com.adobe.xmp", "comment", "photoshop")  # of Pillow's `info`
 DIRECT = ("L", "RGB", "RGBA", "I;16")  # modes that PNG holds as they are
 ORIENTATION = 0x0112
 
 
 def without_metadata(encoded: bytes) -> bytes:
-    """The same picture; the same bytes where there was nothing to take away. Raises BadImage."""
+    """Returns the same picture; the same bytes if there was nothing to take away. Raises
+    BadImage."""
     try:
         kept = kept_bytes(encoded)
-    # Pillow's readers raise many kinds; what cannot be taken apart is encoded again
+    # Pillow's readers raise many kinds; what cannot be taken apart is encoded again.
     except Exception:
         kept = None
-    return as_png(encoded) if kept is None else kept
+    if kept is not None:
+        return kept
+    image = load_image(encoded)
+    upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
+    shown = upright if upright.mode in DIRECT else as_rgb(upright)
+    shown.info.clear()
+    return png_bytes(shown)
 
 
 def kept_bytes(encoded: bytes) -> bytes | None:
-    """What is kept of the file; None where it has to be encoded again."""
+    """Returns what is kept of the file; None if it has to be encoded again."""
     image = Image.open(io.BytesIO(encoded))
     if orientation(image) != 1:
         return None
@@ -81,7 +66,7 @@ def kept_bytes(encoded: bytes) -> bytes | None:
 
 
 def orientation(image: Image.Image) -> int:
-    """1 is upright; so is what cannot be read."""
+    """Returns how the picture is to be turned; 1 is upright, as is what cannot be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # of broken EXIF, which is taken away in any case
@@ -89,8 +74,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def jpeg_parts(encoded: bytes) -> Iterator[bytes]:
-    """What is kept of a JPEG, up to its end. Raises ValueError where its segments cannot be told
-    apart."""
+    """Yields what is kept of a JPEG, up to its end. Raises ValueError if its segments cannot be
+    told apart."""
     yield JPEG
     at = len(JPEG)
     while True:
@@ -108,15 +93,14 @@ def jpeg_parts(encoded: bytes) -> Iterator[bytes]:
         if kind == START_OF_SCAN:
             following = MARKER_IN_SCAN.search(encoded, stop)
             stop = following.start() if following else len(encoded)
-        if kind not in SEGMENTS or (
-            kind in KEPT_SEGMENTS and encoded.startswith(KEPT_SEGMENTS[kind], at + 4)
-        ):
+        needed = kind in KEPT_SEGMENTS and encoded.startswith(KEPT_SEGMENTS[kind], at + 4)
+        if needed or kind not in SEGMENTS:
             yield encoded[at:stop]
         at = stop
 
 
 def png_parts(encoded: bytes) -> Iterator[bytes]:
-    """What is kept of a PNG, up to its end."""
+    """Yields what is kept of a PNG, up to its end."""
     yield PNG
     at = len(PNG)
     while at < len(encoded):
@@ -130,22 +114,11 @@ def png_parts(encoded: bytes) -> Iterator[bytes]:
 
 
 def speaks(image: Any) -> bool:
-    """Whether a file of another format holds more than one picture's pixels, or is of a kind not
-    known here."""
+    """Returns whether a file of another format holds more than one picture's pixels, or is of a
+    kind not known here."""
     if image.format == "BMP":
         return False
     if image.format not in ("TIFF", "GIF", "WEBP"):
         return True
     tags = set(image.tag_v2) - TIFF_TAGS if image.format == "TIFF" else set()
     return bool(tags) or image.n_frames > 1 or any(image.info.get(name) for name in SPEAKING)
-
-
-def as_png(encoded: bytes) -> bytes:
-    """Upright and with nothing but pixels. Raises BadImage."""
-    image = load_image(encoded)
-    upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
-    shown = upright if upright.mode in DIRECT else as_rgb(upright)
-    shown.info.clear()
-    out = io.BytesIO()
-    shown.save(out, format="PNG")
-    return out.getvalue()

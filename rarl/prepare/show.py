@@ -1,125 +1,215 @@
 """`rarl data show`: what is in a prepared data set, for a person: tables, floors, and a picture of
-some examples."""
+some examples.
+
+The floors are what can be scored without looking, which a model must beat. Majority: the most
+frequent training answer of each answer type. Nearest: the answer of the most similar training
+question (cosine of TF-IDF over words and pairs of words). An answer is right if it is equal but for
+case, punctuation and blanks.
+"""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from rarl.data.images import BadImage, decode_image
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
-from rarl.prepare.contact_sheet import draw_contact_sheet, sheet_path
+from rarl.files import replacing
+from rarl.prepare.card import sheet_path
 from rarl.prepare.fingerprint import text_key
-from rarl.prepare.floors import Asked, floors, hold_out
 from rarl.prepare.leaks import named_parts
+from rarl.schema import Example
 
 COMMON_ANSWERS = 8
 BAR = 30  # characters
+WORD = r"\w+"
+ROWS_AT_ONCE = 512  # questions compared with all training questions
+COLUMNS, ROWS = 4, 3  # of the picture
+CELL = (3.2, 3.9)  # inches
+LINE, LINES = 38, 4  # characters of a caption's line, and lines
+
+
+@dataclass(frozen=True)
+class Question:
+    question: str
+    answer: str
+    answer_type: str
+    image_id: str
 
 
 def show_dataset(path: Path) -> Iterator[Table | str]:
-    """Tables and lines to print, the path of the contact sheet last. Raises UserError."""
+    """Yields tables and lines to print, the path of the contact sheet last. Raises UserError."""
     splits = {name: ParquetRows(part) for part, name in named_parts([path])}
     asked = {name: read_questions(rows) for name, rows in splits.items()}
     yield counts_table(splits)
     for name, questions in asked.items():
-        yield histogram(name, questions)
+        yield types_table(name, questions)
         yield answers_table(name, questions)
-    yield from floor_tables(asked)
-    yield shown_sheet(splits, sheet_path(path))
-
-
-def shown_sheet(splits: dict[str, ParquetRows], sheet: Path) -> str:
-    shown = splits.get("train") or next(iter(splits.values()))
+    yield floor_table(asked)
+    shown, sheet = splits.get("train") or next(iter(splits.values())), sheet_path(path)
     try:
         drawn = draw_contact_sheet(shown, sheet)
     except OSError as error:
-        raise UserError(
-            f"{sheet}: cannot be written: {error.strerror or error}; make room for it there"
-        ) from None
-    return f"{drawn} random examples with their questions: {sheet}"
+        reason = f"cannot be written: {error.strerror or error}; make room for it there"
+        raise UserError(f"{sheet}: {reason}") from None
+    yield f"{drawn} random examples with their questions: {sheet}"
 
 
-def read_questions(rows: ParquetRows) -> list[Asked]:
+def read_questions(rows: ParquetRows) -> list[Question]:
     columns = [rows.column(name) for name in ("question", "answer", "answer_type", "image_id")]
-    return [Asked(*values) for values in zip(*columns, strict=True)]
+    return [Question(*values) for values in zip(*columns, strict=True)]
 
 
 class PlainTable(Table):
     """Shows texts as they are: what is in brackets is no markup."""
 
+    def __init__(self, title: str, *columns: str) -> None:
+        super().__init__(
+            title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        )
+        for number, column in enumerate(columns):
+            self.add_column(column, justify="left" if number == 0 else "right")
+
     def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
         super().add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells), **how)
 
 
-def plain_table(title: str, *columns: str) -> Table:
-    table = PlainTable(
-        title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
-
-
 def counts_table(splits: dict[str, ParquetRows]) -> Table:
-    table = plain_table("questions", "split", "questions", "images", "with rationale", "modalities")
+    table = PlainTable("questions", "split", "questions", "images", "with rationale", "modalities")
     for name, rows in splits.items():
-        images, rationales = (
-            len(set(rows.column("image_id"))),
-            sum(bool(r) for r in rows.column("rationale")),
-        )
-        modalities = Counter(m for m in rows.column("modality") if m)
-        listed = ", ".join(f"{m} {n:,}" for m, n in modalities.most_common(4)) or "not given"
+        images = len(set(rows.column("image_id")))
+        rationales = sum(bool(rationale) for rationale in rows.column("rationale"))
+        modalities = Counter(m for m in rows.column("modality") if m).most_common(4)
+        listed = ", ".join(f"{m} {n:,}" for m, n in modalities) or "not given"
         table.add_row(name, f"{len(rows):,}", f"{images:,}", f"{rationales:,}", listed)
     return table
 
 
-def histogram(name: str, asked: list[Asked]) -> Table:
-    table = plain_table(f"{name}: answer types", "type", "questions", "share", "")
-    for kind, count in Counter(one.answer_type for one in asked).most_common():
-        share = count / len(asked)
+def types_table(name: str, questions: list[Question]) -> Table:
+    table = PlainTable(f"{name}: answer types", "type", "questions", "share", "")
+    for kind, count in Counter(one.answer_type for one in questions).most_common():
+        share = count / len(questions)
         table.add_row(kind, f"{count:,}", f"{100 * share:.1f} %", "█" * round(BAR * share))
     table.columns[-1].justify = "left"
     return table
 
 
-def answers_table(name: str, asked: list[Asked]) -> Table:
-    """Case and punctuation do not count."""
-    table = plain_table(
-        f"{name}: most frequent answers", "answer", "type", "questions", "share of type"
-    )
-    totals = Counter(one.answer_type for one in asked)
-    counts = Counter((text_key(one.answer), one.answer_type) for one in asked)
+def answers_table(name: str, questions: list[Question]) -> Table:
+    """Case and punctuation of the answers do not count."""
+    title = f"{name}: most frequent answers"
+    table = PlainTable(title, "answer", "type", "questions", "share of type")
+    totals = Counter(one.answer_type for one in questions)
+    counts = Counter((text_key(one.answer), one.answer_type) for one in questions)
     for (answer, kind), count in counts.most_common(COMMON_ANSWERS):
         table.add_row(answer, kind, f"{count:,}", f"{100 * count / totals[kind]:.1f} %")
     return table
 
 
-def floor_tables(asked: dict[str, list[Asked]]) -> Iterator[Table | str]:
-    """Of the test split by the training split; where one is missing, of a fifth of the images by
-    the rest."""
+def floor_table(asked: dict[str, list[Question]]) -> Table | str:
+    """Returns the floors of the test split by the training split; if one is missing, those of a
+    fifth of the images by the rest."""
     if "train" in asked and "test" in asked:
-        train, test, title = (
-            asked["train"],
-            asked["test"],
-            "floors of test, from train, without looking",
-        )
+        train, test = asked["train"], asked["test"]
+        title = "floors of test, from train, without looking"
     else:
         name = max(asked, key=lambda name: len(asked[name]))
         train, test = hold_out(asked[name])
         title = f"floors of a fifth of {name}'s images, from the rest, without looking"
     if not train or not test:
-        yield "floors need questions about at least two images"
-        return
-    table = plain_table(title, "type", "questions", "majority answer", "nearest training question")
-    for floor in floors(train, test):
-        values = (f"{100 * value:.1f} %" for value in (floor.majority, floor.nearest))
-        table.add_row(floor.answer_type, f"{floor.n:,}", *values)
-    yield table
+        return "floors need questions about at least two images"
+    table = PlainTable(title, "type", "questions", "majority answer", "nearest training question")
+    for kind, count, *shares in floors(train, test):
+        table.add_row(kind, f"{count:,}", *(f"{100 * share:.1f} %" for share in shares))
+    return table
+
+
+def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """Returns the questions about four fifths of the images, and those about the rest."""
+    images = sorted({one.image_id for one in questions})
+    order = np.random.default_rng(seed).permutation(len(images))
+    chosen = {images[i] for i in order[: max(1, len(images) // 5)]}
+    train = [one for one in questions if one.image_id not in chosen]
+    return train, [one for one in questions if one.image_id in chosen]
+
+
+def floors(
+    train: Sequence[Question], test: Sequence[Question]
+) -> Iterator[tuple[str, int, float, float]]:
+    """Yields (answer type, questions, majority, nearest) of the test questions in the order of
+    frequency; the last two are shares in [0, 1]. Both need at least one question."""
+    counts = Counter((one.answer_type, text_key(one.answer)) for one in train).most_common()
+    common = {kind: answer for (kind, answer), _ in reversed(counts)}
+    known, answers = [one.question for one in train], [one.answer for one in train]
+    nearest = nearest_answers(known, answers, [one.question for one in test])
+    for kind, count in Counter(one.answer_type for one in test).most_common():
+        pairs = [
+            (text_key(one.answer), text_key(near))
+            for one, near in zip(test, nearest, strict=True)
+            if one.answer_type == kind
+        ]
+        by_majority = sum(right == common.get(kind) for right, _ in pairs) / count
+        yield kind, count, by_majority, sum(right == near for right, near in pairs) / count
+
+
+def nearest_answers(known: list[str], answers: list[str], questions: list[str]) -> list[str]:
+    """Returns for each question the answer of the known one that is most like it; of equally like
+    ones the first, also if not one of them holds a word."""
+    if not any(re.search(WORD, question) for question in known):
+        return answers[:1] * len(questions)
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True)
+    vectors = vectorizer.fit_transform(known)
+    found = []
+    for start in range(0, len(questions), ROWS_AT_ONCE):
+        likeness = vectorizer.transform(questions[start : start + ROWS_AT_ONCE]) @ vectors.T
+        found += [answers[i] for i in np.asarray(likeness.argmax(axis=1)).ravel()]
+    return found
+
+
+def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
+    """Writes a PNG of random examples, each image with its question and answer below it; returns
+    how many they are. The same seed shows the same examples."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    count = min(COLUMNS * ROWS, len(rows))
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    columns = min(COLUMNS, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(CELL[0] * columns, CELL[1] * lines), layout="constrained")
+    for place, example in enumerate(rows.read(sorted(chosen.tolist())), start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.set_axis_off()
+        try:
+            picture = decode_image(example.image)
+            picture.thumbnail((512, 512))
+            axes.imshow(np.asarray(picture))
+        except BadImage as error:
+            how: dict[str, Any] = {"ha": "center", "va": "center", "wrap": True}
+            axes.text(0.5, 0.5, f"image {error}", transform=axes.transAxes, **how)
+        text = caption(example)
+        axes.set_title(text, fontsize=8, loc="left", y=-0.05, va="top", parse_math=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+    return count
+
+
+def caption(example: Example) -> str:
+    text = textwrap.wrap(example.question, LINE)
+    if example.options:
+        text += textwrap.wrap(" | ".join(example.options), LINE)
+    shown = text[:LINES] + (["…"] if len(text) > LINES else [])
+    answer = textwrap.wrap(f"→ {example.answer} ({example.answer_type})", LINE)[:2]
+    return "\n".join([*shown, *answer])

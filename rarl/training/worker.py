@@ -38,10 +38,13 @@ def train_worker(settings: dict[str, TrainInputs]) -> LoopOutcome:
             learner = Learner.load(inputs)
         learner.require_same_progress(inputs, workers)
         shard = ray.train.get_dataset_shard(f"train-{rank}")
-        batches = step_batches(shard, learner.progress.batches)
+        share = len(range(rank, inputs.config.train.prompts_per_step, size))
+        batches = step_batches(shard, share, learner.progress.batches)
         return LoopOutcome(loop(inputs, learner, batches, workers))
     except UserError as error:
-        return LoopOutcome(0, str(error))
+        # Another worker's error has arrived as its text.
+        short = "CUDA out of memory" in str(error)
+        return LoopOutcome(0, out_of_memory(inputs, error) if short else str(error))
     except torch.cuda.OutOfMemoryError as error:
         return LoopOutcome(0, out_of_memory(inputs, error))
     except OSError as error:

@@ -2,99 +2,150 @@
 `answer`.
 
 `image` is a file's path below the folder (PNG, JPEG, DICOM, …) or, in Parquet, its bytes. Further
-columns are optional: `id`, `options`, `rationale`, `modality`, `organ`, `split`, and `frame` of a
-DICOM file with several.
+columns are optional: `id`, `options`, `split`, `frame` of a DICOM file with several, and the text
+fields of `rarl.schema.Example` such as `rationale`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from functools import partial
+from string import ascii_uppercase
 from typing import Any
 
+from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
-from rarl.prepare.sources.files import Files
-from rarl.prepare.sources.hub_parquet import embedded_image
-from rarl.prepare.sources.options import answer_among, read_options
-from rarl.prepare.sources.record import (
-    SPLITS,
-    Choices,
-    Fault,
-    Item,
-    Record,
-    Row,
-    each,
-    optional_text,
-    text,
-)
-from rarl.prepare.sources.tables import TABLE_PATTERNS, read_table
+from rarl.prepare.files import Files
+from rarl.prepare.record import SPLITS, Choices, Fault, Item, Record, Row, cleaned, each, is_scalar
+from rarl.prepare.sources.short_answer import embedded_image
+from rarl.prepare.tables import TABLE_PATTERNS, half_character, read_table
 
 REQUIRED = ("image", "question", "answer")
-COLUMNS = (*REQUIRED, "id", "options", "rationale", "modality", "organ", "split", "frame")
+COLUMNS = (*REQUIRED, "id", "options", "split", "frame", *MORE_TEXTS)
 WORKBOOKS = ("*.xlsx", "*.xls", "*.ods")
-# what others call it
+# What others call a split.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+SPLIT_NAMES |= {split: split for split in SPLITS}
+LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
 
 
 def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     names = [name for name in files.find(*TABLE_PATTERNS) if "/" not in name]
     workbooks = [name for name in files.find(*WORKBOOKS) if "/" not in name]
     if not names and workbooks:
-        raise UserError(
-            f"{files.entries[workbooks[0]]}: a workbook cannot be read; export it as CSV UTF-8"
-        )
+        advice = "a workbook cannot be read; export it as CSV UTF-8"
+        raise UserError(f"{files.entries[workbooks[0]]}: {advice}")
     if not names:
-        raise UserError(
-            f"{files.named}: holds no table (a CSV, TSV, JSON-lines, JSON or Parquet file) beside images"
-        )
+        tables = "a CSV, TSV, JSON-lines, JSON or Parquet file"
+        raise UserError(f"{files.named}: holds no table ({tables}) beside images")
     if len(names) > 1:
-        raise UserError(
-            f"{files.named}: holds {len(names)} tables ({', '.join(names)}); name the one that is meant"
-        )
+        listed = f"holds {len(names)} tables ({', '.join(names)})"
+        raise UserError(f"{files.named}: {listed}; name the one that is meant")
     rows = read_table(files, names[0], REQUIRED, known=COLUMNS)
-    yield from each(rows, lambda row: folder_record(row, files))
+    yield from each(rows, partial(folder_record, files=files, split=files.split_of(names[0])))
 
 
-def folder_record(row: Row, files: Files) -> Record:
-    value, name = row.values["image"], ""
+def folder_record(row: Row, files: Files, split: str) -> Record:
+    """`split` is what the table's name tells, for rows that name none."""
+    value = row.values["image"]
     if isinstance(value, dict | bytes):
         encoded, name = embedded_image(value)
-        image = lambda: encoded
+        image = partial(bytes, encoded)
     else:
-        name = text(row.values, "image")
+        name = row.text("image")
         image = files.image(name)
     options = read_options(row.values.get("options"))
-    answer, options, mended = answer_among(text(row.values, "answer"), options)
+    answer, options, mended = answer_among(row.text("answer"), options)
+    given = row.optional("split") or split
     return Record(
         where=row.where,
-        id=optional_text(row.values, "id") or f"row-{row.number}",
+        id=row.optional("id") or f"row-{row.number}",
         image=image,
         image_name=name,
-        question=text(row.values, "question"),
+        question=row.text("question"),
         answer=answer,
         options=options,
-        rationale=optional_text(row.values, "rationale"),
-        modality=optional_text(row.values, "modality"),
-        organ=optional_text(row.values, "organ"),
-        split=read_split(row),
+        texts={name: row.optional(name) for name in MORE_TEXTS},
+        split=SPLIT_NAMES.get(given.lower(), given),
         frame=read_frame(row.values.get("frame")),
         mended=mended,
         unused=tuple(column for column in row.values if column and column not in COLUMNS),
     )
 
 
-def read_split(row: Row) -> str:
-    given = optional_text(row.values, "split") or "train"
-    return SPLIT_NAMES.get(given.lower(), given.lower() if given.lower() in SPLITS else given)
-
-
 def read_frame(value: Any) -> int:
-    """From 0. Raises Fault."""
-    if value is None or value != value or value == "":
-        return 0
+    """Returns the number of a DICOM frame, from 0. Raises Fault."""
     try:
-        frame = float(value)
-    except (TypeError, ValueError, OverflowError):
+        frame = float(cleaned(value) or 0)
+    except ValueError:
         frame = -1.0
     if frame < 0 or not frame.is_integer():  # infinity is none either
         raise Fault(f"frame '{value}' is not a number from 0")
     return int(frame)
+
+
+def read_options(value: Any) -> tuple[str, ...] | None:
+    """Returns the options of a list, a list written as JSON, or texts separated by |. Raises
+    Fault."""
+    if value is None or value != value or value == "" or value == []:
+        return None
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value, written = json.loads(value), value
+        except (ValueError, RecursionError):
+            raise Fault(f"options {value!r} look like a JSON list but are none") from None
+        if half_character(value):
+            raise Fault(f"options {written!r} look like a JSON list but are none")
+    elif isinstance(value, str) and "|" in value:
+        value = value.split("|")
+    if isinstance(value, str):
+        raise Fault(f"options '{value}' are one text; give a list, or texts separated by |")
+    if not isinstance(value, list) or not all(is_scalar(option) for option in value):
+        raise Fault(f"options {value!r} are not a list of texts")
+    return tuple(cleaned(option) for option in value)
+
+
+def answer_among(
+    answer: str, options: tuple[str, ...] | None
+) -> tuple[str, tuple[str, ...] | None, tuple[str, ...]]:
+    """Returns (answer, options, notes): both without letters before them, and the answer as its
+    option is written. An answer that fits no option, or several, stays as it is: the checks find
+    that."""
+    if not options:
+        return answer, options, ()
+    plain, notes = options, []
+    found = [LETTERED.fullmatch(option) for option in options]
+    # Only if all options have one, in order: `A. baumannii` alone is a name.
+    if len(options) > 1 and all(one and place_of(one[1]) == i for i, one in enumerate(found)):
+        plain = tuple(one[2] for one in found if one)
+        notes = ["questions had letters before their options, which were taken away"]
+    named, note = as_option(answer, plain)
+    return named, plain, tuple(notes + ([note] if note else []))
+
+
+def as_option(answer: str, options: tuple[str, ...]) -> tuple[str, str | None]:
+    """Returns the option that an answer names, and what was put right in it."""
+    if answer in options:
+        return answer, None
+    alike = [option for option in options if folded(option) == folded(answer)]
+    if len(alike) == 1:
+        return alike[0], "answers differed from their option in case or blanks"
+    letters = dict(zip(ascii_uppercase, options, strict=False))
+    if not alike and answer.upper() in letters:
+        return letters[answer.upper()], "answers were an option's letter and are now its text"
+    lettered = LETTERED.fullmatch(answer)
+    option = letters.get(lettered[1].upper()) if lettered and not alike else None
+    if lettered and option and folded(option) == folded(lettered[2]):  # else they disagree
+        return option, "answers had their option's letter before them, which was taken away"
+    return answer, None
+
+
+def place_of(letter: str) -> int:
+    """Returns 0 for A and a, 1 for B and b, and so on."""
+    return ord(letter.upper()) - ord("A")
+
+
+def folded(text: str) -> str:
+    return " ".join(text.casefold().split())

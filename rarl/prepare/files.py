@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,23 +17,23 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from rarl.data.parquet import read_card
 from rarl.errors import UserError
-from rarl.prepare.building import PARTIAL
-from rarl.prepare.card import card_files
-from rarl.prepare.sources.record import Fault
+from rarl.files import PARTIAL
+from rarl.prepare.record import Fault
 
-# zipfile's ways of saying so: ValueError is a name that is not of its encoding, NotImplementedError
-# a newer version.
+# What zipfile raises for a broken archive: ValueError for a name that is not of its encoding,
+# NotImplementedError for a newer version.
 BROKEN_ARCHIVE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    RuntimeError,
-    ValueError,
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(NotImplementedError, RuntimeError, ValueError),
 )
 MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
+SPLIT_OF_WORD = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,13 @@ class Entry:
 
 
 class Files:
-    """`root` is a folder, or one file in it that is to be read. Raises UserError for an archive
+    """`named` is a folder, or one file in it that is to be read. Raises UserError for an archive
     that cannot be used."""
 
-    def __init__(self, root: Path) -> None:
-        self.named = root
-        self.root = root if root.is_dir() else root.parent
-        self.chosen = None if root.is_dir() else root.name
+    def __init__(self, named: Path) -> None:
+        self.named = named
+        self.root = named if named.is_dir() else named.parent
+        self.chosen = None if named.is_dir() else named.name
         self.entries: dict[str, Entry] = {}
         self.archives: dict[Path, zipfile.ZipFile] = {}
         on_disk = sorted(walk(self.root))
@@ -63,7 +64,6 @@ class Files:
         for path in on_disk:  # after the archives: what was unpacked counts
             self.entries[path.relative_to(self.root).as_posix()] = Entry(path)
         self.by_name: dict[str, list[str]] = {}
-        self.by_folded_name: dict[str, list[str]] = {}  # made when it is wanted first
         for name in self.entries:
             self.by_name.setdefault(PurePosixPath(name).name, []).append(name)
 
@@ -71,79 +71,84 @@ class Files:
         try:
             archive = zipfile.ZipFile(path)
         except (*BROKEN_ARCHIVE, OSError) as error:
-            raise UserError(
-                f"{path}: not a readable zip archive ({error}); fetch it again"
-            ) from None
+            reason = f"not a readable zip archive ({error}); fetch it again"
+            raise UserError(f"{path}: {reason}") from None
         self.archives[path] = archive
         folder = path.parent.relative_to(self.root)
         for info in archive.infolist():
             if info.is_dir() or is_of_macos(info.filename):
                 continue
+            member = f"{path}: member '{info.filename}'"
             if leads_outside(info.filename):
-                raise UserError(
-                    f"{path}: member '{info.filename}' leads outside the archive; do not trust this file"
-                )
+                raise UserError(f"{member} leads outside the archive; do not trust this file")
             if info.flag_bits & 1:
-                raise UserError(
-                    f"{path}: member '{info.filename}' is encrypted; unpack it beside the archive first"
-                )
+                raise UserError(f"{member} is encrypted; unpack it beside the archive first")
             self.entries[(folder / info.filename).as_posix()] = Entry(path, info.filename)
 
     def find(self, *patterns: str) -> list[str]:
-        """Names of the tree whose last part matches one of the patterns, sorted; of these only the
-        chosen file if one is."""
+        """Returns the names of the tree whose last part matches one of the patterns, sorted; of
+        these only the chosen file if one is."""
         names = self.entries if self.chosen is None else [self.chosen]
         return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
 
+    def split_of(self, name: str) -> str:
+        """Returns the split that a file's name tells, else that of the nearest folder whose name
+        tells one, up to the root. Returns the empty text if none does, or if one names two."""
+        for part in reversed((self.root.resolve().name, *PurePosixPath(name).parts)):
+            words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part.rsplit(".", 1)[0])
+            told = {SPLIT_OF_WORD[w] for word in words if (w := word.lower()) in SPLIT_OF_WORD}
+            if told:
+                return told.pop() if len(told) == 1 else ""
+        return ""
+
     def read(self, name: str) -> bytes:
-        """Raises Fault for what is broken or too large."""
+        """Returns a file's content. Raises Fault if it is broken or too large."""
         entry = self.entries[name]
         try:
             if entry.member is None:
-                if entry.path.stat().st_size > MAX_FILE_BYTES:
-                    raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
-                return entry.path.read_bytes()
-            if self.archives[entry.path].getinfo(entry.member).file_size > MAX_FILE_BYTES:
+                size, read = entry.path.stat().st_size, entry.path.read_bytes
+            else:
+                archive = self.archives[entry.path]
+                size = archive.getinfo(entry.member).file_size
+                read = partial(archive.read, entry.member)
+            if size > MAX_FILE_BYTES:
                 raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return self.archives[entry.path].read(entry.member)
+            return read()
+        except Fault:
+            raise
         except (*BROKEN_ARCHIVE, OSError) as error:
             raise Fault(f"{name} cannot be read ({error})") from None
 
     def read_text(self, name: str) -> str:
-        """A text file in UTF-8, with or without its mark. Raises UserError."""
+        """Returns a text file in UTF-8, with or without its mark. Raises UserError."""
         try:
             return self.read(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
-            raise UserError(
-                f"{self.entries[name]}: not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
-            ) from None
+            reason = f"not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
+            raise UserError(f"{self.entries[name]}: {reason}") from None
         except Fault as fault:
             raise UserError(f"{self.entries[name]}: {fault}") from None
 
     def on_disk(self, name: str) -> Path:
-        """Raises UserError for a member of an archive."""
+        """Returns a file's path. Raises UserError for a member of an archive."""
         entry = self.entries[name]
         if entry.member is not None:
             raise UserError(f"{entry}: unpack it beside the archive first")
         return entry.path
 
     def image(self, name: str) -> Callable[[], bytes]:
-        """A function that reads the image of this name: a path from the root, or its last parts.
-        Raises Fault."""
+        """Returns a function that reads the image of this name: a path from the root, or its last
+        parts. Raises Fault if there is none, or more than one."""
         name = self.below_root(name.strip().replace("\\", "/"))
         if leads_outside(name):
             raise Fault(f"image '{name}' leads outside the source folder")
         name = PurePosixPath(name).as_posix()
         if name in self.entries:
             return partial(self.read, name)
-        found = [
-            n
-            for n in self.by_name.get(PurePosixPath(name).name, [])
-            if f"/{n}".endswith(f"/{name}")
-        ]
-        loose = [n for n in found if self.entries[n].member is None]
-        found = loose or found
+        alike = self.by_name.get(PurePosixPath(name).name, [])
+        found = [one for one in alike if f"/{one}".endswith(f"/{name}")]
+        found = [one for one in found if self.entries[one].member is None] or found
         if not found:
             raise Fault(f"image '{name}' is nowhere below the source folder{self.advice(name)}")
         if len(found) > 1:
@@ -151,22 +156,21 @@ class Files:
         return partial(self.read, found[0])
 
     def below_root(self, name: str) -> str:
-        """An absolute path below the root as one from the root; everything else as it is."""
+        """Returns an absolute path below the root as one from the root; others as they are."""
         for root in (self.root.absolute(), self.root.resolve()):
             if PurePosixPath(name).is_relative_to(root):
                 return PurePosixPath(name).relative_to(root).as_posix()
         return name
 
     def advice(self, name: str) -> str:
-        """A file whose name differs only in case, the one in the same folder first."""
-        if not self.by_folded_name:
+        """Names a file whose name differs only in case, the one in the same folder first."""
+        if not hasattr(self, "by_folded_name"):
+            self.by_folded_name: dict[str, list[str]] = {}
             for known, names in self.by_name.items():
                 self.by_folded_name.setdefault(known.casefold(), []).extend(names)
         alike = self.by_folded_name.get(PurePosixPath(name).name.casefold(), [])
-        alike = sorted(
-            alike, key=lambda one: not f"/{one}".casefold().endswith(f"/{name}".casefold())
-        )
-        return f"; did you mean '{alike[0]}'?" if alike else ""
+        same_folder = [n for n in alike if f"/{n}".casefold().endswith(f"/{name}".casefold())]
+        return f"; did you mean '{(same_folder or alike)[0]}'?" if alike else ""
 
     def close(self) -> None:
         for archive in self.archives.values():
@@ -174,8 +178,8 @@ class Files:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Every file below `root` that belongs to the data set, through linked folders too, each folder
-    once."""
+    """Yields every file below `root` that belongs to the data set, through linked folders too, each
+    folder once."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -189,12 +193,12 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Made by `rarl prepare`, or left by one that was killed."""
-    return PARTIAL in folder.name or card_files(folder) is not None
+    """Returns whether `rarl prepare` made the folder, or left it when it was killed."""
+    return PARTIAL in folder.name or read_card(folder) is not None
 
 
 def is_of_macos(name: str) -> bool:
-    """Finder's own data beside the files of an archive or a foreign disk."""
+    """Returns whether it is Finder's own data beside the files of an archive or a foreign disk."""
     path = PurePosixPath(name)
     return "__MACOSX" in path.parts or path.name.startswith("._")
 
