@@ -35,8 +35,7 @@ from rarl.grpo.update import (
 from rarl.rewards.total import ScoredReply
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Rollout, Score
-from rarl.training.checkpoint import publish_final_adapter
-from rarl.training.failures import saving_failures
+from rarl.training.checkpoint import publish_final_adapter, saving_failures
 from rarl.training.inputs import LoopInputs
 from rarl.training.learner import keep_progress, self_check, start_learner
 from rarl.training.log import MetricsLog, Stopwatch

@@ -18,8 +18,7 @@ from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite, ScoredGroup, update_policy
 from rarl.rollout.sampler import banned_token_ids
 from rarl.system.device import resolve_device, resolve_dtype
-from rarl.training.checkpoint_folder import find_checkpoint
-from rarl.training.failures import read_failure
+from rarl.training.checkpoint import find_checkpoint, read_failure
 from rarl.training.run_dir import RunDir
 from rarl.training.settings import update_settings
 from rarl.training.sft import imitate

@@ -24,8 +24,7 @@ from rarl.grpo.update import clip_gradient
 from rarl.grpo.vision import VisionCache
 from rarl.grpo.workers import ALONE, Workers
 from rarl.replies.tags import target_text
-from rarl.training.checkpoint import publish_final_adapter
-from rarl.training.failures import saving_failures
+from rarl.training.checkpoint import publish_final_adapter, saving_failures
 from rarl.training.inputs import LoopInputs
 from rarl.training.learner import keep_progress, self_check, start_learner
 from rarl.training.log import MetricsLog, Stopwatch
