@@ -24,7 +24,7 @@ from measure import matmul_gflops, peak_memory_mb, seconds, write_rows
 from rich.console import Console
 from rich.table import Table
 
-from rarl.planning.flops import update_flops
+from rarl.planning.sizes import update_flops
 
 SYSTEMS = ("shared prefix", "TRL tuned", "plain pass")
 

@@ -20,7 +20,7 @@ from rarl.errors import UserError
 from rarl.files import write_text
 from rarl.judge.client import check_judge, open_judge
 from rarl.judge.judge import Judge
-from rarl.planning.gpu_memory import require_memory
+from rarl.planning.memory import require_memory
 from rarl.prompts import PromptPlan, training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
