@@ -12,8 +12,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from rarl.grpo.group import Group
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
-from rarl.planning.flops import PATCH_VALUES, GroupShape
-from rarl.planning.shapes import QWEN2_VL_2B
+from rarl.planning.sizes import PATCH_VALUES, QWEN2_VL_2B, GroupShape
 from rarl.tiny.dataset import base_model
 
 RANK = 8

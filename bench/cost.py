@@ -6,14 +6,27 @@ python bench/cost.py
 
 from __future__ import annotations
 
+from typing import Any
+
 from cases import Case, model_config
 from rich.console import Console
 from rich.table import Table
 
-from rarl.planning.flops import plain_flops, update_flops
+from rarl.planning.sizes import GroupShape, head_flops, per_row, tower_flops, update_flops
 
 SHAPES = [(400, 200), (800, 200), (1200, 128), (400, 1000), (400, 4000), (60, 40)]
 SIDES = {60: 8, 400: 36, 800: 52, 1200: 64}  # patches a side: most of the prompt is image
+
+
+def plain_flops(shape: GroupShape, config: Any) -> float:
+    """Returns the operations of an update with every completion as a sequence of its own, and the
+    vision tower once for each."""
+    text = config.text_config
+    length = shape.prompt + shape.completion
+    attention = 12 * text.hidden_size * text.num_hidden_layers * length * (length + 1) / 2
+    products = length * text.num_hidden_layers * per_row(text)
+    sequence = products + attention + tower_flops(shape.patches, config)
+    return shape.group * sequence + head_flops(shape, text)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The constants of `rarl plan`'s cost model on this CPU, for rarl/planning/cost.py.
+"""The constants of `rarl plan`'s cost model on this CPU, for rarl/planning/seconds.py.
 
     python bench/speed.py
 
@@ -40,7 +40,7 @@ def generation(report: Callable[[str], None]) -> None:
 
     from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
-    from rarl.planning.cost import decode_steps
+    from rarl.planning.seconds import decode_steps
     from rarl.prompts import plain_prompt
     from rarl.rollout import sampler
     from rarl.tiny.dataset import base_model, draw_examples
@@ -92,7 +92,7 @@ def update(report: Callable[[str], None]) -> None:
     from rarl.grpo.policy import adapter_parameters
     from rarl.grpo.shared_prefix import SharedPrefixForward
     from rarl.grpo.update import ScoredGroup, UpdateSettings, update_policy
-    from rarl.planning.flops import update_flops
+    from rarl.planning.sizes import update_flops
 
     torch.set_num_threads(os.cpu_count() or 1)
     policy = make_policy("tiny", "cpu")

@@ -24,7 +24,7 @@ from measure import matmul_gflops, peak_memory_mb, seconds, write_rows
 from rich.console import Console
 from rich.table import Table
 
-from rarl.planning.flops import update_flops
+from rarl.planning.sizes import update_flops
 
 SYSTEMS = ("shared prefix", "TRL tuned", "plain pass")
 
@@ -33,11 +33,12 @@ def rarl_update(
     policy: Any, group: Any, advantages: torch.Tensor, shared: bool
 ) -> Callable[[], None]:
     """RARL's loss and backward with one of its forward passes."""
+    from rarl.grpo.vision import VisionCache, use_patch_projection
+
     from rarl.distribution import SamplingDistribution
     from rarl.grpo.forward import plain_forward
     from rarl.grpo.loss import LossInputs, LossSettings, StepTotals, compute_loss
     from rarl.grpo.shared_prefix import SharedPrefixForward
-    from rarl.grpo.vision import VisionCache, use_patch_projection
 
     model = policy.get_base_model()
     if isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d):  # as `load_policy` does

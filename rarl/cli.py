@@ -225,13 +225,12 @@ def plan(
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither
     GPU nor model."""
-    from rarl.planning.cards import DEFAULT_CARD, find_card
+    from rarl.planning.memory import DEFAULT_CARD, find_card
 
     loaded = load_config(config, overrides)
     find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
     from rarl.display import Display
-    from rarl.planning.plan import make_plan
-    from rarl.planning.tables import lines, memory_table
+    from rarl.planning.plan import lines, make_plan, memory_table
 
     planned = make_plan(loaded, gpu, gpu_gib)
     display = Display()

@@ -14,27 +14,31 @@ import numpy as np
 import pytest
 from plan import beside, predict
 from safetensors import safe_open
+from scaling import SLOWNESS, Network, equal_step, scale
 from typer.testing import CliRunner
 
 from rarl.cli import app
 from rarl.config import Config, load_config
 from rarl.errors import UserError
-from rarl.planning.cards import CARDS, find_card
-from rarl.planning.cost import (
+from rarl.planning.memory import (
+    CACHE,
+    CARDS,
+    ProcessMemory,
+    find_card,
+    judge_is_here,
+    plan_memory,
+)
+from rarl.planning.plan import make_plan
+from rarl.planning.seconds import (
     CPU,
-    Judge,
-    Layout,
-    Network,
+    completion_lengths,
     decode_steps,
     gpu_speeds,
-    reply_lengths,
+    sampler_seconds,
     step_seconds,
+    worker_seconds,
 )
-from rarl.planning.cpu_memory import ProcessMemory
-from rarl.planning.gpu_memory import CACHE, judge_is_here, plan_memory
-from rarl.planning.plan import make_plan
-from rarl.planning.scaling import scale
-from rarl.planning.shapes import ModelSize, Work, model_shapes, model_size, step_work
+from rarl.planning.sizes import ModelSize, Work, model_shapes, model_size, step_work
 from tests.conftest import FinishedRun
 from tests.runs import FINISHED, REPOSITORY, assert_one_line_error, environment, rarl
 
@@ -190,43 +194,60 @@ def test_decoding_steps_are_those_of_the_longest_chain() -> None:
 
 def test_lengths_have_the_assumed_mean(work: Work) -> None:
     many = replace(work, prompts=2000)
-    lengths = reply_lengths(many, np.random.default_rng(0))
+    lengths = completion_lengths(many, np.random.default_rng(0))
     assert lengths.shape == (2000, work.group)
     assert lengths.mean() == pytest.approx(work.completion, rel=0.03)
     assert lengths.max() <= work.longest
 
 
 def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: Work) -> None:
-    speeds, network = gpu_speeds(CARDS["a100-40g"]), Network(bandwidth=1e9, latency=0.0)
+    speeds = gpu_speeds(CARDS["a100-40g"])
     lengths = np.full((work.prompts, work.group), 100)
 
-    def seconds(layout: Layout, kind: Work = work, judge: Judge | None = None) -> Any:
-        return step_seconds(qwen, size, kind, lengths, speeds, layout, 2, network, judge)
+    def seconds(kind: Work = work, **given: Any) -> Any:
+        return step_seconds(qwen, size, kind, lengths, speeds, **given)
 
-    one = seconds(Layout())
-    assert one.communication == 0
+    one = seconds()
     assert one.total == pytest.approx(one.rollout + one.reward + one.update + one.publish + 0.01)
-    four = seconds(Layout(workers=4, samplers=4))
-    ring = 2 * 3 / 4 * 4 * size.adapter / 1e9
-    tree = 2 * 4 * size.adapter / 1e9
-    image = 4 * work.image * 1176 * 4  # 4 patches of 3 x 2 x 14 x 14 values for each of its tokens
-    dealt = work.prompts * 3 / 4 * image / 1e9
-    assert four.communication == pytest.approx(ring + tree + dealt)
-    assert four.reward == one.reward, "one worker scores for all"
-    assert four.update - ring - dealt == pytest.approx(one.update / 4)
+    four = seconds(workers=4, samplers=4)
+    assert four.reward == pytest.approx(one.reward / 4), "each worker scores what it sampled"
+    assert four.update == pytest.approx(one.update / 4)
     assert one.rollout / 4 < four.rollout < one.rollout  # the weights are read as often
-    assert seconds(Layout(workers=16, samplers=16)).update == pytest.approx(
-        seconds(Layout(workers=16, samplers=64)).update
+    assert seconds(workers=16, samplers=16).update == pytest.approx(
+        seconds(workers=16, samplers=64).update
     )
-    assert seconds(Layout(), replace(work, epochs=2)).update == pytest.approx(2 * one.update)
-    assert seconds(Layout(), replace(work, reference=True)).update > one.update
-    assert seconds(Layout(), judge=Judge(concurrency=1000)).reward == pytest.approx(
-        one.reward + speeds.verdict
-    )
-    slow = seconds(Layout(), judge=Judge(concurrency=1)).reward
+    assert seconds(replace(work, epochs=2)).update == pytest.approx(2 * one.update)
+    assert seconds(replace(work, reference=True)).update > one.update
+    assert seconds(judged_at_once=1000).reward == pytest.approx(one.reward + speeds.verdict)
+    slow = seconds(judged_at_once=1).reward
     assert slow == pytest.approx(
         one.reward + lengths.size * speeds.verdict - one.rollout + speeds.verdict
     )
+
+
+def test_equal_workers_wait_for_the_slowest_twice(qwen: Any, size: ModelSize, work: Work) -> None:
+    speeds, network = gpu_speeds(CARDS["a100-40g"]), Network(bandwidth=1e9, latency=0.0)
+    lengths = np.full((work.prompts, work.group), 100)
+
+    def seconds(slowness: np.ndarray, kind: Work = work) -> Any:
+        return equal_step(qwen, size, kind, lengths, slowness, speeds, network)
+
+    sampled = sampler_seconds(qwen, size, work, lengths[:4], speeds, 2)
+    updated = worker_seconds(qwen, work, lengths[:4], speeds)
+    alone, even = seconds(np.ones((2, 1))), seconds(np.ones((2, 4)))
+    assert alone.network == alone.waiting == 0
+    assert (even.rollout, even.update) == pytest.approx((sampled, updated))
+    assert even.waiting == pytest.approx(0)
+    assert even.reward == pytest.approx(alone.reward / 4)
+    assert (even.publish, even.save) == (alone.publish, alone.save)
+    sums = 2 * 3 / 4 * (4 * size.adapter + 64) / 1e9
+    assert even.network == pytest.approx(sums)
+    assert seconds(np.ones((2, 4)), replace(work, epochs=2)).network == pytest.approx(2 * sums)
+    parts = even.rollout + even.reward + even.update + even.network + even.publish + even.save
+    assert even.total == pytest.approx(parts + 0.01)
+    # Rank 0 samples twice as slowly and rank 1 updates twice as slowly: the step waits for both.
+    uneven = seconds(np.array([[2.0, 1, 1, 1], [1, 2, 1, 1]]))
+    assert uneven.total == pytest.approx(even.total + sampled + updated)
 
 
 def test_a_growing_batch_scales_and_a_shared_one_ends(
@@ -237,16 +258,15 @@ def test_a_growing_batch_scales_and_a_shared_one_ends(
     assert [row.prompts for row in growing] == [16, 32, 256, 1024]
     steps = [row.step.total for row in growing]
     assert steps == sorted(steps)
-    assert all(0.5 < row.efficiency <= 1 for row in growing)
+    assert all(0.85 < row.efficiency <= 1 for row in growing)
+    assert growing == scale(qwen, size, work, speeds, Network(), gpus, grow=True)  # seeded
     shared = scale(qwen, size, work, speeds, Network(), gpus, grow=False)
     assert [row.prompts for row in shared] == [16] * 4
     assert shared[1].speedup < 2
     assert shared[3].speedup <= shared[2].speedup  # 16 prompts occupy 16 GPUs
-    lengths = [
-        math.ceil(reply_lengths(work, np.random.default_rng(seed)).max() * speeds.decode_step)
-        for seed in (0,)
-    ]
-    assert shared[3].step.rollout > lengths[0] - 1  # the longest reply is waited for
+    longest = completion_lengths(work, np.random.default_rng(0)).max() * speeds.decode_step
+    sampling = shared[3].step.rollout + shared[3].step.waiting
+    assert sampling > math.exp(-3 * SLOWNESS) * longest - 1  # the longest reply is waited for
 
 
 def test_the_measured_constants_are_finite() -> None:

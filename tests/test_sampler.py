@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from rarl.grpo.vision import VisionCache
 
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
@@ -16,7 +17,6 @@ from rarl.errors import UserError
 from rarl.grpo.group import Group
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.grpo.vision import VisionCache
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply

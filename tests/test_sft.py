@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rarl.training.rationales import require_rationales
+from rarl.training.state import Learner, Progress
 from safetensors.torch import load_file
 
 from rarl.commands.resolve import resolve_adapter
@@ -27,9 +29,7 @@ from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.log import read_metrics
-from rarl.training.rationales import require_rationales
 from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
-from rarl.training.state import Learner, Progress
 from tests.runs import SHORT, assert_one_line_error, rarl
 
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from rarl.config import PromptsConfig
-from rarl.data.prepared import prepare_example
 from rarl.data.check import find_fault
+from rarl.data.prepared import prepare_example
 from rarl.prompts import PromptPlan, evaluation_prompts, read_families, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply

@@ -14,7 +14,7 @@ from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.files import write_text
 from rarl.judge.client import check_judge
-from rarl.planning.gpu_memory import require_memory
+from rarl.planning.memory import require_memory
 from rarl.prepare.card import card_splits
 from rarl.prompts import PromptPlan, training_prompts
 from rarl.rewards.registry import find_rewards

@@ -25,7 +25,7 @@ from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
-from rarl.training.checkpoint_folder import find_checkpoint
+from rarl.training.checkpoint import find_checkpoint
 from rarl.training.inputs import TrainInputs
 from rarl.training.log import missing_trackers, read_metrics, tracker_problems
 

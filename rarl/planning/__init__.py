@@ -1,2 +1,1 @@
-"""What a configuration needs before it runs: memory part by part, seconds of a step, and how both
-grow."""
+"""What a configuration needs before it runs: memory part by part, and seconds of a step."""

@@ -1,4 +1,5 @@
-"""The plan of a configuration: memory, seconds, and the shares to set."""
+"""The plan of a configuration, and as tables and lines for people: memory, seconds, and the shares
+to set."""
 
 from __future__ import annotations
 
@@ -6,23 +7,21 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
+from rich.table import Table
 
 from rarl.commands.resolve import resolve_model
 from rarl.config import Config
-from rarl.planning.cards import DEFAULT_CARD, Card, find_card
-from rarl.planning.cost import (
-    CPU,
-    Judge,
-    Layout,
-    Network,
-    StepSeconds,
-    gpu_speeds,
-    reply_lengths,
-    step_seconds,
+from rarl.planning.memory import (
+    DEFAULT_CARD,
+    Card,
+    MemoryPlan,
+    ProcessMemory,
+    find_card,
+    plan_memory,
+    plan_processes,
 )
-from rarl.planning.cpu_memory import ProcessMemory, plan_processes
-from rarl.planning.gpu_memory import MemoryPlan, plan_memory
-from rarl.planning.shapes import Work, model_shapes, model_size, step_work
+from rarl.planning.seconds import CPU, StepSeconds, completion_lengths, gpu_speeds, step_seconds
+from rarl.planning.sizes import Work, model_shapes, model_size, step_work
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,92 @@ def has_gpu() -> bool:
 
 
 def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = None) -> Plan:
-    """For the named card where one is named or the configuration wants a GPU, for this machine's
-    CPU otherwise.
-
-    Needs neither the GPU nor, for the models that the recipes name, the model. Raises UserError.
-    """
+    """Plans for the named card where one is named or the configuration wants a GPU, for this
+    machine's CPU otherwise. Needs neither the GPU nor, for the models that the recipes name, the
+    model. Raises UserError."""
     path = config.model.path if "/" in config.model.path else resolve_model(config.model.path)
-    model = model_shapes(path)
+    model, work = model_shapes(path), step_work(config, path)
     size = model_size(model, config.model.lora.rank)
-    work = step_work(config, path)
-    lengths = reply_lengths(work, np.random.default_rng(0))
-    judge = None
-    if "judge" in config.rewards and config.judge.backend != "rules":
-        judge = Judge(config.judge.concurrency)
+    lengths = completion_lengths(work, np.random.default_rng(0))
+    judged = "judge" in config.rewards and config.judge.backend != "rules"
+    at_once = config.judge.concurrency if judged else None
     workers, samplers = config.train.num_workers, config.rollout.num_actors
     if gpu or gpu_gib or config.device == "cuda" or (config.device == "auto" and has_gpu()):
         card = find_card(gpu or DEFAULT_CARD, gpu_gib)
-        layout = Layout(workers, samplers)
-        step = step_seconds(
-            model, size, work, lengths, gpu_speeds(card), layout, 2, Network(), judge
-        )
-        return Plan(
-            config, work, step, card=card, memory=plan_memory(config, model, card.memory, work)
-        )
-    layout = Layout(workers, samplers, crowding=samplers / (os.cpu_count() or 1))
-    value_bytes = 2 if config.model.dtype == "bfloat16" else 4
-    step = step_seconds(model, size, work, lengths, CPU, layout, value_bytes, Network(), judge)
-    return Plan(config, work, step, processes=plan_processes(config, model, path, value_bytes))
+        speeds, value_bytes, crowding = gpu_speeds(card), 2, 1.0
+        memory, processes = plan_memory(config, model, card.memory, work), None
+    else:
+        card, memory, speeds = None, None, CPU
+        value_bytes = 2 if config.model.dtype == "bfloat16" else 4
+        crowding = samplers / (os.cpu_count() or 1)
+        processes = plan_processes(config, model, work, value_bytes)
+    step = step_seconds(
+        model, size, work, lengths, speeds, workers, samplers, value_bytes, crowding, at_once
+    )
+    return Plan(config, work, step, card, memory, processes)
+
+
+def memory_table(plan: Plan) -> Table:
+    """Returns the parts of each process, in GiB of the card or in MiB of this machine."""
+    memory = plan.memory
+    if memory is not None and plan.card is not None:
+        unit, first, digits = "GiB", "part", 1
+        title = f"estimated GPU memory in GiB, {plan.card.name} with {memory.card:.1f}"
+        trainer, sampler = sum(memory.trainer.values()), sum(memory.sampler.values())
+        rows = [
+            ("trainer", f"{trainer:.1f} of {memory.trainer_limit:.1f}", memory.trainer),
+            ("sampler (vLLM)", f"{sampler:.1f} of {memory.sampler_share:.1f}", memory.sampler),
+        ]
+        if memory.judge:
+            text = f"{memory.judge:.1f} of {memory.judge:.1f}"
+            rows.append(("judge, where it shares the card", text, {}))
+    else:
+        assert plan.processes is not None, "a plan is for a GPU or for processes on CPU"
+        unit, first, digits = "MiB", "process", 1
+        title, rows = "estimated memory of all processes in MiB, on CPU", []
+        for name, process in plan.processes.items():
+            count = f" x {process.count}" if process.count > 1 else ""
+            parts = {"libraries": process.libraries} if process.added else {}
+            rows.append((name + count, f"{process.total:.0f}", parts | process.added))
+        total = sum(process.total for process in plan.processes.values())
+        rows.append(("all", f"{total:.0f}", {}))
+    table = Table(title=title)
+    table.add_column(first)
+    table.add_column(unit, justify="right")
+    for name, text, parts in rows:
+        table.add_row(name, text, style="bold")
+        for part, size in parts.items():
+            table.add_row(f"  {part}", f"{size:.{digits}f}")
+    return table
+
+
+def lines(plan: Plan) -> list[str]:
+    """Returns what to set, and the seconds."""
+    found = []
+    if plan.memory is not None:
+        shares = plan.memory.shares()
+        advice = "nothing fits this card: take a larger one, or a smaller model"
+        if shares is not None:
+            advice = (
+                f"best use: rollout.gpu_memory_share={shares[0]:.2f} "
+                f"train.micro_batch_tokens={shares[1]}"
+            )
+        found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
+    step, work, steps = plan.step, plan.work, plan.config.train.steps
+    measured = "by constants measured on a CPU" if plan.card is None else "not measured"
+    comma = "" if plan.card is None else ","
+    return [
+        *found,
+        f"step (estimate{comma} {measured}): {step.total:.2g} s = rollout {step.rollout:.2g} + "
+        f"reward {step.reward:.2g} + update {step.update:.2g} + publish {step.publish:.2g} and "
+        "Ray's own",
+        f"run: {steps} steps in {duration(steps * step.total)}, without starting and measuring; "
+        f"assumed: prompts of {work.prompt} tokens ({work.image} of the image), replies of "
+        f"{work.completion} on average",
+    ]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rarl.replies.grading import attribute_recall
 from rarl.replies.findings import (
     Claim,
     conflict,
@@ -17,7 +16,7 @@ from rarl.replies.findings import (
     split_claims,
     split_clauses,
 )
-from rarl.replies.grading import is_yes_no
+from rarl.replies.grading import attribute_recall, is_yes_no
 from rarl.replies.tags import parse_reply
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.words import length_in_words

@@ -3,7 +3,9 @@ they are used.
 
 `checkpoints/step_000012/` holds the adapter, the optimizer's state, the progress, and the SHA-256
 of each file. Data order and sampling seeds follow from the progress alone. The last few are kept,
-and the best.
+and the best. Beside them, a batch that gave no number is kept for `rarl replay FILE`.
+
+The driver imports this module too, so that PyTorch is imported inside.
 """
 
 from __future__ import annotations
@@ -11,68 +13,73 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import PeftModel
-
-from rarl.grpo.policy import load_adapter, save_adapter
-from rarl.training.checkpoint_folder import (
-    HASHES,
-    files_of,
-    find_checkpoint,
-    flush,
-    flush_folder,
-    prune,
-    read_progress,
-    sha256,
-)
+from rarl.files import file_hash, replacing_folder
 from rarl.training.inputs import Progress
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch.optim import Optimizer
+
     from rarl.training.learner import Learner
+
+HASHES = "sha256.json"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that is whole, and what is wrong with newer ones."""
+
+    path: Path | None
+    damaged: list[str]
 
 
 def save_checkpoint(
     folder: Path, learner: Learner, progress: Progress, score: float | None, keep: int
 ) -> Path:
     """Writes the state after a finished step, then deletes all but the last `keep` and the best.
-    `score` is what the best is chosen by, higher being better."""
+    `score` is what the best is chosen by, higher being better. Returns the checkpoint's folder."""
+    import torch
+
+    from rarl.grpo.policy import save_adapter
+
     final = folder / f"step_{progress.step:06d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_adapter(learner.policy, partial / "adapter")
-    state = {
-        "optimizer": learner.optimizer.state_dict(),
-        "scheduler": learner.scheduler.state_dict(),
-    }
-    (partial / "optimizer.pt").write_bytes(serialized(state))
-    (partial / "state.json").write_text(json.dumps(asdict(progress) | {"score": score}))
-    (partial / HASHES).write_text(
-        json.dumps({name: sha256(partial / name) for name in files_of(partial)}, indent=1)
-    )
-    flush(partial)
-    shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-    partial.rename(final)
-    flush_folder(folder)
+    # Not written by torch itself, which calls every failure of the disk a RuntimeError.
+    state = io.BytesIO()
+    learned = {"optimizer": learner.optimizer, "scheduler": learner.scheduler}
+    torch.save({name: one.state_dict() for name, one in learned.items()}, state)
+    # It takes the place of a damaged one of the same step.
+    with replacing_folder(final) as partial:
+        save_adapter(learner.policy, partial / "adapter")
+        (partial / "optimizer.pt").write_bytes(state.getvalue())
+        (partial / "state.json").write_text(json.dumps(asdict(progress) | {"score": score}))
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        hashes = {str(path.relative_to(partial)): file_hash(path) for path in files}
+        (partial / HASHES).write_text(json.dumps(hashes, indent=1))
     prune(folder, final, keep)
     return final
 
 
-def serialized(state: dict[str, Any]) -> bytes:
-    """Not written by torch itself, which calls every failure of the disk a RuntimeError."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+def publish_final_adapter(policy: PeftModel, folder: Path) -> None:
+    """Puts the trained adapter at its final place, whole or not at all."""
+    from rarl.grpo.policy import save_adapter
+
+    with replacing_folder(folder) as temporary:
+        save_adapter(policy, temporary)
 
 
 def restore_checkpoint(
-    folder: Path, policy: PeftModel, optimizer: torch.optim.Optimizer, scheduler: Any
+    folder: Path, policy: PeftModel, optimizer: Optimizer, scheduler: Any
 ) -> Progress:
-    """The state of the newest whole checkpoint, if there is one."""
+    """Loads the newest whole checkpoint, if there is one. Returns its progress, or that of a run
+    that has not begun."""
+    import torch
+
+    from rarl.grpo.policy import load_adapter
+
     path = find_checkpoint(folder).path
     if path is None:
         return Progress(0, 0)
@@ -83,11 +90,55 @@ def restore_checkpoint(
     return read_progress(path)
 
 
-def publish_final_adapter(policy: PeftModel, folder: Path) -> None:
-    """Puts the trained adapter at its final place, whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_adapter(policy, temporary)
-    flush(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+def find_checkpoint(folder: Path) -> Found:
+    """Returns the newest checkpoint whose files are all as they were written."""
+    damaged: list[str] = []
+    for path in reversed(checkpoints_in(folder)):
+        fault = fault_of(path)
+        if fault is None:
+            return Found(path, damaged)
+        damaged.append(f"{path}: {fault}")
+    return Found(None, damaged)
+
+
+def read_progress(path: Path) -> Progress:
+    state = json.loads((path / "state.json").read_text())
+    return Progress(state["step"], state["batches"])
+
+
+def fault_of(path: Path) -> str | None:
+    """Returns what is wrong with a checkpoint; None when every file is as it was written."""
+    try:
+        expected: dict[str, str] = json.loads((path / HASHES).read_text())
+        for name, digest in expected.items():
+            if file_hash(path / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def prune(folder: Path, newest: Path, keep: int) -> None:
+    """Deletes all but the last `keep` up to `newest` and the one of them with the highest score.
+    What is newer than `newest` was damaged, or it would have been continued: its steps are made
+    anew. So was what earlier versions of this file left behind when they were killed."""
+    for path in [*checkpoints_in(folder), *folder.glob(".step_*.partial")]:
+        if path.name > newest.name or path.name.startswith("."):
+            shutil.rmtree(path)
+    paths = checkpoints_in(folder)
+    best = max(paths, key=lambda path: (score_of(path), path.name), default=None)
+    for path in paths[:-keep]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def score_of(path: Path) -> float:
+    try:
+        score = json.loads((path / "state.json").read_text())["score"]
+    except (OSError, ValueError, KeyError):
+        return float("-inf")
+    return float("-inf") if score is None else float(score)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*"))

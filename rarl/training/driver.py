@@ -16,7 +16,7 @@ from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings,
 from rarl.errors import UserError, last_line
 from rarl.system.placement import worker_resources
 from rarl.system.ray_internals import WithoutPlacementGroupCleaner, is_startup_timeout
-from rarl.training.checkpoint_folder import find_checkpoint, read_progress
+from rarl.training.checkpoint import find_checkpoint, read_progress
 from rarl.training.inputs import LoopOutcome, TrainInputs
 from rarl.training.worker import train_worker
 

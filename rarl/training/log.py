@@ -124,8 +124,10 @@ def draw_curve(metrics: Path, out: Path) -> None:
     shown = steps.filter(regex="^reward/" if rewarded else "^loss$")
     shown = shown.rename(columns=lambda key: key.removeprefix("reward/"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    shown.apply(smooth).plot(ax=left).legend(frameon=False)
-    shown.plot(ax=left, alpha=0.2, linewidth=0.8, legend=False)
+    strong = list(shown.apply(smooth).plot(ax=left, legend=False).lines)
+    colours = [line.get_color() for line in strong]
+    shown.plot(ax=left, color=colours, alpha=0.2, linewidth=0.8, legend=False)
+    left.legend(strong, shown.columns, frameon=False)
     left.set(title=f"{'reward' if rewarded else 'loss'} (mean of {RECENT} steps)")
     steps["sampler_mismatch" if sampled else "grad_norm"].plot(ax=right, logy=True)
     right.set(title="sampler mismatch, mean |Δ log-prob|" if sampled else "norm of the gradient")

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,68 +39,36 @@ FREE_TO_CONTINUE = (
 )
 
 
-@dataclass(frozen=True)
 class RunDir:
-    """Paths only; see README.md for what each file holds."""
+    """The paths in a run directory; README.md says what each file holds."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def stop_request(self) -> Path:
-        """Exists while the run has been asked to end after the step that it is in."""
-        return self.path / ".stop"
-
-    @property
-    def failures(self) -> Path:
-        return self.path / "failures"
-
-    @property
-    def summary(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.data = path / "data"
+        self.logs = path / "logs"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.samples = path / "samples"
+        self.checkpoints = path / "checkpoints"
+        self.failures = path / "failures"
+        self.adapter = path / "adapter"
+        self.summary = path / "summary.json"
+        # exists while the run has been asked to end after the step that it is in
+        self.stop_request = path / ".stop"
 
     def samples_of(self, step: int, rank: int) -> Path:
-        """The file with the samples that one train worker made in a step."""
+        """Returns the file with the samples that one train worker made in a step."""
         return self.samples / f"step_{step:06d}{f'-worker{rank}' if rank else ''}.parquet"
 
     def judge_cache_of(self, rank: int) -> Path:
-        """The verdicts of one train worker's judge; those of the measurements are with rank 0's."""
+        """Returns the file with the verdicts that one train worker asked for; those of the
+        measurements are with rank 0's."""
         return self.path / f"judge{f'-{rank}' if rank else ''}.sqlite"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data"
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Within it no other process of this machine is at work in this folder. Raises UserError
+        """Inside, no other process of this machine is at work in this folder. Raises UserError
         where one is."""
         lock = os.open(self.path, os.O_RDONLY)
         try:
@@ -119,14 +86,12 @@ class RunDir:
             os.close(lock)
 
     def holds_results(self) -> bool:
-        """True once anything was measured or trained."""
-        return any(
-            (self.path / name).exists()
-            for name in ("evaluation", "checkpoints", "metrics.jsonl", "adapter")
-        )
+        """Returns True once anything was measured or trained."""
+        results = (self.path / "evaluation", self.checkpoints, self.metrics, self.adapter)
+        return any(path.exists() for path in results)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The results of a finished run, or None."""
+        """Returns the results of a finished run, or None."""
         if not self.summary.is_file():
             return None
         summary: dict[str, Any] = json.loads(self.summary.read_text())
@@ -135,24 +100,22 @@ class RunDir:
 
 def open_run_dir(config: Config) -> RunDir:
     """Makes the folder, or continues one that was made with the same configuration. One that holds
-    no results yet, because an attempt failed early, is taken over.
-
-    Raises UserError when it holds results of another configuration or cannot be written.
-    """
+    no results yet, because an attempt failed early, is taken over. Raises UserError when it holds
+    results of another configuration or cannot be written."""
     run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
     try:
         run_dir.path.mkdir(parents=True, exist_ok=True)
-        if not run_dir.config.exists() and any(
-            not one.name.startswith(".") for one in run_dir.path.iterdir()
-        ):
+        visible = [one for one in run_dir.path.iterdir() if not one.name.startswith(".")]
+        if visible and not run_dir.config.exists():
             raise UserError(
                 f"{run_dir.path}: not empty and not a run directory; choose another run_dir"
             )
         changed = run_dir.config.exists() and changed_key(run_dir, config)
         if changed and run_dir.holds_results():
             raise UserError(
-                f"{run_dir.path}: already holds a run with another configuration ({changed}); choose another run_dir, "
-                f"or delete that folder. A run that is continued may change {', '.join(FREE_TO_CONTINUE)}"
+                f"{run_dir.path}: already holds a run with another configuration ({changed}); "
+                "choose another run_dir, or delete that folder. A run that is continued may "
+                f"change {', '.join(FREE_TO_CONTINUE)}"
             )
         if changed:
             # made by the other configuration, with its seed
@@ -167,8 +130,8 @@ def open_run_dir(config: Config) -> RunDir:
 
 
 def changed_key(run_dir: RunDir, config: Config) -> str | None:
-    """The first key that differs from the folder's own configuration and may not, in words.
-    `run_dir` itself may be spelled otherwise, since the folder may have moved."""
+    """Returns in words the first key that differs from the folder's own configuration and may not,
+    or None. `run_dir` itself may be spelled otherwise, since the folder may have moved."""
     held, wanted = flatten(yaml.safe_load(run_dir.config.read_text())), flatten(config.model_dump())
     for key in sorted({*held, *wanted} - {"run_dir", *FREE_TO_CONTINUE}):
         if held.get(key) != wanted.get(key):
@@ -177,7 +140,7 @@ def changed_key(run_dir: RunDir, config: Config) -> str | None:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Returns nested mappings as one with dotted keys."""
     if not isinstance(tree, dict):
         return {prefix.rstrip("."): tree}
     flat: dict[str, Any] = {}

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from rarl.training.state import Learner, Progress
 
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy
-from rarl.training.checkpoint import restore_checkpoint, save_checkpoint
-from rarl.training.checkpoint_folder import find_checkpoint
-from rarl.training.state import Learner, Progress
+from rarl.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -126,10 +125,13 @@ def test_steps_that_are_made_anew_replace_damaged_ones(tmp_path: Path, learner: 
 
 def test_one_that_was_being_written_does_not_count(tmp_path: Path, learner: Learner) -> None:
     whole = save_checkpoint(tmp_path, learner, Progress(1, 1), None, keep=2)
-    shutil.copytree(whole, tmp_path / ".step_000002.partial")
+    # the second as earlier versions called it
+    left_behind = [tmp_path / ".step_000002.partial-x1y2", tmp_path / ".step_000002.partial"]
+    for folder in left_behind:
+        shutil.copytree(whole, folder)
     assert find_checkpoint(tmp_path).path == whole
     save_checkpoint(tmp_path, learner, Progress(2, 2), None, keep=2)
-    assert not (tmp_path / ".step_000002.partial").exists()
+    assert not any(folder.exists() for folder in left_behind)
 
 
 def test_no_checkpoint_is_the_beginning(tmp_path: Path, learner: Learner) -> None:

@@ -1,0 +1,270 @@
+"""How much memory a configuration needs: of a GPU, or of all processes of a run on CPU together.
+
+GPU: weights twice, adapter, activations, vLLM's share, a judge beside them; estimates from the
+model's shapes, of which the activations' formula alone is checked, on a CPU (`bench/plan.py
+--activations`). CPU: a process takes what its libraries take, measured once for each kind
+(`bench/plan.py`), and what the configuration decides. "Takes" means private pages (USS); pages that
+processes share are counted once for the whole tree. The sum is that of the processes' PSS.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlparse
+
+from rarl.config import Config
+from rarl.errors import UserError
+from rarl.planning.sizes import (
+    PATCH_VALUES,
+    ModelSize,
+    Work,
+    model_shapes,
+    model_size,
+    step_work,
+)
+
+GIB, MIB = 1024**3, 1024**2
+HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
+HEAD_CHUNK_MIB = 8  # of a CPU
+CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
+WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
+# of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
+JUDGE_SHARE = 0.25
+MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
+MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
+CACHE = "cache for keys and values"
+ACTIVATIONS = "activations"
+# MiB of private memory without weights, cache and activations: medians of `python bench/plan.py` on
+# 2 cores of an AMD EPYC, Python 3.11, ray 2.60, torch 2.13, vLLM 0.29. A machine with more cores
+# also has more idle Ray workers.
+LIBRARIES = {
+    "driver": 285,
+    "Ray's own": 375,  # control store, raylet, dashboard, agents, log monitor
+    "Ray Train's and Ray Data's helpers": 840,  # controller, coordinators, statistics
+    "data worker": 330,  # they stay when they have nothing to do
+    "train worker": 460,
+    "sampler": 700,
+    "shared pages": 320,  # of libraries that several processes map, and of the object store
+}
+# copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
+# given back
+HELD = 8
+
+
+@dataclass(frozen=True)
+class Card:
+    """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16 with float32 sums, `bandwidth` in
+    GB/s. From NVIDIA's data sheets, SXM where there are several forms; nothing was measured."""
+
+    name: str
+    memory: float
+    tflops: float
+    bandwidth: float
+
+
+DEFAULT_CARD = "a100-40g"
+CARDS = {
+    card.name: card
+    for card in (
+        Card("a10-24g", 22.0, 125, 600),
+        Card("l4-24g", 22.0, 121, 300),
+        Card("rtx4090-24g", 23.6, 165, 1008),
+        Card("l40s-48g", 44.4, 362, 864),
+        Card("a100-40g", 39.4, 312, 1555),
+        Card("a100-80g", 79.1, 312, 2039),
+        Card("h100-80g", 79.1, 989, 3350),
+        Card("h200-141g", 139.7, 989, 4800),
+    )
+}
+
+
+def find_card(name: str, memory: float | None = None) -> Card:
+    """Returns a card by name, with `memory` GiB where a part of it is meant. Raises UserError for
+    one that is not listed."""
+    if name not in CARDS:
+        known = ", ".join(CARDS)
+        raise UserError(f"--gpu {name}: not a card that is known here; choose one of {known}")
+    card = CARDS[name]
+    if memory is not None and memory <= 0:
+        raise UserError(f"--gpu-gib {memory:g}: a card has more than 0 GiB")
+    return Card(name, memory or card.memory, card.tflops, card.bandwidth)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
+    inside it. `wanted_cache` is what the keys and values of all sequences at once would take,
+    `activation_gib` what a token of `train.micro_batch_tokens` does."""
+
+    trainer: dict[str, float]
+    sampler: dict[str, float]
+    judge: float
+    sampler_share: float
+    card: float
+    wanted_cache: float
+    activation_gib: float
+
+    @property
+    def trainer_limit(self) -> float:
+        return self.card - self.sampler_share - self.judge
+
+    def shortfalls(self) -> list[str]:
+        """Returns what does not fit, and what to change; nothing where all fits."""
+        problems, need = [], sum(self.trainer.values())
+        if need > self.trainer_limit:
+            problems.append(
+                f"the trainer needs {need:.1f} GiB but has {self.trainer_limit:.1f}: lower "
+                "train.micro_batch_tokens or rollout.gpu_memory_share, or set "
+                "train.gradient_checkpointing"
+            )
+        if self.sampler[CACHE] <= 0:
+            problems.append(
+                f"vLLM's share of {self.sampler_share:.1f} GiB leaves no {CACHE}: raise "
+                "rollout.gpu_memory_share"
+            )
+        return problems
+
+    def shares(self) -> tuple[float, int] | None:
+        """Returns (rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best:
+        first a cache for all sequences at once, then the largest micro-batch beside it. None where
+        even the smallest micro-batch leaves no cache."""
+        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS]
+        engine = sum(self.sampler.values()) - self.sampler[CACHE]
+        smallest = fixed + MICRO_BATCHES[0] * self.activation_gib
+        # in steps of 0.05
+        most = math.floor(20 * (self.card - self.judge - smallest) / self.card) / 20
+        wanted = math.ceil(20 * (engine + self.wanted_cache) / self.card) / 20
+        share = min(most, wanted, 0.9)
+        if share * self.card <= engine:
+            return None
+        left = self.card * (1 - share) - self.judge - fixed
+        fitting = [tokens for tokens in MICRO_BATCHES if tokens * self.activation_gib <= left]
+        return share, max(fitting, default=MICRO_BATCHES[0])
+
+
+def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> MemoryPlan:
+    """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
+    size = model_size(model, config.model.lora.rank)
+    weights = 2 * size.total / GIB  # bfloat16
+    per_token = activation_bytes(model, config.train.gradient_checkpointing, 2) / GIB
+    share, working = config.rollout.gpu_memory_share * card_gib, WORKING_SHARE * card_gib
+    sampler = {"base weights": weights, "working memory": working, "context": CONTEXT_GIB}
+    # keys and values of all sequences that one engine samples at once; a prompt counts once
+    prompts = math.ceil(work.prompts / config.rollout.num_actors)
+    sequences = min(MAX_SEQUENCES, prompts * work.group)
+    tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
+    return MemoryPlan(
+        trainer={
+            "base weights": weights,
+            "adapter, gradient, optimizer": adapter_bytes(size) / GIB,
+            ACTIVATIONS: config.train.micro_batch_tokens * per_token,
+            "log-probs over the vocabulary": 2 * HEAD_CHUNK_GIB,
+            "context": CONTEXT_GIB,
+        },
+        sampler=sampler | {CACHE: share - sum(sampler.values())},
+        judge=JUDGE_SHARE * card_gib if judge_is_here(config) else 0.0,
+        sampler_share=share,
+        card=card_gib,
+        wanted_cache=size.cache_bytes(2) * tokens / GIB,
+        activation_gib=per_token,
+    )
+
+
+def adapter_bytes(size: ModelSize) -> int:
+    """Returns the bytes of weight, gradient and the two moments of Adam, all float32."""
+    return 16 * size.adapter
+
+
+def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
+    """Returns what is kept for the backward pass, for each token of a micro-batch.
+
+    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries,
+    keys and values before and after rotation, and three MLP-sized ones. These are the counts that
+    fit the peaks of `bench/plan.py --activations`, so what the backward pass needs for a moment is
+    in them. With checkpointing, two layers at a time and each layer's input.
+    """
+    text = model.text_config
+    hidden = text.hidden_size
+    heads = 2 * hidden + 4 * hidden * text.num_key_value_heads // text.num_attention_heads
+    per_layer = value_bytes * (7 * hidden + heads + 3 * text.intermediate_size)
+    layers = 2 if checkpointing else text.num_hidden_layers
+    return layers * per_layer + value_bytes * text.num_hidden_layers * hidden
+
+
+def judge_is_here(config: Config) -> bool:
+    """Returns whether a judge with a model is asked that runs on this machine, hence maybe on this
+    card."""
+    if config.judge.backend == "rules" or not ("judge" in config.rewards or config.judge.evaluate):
+        return False
+    url = str(config.judge.url)
+    return url.startswith("app:") or urlparse(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def require_memory(config: Config, model_path: str) -> None:
+    """Raises UserError when the plan does not fit the GPU of this machine."""
+    import torch
+
+    card = torch.cuda.get_device_properties(0).total_memory / GIB
+    work = step_work(config, model_path)
+    problems = plan_memory(config, model_shapes(model_path), card, work).shortfalls()
+    if problems:
+        raise UserError(f"the GPU has {card:.0f} GiB, and {problems[0]}")
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """MiB of one of `count` processes of a kind: what its libraries take, and what the
+    configuration adds."""
+
+    count: int
+    libraries: float
+    added: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return self.count * (self.libraries + sum(self.added.values()))
+
+
+def plan_processes(
+    config: Config, model: Any, work: Work, value_bytes: int = 4
+) -> dict[str, ProcessMemory]:
+    """Returns MiB by kind of process, for a run on CPU with weights of `value_bytes` bytes each."""
+    # the number's place is light, but Ray is imported beside it
+    from rarl.system.placement import REQUESTS_PER_ACTOR
+
+    size = model_size(model, config.model.lora.rank)
+    weights = value_bytes * size.total / MIB
+    groups = math.ceil(work.prompts / config.train.num_workers)
+    tokens = groups * (work.prompt + work.group * work.completion)  # a prompt counted once
+    tokens = min(config.train.micro_batch_tokens, tokens)
+    activations = activation_bytes(model, config.train.gradient_checkpointing, value_bytes)
+    asked = REQUESTS_PER_ACTOR * config.rollout.num_actors
+    questions = min(config.evaluation.max_examples or asked, asked) if config.data.eval else 0
+    added: dict[str, dict[str, float]] = {
+        # pictures as float32 patches
+        "driver": {"questions being measured": HELD * questions * work.patches * PATCH_VALUES * 4},
+        "train worker": {
+            "weights": weights * MIB,
+            "adapter, gradient, optimizer": adapter_bytes(size),
+            ACTIVATIONS: tokens * activations,
+            "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB * MIB,
+        },
+        "sampler": {"weights": weights * MIB, CACHE: config.rollout.kv_cache_mib * MIB},
+    }
+    counts = {
+        # one that has checked the data, and the streams'
+        "data worker": 1 + max(1, (os.cpu_count() or 1) // 2),
+        "train worker": config.train.num_workers,
+        "sampler": config.rollout.num_actors,
+    }
+    return {
+        kind: ProcessMemory(
+            counts.get(kind, 1),
+            libraries,
+            {part: size / MIB for part, size in added.get(kind, {}).items()},
+        )
+        for kind, libraries in LIBRARIES.items()
+    }

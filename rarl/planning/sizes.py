@@ -1,0 +1,196 @@
+"""The sizes that a plan is made from: of the model, of the work in one step, and the operations of
+one group by arithmetic: products with weights and attention, and nothing else.
+
+A product of (n, a) and (a, b) counts 2nab operations. Forward, a frozen weight costs 2 per token;
+backward through it, which needs the gradient of the input only, another 2; the adapter's weights
+about 6 in all.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rarl.config import Config
+from rarl.errors import UserError
+
+# Shapes of the model that the recipes name, so that a plan needs no download.
+QWEN2_VL_2B: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+    },
+    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
+    "tie_word_embeddings": True,
+}
+KNOWN_MODELS = {"Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B}
+PATCH_VALUES = 3 * 2 * 14 * 14  # of one patch: colours, frames, height, width
+PATCHES_PER_TOKEN = 4  # of Qwen2-VL: its merger makes one token of 2 x 2 patches
+IMAGE_TOKEN_PIXELS = PATCHES_PER_TOKEN * 14 * 14
+TEXT_TOKENS = 100  # of a prompt, without its image: instructions and question; an assumption
+MEAN_LENGTH = 0.5  # of max_completion_tokens: what the demo has; an assumption elsewhere
+RANK = 8  # of the adapter: a few percent of the operations, so that other ranks need no other sum
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Numbers of parameters. `text` is the language model with its tied embedding;
+    `key_value_width` that of the keys, or of the values, of one token in one layer."""
+
+    total: int
+    text: int
+    adapter: int
+    layers: int
+    key_value_width: int
+
+    def cache_bytes(self, value_bytes: int) -> int:
+        """Returns the bytes of the keys and values of one token in all layers."""
+        return 2 * self.layers * self.key_value_width * value_bytes
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound. `reference` asks
+    for a pass without gradient, for the KL to the base model."""
+
+    prompts: int
+    group: int
+    prompt: int
+    image: int
+    completion: int
+    longest: int
+    epochs: int = 1
+    reference: bool = False
+    checkpointing: bool = False
+
+    @property
+    def patches(self) -> int:
+        return PATCHES_PER_TOKEN * self.image
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """`prompt` tokens with the image's, `completion` tokens each, `group` completions, `patches` of
+    the image."""
+
+    prompt: int
+    completion: float
+    group: int
+    patches: int
+
+
+def model_shapes(path: str) -> Any:
+    """Returns the transformers configuration of a model folder, or of a model whose shapes are
+    known here. Raises UserError."""
+    from transformers import AutoConfig, Qwen2VLConfig
+
+    if not Path(path).is_dir() and path in KNOWN_MODELS:
+        return Qwen2VLConfig(**KNOWN_MODELS[path])
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.path={path}: no model configuration there ({reason})") from None
+
+
+def model_size(model: Any, rank: int) -> ModelSize:
+    """Counts all weights, and those of an adapter of this rank on the language model's linear
+    layers."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        empty = AutoModelForImageTextToText.from_config(model)
+    linear = [
+        module
+        for name, module in empty.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model" in name
+    ]
+    text = model.text_config
+    return ModelSize(
+        total=sum(p.numel() for p in empty.parameters()),
+        text=sum(p.numel() for name, p in empty.named_parameters() if "visual" not in name),
+        adapter=sum(rank * (module.in_features + module.out_features) for module in linear),
+        layers=text.num_hidden_layers,
+        key_value_width=text.hidden_size * text.num_key_value_heads // text.num_attention_heads,
+    )
+
+
+def step_work(config: Config, model_path: str) -> Work:
+    """Returns the work in a step of this configuration. What the data decides, lengths of prompts
+    and completions, is assumed."""
+    rollout, train = config.rollout, config.train
+    room = max(1, rollout.max_model_length - rollout.max_completion_tokens)
+    pixels = config.data.max_pixels or processor_pixels(model_path)
+    image = min(room, pixels // IMAGE_TOKEN_PIXELS) if pixels else max(0, room - TEXT_TOKENS)
+    return Work(
+        prompts=train.prompts_per_step,
+        group=rollout.group_size,
+        prompt=min(room, image + TEXT_TOKENS),
+        image=image,
+        completion=max(1, round(MEAN_LENGTH * rollout.max_completion_tokens)),
+        longest=rollout.max_completion_tokens,
+        epochs=config.grpo.epochs,
+        reference=config.grpo.kl_beta > 0,
+        checkpointing=train.gradient_checkpointing,
+    )
+
+
+def processor_pixels(model_path: str) -> int | None:
+    """Returns the largest picture that the model's own processor makes, where its folder is at hand
+    and says so."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = Path(model_path) / name
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        held = held.get("image_processor", held)
+        found = held.get("max_pixels") or (held.get("size") or {}).get("longest_edge")
+        if found:
+            return int(found)
+    return None
+
+
+def update_flops(shape: GroupShape, config: Any) -> float:
+    """Returns the operations that a shared-prefix update cannot do without.
+
+    Attention costs 4 per pair of positions and width forward, and 8 backward. The prompt's last
+    token counts with each completion; of the last layer the others need keys and values only. The
+    vision tower runs forward only.
+    """
+    text = config.text_config
+    p, c = shape.prompt - 1, shape.group * shape.completion
+    rows = (p + c) * (text.num_hidden_layers - 1) + c  # rows through whole layers
+    keys = 2 * text.hidden_size**2 * text.num_key_value_heads // text.num_attention_heads
+    own = shape.completion * (shape.completion + 1) / 2
+    pairs = text.num_hidden_layers * shape.group * (shape.completion * p + own)
+    pairs += (text.num_hidden_layers - 1) * p * (p + 1) / 2
+    products = rows * per_row(text) + p * 4 * keys + 12 * text.hidden_size * pairs
+    return products + head_flops(shape, text) + tower_flops(shape.patches, config)
+
+
+def per_row(text: Any) -> float:
+    """Returns the operations of one token in one layer, forward and backward: products with frozen
+    weights and with the adapter."""
+    d, wide = text.hidden_size, text.intermediate_size
+    kv = d * text.num_key_value_heads // text.num_attention_heads
+    weights = 2 * d * d + 2 * d * kv + 3 * d * wide
+    adapter = RANK * (4 * d + 2 * (d + kv) + 3 * (d + wide))
+    return float(4 * weights + 6 * adapter)
+
+
+def head_flops(shape: GroupShape, text: Any) -> float:
+    return 4.0 * shape.group * shape.completion * text.hidden_size * text.vocab_size
+
+
+def tower_flops(patches: int, config: Any) -> float:
+    """Returns the operations of the vision tower on one picture, forward."""
+    vision = config.vision_config
+    block = (4 + 2 * int(vision.mlp_ratio)) * vision.embed_dim**2
+    merger = (4 * vision.embed_dim) ** 2 + 4 * vision.embed_dim * vision.hidden_size
+    products = patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim + merger / 4)
+    return 2.0 * products + 4.0 * vision.depth * patches**2 * vision.embed_dim
