@@ -20,7 +20,7 @@ from rarl.errors import UserError
 from rarl.judge.candidate import candidate_of
 from rarl.judge.judge import Judge
 from rarl.prompts import rederive_text, render, without_image
-from rarl.rewards.registry import Reward
+from rarl.rewards import Reward
 from rarl.rewards.total import score_groups
 from rarl.rollout.pool import PendingRollouts, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings

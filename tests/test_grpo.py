@@ -17,9 +17,8 @@ from PIL import Image
 from rarl.config import GrpoConfig, TrainConfig
 from rarl.data.prepared import prepare_example
 from rarl.distribution import BAN_BIAS, SamplingDistribution
-from rarl.grpo.advantages import group_advantages, set_advantages
 from rarl.grpo.forward import ForwardOutput, ForwardPass, VisionCache, plain_forward
-from rarl.grpo.group import TokenGroup
+from rarl.grpo.group import TokenGroup, group_advantages, set_advantages
 from rarl.grpo.loss import LOSSES
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward

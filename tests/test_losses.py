@@ -19,8 +19,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rarl.config import GrpoConfig
 from rarl.distribution import SamplingDistribution
-from rarl.grpo.advantages import group_advantages
 from rarl.grpo.forward import VisionCache, plain_forward
+from rarl.grpo.group import group_advantages
 from rarl.grpo.loss import (
     LOSSES,
     LossInputs,

@@ -17,9 +17,10 @@ from rarl.config import RewardConfig
 from rarl.judge.candidate import candidate_of
 from rarl.judge.rules import judge_by_rules
 from rarl.rewards.registry import find_rewards
-from rarl.rewards.total import ScoredReply, score_groups
+from rarl.rewards.total import score_groups
 from rarl.schema import Example, Prompt, Score
 from rarl.tiny.phantoms import SIGNS
+from tests.samples import reply_to
 
 SETTINGS = {
     "format": RewardConfig(weight=0.2),
@@ -307,9 +308,10 @@ def score(scene: Scene, text: str) -> Score:
     reply."""
     prompt = Prompt("", "plain/0", "think")
     verdict = judge_by_rules(candidate_of(scene.example, prompt, text))
-    scored = ScoredReply(scene.example, prompt, text, rederived=text, verdict=verdict)
-    [[found]] = score_groups([[scored]], find_rewards(SETTINGS), SETTINGS)
-    return found
+    sample = reply_to(scene.example, text, prompt.form, rederived=text, verdict=verdict)
+    score_groups([[sample]], find_rewards(SETTINGS), SETTINGS)
+    assert sample.score is not None
+    return sample.score
 
 
 def honest_scores(scene: Scene) -> list[Score]:

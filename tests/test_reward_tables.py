@@ -9,21 +9,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarl.config import RewardConfig
-from rarl.rewards.accuracy import accuracy_reward
-from rarl.rewards.consistency import score_consistency
-from rarl.rewards.format import score_format
-from rarl.rewards.items import score_items
+from rarl.rewards import COLUMNS, Reward
+from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
+from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
-from rarl.rewards.length import length_reward
-from rarl.rewards.letter import score_letter
-from rarl.rewards.reasoning import reasoning_reward
 from rarl.rewards.registry import REWARDS, find_rewards
-from rarl.rewards.repetition import repetition_reward
-from rarl.rewards.total import ScoredReply, score_groups
-from rarl.schema import Example, Prompt, ReplyForm, Verdict
+from rarl.rewards.thinking import consistency_reward, reasoning_reward
+from rarl.rewards.total import score_groups
+from rarl.schema import Example, ReplyForm, Verdict
+from tests.samples import reply_to
 
 RATIONALE = "Two lungs between ribs. A round spot in the left half."
 STRUCTURED = "<think>Findings: a spot. Impression: a lesion.</think><answer>yes</answer>"
+
+
+def pay(reward: Reward, text: str, **arguments: Any) -> float | None:
+    """What a reward pays for one reply; columns and options by name."""
+    columns = {name: [one] if name in COLUMNS else one for name, one in arguments.items()}
+    [value] = reward([""], [text], **columns)
+    return value
+
+
+def tagged(answer: str | None) -> str:
+    return "none" if answer is None else f"<answer>{answer}</answer>"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +57,7 @@ STRUCTURED = "<think>Findings: a spot. Impression: a lesion.</think><answer>yes<
     ],
 )
 def test_format_by_form(form: ReplyForm, text: str, value: float) -> None:
-    assert score_format(text, form, partial=False) == value
+    assert pay(format_reward, text, form=form) == value
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,7 @@ def test_format_by_form(form: ReplyForm, text: str, value: float) -> None:
     ],
 )
 def test_partial_format_is_well_below_the_whole(form: ReplyForm, text: str, value: float) -> None:
-    assert score_format(text, form, partial=True) == pytest.approx(value)
+    assert pay(format_reward, text, form=form, partial=True) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,8 @@ def test_partial_format_is_well_below_the_whole(form: ReplyForm, text: str, valu
     ],
 )
 def test_accuracy_reads_one_tagged_answer(form: ReplyForm, text: str, value: float) -> None:
-    assert accuracy_reward([""], [text], ["yes"], ["closed"], [None], [form]) == [value]
+    asked: dict[str, Any] = {"answer": "yes", "answer_type": "closed", "options": None}
+    assert pay(accuracy_reward, text, form=form, **asked) == value
 
 
 ORGANS = ("chest", "brain", "upper left", "left")
@@ -128,8 +137,9 @@ ORGANS = ("chest", "brain", "upper left", "left")
     ],
 )
 def test_letter(given: str | None, reference: str, options: Any, value: float | None) -> None:
-    assert score_letter(given, reference, options, extra_text=0.5) == value
-    strict = score_letter(given, reference, options, extra_text=0.0)
+    asked: dict[str, Any] = {"form": "answer", "answer": reference, "options": options}
+    assert pay(letter_reward, tagged(given), **asked, extra_text=0.5) == value
+    strict = pay(letter_reward, tagged(given), **asked, extra_text=0.0)
     assert strict == (0.0 if value == 0.5 else value)
 
 
@@ -157,7 +167,8 @@ def test_letter(given: str | None, reference: str, options: Any, value: float | 
     ],
 )
 def test_items(given: str | None, reference: str, alpha: float, value: float | None) -> None:
-    assert score_items(given, reference, alpha) == (None if value is None else pytest.approx(value))
+    found = pay(items_reward, tagged(given), form="answer", answer=reference, alpha=alpha)
+    assert found == (None if value is None else pytest.approx(value))
 
 
 WELL_FORMED = "<think>a spot</think><answer>{}</answer>"
@@ -193,8 +204,9 @@ WELL_FORMED = "<think>a spot</think><answer>{}</answer>"
 def test_consistency(
     form: ReplyForm, own: str, again: str | None, options: Any, value: float | None
 ) -> None:
-    reference = "left" if options else "yes"
-    assert score_consistency(WELL_FORMED.format(own), form, again, reference, options) == value
+    known: dict[str, Any] = {"answer": "left" if options else "yes", "options": options}
+    text = WELL_FORMED.format(own)
+    assert pay(consistency_reward, text, form=form, rederived=again, **known) == value
 
 
 @pytest.mark.parametrize(
@@ -214,7 +226,7 @@ def test_consistency(
     ],
 )
 def test_judge(verdict: Verdict | None, weight: float, value: float | None) -> None:
-    [found] = judge_reward([""], [""], verdict=[verdict], correctness=weight)
+    found = pay(judge_reward, "", verdict=verdict, correctness=weight)
     assert found == (None if value is None else pytest.approx(value))
 
 
@@ -262,8 +274,9 @@ def test_a_wrong_answer_is_not_paid_for_its_length_where_accuracy_gates() -> Non
         "<think>one two three</think><answer>yes</answer>",
         "<think>" + "word " * 45 + "</think><answer>yes</answer>",
     ]
-    group = [ScoredReply(example, Prompt("", "plain/0", "think"), text) for text in texts]
-    [wrong, right, long] = score_groups([group], find_rewards(config), config)[0]
+    group = [reply_to(example, text) for text in texts]
+    score_groups([group], find_rewards(config), config)
+    [wrong, right, long] = [one.score for one in group if one.score is not None]
     assert (wrong.total, right.total) == (0.0, 1.5)
     assert 1.0 < long.total < 1.5
     assert wrong.rewards["length"] == right.rewards["length"] == 1.0
@@ -280,10 +293,8 @@ def reason(
         "modality": "X-ray",
     } | known
     options = facts.pop("settings", {})
-    columns: dict[str, Any] = {name: [value] for name, value in facts.items()}
     text = f"<think>{thinking}</think><answer>{own}</answer>"
-    [value] = reasoning_reward([""], [text], form=[form], **columns, **options)
-    return value
+    return pay(reasoning_reward, text, form=form, **facts, **options)
 
 
 @pytest.mark.parametrize(
@@ -461,15 +472,13 @@ def test_every_reward_of_any_reply_is_in_bounds(text: str, form: ReplyForm, clos
         "chest",
     )
     config = {name: RewardConfig(weight=1.0) for name in REWARDS}
-    reply = ScoredReply(
-        example, Prompt("", "plain/0", form), text, text, Verdict("scored", 2, 1, 1, 1)
-    )
-    # refuses a value out of bounds
-    [[score]] = score_groups([[reply]], find_rewards(config), config)
-    assert set(score.rewards) == set(REWARDS)
-    if score.rewards["format"] == 0:
-        assert not score.rewards["reasoning"]
-        assert not score.rewards["consistency"]
+    reply = reply_to(example, text, form, text, Verdict("scored", 2, 1, 1, 1))
+    # It refuses a value out of bounds.
+    score_groups([[reply]], find_rewards(config), config)
+    assert set(reply.rewards) == set(REWARDS)
+    if reply.rewards["format"] == 0:
+        assert not reply.rewards["reasoning"]
+        assert not reply.rewards["consistency"]
 
 
 @pytest.mark.parametrize(
@@ -493,6 +502,6 @@ def test_ten_thousand_tokens_are_scored(filler: str) -> None:
     text = f"<think>{filler * 10_000}</think><answer>{filler * 1_000}</answer>"
     config = {name: RewardConfig(weight=1.0) for name in REWARDS}
     example = Example("1", b"", "1", "q", "left lung", "open", None, RATIONALE, "CT", "chest")
-    reply = ScoredReply(example, Prompt("", "plain/0", "think"), text, text, None)
-    [[score]] = score_groups([[reply]], find_rewards(config), config)
-    assert score.rewards.keys() == REWARDS.keys()
+    reply = reply_to(example, text, rederived=text)
+    score_groups([[reply]], find_rewards(config), config)
+    assert reply.rewards.keys() == REWARDS.keys()

@@ -11,11 +11,14 @@ from rarl.errors import UserError
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option, normalise, token_f1, yes_or_no
-from rarl.rewards.accuracy import accuracy_reward
-from rarl.rewards.format import format_reward
+from rarl.rewards import COLUMNS, per_reply
+from rarl.rewards.answer import accuracy_reward
+from rarl.rewards.form import format_reward
 from rarl.rewards.registry import find_rewards
-from rarl.rewards.total import ScoredReply, score_groups
-from rarl.schema import Example, Prompt, Score
+from rarl.rewards.total import score_groups
+from rarl.samples import Group, Sample
+from rarl.schema import Example, Score
+from tests.samples import reply_to
 
 
 @pytest.mark.parametrize(
@@ -147,11 +150,13 @@ def test_accuracy_by_type(
     answer: str, reference: str, kind: str, options: Any, score: float
 ) -> None:
     text = f"<think>x</think><answer>{answer}</answer>"
-    assert accuracy_reward([""], [text], [reference], [kind], [options]) == [pytest.approx(score)]
+    asked = {"answer": [reference], "answer_type": [kind], "options": [options]}
+    assert accuracy_reward([""], [text], **asked) == [pytest.approx(score)]
 
 
 def test_an_untagged_answer_earns_nothing() -> None:
-    assert accuracy_reward([""], ["yes"], ["yes"], ["closed"], [None]) == [0.0]
+    asked = {"answer": ["yes"], "answer_type": ["closed"], "options": [None]}
+    assert accuracy_reward([""], ["yes"], **asked) == [0.0]
     assert not is_correct(None, "yes", None)
 
 
@@ -159,17 +164,16 @@ def test_normalise_unifies_unicode_case_punctuation_and_articles() -> None:
     assert normalise(" The  Ｌeft “Lung”, ") == "left lung"
 
 
-def reply(text: str, answer: str = "yes") -> ScoredReply:
-    return ScoredReply(
-        Example("1", b"", "i", "q", answer, "closed"), Prompt("", "plain/0", "think"), text
-    )
+def reply(text: str, answer: str = "yes") -> Sample:
+    return reply_to(Example("1", b"", "i", "q", answer, "closed"), text)
 
 
-def score(settings: dict[str, RewardConfig], *groups: list[ScoredReply]) -> list[list[Score]]:
-    return score_groups(groups, find_rewards(settings), settings)
+def score(settings: dict[str, RewardConfig], *groups: Group) -> list[list[Score]]:
+    score_groups(groups, find_rewards(settings), settings)
+    return [[one.score for one in group if one.score is not None] for group in groups]
 
 
-def totals(settings: dict[str, RewardConfig], *groups: list[ScoredReply]) -> list[list[float]]:
+def totals(settings: dict[str, RewardConfig], *groups: Group) -> list[list[float]]:
     return [[one.total for one in group] for group in score(settings, *groups)]
 
 
@@ -188,6 +192,12 @@ def spoken(
 def gate(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
     """The reference answer is the value; "-" cannot be scored."""
     return [None if answer == "-" else float(answer) for answer in columns["answer"]]
+
+
+@per_reply
+def shortness(text: str, *, question: str, form: str = "think", most: int = 10) -> float | None:
+    """A user's own reward of one reply: reads its row of a column, and has an option."""
+    return None if form == "answer" else max(0.0, 1 - len(text + question) / most)
 
 
 def too_large(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
@@ -245,7 +255,7 @@ def test_normalised_rewards_have_mean_0_and_deviation_1_within_each_group() -> N
     first, second, lone = totals(
         settings,
         [reply("0.1"), reply("0.3"), reply("-")],
-        [reply("0.5")] * 3,
+        [reply("0.5"), reply("0.5"), reply("0.5")],
         [reply("-"), reply("1")],
     )
     assert first == pytest.approx([-3 / 2**0.5, 3 / 2**0.5, 0.0], rel=1e-2)
@@ -256,6 +266,21 @@ def test_normalised_rewards_have_mean_0_and_deviation_1_within_each_group() -> N
 def test_groups_may_differ_in_size_and_be_empty() -> None:
     settings = {SPOKEN: RewardConfig(weight=1.0)}
     assert totals(settings, [], [reply("0.5")], [reply("1"), reply("0")]) == [[], [0.5], [1.0, 0.0]]
+
+
+def test_a_function_of_one_reply_is_a_reward_of_a_batch() -> None:
+    columns = {name: ["??", "?", ""] for name in COLUMNS} | {"form": ["think", "think", "answer"]}
+    replies: dict[str, Any] = {"prompts": [""] * 3, "completions": ["abcd", "a", ""]}
+    assert shortness(**replies, **columns) == [0.4, 0.8, None]
+    name = HERE + "shortness"
+    settings = {name: RewardConfig(weight=1.0, options={"most": 5})}
+    assert find_rewards(settings)[name](**replies, **columns) == pytest.approx([0, 0.6, None])
+    assert totals(settings, [reply("ab")]) == [[pytest.approx(0.4)]]
+    with pytest.raises(UserError, match="unknown option 'form'; known are most"):
+        find_rewards({name: RewardConfig(weight=1.0, options={"form": "think"})})
+    with pytest.raises(ValueError, match="shorter"):
+        shortness([""] * 2, ["a", "b"], question=["?"])
+    assert shortness([""], ["abcd"], question=["?"]) == [0.5], "a column with a default may lack"
 
 
 def test_options_reach_the_reward() -> None:

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from rarl.distribution import SamplingDistribution
-from rarl.grpo import head, shared_prefix
+from rarl.grpo import kernels, shared_prefix
 from rarl.grpo.forward import (
     ForwardOutput,
     ForwardPass,
@@ -138,7 +138,7 @@ def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPat
     """In chunks of two rows the result is the same, and no larger product with the head is ever
     asked for."""
     rows: list[int] = []
-    real: Callable[..., None] = head.product
+    real: Callable[..., None] = kernels.product
 
     def recording(left: Tensor, right: Tensor, out: Tensor) -> None:
         rows.append(len(left))
@@ -146,8 +146,8 @@ def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPat
 
     group = random_group(np.random.default_rng(0), (2, 2), (2, 2), [5, 4])
     whole = SharedPrefixForward()(qwen2, [group], DISTRIBUTION, VisionCache())
-    monkeypatch.setattr(head, "product", recording)
-    monkeypatch.setattr(head, "chunk_bytes", lambda device: 2 * 4 * 300)
+    monkeypatch.setattr(kernels, "product", recording)
+    monkeypatch.setattr(kernels, "chunk_bytes", lambda device: 2 * 4 * 300)
     chunked = SharedPrefixForward()(qwen2, [group], DISTRIBUTION, VisionCache())
     assert rows == [2, 2, 2, 2, 1]
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, atol=1e-6, rtol=0)

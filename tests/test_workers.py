@@ -19,10 +19,9 @@ from rarl.distribution import SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardOutput, VisionCache, plain_forward
 from rarl.grpo.group import TokenGroup
-from rarl.grpo.imitate import imitate
 from rarl.grpo.policy import adapter_parameters
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.grpo.update import SamplerMismatch, UpdateSettings, update_policy
+from rarl.grpo.update import SamplerMismatch, UpdateSettings, imitate, update_policy
 from rarl.grpo.workers import ALONE, TorchWorkers, Workers
 from tests.random_models import random_group, random_policy
 

@@ -15,10 +15,9 @@ from rarl.config import Config, load_config
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
 from rarl.grpo.group import TokenGroup
-from rarl.grpo.imitate import imitate
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.grpo.update import NotFinite, UpdateSettings, update_policy
+from rarl.grpo.update import NotFinite, UpdateSettings, imitate, update_policy
 from rarl.system.device import resolve_device, resolve_dtype
 from rarl.training.checkpoint import find_checkpoint
 from rarl.training.learner import read_failure

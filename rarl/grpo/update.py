@@ -1,10 +1,10 @@
-"""One batch of groups → one optimizer step, or a few."""
+"""A batch of groups → one optimizer step, or a few: by a policy gradient, or by imitation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,12 +13,23 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rarl.config import Config, GrpoConfig, TrainConfig
-from rarl.distribution import SamplingDistribution
+from rarl.distribution import MODEL_SOFTMAX, SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass, VisionCache
 from rarl.grpo.group import TokenGroup
-from rarl.grpo.loss import LossInputs, LossOutput, StepTotals, compute_loss
+from rarl.grpo.loss import LossInputs, StepTotals, compute_loss
 from rarl.grpo.workers import ALONE, Workers
+
+# Norm of a gradient before it is clipped; what is learnt from is below a thousand.
+EXPLODED = 1e6
+
+
+class NotFinite(UserError):
+    """A log-prob or gradient is no number, or beyond all measure: nothing can be learnt from it."""
+
+
+class SamplerMismatch(UserError):
+    """The sampler's log-probs are not the policy's: it samples from other weights."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,9 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the step's completion tokens in the first epoch, but for `loss`, `grad_norm` and
-    `clipped`, which are the last one's. `drift` is |log-prob of the policy - of the sampler|. `kl`
-    is None when it has no weight: the reference pass is then skipped."""
+    """Means over the completion tokens of all workers in the first epoch, but for `loss`,
+    `grad_norm` and `clipped`, which are the last one's. `drift` is |log-prob of the policy - of the
+    sampler|. `kl` is None when it has no weight: the reference pass is then skipped."""
 
     loss: float
     grad_norm: float
@@ -54,54 +65,6 @@ class UpdateStats:
     kl: float | None
     clipped: float
     entropy: float
-
-
-EXPLODED = 1e6  # norm of a gradient before it is clipped; what is learnt from is below a thousand
-
-
-class NotFinite(UserError):
-    """A log-prob or gradient that is no number, or beyond all measure: nothing can be learnt from
-    it."""
-
-
-class SamplerMismatch(UserError):
-    """The sampler's log-probs are not the policy's: it samples from other weights."""
-
-
-@dataclass
-class OldLogprobs:
-    """What the first epoch finds of a micro-batch, and later epochs use again: (N, T) each."""
-
-    policy: Tensor
-    reference: Tensor | None
-
-
-@dataclass
-class Sums:
-    """Over the tokens of the micro-batches of one epoch."""
-
-    loss: float = 0.0
-    kl: float = 0.0
-    clipped: float = 0.0
-    entropy: float = 0.0
-    drift: float = 0.0
-    drift_max: float = 0.0
-
-    def add(self, out: LossOutput, inputs: LossInputs, entropy: Tensor) -> None:
-        difference = (inputs.old_logprobs - inputs.sampler_logprobs).abs()[inputs.mask]
-        self.loss += out.loss.item()
-        self.kl += out.kl.item()
-        self.clipped += out.clipped.item()
-        self.entropy += entropy[inputs.mask].sum().item()
-        self.drift += difference.sum().item()
-        self.drift_max = max(self.drift_max, difference.max().item())
-
-    def over(self, workers: Workers) -> Sums:
-        """Of all workers."""
-        loss, kl, clipped, entropy, drift = workers.sum(
-            [self.loss, self.kl, self.clipped, self.entropy, self.drift]
-        )
-        return Sums(loss, kl, clipped, entropy, drift, workers.max(self.drift_max))
 
 
 def update_policy(
@@ -113,8 +76,8 @@ def update_policy(
     settings: UpdateSettings,
     workers: Workers = ALONE,
 ) -> UpdateStats:
-    """Makes one optimizer step per epoch on the groups of all workers; each worker brings its own,
-    and may have none as long as another has some. Returns the figures of all workers.
+    """Makes one optimizer step per epoch on the groups of all workers. Each worker brings its own,
+    and may have none as long as another has some.
 
     Raises SamplerMismatch and NotFinite before the weights change, in every worker alike. An error
     that one worker has alone, such as a full GPU memory, ends all of them (see `Workers.local`).
@@ -126,10 +89,10 @@ def update_policy(
     totals = StepTotals(completions, tokens, settings.max_completion_tokens)
     batches = list(micro_batches(groups, train.micro_batch_tokens, settings.shared_prefix))
     vision = VisionCache()
-    old: list[OldLogprobs] = []
-    first = Sums()
+    # What the first epoch finds of each micro-batch: old and reference log-probs stay for the rest.
+    found: list[LossInputs] = []
     for epoch in range(grpo.epochs):
-        sums = Sums()
+        sums, largest = np.zeros(5), 0.0
         optimizer.zero_grad()
         with workers.local():
             for index, batch in enumerate(batches):
@@ -139,42 +102,44 @@ def update_policy(
                     if grpo.kl_beta > 0:
                         with torch.no_grad(), policy.disable_adapter():
                             reference = forward(policy, batch, distribution, vision).logprobs
-                    old.append(OldLogprobs(current.logprobs.detach(), reference))
-                inputs = loss_inputs(batch, current.logprobs, old[index])
+                    found.append(loss_inputs(batch, current.logprobs.detach(), reference))
+                inputs = replace(found[index], logprobs=current.logprobs)
                 out = compute_loss(inputs, totals, grpo)
                 out.loss.backward()
-                sums.add(out, inputs, current.entropy)
-        sums = sums.over(workers)
-        if epoch == 0:
-            first = sums
-            if settings.max_drift is not None:
-                check_mismatch(sums.drift / tokens, sums.drift_max, settings.max_drift)
-        grad_norm = clip_gradient(policy, train.max_grad_norm, workers)
+                drift = (inputs.old_logprobs - inputs.sampler_logprobs).abs()[inputs.mask]
+                parts = (out.loss, out.clipped, out.kl, current.entropy[inputs.mask].sum())
+                sums += [part.item() for part in (*parts, drift.sum())]
+                largest = max(largest, drift.max().item())
+        loss, *token_sums = workers.sum(sums.tolist())
+        clipped, kl, entropy, mean_drift = (value / tokens for value in token_sums)
+        largest = workers.max(largest)
+        if epoch == 0 and settings.max_drift is not None:
+            check_mismatch(mean_drift, largest, settings.max_drift)
+        norm = clip_gradient(policy, train.max_grad_norm, workers)
         optimizer.step()
-    return UpdateStats(
-        loss=sums.loss,
-        grad_norm=grad_norm,
-        drift=first.drift / tokens,
-        drift_max=first.drift_max,
-        kl=first.kl / tokens if grpo.kl_beta > 0 else None,
-        clipped=sums.clipped / tokens,
-        entropy=first.entropy / tokens,
+        if epoch == 0:
+            kl_or_none = kl if grpo.kl_beta > 0 else None
+            stats = UpdateStats(loss, norm, mean_drift, largest, kl_or_none, clipped, entropy)
+        stats = replace(stats, loss=loss, grad_norm=norm, clipped=clipped)
+    return stats
+
+
+def loss_inputs(
+    batch: list[TokenGroup], logprobs: Tensor, reference_logprobs: Tensor | None
+) -> LossInputs:
+    """Returns the batch as padded tensors beside the (N, T) log-probs, on their device."""
+    device = logprobs.device
+    sampled = [torch.tensor(row) for group in batch for row in group.sampler_logprobs]
+    lengths = torch.tensor([len(row) for row in sampled], device=device)
+    advantages = torch.from_numpy(np.concatenate([group.advantages for group in batch]))
+    return LossInputs(
+        logprobs=logprobs,
+        old_logprobs=logprobs,
+        sampler_logprobs=pad_sequence(sampled, batch_first=True).to(device),
+        reference_logprobs=reference_logprobs,
+        advantages=advantages.to(device),
+        mask=torch.arange(logprobs.shape[1], device=device)[None] < lengths[:, None],
     )
-
-
-def clip_gradient(policy: torch.nn.Module, max_norm: float, workers: Workers = ALONE) -> float:
-    """Sums the gradient over the workers and clips it; returns its norm before. Raises
-    NotFinite."""
-    parameters = [p for p in policy.parameters() if p.requires_grad]
-    workers.sum_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-    if not norm < EXPLODED:
-        raise NotFinite(
-            f"the gradient is not finite or has exploded (its norm is {norm:.3g}); the weights "
-            "were left as they were. Lower train.learning_rate or train.max_grad_norm in a new "
-            "run_dir"
-        )
-    return float(norm.item())
 
 
 def micro_batches(
@@ -210,24 +175,22 @@ def pieces(group: TokenGroup, budget: int, shared: bool) -> Iterator[tuple[Token
             yield group.part(range(start, index)), used
             start, used = index, once
         used += cost
-    yield group.part(range(start, len(group.completions))), used
+    yield group.part(range(start, len(group.completions))) if start else group, used
 
 
-def loss_inputs(batch: list[TokenGroup], logprobs: Tensor, old: OldLogprobs) -> LossInputs:
-    """Returns the batch as padded tensors beside the (N, T) log-probs, on their device."""
-    device = logprobs.device
-    sampled = [torch.tensor(row) for group in batch for row in group.sampler_logprobs]
-    lengths = torch.tensor([len(row) for row in sampled], device=device)
-    mask: Tensor = torch.arange(logprobs.shape[1], device=device)[None] < lengths[:, None]
-    advantages = torch.from_numpy(np.concatenate([group.advantages for group in batch]))
-    return LossInputs(
-        logprobs=logprobs,
-        old_logprobs=old.policy,
-        sampler_logprobs=pad_sequence(sampled, batch_first=True).to(device),
-        reference_logprobs=old.reference,
-        advantages=advantages.to(device),
-        mask=mask,
-    )
+def clip_gradient(policy: torch.nn.Module, max_norm: float, workers: Workers = ALONE) -> float:
+    """Sums the gradient over the workers and clips it; returns its norm before. Raises
+    NotFinite."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    workers.sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    if not norm < EXPLODED:
+        raise NotFinite(
+            f"the gradient is not finite or has exploded (its norm is {norm:.3g}); the weights "
+            "were left as they were. Lower train.learning_rate or train.max_grad_norm in a new "
+            "run_dir"
+        )
+    return float(norm.item())
 
 
 def measure_mismatch(
@@ -257,3 +220,40 @@ def check_mismatch(mean: float, largest: float, bound: float) -> None:
             "(train.max_sampler_mismatch). It holds a stale or another adapter, or another base "
             "model; the weights were not changed"
         )
+
+
+@dataclass(frozen=True)
+class ImitationStats:
+    """`loss` in nats per target token, before the step, and the number of these tokens; all three
+    are those of all workers together."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+def imitate(
+    policy: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    groups: list[TokenGroup],
+    forward: ForwardPass,
+    micro_batch_tokens: int,
+    max_grad_norm: float,
+    workers: Workers = ALONE,
+) -> ImitationStats:
+    """Makes one optimizer step on the mean negative log-likelihood of the completions' tokens, over
+    all workers. Raises NotFinite before the weights change, in every worker alike."""
+    own_tokens = sum(len(c) for group in groups for c in group.completions)
+    tokens = round(workers.sum([own_tokens])[0])
+    optimizer.zero_grad()
+    own_loss = 0.0
+    with workers.local():
+        for batch in micro_batches(groups, micro_batch_tokens, shared=True):
+            # The padding has log-prob 0.
+            loss = -forward(policy, batch, MODEL_SOFTMAX, VisionCache()).logprobs.sum() / tokens
+            loss.backward()
+            own_loss += loss.item()
+    (loss_of_all,) = workers.sum([own_loss])
+    grad_norm = clip_gradient(policy, max_grad_norm, workers)
+    optimizer.step()
+    return ImitationStats(loss_of_all, grad_norm, tokens)

@@ -3,7 +3,6 @@ values. All workers call the same methods in the same order."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,19 +17,17 @@ from rarl.errors import UserError
 WAIT = timedelta(hours=2)
 
 
-class Workers(ABC):
-    """All train workers together, seen from the one with this rank."""
+class Workers:
+    """All train workers together, seen from the one with this rank. Here it is the only one."""
 
-    rank: int
-    size: int
+    rank, size = 0, 1
 
-    @abstractmethod
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Replaces every gradient by the sum over the workers; a missing one counts as zero."""
 
-    @abstractmethod
     def gather(self, value: Any) -> list[Any]:
         """Returns one value from each worker, in rank order, in every worker."""
+        return [value]
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Returns each value summed over the workers, in rank order, in float64."""
@@ -64,19 +61,7 @@ class Workers(ABC):
                 raise UserError(message)
 
 
-class Alone(Workers):
-    """The only worker."""
-
-    rank, size = 0, 1
-
-    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        pass
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-
-ALONE = Alone()
+ALONE = Workers()
 
 
 class TorchWorkers(Workers):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
+from rarl.rewards import per_reply
 from rarl.schema import Verdict
 
 MAX_CORRECTNESS = 3
 
 
-def judge_reward(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    *,
-    verdict: Sequence[Verdict | None],
-    correctness: float = 0.5,
-    **columns: Any,
-) -> list[float | None]:
+@per_reply
+def judge_reward(text: str, *, verdict: Verdict | None, correctness: float = 0.5) -> float | None:
     """Pays `correctness` × the correctness grade over 3 + (1 − `correctness`) × the mean of
     factuality, completeness and relevance (RARL, arXiv 2506.06600: correctness and explanation; the
     three parts are MedR-Bench's).
@@ -25,10 +17,11 @@ def judge_reward(
     0 for a verdict that could not be parsed, so that confusing the judge never pays; None where it
     was not reached.
     """
-    return [score_verdict(one, correctness) for one in verdict]
+    return score_verdict(verdict, correctness)
 
 
 def score_verdict(verdict: Verdict | None, weight: float) -> float | None:
+    """Returns what `judge` pays for a verdict, with `weight` for the correctness grade."""
     if verdict is None or verdict.status == "unreachable":
         return None
     if verdict.status == "unparsable":

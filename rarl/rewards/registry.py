@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.rewards.accuracy import accuracy_reward
-from rarl.rewards.consistency import consistency_reward
-from rarl.rewards.format import format_reward
-from rarl.rewards.items import items_reward
+from rarl.rewards import COLUMNS, Reward
+from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
+from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
-from rarl.rewards.length import length_reward
-from rarl.rewards.letter import letter_reward
-from rarl.rewards.reasoning import reasoning_reward
-from rarl.rewards.repetition import repetition_reward
-from rarl.schema import Example
+from rarl.rewards.thinking import consistency_reward, reasoning_reward
 from rarl.system.imports import import_object
-
-# TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or
-# None where it cannot be scored. All are aligned sequences, the columns those of `COLUMNS`.
-# Keyword-only arguments with a default that are no column are the reward's options.
-Reward = Callable[..., list[float | None]]
 
 REWARDS: dict[str, Reward] = {
     "format": format_reward,
@@ -38,14 +27,10 @@ REWARDS: dict[str, Reward] = {
     "repetition": repetition_reward,
     "length": length_reward,
 }
-EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
-# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image,
-# or None; `verdict` is the judge's, or None.
-COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")
 
 
 def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
-    """The functions behind the names of a configuration.
+    """Returns the functions behind the names of a configuration, with their options bound.
 
     Raises UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads
     nowhere.
@@ -58,25 +43,30 @@ def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
 
 
 def find_reward(name: str) -> Reward:
+    """Returns RARL's own reward of that name, or what an import path leads to. Raises
+    UserError."""
     if name in REWARDS:
         return REWARDS[name]
     if ":" not in name:
         known = ", ".join(REWARDS)
         raise UserError(
-            f"rewards: unknown reward '{name}'; known are {known}, or give an import path 'module:function'"
+            f"rewards: unknown reward '{name}'; known are {known}, or give an import path "
+            "'module:function'"
         )
     found: Reward = import_object(name)
     try:
         inspect.signature(found).bind(prompts=[], completions=[], **{name: [] for name in COLUMNS})
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"rewards: '{name}' is no function(prompts, completions, **columns) → list of values: {error}"
+            f"rewards: '{name}' is no function(prompts, completions, **columns) → list of "
+            f"values: {error}"
         ) from None
     return found
 
 
 def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
-    """Follows the gates from one reward to the end of their chain."""
+    """Follows the gates from one reward to the end of their chain. Raises UserError if they lead
+    nowhere."""
     chain = [name]
     while (gate := settings[chain[-1]].gate) is not None:
         if gate not in settings:
@@ -92,6 +82,8 @@ def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
 
 
 def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Reward:
+    """Returns the reward with its options given. Raises UserError for one that it does not have, or
+    of another type than its default."""
     if not options:
         return reward
     known = option_defaults(reward)
@@ -107,6 +99,7 @@ def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Rewar
 
 
 def option_defaults(reward: Reward) -> dict[str, Any]:
+    """Returns the defaults of a reward's options."""
     parameters = inspect.signature(reward).parameters.values()
     return {
         p.name: p.default
@@ -116,7 +109,7 @@ def option_defaults(reward: Reward) -> dict[str, Any]:
 
 
 def kind(value: Any) -> str:
-    """What an option's value is, in words; whole numbers and fractions are one kind."""
+    """Returns what an option's value is, in words; whole numbers and fractions are one kind."""
     if isinstance(value, bool):
         return "truth value"
     return "number" if isinstance(value, int | float) else type(value).__name__

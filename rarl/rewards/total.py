@@ -10,7 +10,7 @@ import numpy as np
 
 from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.rewards.registry import EXAMPLE_COLUMNS, Reward
+from rarl.rewards import EXAMPLE_COLUMNS, Reward
 from rarl.samples import Group, Sample, flatten
 from rarl.schema import Score
 
@@ -47,15 +47,12 @@ def weigh(
     """Returns the totals of one group, shape (size,)."""
     totals = np.zeros(size)
     for name, values in raw.items():
-        setting = settings[name]
-        gated = apply_gate(values, raw[setting.gate]) if setting.gate is not None else values
+        setting, gated = settings[name], values
+        if setting.gate is not None:
+            pairs = zip(values, raw[setting.gate], strict=True)
+            gated = [None if v is None or gate is None else v * gate for v, gate in pairs]
         totals += setting.weight * complete(gated, setting.normalise)
     return totals
-
-
-def apply_gate(values: Sequence[float | None], gate: Sequence[float | None]) -> list[float | None]:
-    """Returns the products; None where either is None."""
-    return [None if v is None or g is None else v * g for v, g in zip(values, gate, strict=True)]
 
 
 def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
@@ -78,16 +75,15 @@ def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
 
 def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
     """Returns what rewards are called with: prompts, completions and the columns, by name."""
-    columns: dict[str, list[Any]] = {
-        name: [getattr(sample.example, name) for sample in samples] for name in EXAMPLE_COLUMNS
+    columns = {name: [getattr(one.example, name) for one in samples] for name in EXAMPLE_COLUMNS}
+    return columns | {
+        "prompts": [one.prompt.text for one in samples],
+        "completions": [one.rollout.text for one in samples],
+        "form": [one.prompt.form for one in samples],
+        "wording": [one.prompt.wording for one in samples],
+        "rederived": [one.rederived for one in samples],
+        "verdict": [one.verdict for one in samples],
     }
-    columns["prompts"] = [sample.prompt.text for sample in samples]
-    columns["completions"] = [sample.rollout.text for sample in samples]
-    columns["form"] = [sample.prompt.form for sample in samples]
-    columns["wording"] = [sample.prompt.wording for sample in samples]
-    columns["rederived"] = [sample.rederived for sample in samples]
-    columns["verdict"] = [sample.verdict for sample in samples]
-    return columns
 
 
 def call_reward(
@@ -102,6 +98,7 @@ def call_reward(
 
 
 def checked_value(name: str, value: Any) -> float:
+    """Returns a value of the reward as a float. Raises UserError unless it is in [0, 1]."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 from rarl.collect import Collector, PendingGroups
 from rarl.config import Config
 from rarl.data.order import sampling_seed
-from rarl.grpo.advantages import set_advantages
 from rarl.grpo.forward import ForwardChoice
-from rarl.grpo.group import TokenGroup
+from rarl.grpo.group import TokenGroup, set_advantages
 from rarl.grpo.loss import resolve_loss
 from rarl.grpo.policy import adapter_arrays, adapter_config, other_adapter
 from rarl.grpo.update import (

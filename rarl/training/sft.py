@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 from rarl.data.prepared import require_room
 from rarl.errors import UserError
 from rarl.grpo.group import TokenGroup
-from rarl.grpo.imitate import imitate
+from rarl.grpo.update import imitate
 from rarl.grpo.workers import ALONE, Workers
 from rarl.replies.tags import target_text
 from rarl.schema import PreparedExample

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from string import ascii_uppercase
 from typing import Any
@@ -50,6 +50,7 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
 def folder_record(row: Row, files: Files, split: str) -> Record:
     """`split` is what the table's name tells, for rows that name none."""
     value = row.values["image"]
+    image: Callable[[], bytes]
     if isinstance(value, dict | bytes):
         encoded, name = embedded_image(value)
         image = partial(bytes, encoded)

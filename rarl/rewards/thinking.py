@@ -1,0 +1,199 @@
+"""Rewards for the thinking: `reasoning`, how good the explanation is without a judge, and
+`consistency`, whether it alone leads to the reply's own answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from rarl.replies.findings import (
+    Claim,
+    conflict,
+    content_words,
+    match_claims,
+    overlap,
+    split_claims,
+    split_clauses,
+)
+from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
+from rarl.replies.tags import parse_reply
+from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
+from rarl.replies.words import length_in_words
+from rarl.rewards import per_reply
+from rarl.rewards.form import length_factor
+from rarl.schema import ReplyForm
+
+Words = frozenset[str]
+# Overlap from which a clause that could be the answer in words is a finding of the rationale.
+SAME = 0.75
+# Of a thinking's words; a telegram has 0.7, a wordy sentence 0.3.
+MIN_CONTENT_SHARE = 0.2
+
+
+@per_reply
+def consistency_reward(
+    text: str,
+    *,
+    form: ReplyForm,
+    rederived: str | None,
+    answer: str,
+    options: Sequence[str] | None,
+) -> float | None:
+    """Pays 1 where the policy, shown its thinking in place of the image, gives the same answer
+    again, else 0 (CAPO, arXiv 2506.12849); 0 for a malformed reply, None for a prompt without
+    thinking or where it was not asked again.
+
+    Right or wrong makes no difference: let `accuracy` gate it, or thinking that repeats a guess is
+    paid.
+    """
+    if form == "answer":
+        return None
+    reply = parse_reply(text, form)
+    if not reply.well_formed or not reply.answer:
+        return 0.0
+    if rederived is None:
+        return None
+    again = parse_reply(rederived, "answer").answer
+    return float(bool(again) and same_answer(reply.answer, again or "", answer, options))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an example beside its image."""
+
+    question: str
+    answer: str
+    rationale: str | None
+    organ: str | None
+    modality: str | None
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        return split_claims(self.rationale or "")
+
+    @cached_property
+    def asked(self) -> Words:
+        return content_words(self.question)
+
+    @cached_property
+    def references(self) -> list[Claim]:
+        """Returns the rationale's claims, but for those that the question already holds or that
+        are the answer."""
+        answers = [content_words(self.answer)]
+        new = (claim for claim in self.claims if claim.negated or not claim.words <= self.asked)
+        return [claim for claim in new if not states_answer(claim, answers)]
+
+    def attributes(self) -> list[str]:
+        """Returns organ and modality, but for the one that is asked for: to name that is to
+        answer."""
+        answer = content_words(self.answer)
+        known = (self.organ, self.modality)
+        return [name for name in known if name and not content_words(name) & answer]
+
+
+@per_reply
+def reasoning_reward(
+    text: str,
+    *,
+    form: ReplyForm,
+    question: str,
+    answer: str,
+    rationale: str | None,
+    organ: str | None,
+    modality: str | None,
+    min_words: int = 3,
+    max_words: int = 200,
+    leak_factor: float = 0.5,
+    attributes: bool = False,
+) -> float | None:
+    """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a
+    rationale nothing is paid (None), or with `attributes` the share of organ and modality that it
+    names: a weak signal, that is soon earned by saying them and inventing the rest. RARL (arXiv
+    2506.06600) pays for the reasoning without saying how; precision and recall stand for
+    MedR-Bench's factuality and completeness. Times, each in [0, 1]:
+
+    - `leak_factor` where the answer or a conclusion comes before the first finding that is right;
+    - the share of clauses that are not repeats, and of content words (below a fifth of all, in
+      proportion);
+    - the length: 1 from `min_words` to `max_words` words, 0 at twice the maximum. Longer pays
+      nothing.
+
+    Clauses that only repeat the question are no findings. 0 for a malformed reply and for one that
+    speaks to whoever scores it. None for a prompt without thinking, and where nothing is known to
+    compare it with.
+    """
+    if form == "answer":
+        return None
+    known = Known(question, answer, rationale, organ, modality)
+    named = known.attributes() if attributes else []
+    if not known.references and not named:
+        return None
+    reply = parse_reply(text, form)
+    if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
+        return 0.0
+    clauses = split_clauses(reply.thinking)
+    answers = [content_words(answer), content_words(reply.answer or "")]
+    if known.references:
+        value = match_claims(evidence(clauses, known, answers), known.references).f1
+        leaked = is_leaked(clauses, known, answers)
+    else:
+        value = attribute_recall(reply.thinking, named)
+        leaked = any(states_answer(clause, answers) for clause in clauses[:1])
+    length = length_factor(reply.thinking, min_words, max_words)
+    length *= filler_factor(reply.thinking, clauses)
+    return value * length * (leak_factor if leaked else 1.0) * variety(clauses)
+
+
+def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -> list[Claim]:
+    """Returns the clauses that are weighed. Left out, where they deny nothing that is true: those
+    that repeat the question, those that only name organ or modality, and conclusions."""
+    named = content_words(f"{known.organ or ''} {known.modality or ''}")
+    kept = []
+    for clause in clauses:
+        fit = max(known.references, key=lambda other: overlap(clause, other))
+        supported = overlap(clause, fit) > 0
+        new = clause.words & fit.words if supported else clause.words
+        # It repeats the question.
+        idle = not clause.negated and new <= known.asked
+        idle |= clause.words <= named or states_answer(clause, answers)
+        idle |= not supported and (concludes(clause) or answers_in_words(clause, known, answers))
+        if clause.words and (
+            not idle or any(conflict(clause, other) for other in known.references)
+        ):
+            kept.append(clause)
+    return kept
+
+
+def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -> bool:
+    """Says whether the answer, or a conclusion, comes before the first finding that is right, or
+    within it."""
+    for clause in clauses:
+        told = max(overlap(clause, other) for other in known.claims) < SAME
+        if states_answer(clause, answers) or (told and answers_in_words(clause, known, answers)):
+            return True
+        if any(overlap(clause, other) for other in known.references):
+            return False
+        if concludes(clause):
+            return True
+    return False
+
+
+def answers_in_words(clause: Claim, known: Known, answers: Sequence[Words]) -> bool:
+    """Says whether a clause is like "The lesion is on the left": nothing but the question's words
+    and an answer; to a yes/no question, nothing but the question's words."""
+    possible = [words for words in answers if words or is_yes_no(known.answer)]
+    fits = any(words <= clause.words <= words | known.asked for words in possible)
+    return bool(clause.words) and fits
+
+
+def variety(clauses: Sequence[Claim]) -> float:
+    """Returns the share of the claims that are not repeats of an earlier one."""
+    claims = [clause for clause in clauses if clause.words]
+    return len(set(claims)) / len(claims) if claims else 0.0
+
+
+def filler_factor(thinking: str, clauses: Sequence[Claim]) -> float:
+    """Returns a factor that is below 1 where hardly a word says something."""
+    content = sum(len(clause.words) for clause in clauses)
+    return min(1.0, content / (MIN_CONTENT_SHARE * length_in_words(thinking)))
