@@ -1,6 +1,8 @@
 # make demo   train the tiny model on phantom radiographs, end to end (SEED=0 OUT=runs/demo-SEED)
-# make test   every test, slow ones included; the report's need Chromium, see setup/browser.py
+# make test   every test but the long ones, in two lanes; the report's need Chromium, see setup/browser.py
+# make test-long   simulations, rebuilds, a short campaign: what seldom changes, before a release
 # make check  formatting, lint, types
+# make check test   both beside each other
 # make campaign   kill a run 50 times and compare (12 minutes); docs/interruptions.md
 # make clean  remove the environment and caches; runs/ and data/ stay
 
@@ -9,18 +11,23 @@ SEED ?= 0
 OUT ?= runs/demo-$(SEED)
 READY = .venv/rarl-environment-complete
 
-.PHONY: demo test check campaign clean setup browser
+.PHONY: demo test test-long check campaign clean setup browser
+MAKEFLAGS += --jobs=2
 
 demo: $(READY)
 	.venv/bin/rarl demo --seed $(SEED) --out $(OUT)
 
+# The lanes are told apart in tests/conftest.py.
 test: $(READY) browser
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadgroup
+
+test-long: $(READY)
+	.venv/bin/python -m pytest -m long
 
 check: $(READY)
-	.venv/bin/ruff format --check .
-	.venv/bin/ruff check .
-	.venv/bin/mypy
+	nice .venv/bin/ruff format --check .
+	nice .venv/bin/ruff check .
+	nice .venv/bin/mypy
 
 campaign: $(READY)
 	.venv/bin/python -m tests.faults.campaign --kills 50 --out runs/faults-$(SEED) --seed $(SEED)
@@ -30,7 +37,7 @@ setup: $(READY)
 browser:
 	@$(PYTHON) setup/browser.py
 
-$(READY): pyproject.toml setup/environment.py setup/torchvision_schemas.py
+$(READY): pyproject.toml setup/environment.py setup/torchvision_schemas.py | $(filter clean,$(MAKECMDGOALS))
 	$(PYTHON) setup/environment.py
 
 clean:

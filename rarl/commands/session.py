@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +69,27 @@ class Session:
     checked: dict[str, CheckedRows]
 
 
+given_pool: ContextVar[SamplerPool | None] = ContextVar("given_pool", default=None)
+
+
+@contextmanager
+def use_pool(pool: SamplerPool) -> Iterator[None]:
+    """Inside, every session works on the engines of `pool`, which must hold the configuration's
+    model, instead of starting its own, and leaves them running: so that a program that calls
+    several commands pays for one start."""
+    token = given_pool.set(pool)
+    try:
+        yield
+    finally:
+        given_pool.reset(token)
+
+
 @contextmanager
 def open_session(
     setup: Setup, display: Display, data: dict[str, str], trains: bool = False
 ) -> Iterator[Session]:
     """Ray, engines and checked data; the engines come up while the data is checked."""
+    given = given_pool.get()
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs):
         with (
             display.working("waiting for room in the cluster")
@@ -80,7 +97,7 @@ def open_session(
             else nullcontext()
         ):
             require_cluster_room(setup.config, setup.device, trains)
-        pool = launch_pool(setup)
+        pool = given or launch_pool(setup)
         _warming = warm_up(setup.model_path)
         if (
             trains
@@ -101,7 +118,8 @@ def open_session(
         finally:
             if judge is not None:
                 judge.close()
-            pool.stop()
+            if given is None:
+                pool.stop()
 
 
 # What a measurement of a finished run may have otherwise, since it is in the names of its files or
