@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import psutil
@@ -89,28 +89,26 @@ def rarl_here(
 
 @contextlib.contextmanager
 def captured(written: dict[int, str]) -> Iterator[None]:
-    """Puts into `written` what is written to standard output (1) and standard error (2) inside,
-    that of native code and of copies of the two included."""
-    with contextlib.ExitStack() as stack:
-        files: dict[int, TextIO] = {}
-        for number, redirect in (
-            (1, contextlib.redirect_stdout),
-            (2, contextlib.redirect_stderr),
-        ):
-            files[number] = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
-            kept = os.dup(number)
-            stack.callback(os.close, kept)
-            os.dup2(files[number].fileno(), number)
-            stack.callback(os.dup2, kept, number)
-            stream = stack.enter_context(os.fdopen(os.dup(number), "w", encoding="utf-8"))
-            stack.enter_context(redirect(stream))
-        try:
+    """Puts into `written` what is written to standard output (1) and standard error (2) inside, by
+    native code and through copies of the two as well."""
+    kept = {number: os.dup(number) for number in (1, 2)}
+    files = {number: tempfile.TemporaryFile() for number in kept}  # noqa: SIM115
+    for number, file in files.items():
+        os.dup2(file.fileno(), number)
+    # Left open: a log that is set up inside goes on writing to them.
+    out, err = (os.fdopen(os.dup(number), "w", encoding="utf-8") for number in kept)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
-        finally:
-            for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-                stream.flush()
-                files[number].seek(0)
-                written[number] = files[number].read()
+    finally:
+        out.flush()
+        err.flush()
+        for number, file in files.items():
+            os.dup2(kept[number], number)
+            os.close(kept[number])
+            file.seek(0)
+            written[number] = file.read().decode()
+            file.close()
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *parts: str) -> None:
