@@ -1,8 +1,8 @@
 """Shared parts. Engines start once per session: a Ray cluster, one sampler pool, one processor.
 
-`make test` has two lanes, each in a process: one for all that starts engines, Ray, a browser or
-whole programs, one after the other, since two of them at once would starve each other; one for
-everything else, which takes what processor time is left.
+`make test` has two lanes, a process each: one for all that starts engines, Ray, a browser or whole
+programs, one after the other, since two of them at once would starve each other; one for everything
+else, which takes what processor time is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from rarl.schema import Example
 from rarl.system.cluster import REUSED_PROCESSES
 from rarl.system.imports import collect_seldom
 from rarl.tiny.dataset import base_model, draw_examples
-from tests import IN_A_LANE
 from tests.judge_service import JudgeService, start_judge_service
 from tests.runs import FINISHED, RARL, REPOSITORY, environment
 
@@ -37,9 +36,9 @@ collect_seldom()  # the test modules import everything
 ENGINES = ("finished_run", "browser", "service", "ray_cluster", "judge_service", "pool")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist and `-m` look at the marks
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs real data or engines, and puts the modules with engines in order."""
+    """Marks what needs real data or engines, and puts the modules with engines last, in order."""
     last_needed: dict[str, int] = defaultdict(lambda: -1)
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -48,27 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needed = [place for place, name in enumerate(ENGINES) if name in fixtures]
         if needed:
             item.add_marker("engines")
-        if is_in_engines(item):
-            item.add_marker(pytest.mark.xdist_group("engines"))
-            module = str(item.path)
-            last_needed[module] = max([*needed, last_needed[module]])
-    items.sort(key=lambda item: last_needed[str(item.path)] if is_in_engines(item) else -2)
+            last_needed[str(item.path)] = max(*needed, last_needed[str(item.path)])
 
+    def place(item: pytest.Item) -> int:
+        return last_needed[str(item.path)] if item.get_closest_marker("engines") else -2
 
-def is_in_engines(item: pytest.Item) -> bool:
-    return item.get_closest_marker("engines") is not None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The process of the quick lane gives way to the other's."""
-    if LANE not in item.session.stash:
-        item.session.stash[LANE] = is_in_engines(item)
-        if IN_A_LANE and not is_in_engines(item):
-            os.nice(10)
-
-
-LANE = pytest.StashKey[bool]()  # whether this process began with a test that needs engines
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
