@@ -4,17 +4,9 @@
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """
 
-import sys
+import typer
 
-from rarl.cli import run_and_explain, train_config
-from rarl.config import load_config
-
-
-def main(arguments: list[str]) -> None:
-    if not arguments:
-        sys.exit("usage: python jobs/train.py CONFIG [key=value …]")
-    train_config(load_config(arguments[0], arguments[1:]))
-
+from rarl.cli import run_and_explain, train
 
 if __name__ == "__main__":
-    run_and_explain(main, sys.argv[1:])
+    run_and_explain(typer.run, train)

@@ -1,8 +1,14 @@
-"""Shared parts. Engines start once per session: a Ray cluster, one sampler pool, one processor."""
+"""Shared parts. Engines start once per session: a Ray cluster, one sampler pool, one processor.
+
+`make test` has two lanes, a process each: one for all that starts engines, Ray, a browser or whole
+programs, one after the other, since two of them at once would starve each other; one for everything
+else, which takes what processor time is left.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +30,29 @@ from tests.judge_service import JudgeService, start_judge_service
 from tests.runs import FINISHED, RARL, REPOSITORY, environment
 
 collect_seldom()  # the test modules import everything
-VQA_RAD = Path(os.environ.get("RARL_VQA_RAD", Path(__file__).parent / "../../shared/data/vqa-rad"))
+
+# Fixtures that start something, in the order in which the lane of engines needs them: what stays up
+# until the end comes last.
+ENGINES = ("finished_run", "browser", "service", "ray_cluster", "judge_service", "pool")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs real data or engines, and puts the modules with engines last, in order."""
+    last_needed: dict[str, int] = defaultdict(lambda: -1)
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "vqa_rad" in fixtures:
+            item.add_marker("real_data")
+        needed = [place for place, name in enumerate(ENGINES) if name in fixtures]
+        if needed:
+            item.add_marker("engines")
+            last_needed[str(item.path)] = max(*needed, last_needed[str(item.path)])
+
+    def place(item: pytest.Item) -> int:
+        return last_needed[str(item.path)] if item.get_closest_marker("engines") else -2
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +96,7 @@ def sampler_settings(model_path: str) -> SamplerSettings:
         device="cpu",
         dtype="float32",
         lora_rank=8,
-        max_model_length=256,
+        max_model_length=512,
         kv_cache_mib=64,
         gpu_memory_share=0.4,
         log_path="",
@@ -109,11 +137,16 @@ def finished_run(tmp_path_factory: Any) -> FinishedRun:
     return FinishedRun(folder, done.stdout, peak)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vqa_rad() -> Path:
-    if not VQA_RAD.is_dir():
-        pytest.skip(f"VQA-RAD is not at {VQA_RAD}; set RARL_VQA_RAD to its folder")
-    return VQA_RAD.resolve()
+    """The folder of VQA-RAD as downloaded. Nothing is assumed about where it is: tests of real data
+    run where the variable names it."""
+    place = os.environ.get("RARL_VQA_RAD")
+    if not place:
+        pytest.skip("RARL_VQA_RAD does not name the folder of VQA-RAD")
+    if not Path(place).is_dir():
+        pytest.fail(f"RARL_VQA_RAD={place}: no such folder")
+    return Path(place).resolve()
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def test_mistakes_are_named_before_anything_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 def test_a_killed_comparison_continues_and_repeats_nothing(tmp_path: Path) -> None:
     """Killed while the second model trains."""
     path, out = write(tmp_path), tmp_path / "out"

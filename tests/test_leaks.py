@@ -31,7 +31,6 @@ from rarl.prepare.fingerprint import (
 from rarl.prepare.leaks import check_datasets
 from rarl.prepare.record import Choices
 from rarl.schema import Example
-from tests.conftest import VQA_RAD
 from tests.pictures import picture, read, write_folder
 
 COPIES = 12  # images that are near copies of others, planted
@@ -54,13 +53,12 @@ def reencoded(path: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def random_halves(tmp_path_factory: Any) -> dict[str, Any]:
+def random_halves(vqa_rad: Path, tmp_path_factory: Any) -> dict[str, Any]:
     """VQA-RAD's records, split by question as one should not, with near copies of images planted in
     the test half."""
-    source = VQA_RAD.resolve()
     folder = tmp_path_factory.mktemp("halves")
-    (folder / "images").symlink_to(source / "images")
-    records = json.loads((source / "trainset.json").read_text())
+    (folder / "images").symlink_to(vqa_rad / "images")
+    records = json.loads((vqa_rad / "trainset.json").read_text())
     records = [r for r in records if r["phrase_type"] in ("freeform", "para")]
     rng = np.random.default_rng(0)
     rng.shuffle(records)

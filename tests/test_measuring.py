@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 QUESTIONS = 256
 
 
+@pytest.mark.engines
 def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     tmp_path: Path, model_path: str
 ) -> None:

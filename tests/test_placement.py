@@ -31,6 +31,7 @@ print(json.dumps([ray.get([one.gpus.remote() for one in kind], timeout=60) for k
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 def test_each_gpu_gets_one_sampler_and_one_train_worker() -> None:
     """However little memory each of them takes."""
     script = PLACE.replace("SAMPLER", str(SAMPLER_GPUS)).replace(

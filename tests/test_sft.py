@@ -26,11 +26,12 @@ from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import evaluation_prompts, plain_prompt
+from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.log import read_metrics
 from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
-from tests.runs import SHORT, assert_one_line_error, rarl
+from tests.runs import SHORT, assert_one_line_error, rarl_here
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +169,16 @@ def test_a_target_that_does_not_fit_is_named(
 
 
 @pytest.mark.slow
-def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_path: Path) -> None:
+def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(
+    pool: SamplerPool, tmp_path: Path
+) -> None:
     """A third of the recipe's steps is enough for every question; GRPO then starts from its
     adapter."""
     domain = "data.eval={phantoms-seen: 'rarl.tiny.dataset:write_seen_test'}"
     short = ["train.steps=40", "evaluation.max_examples=200", domain]
-    done = rarl("sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short)
+    done = rarl_here(
+        "sft", "configs/recipes/tiny/sft.yaml", f"run_dir={tmp_path / 'sft'}", *short, pool=pool
+    )
     assert done.returncode == 0, done.stderr
     replies = pq.read_table(
         tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet"
@@ -188,13 +193,14 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
 
     start = f"model.adapter={tmp_path / 'sft'}"
-    done = rarl(
+    done = rarl_here(
         "train",
         "configs/recipes/tiny/rarl.yaml",
         f"run_dir={tmp_path / 'rl'}",
         start,
         *SHORT,
         "data.eval={}",
+        pool=pool,
     )
     assert done.returncode == 0, done.stderr
     first = pq.read_table(tmp_path / "rl" / "samples" / "step_000001.parquet").to_pylist()
@@ -208,7 +214,7 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(tmp_
 
 
 def test_a_missing_start_adapter_is_named(tmp_path: Path) -> None:
-    done = rarl(
+    done = rarl_here(
         "train",
         "configs/demo.yaml",
         f"run_dir={tmp_path / 'run'}",

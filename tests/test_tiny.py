@@ -102,7 +102,7 @@ def greedy(model: Any, processor: Any, examples: list[Example], plan: PromptPlan
     return replies
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_base_comes_from_this_code(model_path: str, processor: Any) -> None:
     """Tokenizer and shapes are rebuilt whole. Of the training the first steps are: their losses are
     those on record, up to what another processor's rounding makes of them. `rarl tiny build`

@@ -1,14 +1,11 @@
-"""Whole runs: what they leave behind, that they continue after a kill, and that a stale sampler
-stops them."""
+"""Whole runs: what they leave behind, that they are not made twice, and that a stale sampler stops
+them. How they end otherwise than well is in faults/."""
 
 from __future__ import annotations
 
 import json
 import math
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +26,7 @@ from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
-from tests.runs import (
-    FINISHED,
-    RARL,
-    REPOSITORY,
-    SHORT,
-    STEPS,
-    assert_one_line_error,
-    environment,
-    rarl,
-    train_on,
-)
+from tests.runs import FINISHED, SHORT, STEPS, assert_one_line_error, rarl_here, train_on
 
 pytestmark = pytest.mark.slow
 
@@ -167,20 +154,22 @@ def test_the_summary_compares_base_and_trained(finished: Path) -> None:
 
 def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")}
-    again = rarl("train", "configs/demo.yaml", f"run_dir={finished}", *FINISHED)
+    again = rarl_here("train", "configs/demo.yaml", f"run_dir={finished}", *FINISHED)
     assert again.returncode == 0
     assert "already finished" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in finished.glob("*.json*")} == before
-    other = rarl("train", "configs/demo.yaml", f"run_dir={finished}", *FINISHED, "seed=9")
+    other = rarl_here("train", "configs/demo.yaml", f"run_dir={finished}", *FINISHED, "seed=9")
     assert_one_line_error(
         other, "already holds a run with another configuration (seed is 0 there, 9 here)"
     )
 
 
-def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished: Path) -> None:
+def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
+    pool: SamplerPool, finished: Path
+) -> None:
     before = {path.name for path in (finished / "evaluation").iterdir()}
     (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
-    done = rarl("eval", finished, "--prompt", "reason,structured")
+    done = rarl_here("eval", finished, "--prompt", "reason,structured", pool=pool)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
     assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
@@ -194,30 +183,10 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished:
 
 
 def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> None:
-    other = rarl("eval", finished, "train.steps=5")
+    other = rarl_here("eval", finished, "train.steps=5")
     assert_one_line_error(
         other, f"train.steps=5: the run was made with {STEPS}, and a measurement cannot change it"
     )
-
-
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    run = tmp_path / "interrupted"
-    process = subprocess.Popen(
-        [RARL, "train", "configs/demo.yaml", f"run_dir={run}", *SHORT],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.time() + 120
-    while not (run / "logs" / "driver.log").exists() and time.time() < deadline:
-        time.sleep(0.1)
-    time.sleep(8)  # somewhere among the starting of engines and the checking of data
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "interrupted; the same command continues where this one stopped\n"
 
 
 # the pools below go to the train worker
@@ -319,10 +288,11 @@ def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
 
 
 def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_counted_and_listed(
-    vqa_rad: Path, tmp_path: Path
+    pool: SamplerPool, vqa_rad: Path, tmp_path: Path
 ) -> None:
     data, damaged, run = tmp_path / "vqa-rad", tmp_path / "damaged.parquet", tmp_path / "run"
-    assert rarl("prepare", "vqa-rad", vqa_rad, data, "--split", "image-disjoint").returncode == 0
+    prepared = rarl_here("prepare", "vqa-rad", vqa_rad, data, "--split", "image-disjoint")
+    assert prepared.returncode == 0, prepared.stderr
     whole = pq.read_table(data / "train.parquet")
     images = whole["image"].to_pylist()
     images[5] = b"broken"
@@ -330,7 +300,7 @@ def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_cou
     pq.write_table(
         whole.set_column(whole.schema.get_field_index("image"), "image", column), damaged
     )
-    done = rarl(
+    done = rarl_here(
         "train",
         "configs/vqa_rad_tiny.yaml",
         f"run_dir={run}",
@@ -339,6 +309,7 @@ def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_cou
         "data.on_bad_row=skip",
         "rewards={format: 0.2, accuracy: 1.0, 'tests.test_rewards:half': 0.5}",
         *SHORT,
+        pool=pool,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train: 1 bad rows skipped, listed in skipped-train.txt" in done.stdout

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from rarl.training.run_dir import RunDir
 from tests.faults.campaign import family
 from tests.faults.test_checkpoint import flip
 
-ENDS = ("full", "read-only", "second", "killed", "asked", "last")
+ENDS = ("full", "read-only", "second", "interrupted", "killed", "asked", "last")
 DATA_AND_A_CHECKPOINT_AND_A_HALF = "5500k"
 FREE = ("train.max_restarts=9", "judge.retries=9")  # keys that may change on the way
 PATIENCE = 300  # seconds for a step
@@ -77,9 +78,18 @@ class SmallDisk:
 
     def start_until(self, step: int, name: str) -> subprocess.Popen[bytes]:
         """The run, as soon as it has made the step."""
+        return self.start_and_wait(name, lambda: self.steps() >= step)
+
+    def start_until_engines_start(self, name: str) -> subprocess.Popen[bytes]:
+        """The run, as soon as an engine comes up, while the data is checked."""
+        log = self.run.logs / "sampler-0.log"
+        before = log.stat().st_size
+        return self.start_and_wait(name, lambda: log.stat().st_size > before)
+
+    def start_and_wait(self, name: str, arrived: Callable[[], bool]) -> subprocess.Popen[bytes]:
         process = self.start(name)
         deadline = time.monotonic() + PATIENCE
-        while self.steps() < step and time.monotonic() < deadline and process.poll() is None:
+        while not arrived() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         return process
 
@@ -104,6 +114,12 @@ def main() -> None:
     case.mount("remount,rw")
     with case.run.owned():
         case.to_the_end("second")
+
+    process = case.start_until_engines_start("interrupted")
+    others = family(process)
+    process.send_signal(signal.SIGINT)
+    case.note("interrupted", process)
+    psutil.wait_procs(others, timeout=60)
 
     process = case.start_until(case.steps() + 1, "killed")
     others = family(process)

@@ -1,10 +1,9 @@
-"""How whole runs end (killed, asked to, disk full, a node lost, no room) and that they go on to the
-same last bit."""
+"""How whole runs end (killed, asked to, disk full, a node lost) and that they go on to the same
+last bit."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,15 @@ import pytest
 
 from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
-from tests.faults.campaign import differences
+from tests.faults.campaign import KINDS, differences
 from tests.faults.small_disk import ENDS, End
 from tests.runs import (
     FINISHED,
     RARL,
     REPOSITORY,
-    SHORT,
     STEPS,
     assert_one_line_error,
     environment,
-    rarl,
 )
 
 pytestmark = pytest.mark.slow
@@ -41,6 +38,36 @@ def command(run: Path, *overrides: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
+@pytest.mark.engines
+def test_a_run_that_is_killed_eight_times_in_seven_ways_is_the_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    """The campaign (`make campaign`) in short."""
+    campaign = [
+        sys.executable,
+        "-m",
+        "tests.faults.campaign",
+        "--kills",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        campaign,
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["differences"] == []
+    assert result["killed"].keys() == KINDS.keys()
+
+
 @pytest.fixture
 def undisturbed(finished_run: FinishedRun) -> Path:
     return finished_run.folder
@@ -50,8 +77,8 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     """On a disk of its own, seen by this one process family: it becomes full, and is read-only for
-    a while; then SIGKILL as in a power cut, which damages a file; then SIGTERM as a scheduler sends
-    it before it takes the machine away."""
+    a while; then Ctrl-C while it starts, SIGKILL as in a power cut, which damages a file, and
+    SIGTERM as a scheduler sends it before it takes the machine away."""
     disk = tmp_path / "disk"
     disk.mkdir()
     steps = [sys.executable, "-m", "tests.faults.small_disk", str(disk), *command(disk / "run")]
@@ -59,7 +86,9 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
         ["unshare", "-rm", *steps], cwd=REPOSITORY, env=environment(), check=False
     )
     assert done.returncode == 0
-    full, read_only, second, killed, asked, last = (End.read(disk, name) for name in ENDS)
+    full, read_only, second, interrupted, killed, asked, last = (
+        End.read(disk, name) for name in ENDS
+    )
 
     assert_one_line_error(
         full.done, "No space left on device", str(disk), "the same command continues"
@@ -69,7 +98,9 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
     assert_one_line_error(
         second.done, str(disk), "another process is at work in this run directory"
     )
-    assert full.steps <= killed.steps < STEPS
+    assert interrupted.returncode == 130
+    assert interrupted.stderr == "interrupted; the same command continues where this one stopped\n"
+    assert full.steps == interrupted.steps <= killed.steps < STEPS
 
     assert asked.done.returncode == 0 and "Traceback" not in asked.done.stderr, asked.done.stderr
     assert "stopped as asked; the same command continues" in asked.done.stderr
@@ -80,20 +111,6 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
 
     assert last.done.returncode == 0, last.done.stdout + last.done.stderr
     assert differences(undisturbed, disk.with_suffix(".kept") / "run", STEPS) == []
-
-
-def test_more_samplers_than_the_machine_has_room_for_are_an_error_at_once(tmp_path: Path) -> None:
-    count = 10 * (os.cpu_count() or 1)
-    done = rarl(
-        "train",
-        "configs/demo.yaml",
-        f"run_dir={tmp_path / 'run'}",
-        *SHORT,
-        f"rollout.num_actors={count}",
-    )
-    assert_one_line_error(
-        done, "no room in the Ray cluster", f"rollout.num_actors={count}", "CPU", "lower that key"
-    )
 
 
 def test_a_run_on_two_nodes_survives_the_loss_of_one(undisturbed: Path, tmp_path: Path) -> None:
