@@ -223,9 +223,7 @@ def launch_pool(setup: Setup) -> SamplerPool:
         device=setup.device,
         dtype=setup.dtype,
         lora_rank=setup.config.model.lora.rank,
-        max_model_length=rollout.max_model_length,
-        kv_cache_mib=rollout.kv_cache_mib,
-        gpu_memory_share=rollout.gpu_memory_share,
+        rollout=rollout,
         log_path="",
     )
     return SamplerPool.launch(

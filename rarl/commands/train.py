@@ -17,7 +17,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.evaluation.measurements import measure_all, summary_of
 from rarl.files import write_text
-from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.signals import Stopped, ending_after_the_step

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
-from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.policy import read_adapter
 from rarl.grpo.update import NotFinite, clip_gradient
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
