@@ -19,6 +19,7 @@ import ray
 from ray import serve
 from tree_memory import Peak, run_watched
 
+from rarl.config import RolloutConfig
 from rarl.data.parquet import write_examples
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
@@ -96,9 +97,7 @@ def sampler_settings(model_path: str) -> SamplerSettings:
         device="cpu",
         dtype="float32",
         lora_rank=8,
-        max_model_length=512,
-        kv_cache_mib=64,
-        gpu_memory_share=0.4,
+        rollout=RolloutConfig(max_model_length=512, kv_cache_mib=64),
         log_path="",
     )
 

@@ -3,6 +3,7 @@ float32."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import ray
 import torch
 from rarl.grpo.vision import VisionCache
 
-from rarl.data.prepared import PreparedExample, prepare_example
+from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
-from rarl.grpo.group import Group
+from rarl.grpo.forward import VisionCache
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.prompts import plain_prompt, rederive_text, render
@@ -22,7 +24,7 @@ from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
-from rarl.schema import Example, Rollout
+from rarl.schema import Example, PreparedExample, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
 
@@ -45,7 +47,7 @@ def randomise(policy: Any, seed: int) -> None:
 
 def requests(prepared: list[PreparedExample], seed: int = 0) -> list[SampleRequest]:
     return [
-        SampleRequest(p.example.id, p.prompt.text, p.pixels, 1000 * (seed + 1) + 8 * i)
+        SampleRequest(p.prompt.text, p.pixels, 1000 * (seed + 1) + 8 * i)
         for i, p in enumerate(prepared)
     ]
 
@@ -59,7 +61,9 @@ def largest_difference(
 ) -> float:
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
-        Group(p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key)
+        TokenGroup(
+            p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key
+        )
         for key, (p, group) in enumerate(zip(prepared, rollouts, strict=True))
     ]
     with torch.no_grad():
@@ -164,7 +168,7 @@ def test_vision_tokens_are_never_sampled_and_ends_are_told(
 def test_a_failing_engine_is_one_clear_error(
     pool: SamplerPool, prepared: list[PreparedExample]
 ) -> None:
-    too_long = SampleRequest("x", prepared[0].prompt.text + "word " * 2000, prepared[0].pixels)
+    too_long = SampleRequest(prepared[0].prompt.text + "word " * 2000, prepared[0].pixels)
     with pytest.raises(UserError, match="a vLLM engine failed"):
         pool.generate([too_long], SAMPLING, use_adapter=False)
     assert len(pool.generate(requests(prepared), SAMPLING, use_adapter=False)) == len(prepared)
@@ -199,7 +203,8 @@ def test_each_group_is_announced_once_under_its_own_number(
     pending = pool.submit(requests(prepared), SAMPLING, use_adapter=False, on_group=seen.setdefault)
     groups = pending.result()
     assert [seen[index] for index in range(len(prepared))] == groups
-    assert [group[0].example_id for group in groups] == [p.example.id for p in prepared]
+    for group, own in zip(groups, prepared, strict=True):
+        assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
     assert pool.submit([], SAMPLING).result() == []
 
 
@@ -222,7 +227,7 @@ def test_a_prompt_without_an_image_is_answered(
     """The reasoning in place of the image: the tiny base can follow it."""
     examples = [p.example for p in prepared]
     texts = [render(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
-    asked = [SampleRequest(e.id, text, None) for e, text in zip(examples, texts, strict=True)]
+    asked = [SampleRequest(text, None) for text in texts]
     groups = pool.generate(asked, SamplingSettings(1, 0.0, 24), use_adapter=False)
     right = [
         is_correct(parse_reply(group[0].text, "answer").answer, e.answer, e.options)
@@ -230,3 +235,62 @@ def test_a_prompt_without_an_image_is_answered(
     ]
     assert sum(right) >= len(right) - 1
     assert groups[0][0].prompt_token_ids == processor.tokenizer(texts[0]).input_ids
+
+
+@pytest.mark.slow
+def test_workers_shares_give_the_same_samples_to_the_bit_and_publish_once_to_each(
+    pool: SamplerPool, prepared: list[PreparedExample], policy: Any
+) -> None:
+    """Of 1, 2 and 3 workers over two engines, each asked for every n-th prompt."""
+    asked = requests(prepared)
+    previous: list[list[Rollout]] | None = None
+    for version, size in enumerate((1, 2, 3), start=200):
+        randomise(policy, 200)
+        arrays, config = adapter_arrays(policy), adapter_config(policy)
+        views = [pool.share(rank, size) for rank in range(size)]
+        assert {view.publish(version, arrays, config) for view in views} == {
+            sum(array.nbytes for array in arrays.values())
+        }
+        loaded = [actor for view in views for actor in view.loading]
+        assert sorted(map(pool.launched.index, loaded)) == [0, 1], "each engine loads it once"
+        pending = [view.submit(asked[rank::size], SAMPLING) for rank, view in enumerate(views)]
+        groups: list[list[Rollout]] = [[] for _ in asked]
+        for rank, one in enumerate(pending):
+            groups[rank::size] = one.result()
+        assert {r.adapter_version for group in groups for r in group} == {version}
+        groups = [[replace(r, adapter_version=0) for r in group] for group in groups]
+        assert previous is None or groups == previous
+        previous = groups
+
+
+class Handle:
+    """Stands for an actor that nobody asks."""
+
+
+def test_which_samplers_a_worker_asks_and_loads() -> None:
+    a, b, c = Handle(), Handle(), Handle()
+    three = SamplerPool([a, b, c], timeout=1)
+    assert [three.share(rank, 2).actors for rank in range(2)] == [[a, c], [b]]
+    assert [three.share(rank, 3).loading for rank in range(3)] == [[a], [b], [c]]
+    two = SamplerPool([a, b], timeout=1)
+    views = [two.share(rank, 5) for rank in range(5)]
+    assert [view.actors for view in views] == [[a], [b], [a], [b], [a]]
+    assert [view.loading for view in views] == [[a], [b], [], [], []]
+    views[3].lost.append(b)
+    assert views[3].actors == [a], "whose own are all lost uses another that lives"
+    assert views[2].publish(1, {"x": np.zeros(3, np.float32)}, {}) == 12
+    assert views[2].published is not None
+    assert "arguments" not in vars(views[2].published), "nothing went to the object store"
+
+
+@pytest.mark.slow
+def test_a_worker_that_loads_none_gives_a_restarted_engine_its_adapter(
+    pool: SamplerPool, prepared: list[PreparedExample], policy: Any
+) -> None:
+    randomise(policy, 300)
+    views = [pool.share(rank, 3) for rank in range(3)]
+    for view in views:
+        view.publish(300, adapter_arrays(policy), adapter_config(policy))
+    expected = views[0].generate(requests(prepared), SAMPLING)
+    ray.kill(pool.launched[0], no_restart=False)
+    assert views[2].generate(requests(prepared), SAMPLING) == expected

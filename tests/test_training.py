@@ -20,7 +20,7 @@ from ray import cloudpickle
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
-from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
+from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool

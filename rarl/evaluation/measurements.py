@@ -27,7 +27,7 @@ from rarl.evaluation.prediction import Prediction, load_predictions
 from rarl.evaluation.self_consistency import Sampled, self_consistency
 from rarl.evaluation.summary import difference, summarise
 from rarl.files import write_text
-from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.policy import read_adapter
 from rarl.prompts import PromptPlan, evaluation_prompts
 
 

@@ -14,7 +14,7 @@ from rarl.data.prepared import PreparedExample
 from rarl.files import replacing
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
-from rarl.rewards.reasoning import reasoning_reward
+from rarl.rewards.thinking import reasoning_reward
 from rarl.rewards.total import ScoredReply, score_groups
 from rarl.schema import Rollout, Verdict
 

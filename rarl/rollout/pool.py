@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,8 +25,12 @@ from rarl.schema import Rollout
 from rarl.system.placement import SAMPLER_CPUS, SAMPLER_GPUS
 from rarl.system.processes import sampler_environment
 
-START_TIMEOUT = 900  # seconds: loading several GB from a slow disk included
-
+# Seconds until the engines are up: loading several GB from a slow disk included.
+START_TIMEOUT = 900
+# How often one engine is started again for one batch.
+MAX_REVIVALS = 3
+# Seconds for a lost engine to come back, before the others do its work.
+RESTART_TIMEOUT = 300.0
 
 OnGroup = Callable[[int, list[Rollout]], Any]
 # An engine that is gone, with its process or its node: it can be started again.
@@ -35,8 +40,17 @@ LOST = (
     ray.exceptions.ObjectLostError,
     NotPublished,
 )
-MAX_REVIVALS = 3  # of one engine for one batch
-RESTART_TIMEOUT = 300.0  # seconds for a lost engine to come back, before the others do its work
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the engines are asked for. `timeout` is in seconds, from one completed group to the
+    next."""
+
+    requests: list[SampleRequest]
+    sampling: SamplingSettings
+    use_adapter: bool
+    timeout: float
 
 
 class PendingRollouts:
@@ -107,8 +121,9 @@ class PendingRollouts:
             thread.join()
 
     def result(self) -> list[list[Rollout]]:
-        """A group per request, in the order of the requests. An error inside an engine is final,
-        since it may hold half-finished requests and would fail again: UserError."""
+        """Waits; returns a group per request, in the order of the requests. An error inside an
+        engine is final, since it may hold half-finished requests and would fail again: it is raised
+        as UserError."""
         self.wait()
         if isinstance(self.error, ray.exceptions.RayError):
             raise engine_failed(self.error)
@@ -118,39 +133,62 @@ class PendingRollouts:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the engines are asked for. `timeout` is in seconds, from one completed group to the
-    next."""
+class Adapter:
+    """What was published last: float32 arrays under PEFT's own names, and PEFT's configuration."""
 
-    requests: list[SampleRequest]
-    sampling: SamplingSettings
-    use_adapter: bool
-    timeout: float
+    version: int
+    tensors: Mapping[str, Any]
+    peft_config: Mapping[str, Any]
+
+    @cached_property
+    def arguments(self) -> tuple[int, Any, Mapping[str, Any]]:
+        """What an engine loads; the tensors go to Ray's object store once, when one first does."""
+        return self.version, ray.put(dict(self.tensors)), self.peft_config
 
 
 class SamplerPool:
-    """Cheap to copy between processes: it holds actor handles, and a reference to the adapter that
-    they hold."""
+    """The samplers, or a train worker's share of them. Cheap to copy between processes: it holds
+    actor handles.
+
+    launched: all actors. own: those that are asked. loading: those that `publish` loads.
+    """
 
     def __init__(
         self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT
     ) -> None:
         self.launched, self.timeout, self.restart_timeout = actors, timeout, restart_timeout
+        self.own = self.loading = actors
         self.lost: list[Any] = []
-        self.published: tuple[int, Any, dict[str, Any]] | None = None
+        self.published: Adapter | None = None
 
     @property
     def actors(self) -> list[Any]:
-        """Those that are not given up."""
-        return [actor for actor in self.launched if actor not in self.lost]
+        """The actors to ask: its own, but for those that were given up; any others that live, when
+        none of its own is left."""
+        living = [actor for actor in self.launched if actor not in self.lost]
+        return [actor for actor in living if actor in self.own] or living
+
+    def share(self, rank: int, size: int) -> SamplerPool:
+        """Returns the view of one of `size` train workers that ask and publish side by side.
+
+        With at least as many samplers as workers, each worker has samplers of its own. With fewer,
+        workers ask the same one, and the first of these publishes to it; the others remember what
+        was published, for an engine that is started anew. Workers must wait for each other before
+        they publish and after: another's batch must not be in flight, nor come too early.
+        """
+        view = SamplerPool(self.launched, self.timeout, self.restart_timeout)
+        count = len(self.launched)
+        view.own = self.launched[rank::size] if count >= size else [self.launched[rank % count]]
+        view.loading = view.own if rank < count else []
+        return view
 
     @classmethod
     def launch(
         cls, settings: SamplerSettings, num_actors: int, log_folder: Path, timeout: float
     ) -> SamplerPool:
         """Starts the actors without waiting for them; see `wait_until_ready`. `timeout` (seconds)
-        is how long an engine may take from one completed group to the next before it counts as hung
-        and is started anew."""
+        is how long an engine may take from one completed group to the next before it counts as
+        hung and is started anew."""
         actors = []
         for index in range(num_actors):
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
@@ -175,18 +213,16 @@ class SamplerPool:
             ) from None
 
     def banned_token_ids(self) -> list[int]:
-        """Tokens that are never sampled. Raises UserError."""
-        actor = self.actors[0]
-        banned: list[int] = self.result_of(
-            actor, actor.banned_token_ids.remote(), "banned_token_ids"
-        )
+        """Returns the tokens that are never sampled. Raises UserError."""
+        actor, method = self.actors[0], "banned_token_ids"
+        banned: list[int] = self.result_of(actor, actor.banned_token_ids.remote(), method)
         return banned
 
     def result_of(
         self, actor: Any, reference: Any, method: str, *arguments: Any, parts: int = 1
     ) -> Any:
-        """What an engine was asked for by this call, which may take `timeout` seconds for each of
-        its parts. An engine that is lost, or hangs, is started anew and asked again. Raises
+        """Returns what an engine was asked for by this call, which may take `timeout` seconds for
+        each of its parts. An engine that is lost, or hangs, is started anew and asked again. Raises
         UserError."""
         for _ in range(MAX_REVIVALS):
             try:
@@ -200,35 +236,40 @@ class SamplerPool:
             actor = self.revive(actor)
             reference = getattr(actor, method).remote(*arguments)
         raise UserError(
-            f"a vLLM engine was lost or silent for rollout.timeout_seconds={self.timeout:g}, {MAX_REVIVALS} times in a "
-            "row; see sampler-*.log in the run's logs. The same command continues from the last finished step"
+            f"a vLLM engine was lost or silent for rollout.timeout_seconds={self.timeout:g}, "
+            f"{MAX_REVIVALS} times in a row; see sampler-*.log in the run's logs. The same command "
+            "continues from the last finished step"
         )
 
-    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
-        """Sends the adapter once to the object store and loads it in every actor; returns the bytes
-        loaded by one."""
-        self.published = (version, ray.put(tensors), peft_config)
-        pending = [(actor, actor.load_adapter.remote(*self.published)) for actor in self.actors]
-        sizes = [
-            self.result_of(actor, loading, "load_adapter", *self.published)
-            for actor, loading in pending
-        ]
-        return int(sizes[0])
+    def publish(
+        self, version: int, tensors: Mapping[str, Any], peft_config: Mapping[str, Any]
+    ) -> int:
+        """Loads the adapter into the engines that are this worker's to load; returns the bytes that
+        one engine loads. Raises UserError."""
+        self.published = adapter = Adapter(version, tensors, peft_config)
+        actors = [actor for actor in self.loading if actor not in self.lost]
+        pending = [(actor, actor.load_adapter.remote(*adapter.arguments)) for actor in actors]
+        for actor, reference in pending:
+            self.result_of(actor, reference, "load_adapter", *adapter.arguments)
+        return sum(array.nbytes for array in tensors.values())
 
     def revive(self, actor: Any) -> Any:
-        """Waits until Ray has restarted a lost actor and gives it the adapter that all hold;
-        another actor, where it does not come back. Raises UserError when none is left."""
+        """Waits until Ray has restarted a lost actor, gives it the adapter that all hold and
+        returns it; returns another one if it does not come back. Raises UserError when none is
+        left."""
         try:
             wait_for_restart(actor, self.restart_timeout)
             if self.published is not None:
-                ray.get(actor.load_adapter.remote(*self.published), timeout=self.restart_timeout)
+                loading = actor.load_adapter.remote(*self.published.arguments)
+                ray.get(loading, timeout=self.restart_timeout)
             return actor
         except (*LOST, ray.exceptions.GetTimeoutError):
             self.lost.append(actor)
             if not self.actors:
                 raise UserError(
-                    f"the last vLLM engine was lost and did not come back in {self.restart_timeout:.0f} s; see "
-                    "sampler-*.log in the run's logs. The same command continues from the last finished step"
+                    "the last vLLM engine was lost and did not come back in "
+                    f"{self.restart_timeout:.0f} s; see sampler-*.log in the run's logs. The same "
+                    "command continues from the last finished step"
                 ) from None
             print(f"a sampler was lost and did not come back; {len(self.actors)} left", flush=True)
             return self.actors[0]
@@ -236,8 +277,8 @@ class SamplerPool:
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> list[list[Rollout]]:
-        """A group of rollouts per request, in the order of the requests, whichever actor made
-        them."""
+        """Returns a group of rollouts per request, in the order of the requests. Raises
+        UserError."""
         return self.submit(requests, sampling, use_adapter).result()
 
     def submit(
@@ -247,43 +288,45 @@ class SamplerPool:
         use_adapter: bool = True,
         on_group: OnGroup | None = None,
     ) -> PendingRollouts:
-        """As `generate`, without waiting. The adapter that is loaded now is the one that
+        """Asks as `generate` does, without waiting. The adapter that is loaded now is the one that
         samples."""
         return PendingRollouts(self, Work(requests, sampling, use_adapter, self.timeout), on_group)
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Log-likelihoods (nats) of each request's replies, in the order of the requests. Raises
-        UserError."""
+        """Returns the log-likelihoods (nats) of each request's replies, in the order of the
+        requests. Raises UserError."""
         actors = self.actors[: len(requests)]
-        count = len(actors)
-        pending = [a.score.remote(requests[i::count], use_adapter) for i, a in enumerate(actors)]
+        parts = [requests[index :: len(actors)] for index in range(len(actors))]
+        pending = [a.score.remote(p, use_adapter) for a, p in zip(actors, parts, strict=True)]
         results: list[list[float]] = [[] for _ in requests]
         for index, (actor, scoring) in enumerate(zip(actors, pending, strict=True)):
-            share = requests[index::count]
-            results[index::count] = self.result_of(
-                actor, scoring, "score", share, use_adapter, parts=len(share)
-            )
+            asked = (actor, scoring, "score", parts[index], use_adapter)
+            results[index :: len(actors)] = self.result_of(*asked, parts=len(parts[index]))
         return results
 
     def stop(self) -> None:
+        """Ends all engines."""
         for actor in self.launched:
             ray.kill(actor)
 
 
 def wait_for_restart(actor: Any, patience: float) -> None:
-    """Raises what the last attempt raised when it is not up in time."""
+    """Returns when the actor is up. Raises what the last attempt raised when it is not in
+    time."""
     deadline = time.monotonic() + patience
     while True:
         try:
             ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
             return
-        except ray.exceptions.RayActorError:  # Ray refuses calls while it restarts the actor
+        # Ray refuses calls while it restarts the actor.
+        except ray.exceptions.RayActorError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 
 
 def engine_failed(error: Exception) -> UserError:
+    """Returns the error that the user is told when Ray raises this one."""
     return UserError(
         f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs"
     )

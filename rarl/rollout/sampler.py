@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rarl.config import RolloutConfig
 from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.rollout.cpu_lora import use_one_slot_operators
 from rarl.schema import Rollout
 from rarl.system.imports import quick_imports
 from rarl.system.processes import log_output_to
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the maxima that vLLM accepts
+# The maxima that vLLM accepts.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,7 @@ class SamplerSettings:
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     lora_rank: int
-    max_model_length: int
-    kv_cache_mib: int
-    gpu_memory_share: float
+    rollout: RolloutConfig
     log_path: str
     max_sequences: int = 128
 
@@ -83,12 +83,12 @@ class Sampler:
         with quick_imports():
             from vllm import LLM
 
+        rollout = settings.rollout
+        hardware: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_share}
         if settings.device == "cpu":
             use_one_slot_operators()
-        hardware: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_share}
-        if settings.device == "cpu":
             hardware = {
-                "kv_cache_memory_bytes": settings.kv_cache_mib << 20,
+                "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
                 "enforce_eager": True,
                 # The G completions of a group share the prompt's whole blocks; the CPU build's
                 # default of 128 tokens is longer than many prompts.
@@ -96,12 +96,12 @@ class Sampler:
                 # A prompt in pieces makes vLLM rewind the random generator of its request, which
                 # torch's CPU generators cannot do ("CPU Generator does not use offset").
                 "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(4096, 8 * settings.max_model_length),
+                "max_num_batched_tokens": max(4096, 8 * rollout.max_model_length),
             }
         self.engine = LLM(
             settings.model_path,
             dtype=settings.dtype,
-            max_model_len=settings.max_model_length,
+            max_model_len=rollout.max_model_length,
             max_num_seqs=settings.max_sequences,
             limit_mm_per_prompt={"image": 1, "video": 0},
             enable_lora=True,
@@ -125,7 +125,7 @@ class Sampler:
         return True
 
     def banned_token_ids(self) -> list[int]:
-        """Tokens that are never sampled."""
+        """Returns the tokens that are never sampled."""
         return self.banned
 
     def load_adapter(
@@ -155,7 +155,7 @@ class Sampler:
         return sum(tensor.nbytes for tensor in restored.values())
 
     def adapter_for(self, use_adapter: bool) -> Any:
-        """The adapter, or None for the base model. Raises NotPublished."""
+        """Returns the adapter, or None for the base model. Raises NotPublished."""
         if use_adapter and self.adapter is None:
             raise NotPublished("no adapter was loaded since this engine started")
         return self.adapter if use_adapter else None
@@ -163,8 +163,8 @@ class Sampler:
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> Iterator[tuple[int, list[Rollout]]]:
-        """`group_size` rollouts per request, each with the request's position, as soon as the group
-        is complete."""
+        """Yields the `group_size` rollouts of each request, with the request's position, as soon
+        as the group is complete."""
         from vllm import SamplingParams
 
         inputs: list[Any] = []
@@ -194,13 +194,14 @@ class Sampler:
                     if output.finished:
                         position = positions[output.request_id]
                         yield position, to_rollouts(output, version)
-        finally:  # whoever asked may be gone; the next one must not get what is left
+        # Whoever asked may be gone; the next one must not get what is left.
+        finally:
             if self.engine.llm_engine.has_unfinished_requests():
                 self.engine.llm_engine.abort_request(list(positions))
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Log-likelihood (nats) of each reply of each request after its prompt, at temperature 1,
-        nothing banned."""
+        """Returns the log-likelihood (nats) of each reply of each request after its prompt, at
+        temperature 1, nothing banned."""
         from vllm import SamplingParams
 
         inputs: list[Any] = []
@@ -222,37 +223,36 @@ class Sampler:
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
-    """What vLLM takes: text, and the image where there is one."""
-    return {"prompt": prompt} | (
-        {} if pixels is None else {"multi_modal_data": {"image": Image.fromarray(pixels)}}
-    )
+    """Returns what vLLM takes: text, and the image where there is one."""
+    if pixels is None:
+        return {"prompt": prompt}
+    return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
 
 
 def tail_logprob(output: Any, length: int) -> float:
-    """Sum over the last `length` tokens of a scored prompt."""
+    """Returns the sum over the last `length` tokens of a scored prompt."""
     tail = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-length:]
     return float(sum(entry[token].logprob for token, entry in tail))
 
 
 def memory_backed_folder() -> Path | None:
-    """Where small files cost no disk; None (the default temporary folder) where the system has no
-    such place."""
+    """Returns where small files cost no disk; None (the default temporary folder) where the system
+    has no such place."""
     shared_memory = Path("/dev/shm")
     return shared_memory if shared_memory.is_dir() else None
 
 
 def to_rollouts(output: Any, version: int) -> list[Rollout]:
+    """Returns a finished group of vLLM's as rollouts."""
     rollouts = []
     for completion in sorted(output.outputs, key=lambda c: c.index):
         ids = list(completion.token_ids)
-        logprobs = [
-            entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)
-        ]
+        entries = zip(ids, completion.logprobs, strict=True)
         rollouts.append(
             Rollout(
                 prompt_token_ids=list(output.prompt_token_ids),
                 completion_token_ids=ids,
-                sampler_logprobs=logprobs,
+                sampler_logprobs=[entry[token].logprob for token, entry in entries],
                 text=completion.text,
                 finish_reason="stop" if completion.finish_reason == "stop" else "length",
                 adapter_version=version,

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from rarl.grpo.adapter_folder import read_adapter
 from safetensors.torch import load_file, save_file
 
 from rarl.commands.replay import replay
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
+from rarl.grpo.policy import read_adapter
 from rarl.grpo.update import NotFinite, clip_gradient
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
