@@ -397,7 +397,8 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] =
     (xray(XRAY, "mild cardiomegaly"), 2, 1, 1, 1),
     (xray(XRAY, "pneumonia"), 1, 1, 1, 1),
     (
-        xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.", "cardiomegaly"),
+        xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.",
+             "cardiomegaly"),
         3, 1, 1, 1,
     ),
     (xray("The heart is normal.", "cardiomegaly"), 2, 0, 0, 1),
