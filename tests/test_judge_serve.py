@@ -37,7 +37,6 @@ from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
 from rarl.training.metrics import read_metrics
-from tests.faults.campaign import JudgeProcess
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import (
     JudgeService,
@@ -436,7 +435,7 @@ def assert_a_repeated_run_asks_only_for_what_is_missing(
 # In a run
 
 
-def test_a_run_is_scored_by_the_judge(
+def test_a_run_waits_for_its_judge_and_is_scored_by_it(
     judge_service: JudgeService,
     pool: SamplerPool,
     tmp_path: Path,
@@ -444,12 +443,25 @@ def test_a_run_is_scored_by_the_judge(
     model_path: str,
     processor: Any,
 ) -> None:
-    """By handle from the train worker: every completion has its verdict. By URL in a measurement:
-    every answer too."""
-    judged = ["judge.backend=serve", "judge.url=app:judge", "judge.retries=6"]
-    overrides = [*judged, "rewards={accuracy: 1, judge: 0.5}", "train.steps=2"]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    run()
+    """Without its judge it ends, says why, and goes on when the judge is there. By handle from the
+    train worker: every completion has its verdict. By URL in a measurement: every answer too."""
+    overrides = [
+        "rewards={accuracy: 1, judge: 0.5}",
+        "train.steps=2",
+        "judge.backend=serve",
+        "judge.on_unreachable=stop",
+    ]
+    for_this_run = (pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    away = [f"judge.url=http://127.0.0.1:{free_port()}", "judge.retries=0"]
+    run_dir, run = train_on(*for_this_run, *away)
+    with pytest.raises(
+        UserError, match=r"training stopped: the judge application at .* cannot be reached"
+    ):
+        run()
+    assert read_metrics(run_dir.metrics) == []
+    train_on(*for_this_run, "judge.url=app:judge", "judge.retries=6")[1]()
+    steps = [(row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)]
+    assert steps == [(1, 0), (2, 0)]
     rows = pq.read_table(run_dir.samples).to_pylist()
     assert len(rows) == 2 * 16
     metrics = read_metrics(run_dir.metrics)
@@ -478,45 +490,19 @@ def test_a_run_is_scored_by_the_judge(
     assert {prediction.judge_status for prediction in predictions} == {"scored"}
 
 
-@pytest.mark.parametrize("choice", ["continue", "stop"])
 def test_a_run_without_its_judge(
-    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, choice: str
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
 ) -> None:
-    """It goes on with the other rewards, and says how much was not judged; or it ends, says why,
-    and goes on when the judge is there."""
-    port = free_port()
+    """It goes on with the other rewards, and says how much was not judged."""
     overrides = [
         "rewards={accuracy: 1, judge: 0.5}",
         "train.steps=2",
         "judge.backend=serve",
-        f"judge.url=http://127.0.0.1:{port}",
+        f"judge.url=http://127.0.0.1:{free_port()}",
         "judge.retries=0",
-        f"judge.on_unreachable={choice}",
+        "judge.on_unreachable=continue",
     ]
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    if choice == "stop":
-        with pytest.raises(
-            UserError, match=r"training stopped: the judge application at .* cannot be reached"
-        ):
-            run()
-        assert read_metrics(run_dir.metrics) == []
-        judge = JudgeProcess(tmp_path, port)
-        try:
-            train_on(
-                pool,
-                tmp_path / "run",
-                dataset,
-                model_path,
-                processor,
-                *overrides,
-                "judge.retries=4",
-            )[1]()
-        finally:
-            judge.process.kill()
-        assert [
-            (row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)
-        ] == [(1, 0), (2, 0)]
-        return
     run()
     for row in read_metrics(run_dir.metrics):
         assert row["judge/unreachable"] == row["unscored/judge"] == 1.0
