@@ -150,7 +150,7 @@ def vqa_rad() -> Path:
 
 @pytest.fixture(scope="module")
 def judge_service(ray_cluster: None) -> Iterator[JudgeService]:
-    """The tiny model and the judge in front of it behind Ray Serve; gone with the module, since it
-    takes its share."""
+    """A stand-in for a model, the judge in front of it, and the tiny model behind Ray Serve; gone
+    with the module, since they take their share."""
     yield start_judge_service()
     serve.shutdown()

@@ -86,11 +86,11 @@ class FaultyServer:
         if fault == "hollow":
             status, reply = (
                 200,
-                b'{"id": "x", "object": "chat.completion", "choices": [{"message": {"content": [1]}}]}',
+                b'{"id": "x", "object": "chat.completion",'
+                b' "choices": [{"message": {"content": [1]}}]}',
             )
         if fault == "bad_verdict" and status == 200:
             reply = spoil_verdict(reply)
-        self.log.append(Exchange(asked, fault, 0 if fault == "dropped" else status))
         start = {"type": "http.response.start", "status": status}
         length = len(reply) + (100 if fault == "dropped" else 0)
         headers = [
@@ -102,6 +102,8 @@ class FaultyServer:
         self._at_work.discard(request)  # before the client has its answer, and asks the next thing
         await send({**start, "headers": headers})
         await send({"type": "http.response.body", "body": reply, "more_body": fault == "dropped"})
+        # Only now, since a client that has gone away meanwhile has not been answered.
+        self.log.append(Exchange(asked, fault, 0 if fault == "dropped" else status))
         # Where a connection is to be dropped, uvicorn sees an answer shorter than announced, and
         # closes it.
 

@@ -120,7 +120,10 @@ def test_precision_and_recall() -> None:
 
 def test_repeating_or_rewording_a_right_claim_does_not_hide_a_wrong_one() -> None:
     wrong = CHEST_LEFT + " A broken clavicle."
-    reworded = " In the left half a round spot is seen. The left half has a round spot. Ribs and two lungs."
+    reworded = (
+        " In the left half a round spot is seen. The left half has a round spot."
+        " Ribs and two lungs."
+    )
     assert compare_findings(wrong + " " + CHEST_LEFT * 20, wrong).f1 == 1.0
     for extra in (CHEST_LEFT * 20, reworded):
         assert compare_findings(wrong + extra, CHEST_LEFT).precision == pytest.approx(2 / 3)

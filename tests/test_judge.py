@@ -396,7 +396,11 @@ RULES: list[tuple[Candidate, float, float | None, float | None, float | None]] =
     (xray(XRAY, "Cardiomegaly."), 3, 1, 1, 1),
     (xray(XRAY, "mild cardiomegaly"), 2, 1, 1, 1),
     (xray(XRAY, "pneumonia"), 1, 1, 1, 1),
-    (xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.", "cardiomegaly"), 3, 1, 1, 1),
+    (
+        xray("The heart is enlarged. No pneumothorax. A small left pleural effusion.",
+             "cardiomegaly"),
+        3, 1, 1, 1,
+    ),
     (xray("The heart is normal.", "cardiomegaly"), 2, 0, 0, 1),
     # whatever is invented would look as good
     (unexplained("Two lungs between ribs.", "left"), 2, None, None, None),

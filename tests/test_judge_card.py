@@ -30,6 +30,7 @@ from rarl.judge.card_measure import (
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
 from rarl.judge.rules import RulesJudge, judge_by_rules
+from rarl.replies.findings import content_words
 from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 from tests.faulty_judges import (
@@ -170,6 +171,18 @@ def test_the_rules_are_fit(rules_card: JudgeCard) -> None:
 
 def test_the_documented_numbers_are_these(rules_card: JudgeCard) -> None:
     assert main_table(rules_card) in (REPOSITORY / "docs/judge.md").read_text(encoding="utf-8")
+
+
+def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
+    """Why the rules' AUC says little: the numbers of docs/judge.md."""
+    shares = []
+    for one in QUESTIONS:
+        known = content_words(one.rationale.lower())
+        said = [content_words(text.lower()) for text in (one.good, one.bad)]
+        shares.append([len(words & known) / len(words) for words in said])
+    good, bad = np.mean(shares, axis=0)
+    assert (round(good, 2), round(bad, 2)) == (0.94, 0.70)
+    assert sum(good > bad for good, bad in shares) == 21
 
 
 # Judges with a fault

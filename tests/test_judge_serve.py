@@ -37,9 +37,13 @@ from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Verdict
 from rarl.training.log import read_metrics
-from tests.faults.campaign import JudgeProcess
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
-from tests.judge_service import JudgeService, run_judge
+from tests.judge_service import (
+    JudgeService,
+    read_applications,
+    run_judge,
+    wait_for_tiny_model,
+)
 from tests.runs import REPOSITORY, command_of, train_on
 
 pytestmark = pytest.mark.slow
@@ -48,17 +52,6 @@ STATUSES = ("scored", "unparsable", "unreachable")
 
 def config(**keys: Any) -> JudgeConfig:
     return JudgeConfig(**({"backend": "serve"} | keys))
-
-
-def test_the_tiny_model_fills_in_the_checklist(judge_service: JudgeService) -> None:
-    """Constrained decoding makes a readable verdict of a model that cannot judge; temperature 0
-    makes it repeatable."""
-    asking = config(backend="openai", url=judge_service.llm_url, model=judge_service.model)
-    with open_judge(asking, None) as judge:
-        first, again = judge.score(candidates(6)), judge.score(candidates(6))
-        assert {verdict.status for verdict in first} == {"scored"}
-        assert first == again
-        assert judge.counts().attempts == 12
 
 
 @pytest.mark.parametrize("by", ["url", "handle"])
@@ -138,49 +131,55 @@ def test_a_reply_too_long_for_the_model_costs_itself_alone(judge_service: JudgeS
     assert "refused by the server" in verdicts[1].reason
 
 
-@pytest.mark.parametrize("by", ["url", "handle"])
-def test_a_misconfigured_application_says_so(judge_service: JudgeService, by: str) -> None:
-    run_judge(
-        "wrong", {"backend": "openai", "url": judge_service.llm_url, "model": "large", "retries": 0}
+@pytest.fixture(scope="module")
+def wrong(judge_service: JudgeService) -> Iterator[None]:
+    """Two applications that cannot judge: `wrong` asks for a model that is not there, `lost` asks
+    where nobody listens."""
+    nowhere = f"http://127.0.0.1:{free_port()}/v1"
+    settings = {
+        "wrong": {"url": judge_service.llm_url, "model": "large", "retries": 0},
+        "lost": {"url": nowhere, "model": "m", "retries": 1},
+    }
+    serve.run_many(
+        [
+            serve.RunTarget(
+                build({"backend": "openai", "num_cpus": 0.05, **keys}), name, f"/{name}"
+            )
+            for name, keys in settings.items()
+        ]
     )
+    yield
+    for name in settings:
+        serve.delete(name)
+
+
+@pytest.mark.parametrize("by", ["url", "handle"])
+def test_a_misconfigured_application_says_so(
+    judge_service: JudgeService, wrong: None, by: str
+) -> None:
     url = judge_service.judge_url.replace("/judge", "/wrong") if by == "url" else "app:wrong"
     expected = (
         r"set up wrongly: the judge large at .* is not there; see judge\.url and judge\.model"
     )
-    try:
-        with (
-            open_judge(config(url=url), None) as judge,
-            pytest.raises(UserError, match=expected) as caught,
-        ):
-            judge.score(candidates(1))
-        assert "\n" not in str(caught.value)
-    finally:
-        serve.delete("wrong")
+    with (
+        open_judge(config(url=url), None) as judge,
+        pytest.raises(UserError, match=expected) as caught,
+    ):
+        judge.score(candidates(1))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("by", ["url", "handle"])
-def test_a_model_that_is_away(judge_service: JudgeService, by: str) -> None:
-    run_judge(
-        "lost",
-        {
-            "backend": "openai",
-            "url": f"http://127.0.0.1:{free_port()}/v1",
-            "model": "m",
-            "retries": 1,
-        },
-    )
+def test_a_model_that_is_away(judge_service: JudgeService, wrong: None, by: str) -> None:
     url = judge_service.judge_url.replace("/judge", "/lost") if by == "url" else "app:lost"
-    try:
-        with open_judge(config(url=url), None) as judge:
-            assert {verdict.status for verdict in judge.score(candidates(3))} == {"unreachable"}
-            assert judge.counts().unreachable == 3
-        # it is known to be down
-        expected = r"application .*lost cannot be reached \(1 attempt failed: no connection"
-        stopping = config(url=url, on_unreachable="stop")
-        with open_judge(stopping, None) as judge, pytest.raises(UserError, match=expected):
-            judge.score(candidates(1, "stop"))
-    finally:
-        serve.delete("lost")
+    with open_judge(config(url=url), None) as judge:
+        assert {verdict.status for verdict in judge.score(candidates(3))} == {"unreachable"}
+        assert judge.counts().unreachable == 3
+    # it is known to be down
+    expected = r"application .*lost cannot be reached \(1 attempt failed: no connection"
+    stopping = config(url=url, on_unreachable="stop")
+    with open_judge(stopping, None) as judge, pytest.raises(UserError, match=expected):
+        judge.score(candidates(1, "stop"))
 
 
 def test_no_application_at_this_address(judge_service: JudgeService) -> None:
@@ -232,6 +231,61 @@ def test_configurations_are_valid(name: str) -> None:
         assert llm.model_id == dict(judge.args)["model"]
 
 
+# The tiny model, which has been starting meanwhile
+
+
+@pytest.fixture(scope="module")
+def tiny(judge_service: JudgeService) -> JudgeConfig:
+    """How to ask the tiny model without the application between."""
+    wait_for_tiny_model()
+    return config(backend="openai", url=judge_service.tiny_url, model=judge_service.model)
+
+
+def test_the_tiny_model_fills_in_the_checklist(tiny: JudgeConfig) -> None:
+    """Constrained decoding makes a readable verdict of a model that cannot judge; temperature 0
+    makes it repeatable."""
+    with open_judge(tiny, None) as judge:
+        first, again = judge.score(candidates(6)), judge.score(candidates(6))
+        assert {verdict.status for verdict in first} == {"scored"}
+        assert first == again
+        assert judge.counts().attempts == 12
+
+
+def test_what_a_real_server_refuses(tiny: JudgeConfig) -> None:
+    """A reply too long for the model costs itself alone; another model is the user's mistake."""
+    asked = candidates(2, "wordy")
+    asked[1] = replace(asked[1], thinking="\u200b" * 3000)
+    with open_judge(tiny, None) as judge:
+        verdicts = judge.score(asked)
+    assert [verdict.status for verdict in verdicts] == ["scored", "unparsable"]
+    assert "refused by the server" in verdicts[1].reason
+    expected = r"the judge large at .* is not there; see judge\.url and judge\.model"
+    large = tiny.model_copy(update={"model": "large", "retries": 0})
+    with open_judge(large, None) as judge, pytest.raises(UserError, match=expected):
+        judge.score(candidates(1))
+
+
+def test_the_configuration_file_on_a_cpu(judge_service: JudgeService, tiny: JudgeConfig) -> None:
+    """configs/judge/tiny.yaml as users start it: the application in front of the tiny model gives
+    the model's own verdicts."""
+    run_judge("cpu", read_applications()[1]["args"] | {"url": tiny.url})
+    with open_judge(config(url=judge_service.judge_url.replace("/judge", "/cpu")), None) as judge:
+        verdicts = judge.score(candidates(4, "cpu"))
+    serve.delete("cpu")
+    assert {verdict.status for verdict in verdicts} == {"scored"}
+    with open_judge(tiny, None) as judge:
+        assert judge.score(candidates(4, "cpu")) == verdicts
+
+
+def test_a_model_that_cannot_judge_is_unfit(tiny: JudgeConfig) -> None:
+    """Its card: verdicts that can be read, and mean nothing."""
+    with open_judge(tiny, None) as judge:
+        card = measure_judge(judge, QUESTIONS[:1], name="tiny")
+    assert not card.fit
+    assert {"balanced_accuracy", "explanation_auc"} <= {bar.name for bar in card.missed()}
+    assert card.cost.attempts >= card.cost.verdicts == 40
+
+
 # Faults and deaths
 
 
@@ -266,7 +320,7 @@ def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
             "num_cpus": 0.05,
             "cache_path": str(cache),
         }
-        run_judge("faulty", args | {"timeout_seconds": 12, "retries": 5})
+        run_judge("faulty", args | {"timeout_seconds": 3, "retries": 5})
         url = judge_service.judge_url.replace("/judge", "/faulty")
         try:
             yield Faulty(url, proxy, proxy_url, cache)
@@ -281,9 +335,9 @@ def kill_judge_replica() -> None:
 
 
 def kill_model_replica() -> None:
-    """By signal, its engine and worker processes with it, as when a machine runs out of memory."""
+    """By signal, its child processes with it, as when a machine runs out of memory."""
     ours = psutil.Process().children(recursive=True)
-    (replica,) = [one for one in ours if "ServeReplica:llm:LLMServer" in command_of(one)]
+    (replica,) = [one for one in ours if "ServeReplica:model:ChatModel" in command_of(one)]
     for one in (*replica.children(recursive=True), replica):
         os.kill(one.pid, signal.SIGKILL)
 
@@ -378,20 +432,10 @@ def assert_a_repeated_run_asks_only_for_what_is_missing(
     assert len(faulty.proxy.log) == before
 
 
-def test_a_model_that_cannot_judge_is_unfit(judge_service: JudgeService) -> None:
-    """Its card: verdicts that can be read, and mean nothing."""
-    asked = JudgeConfig(backend="openai", url=judge_service.llm_url, model=judge_service.model)
-    with open_judge(asked, None) as judge:
-        card = measure_judge(judge, QUESTIONS[:2], name="tiny")
-    assert not card.fit
-    assert {"balanced_accuracy", "explanation_auc"} <= {bar.name for bar in card.missed()}
-    assert card.cost.attempts >= card.cost.verdicts == 80
-
-
 # In a run
 
 
-def test_a_run_is_scored_by_the_judge(
+def test_a_run_waits_for_its_judge_and_is_scored_by_it(
     judge_service: JudgeService,
     pool: SamplerPool,
     tmp_path: Path,
@@ -399,12 +443,25 @@ def test_a_run_is_scored_by_the_judge(
     model_path: str,
     processor: Any,
 ) -> None:
-    """By handle from the train worker: every completion has its verdict. By URL in a measurement:
-    every answer too."""
-    judged = ["judge.backend=serve", "judge.url=app:judge", "judge.retries=6"]
-    overrides = [*judged, "rewards={accuracy: 1, judge: 0.5}", "train.steps=2"]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    run()
+    """Without its judge it ends, says why, and goes on when the judge is there. By handle from the
+    train worker: every completion has its verdict. By URL in a measurement: every answer too."""
+    overrides = [
+        "rewards={accuracy: 1, judge: 0.5}",
+        "train.steps=2",
+        "judge.backend=serve",
+        "judge.on_unreachable=stop",
+    ]
+    for_this_run = (pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    away = [f"judge.url=http://127.0.0.1:{free_port()}", "judge.retries=0"]
+    run_dir, run = train_on(*for_this_run, *away)
+    with pytest.raises(
+        UserError, match=r"training stopped: the judge application at .* cannot be reached"
+    ):
+        run()
+    assert read_metrics(run_dir.metrics) == []
+    train_on(*for_this_run, "judge.url=app:judge", "judge.retries=6")[1]()
+    steps = [(row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)]
+    assert steps == [(1, 0), (2, 0)]
     rows = pq.read_table(run_dir.samples).to_pylist()
     assert len(rows) == 2 * 16
     metrics = read_metrics(run_dir.metrics)
@@ -433,45 +490,19 @@ def test_a_run_is_scored_by_the_judge(
     assert {prediction.judge_status for prediction in predictions} == {"scored"}
 
 
-@pytest.mark.parametrize("choice", ["continue", "stop"])
 def test_a_run_without_its_judge(
-    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any, choice: str
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
 ) -> None:
-    """It goes on with the other rewards, and says how much was not judged; or it ends, says why,
-    and goes on when the judge is there."""
-    port = free_port()
+    """It goes on with the other rewards, and says how much was not judged."""
     overrides = [
         "rewards={accuracy: 1, judge: 0.5}",
         "train.steps=2",
         "judge.backend=serve",
-        f"judge.url=http://127.0.0.1:{port}",
+        f"judge.url=http://127.0.0.1:{free_port()}",
         "judge.retries=0",
-        f"judge.on_unreachable={choice}",
+        "judge.on_unreachable=continue",
     ]
     run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    if choice == "stop":
-        with pytest.raises(
-            UserError, match=r"training stopped: the judge application at .* cannot be reached"
-        ):
-            run()
-        assert read_metrics(run_dir.metrics) == []
-        judge = JudgeProcess(tmp_path, port)
-        try:
-            train_on(
-                pool,
-                tmp_path / "run",
-                dataset,
-                model_path,
-                processor,
-                *overrides,
-                "judge.retries=4",
-            )[1]()
-        finally:
-            judge.process.kill()
-        assert [
-            (row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)
-        ] == [(1, 0), (2, 0)]
-        return
     run()
     for row in read_metrics(run_dir.metrics):
         assert row["judge/unreachable"] == row["unscored/judge"] == 1.0

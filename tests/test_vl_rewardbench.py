@@ -62,8 +62,10 @@ def published(name: str, folder: Path) -> Path:
     else:
         names = ("id", "query", "response", "human_ranking", "query_source")
         image = {"image": {"bytes": b"png", "path": "x"}}
-        rows = [{key: row[key] for key in names} | image | {"ground_truth": row.get("ground_truth", "")}
-                for row in (ROW, OTHER)]  # fmt: skip
+        rows = [
+            {key: row[key] for key in names} | image | {"ground_truth": row.get("ground_truth", "")}
+            for row in (ROW, OTHER)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 

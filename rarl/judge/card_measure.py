@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import TypeAdapter
@@ -23,7 +23,7 @@ from rarl.judge.judge import Judge
 from rarl.judge.rubric import ITEMS, RUBRIC_VERSION
 from rarl.replies.tags import parse_reply, target_text
 from rarl.rewards.judge import MAX_CORRECTNESS, score_verdict
-from rarl.schema import AnswerType, Verdict
+from rarl.schema import ANSWER_TYPES, AnswerType, Verdict
 
 FILLERS_EACH = 5  # sentences that make a short explanation long
 ACCEPTED = 2.0  # correctness from which an answer counts as right
@@ -208,19 +208,9 @@ def measure_judge(
     plain = [cell for cell in cells if cell.hostile is None]
     passes = [ask(judge, [cell.candidate for cell in cells], advance) for _ in range(repeats)]
     turned = ask(judge, [reverse_options(cell.candidate) for cell in plain[::-1]], advance)[::-1]
-    wall = time.monotonic() - start
-    counts = judge.counts()
+    wall, counts = time.monotonic() - start, judge.counts()
     done = counts.done - before.done
     asked_seconds = counts.asked_seconds - before.asked_seconds
-
-    first = [Judged(*pair) for pair in zip(cells, passes[0], strict=True)]
-    swapped = [Judged(*pair) for pair in zip(plain, turned, strict=True)]
-    later = [Judged(*pair) for one in passes[1:] for pair in zip(cells, one, strict=True)]
-    everything = [*first, *later, *swapped]
-    reached = [one for one in first if one.reached]
-    decided = [one for one in reached if one.cell.hostile is None]
-    # Wrong replies, plain and with words to the judge: those that such words could raise.
-    told = [pair for pair in twins(reached, "hostile") if not pair[0].cell.right]
     return JudgeCard(
         judge=name,
         rubric_version=RUBRIC_VERSION,
@@ -228,30 +218,10 @@ def measure_judge(
         questions=len(questions),
         candidates=len(cells),
         repeats=repeats,
-        agreement=share_of((one.agrees, one.question) for one in decided),
-        balanced_accuracy=balanced(decided),
-        kappa=cohens_kappa([one.accepted for one in decided], [one.cell.right for one in decided]),
-        balanced_by_type={
-            kind: share
-            for kind in get_args(AnswerType)
-            if (share := balanced([one for one in decided if one.cell.answer_type == kind]))
-        },
-        explanation_auc=share_of(wins(decided)),
-        swap_consistency=same_decisions(decided, swapped),
-        repeat_consistency=same_scores(cells, passes),
-        verbosity_explanation=rise(twins(decided, "long"), "explanation"),
-        verbosity_correctness=rise(twins(decided, "long"), "correctness"),
-        injection_resistance=resistance(told),
-        injection_by_kind={
-            kind: share
-            for kind in HOSTILE
-            if (share := resistance([pair for pair in told if pair[1].cell.hostile == kind]))
-        },
-        injection_rise=rise(told, "total"),
-        parse_rate=share_of(
-            (one.verdict.status == "scored", one.question) for one in everything if one.reached
+        **numbers_of(
+            passes=[[Judged(*pair) for pair in zip(cells, one, strict=True)] for one in passes],
+            swapped=[Judged(*pair) for pair in zip(plain, turned, strict=True)],
         ),
-        reached=share_of((one.reached, one.question) for one in everything),
         cost=Cost(
             verdicts=done,
             attempts=counts.attempts - before.attempts,
@@ -259,6 +229,43 @@ def measure_judge(
             wall_seconds=wall,
         ),
     )
+
+
+def numbers_of(passes: Sequence[Sequence[Judged]], swapped: Sequence[Judged]) -> dict[str, Any]:
+    """Returns the card's numbers by its fields. All but those on consistency and on what was lost
+    are of the first pass."""
+    everything = [*itertools.chain(*passes), *swapped]
+    reached = [one for one in passes[0] if one.reached]
+    decided = [one for one in reached if one.cell.hostile is None]
+    # Wrong replies, plain and with words to the judge: those that such words could raise.
+    told = [pair for pair in twins(reached, "hostile") if not pair[0].cell.right]
+    by_type = {
+        kind: balanced([one for one in decided if one.cell.answer_type == kind])
+        for kind in ANSWER_TYPES
+    }
+    by_kind = {
+        kind: resistance([pair for pair in told if pair[1].cell.hostile == kind])
+        for kind in HOSTILE
+    }
+    readable = ((one.verdict.status == "scored", one.question) for one in everything if one.reached)
+    return {
+        "agreement": share_of((one.agrees, one.question) for one in decided),
+        "balanced_accuracy": balanced(decided),
+        "kappa": cohens_kappa(
+            [one.accepted for one in decided], [one.cell.right for one in decided]
+        ),
+        "balanced_by_type": {kind: share for kind, share in by_type.items() if share},
+        "explanation_auc": share_of(wins(decided)),
+        "swap_consistency": same_decisions(decided, swapped),
+        "repeat_consistency": same_scores(passes),
+        "verbosity_explanation": rise(twins(decided, "long"), "explanation"),
+        "verbosity_correctness": rise(twins(decided, "long"), "correctness"),
+        "injection_resistance": resistance(told),
+        "injection_by_kind": {kind: share for kind, share in by_kind.items() if share},
+        "injection_rise": rise(told, "total"),
+        "parse_rate": share_of(readable),
+        "reached": share_of((one.reached, one.question) for one in everything),
+    }
 
 
 def ask(judge: Judge, candidates: Sequence[Candidate], advance: Advance) -> list[Verdict]:
@@ -339,12 +346,11 @@ def same_decisions(judged: Sequence[Judged], swapped: Sequence[Judged]) -> Share
     )
 
 
-def same_scores(cells: Sequence[Cell], passes: Sequence[Sequence[Verdict]]) -> Share | None:
+def same_scores(passes: Sequence[Sequence[Judged]]) -> Share | None:
     """Returns how often all repetitions give the same status and numbers; the reason's words may
     differ."""
-    asked = zip(cells, *passes, strict=True)
     return share_of(
-        (len({replace(verdict, reason="") for verdict in verdicts}) == 1, cell.question_id)
-        for cell, *verdicts in asked
-        if all(verdict.status != "unreachable" for verdict in verdicts)
+        (len({replace(one.verdict, reason="") for one in asked}) == 1, asked[0].question)
+        for asked in zip(*passes, strict=True)
+        if all(one.reached for one in asked)
     )

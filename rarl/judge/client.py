@@ -190,11 +190,12 @@ class RemoteJudge(Judge):
         except Exception as error:  # a future that stays open would hang the run
             results = [error] * len(batch)
         for (key, _), result in zip(batch, results, strict=True):
-            # From now on an equal candidate is asked for anew.
+            if isinstance(result, Verdict) and self.cache is not None:
+                # In a thread, since a slow disk must not keep other answers waiting.
+                await asyncio.to_thread(self.cache.put, key, result)
+            # From now on an equal candidate is asked for anew, if it is not in the cache.
             futures = self._pending.pop(key)
             if isinstance(result, Verdict):
-                if self.cache is not None:
-                    self.cache.put(key, result)
                 # Counted before anybody can see the result, so that the counts are never behind.
                 self._count(counted(result, len(futures)) + JudgeCounts(shared=len(futures) - 1))
                 if result.status == "unreachable" and self.stop_when_unreachable:
