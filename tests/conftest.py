@@ -109,11 +109,16 @@ def finished_run(tmp_path_factory: Any) -> FinishedRun:
     return FinishedRun(folder, done.stdout, peak)
 
 
-@pytest.fixture
-def vqa_rad() -> Path:
+def require_vqa_rad() -> Path:
+    """Returns the folder of VQA-RAD; skips the test if it is not there."""
     if not VQA_RAD.is_dir():
         pytest.skip(f"VQA-RAD is not at {VQA_RAD}; set RARL_VQA_RAD to its folder")
     return VQA_RAD.resolve()
+
+
+@pytest.fixture
+def vqa_rad() -> Path:
+    return require_vqa_rad()
 
 
 @pytest.fixture(scope="module")
