@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,14 @@ from PIL import Image
 from rarl.data.check import check_rows
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.data.order import StepOrder, sampling_seed
-from rarl.data.parquet import ParquetRows, write_examples
+from rarl.data.parquet import SCHEMA, ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings, ordered_stream, training_stream, unpack
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
+from tests.pictures import write_folder
+from tests.runs import REPOSITORY, environment
 
 
 def encode(array: Any, kind: str = "PNG", mode: str | None = None) -> bytes:
@@ -38,6 +43,63 @@ def test_examples_survive_parquet_in_any_order(tmp_path: Path, examples: list[Ex
     assert len(rows) == len(many)
     order = np.random.default_rng(0).permutation(len(many))
     assert rows.read(order.tolist()) == [many[i] for i in order]
+
+
+NEW_FIELDS = """
+import dataclasses, json, sys
+from pathlib import Path
+import rarl.schema
+
+@dataclasses.dataclass(frozen=True)
+class Wider(rarl.schema.Example):
+    site: str | None = None
+    scanner: str = ""
+
+rarl.schema.Example = Wider
+from rarl.data.parquet import ParquetRows
+from rarl.prepare.convert import prepare_dataset
+from rarl.data.prepared import prepare_example
+
+src, out, old = map(Path, sys.argv[1:])
+report = prepare_dataset("folder", src, out)
+read = lambda path: [[e.id, e.organ, e.site, e.scanner] for e in ParquetRows(path).read([0, 1])]
+print(json.dumps([read(out / "train.parquet"), read(old), report]))
+"""
+
+
+def test_a_new_text_field_of_an_example_is_read_and_written_with_no_further_edit(
+    tmp_path: Path, examples: list[Example]
+) -> None:
+    """A column of that name in a table of one's own travels too; files that were written before
+    are read all the same."""
+    rows: list[dict[str, Any]] = [
+        {"image": "0.png", "question": "What?", "answer": "x", "Site": " left ", "scanner": 7.0},
+        {"image": "1.png", "question": "What?", "answer": "x", "organ": "lung", "ward": "B"},
+    ]
+    write_folder(tmp_path / "src", rows)
+    write_examples(tmp_path / "old.parquet", examples[:2])
+    places = [str(tmp_path / name) for name in ("src", "out", "old.parquet")]
+    program = [sys.executable, "-c", NEW_FIELDS, *places]
+    done = subprocess.run(
+        program, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True
+    )
+    new, old, report = json.loads(done.stdout)
+    assert new == [["row-0", None, "left", "7"], ["row-1", "lung", None, ""]]
+    assert old == [[example.id, example.organ, None, ""] for example in examples[:2]]
+    assert "columns that are not used: ward" in report.splitlines()
+    # What such a data set has more is no obstacle to a program that does not know it.
+    prepared = ParquetRows(tmp_path / "out" / "train.parquet")
+    assert [example.organ for example in prepared.read([0, 1])] == [None, "lung"]
+
+
+def test_the_columns_are_what_they_always_were() -> None:
+    columns = {"id", "image", "image_id", "question", "answer", "answer_type"}
+    assert {field.name for field in SCHEMA if not field.nullable} == columns
+    optional = {"options", "rationale", "modality", "organ", "dataset", "split"}
+    assert {field.name for field in SCHEMA if field.nullable} == optional
+    assert SCHEMA.field("image").type == pa.binary()
+    assert SCHEMA.field("options").type == pa.list_(pa.string())
+    assert {str(f.type) for f in SCHEMA if f.name not in ("image", "options")} == {"string"}
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, examples: list[Example]) -> None:

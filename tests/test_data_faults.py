@@ -328,7 +328,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
     "0-byte Parquet": ("path-vqa", empty_parquet, "error", "not a readable Parquet file"),
     "Parquet with text that is not UTF-8": ("folder", latin_parquet, "error", "damaged after row 0: 'utf-8' codec"),
     "damaged Parquet": ("path-vqa", cut_parquet, "error", "damaged after row 0"),
-    "Parquet of an unknown split": ("path-vqa", lambda p: write_hub_parquet(p / "dev-0.parquet", []), "error",
+    "Parquet of an unknown split": ("path-vqa", lambda p: write_hub_parquet(p / "more-0.parquet", []), "error",
                                     "its name should begin with train, validation, test"),
     "no table": ("folder", lambda p: (folder_with(p) / "table.jsonl").unlink(), "error", "holds no table"),
     "workbook": ("folder", table("t.xlsx", b"PK"), "error", r"t\.xlsx: a workbook cannot be read; export it as CSV"),

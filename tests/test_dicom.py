@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from rarl.data.images import BadImage
 from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.dicom import has_burned_in_text, render
 from tests.pictures import read, write_folder
+from tests.runs import REPOSITORY, environment
 
 
 def real(name: str) -> bytes:
@@ -241,7 +246,7 @@ def test_sixteen_bit_colour_is_scaled_by_its_bits() -> None:
         ("test-SR", 0, "without a picture"),
         ("reportsi", 0, "without a picture"),
         ("MR_truncated", 0, "cannot be decoded as DICOM"),
-        ("JPEG-lossy", 0, "cannot be decoded as DICOM"),  # 12-bit JPEG, which Pillow cannot decode
+        ("JPEG2000-embedded-sequence-delimiter", 0, "cannot be decoded as DICOM"),
     ],
 )
 def test_what_cannot_be_shown_says_why(data: bytes | str, frame: int, reason: str) -> None:
@@ -249,6 +254,130 @@ def test_what_cannot_be_shown_says_why(data: bytes | str, frame: int, reason: st
         render(real(data) if isinstance(data, str) else data, frame)
     assert isinstance(caught.value, ValueError)
     assert "\n" not in str(caught.value)
+
+
+# Files that come with pydicom and hold pixels that cannot be shown: why not.
+NO_PICTURE = {
+    # The codestream is cut off by a delimiter of sequences within it, and so are the pixels.
+    "JPEG2000-embedded-sequence-delimiter.dcm": "cannot be decoded as DICOM",
+    "MR_truncated.dcm": "bytes of pixel data is less than expected",
+    "badVR.dcm": "cannot be decoded as DICOM",  # a number that is none
+    "meta_missing_tsyntax.dcm": "has the photometric interpretation not given",
+    "nested_priv_SQ.dcm": "has the photometric interpretation not given",
+}
+DATA = Path(pydicom.__file__).parent / "data"
+RENDER_ALL = """
+import sys
+from pathlib import Path
+from rarl.data.images import BadImage
+from rarl.prepare.dicom import has_burned_in_text, render
+for path in map(Path, sys.stdin.read().splitlines()):
+    try:
+        has_burned_in_text(path.read_bytes())
+        print(f"{path}\t{render(path.read_bytes()).size}")
+    except BadImage as error:
+        print(f"{path}\t{error}")
+"""
+
+
+def files_with_pixels() -> list[Path]:
+    """All files on disk that come with pydicom and hold pixels."""
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in sorted(p for p in DATA.rglob("*") if p.is_file()):
+            if path.suffix in ("", ".dcm") and path.read_bytes()[128:132] == b"DICM":
+                dataset = pydicom.dcmread(path, force=True)
+                names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+                found += [path] if any(name in dataset for name in names) else []
+    return found
+
+
+def test_every_file_of_pydicom_gives_a_picture_or_one_line_and_the_terminal_stays_clean() -> None:
+    """In a process of its own: nothing of what Python's warnings, pydicom's log and the native
+    decoders say gets there."""
+    files = files_with_pixels()
+    assert len(files) > 90
+    program = [sys.executable, "-W", "always", "-c", RENDER_ALL]
+    done = subprocess.run(
+        program,
+        cwd=REPOSITORY,
+        env=environment(),
+        input="\n".join(map(str, files)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [path for path, _ in lines] == [str(path) for path in files]
+    bad = {Path(path).name: said for path, said in lines if not said.startswith("(")}
+    assert {name: said for name, said in bad.items() if name not in NO_PICTURE} == {}
+    for name, reason in NO_PICTURE.items():
+        assert reason in bad[name]
+
+
+def test_jpeg_of_twelve_bits_is_decoded() -> None:
+    """A bone scan, shown by its own range of 0 to 264. The two values are those that pydicom's own
+    tests know of this file."""
+    picture = np.asarray(render(real("JPEG-lossy")))
+    assert picture.shape == (1024, 256)
+    assert (picture[420, 140], picture[230, 120]) == (round(244 / 264 * 255), round(95 / 264 * 255))
+    assert (np.asarray(render(real("JPGExtended"))) == picture).all()
+    dataset = pydicom.dcmread(io.BytesIO(real("JPEG-lossy")))
+    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame[: len(frame) // 10]])
+    with pytest.raises(BadImage, match="damaged JPEG of 12 bits"):
+        render(saved(dataset))
+
+
+@pytest.mark.parametrize("name", ["MR_small", "CT_small", "examples_rgb_color"])
+def test_jpeg_ls_is_the_same_picture(name: str) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real(name)))
+    dataset.compress(pydicom.uid.JPEGLSLossless, encoding_plugin="pyjpegls")
+    assert (np.asarray(render(saved(dataset))) == np.asarray(render(real(name)))).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1"])
+@pytest.mark.parametrize("name", ["MR_small", "CT_small", "examples_rgb_color"])
+def test_jpeg_lossless_is_the_same_picture(name: str, kind: str, tmp_path: Path) -> None:
+    """Transfer syntaxes 1.2.840.10008.1.2.4.57 and .70, written by GDCM."""
+    import gdcm
+
+    (tmp_path / "plain.dcm").write_bytes(real(name))
+    reader, change = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax()
+    reader.SetFileName(str(tmp_path / "plain.dcm"))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(tmp_path / "coded.dcm"))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    syntax = pydicom.dcmread(tmp_path / "coded.dcm").file_meta.TransferSyntaxUID
+    assert syntax == f"1.2.840.10008.1.2.4.{'70' if kind.endswith('_1') else '57'}"
+    coded = np.asarray(render((tmp_path / "coded.dcm").read_bytes()))
+    assert (coded == np.asarray(render(real(name)))).all()
+
+
+def test_threads_that_decode_at_once_leave_stderr_and_warnings_as_they_were() -> None:
+    filters, where, level = list(warnings.filters), os.fstat(2), pydicom.config.logger.level
+    names = ["JPEG-lossy", "MR_small_RLE", "JPEG2000-embedded-sequence-delimiter"] * 8
+
+    def size(name: str) -> Any:
+        try:
+            return render(real(name)).size
+        except BadImage as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(size, names))
+    assert found[:3] * 8 == found
+    assert list(warnings.filters) == filters
+    assert os.path.samestat(os.fstat(2), where)
+    assert pydicom.config.logger.level == level
 
 
 def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded() -> None:

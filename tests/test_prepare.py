@@ -120,7 +120,8 @@ def test_images_of_one_name_in_two_folders_are_two_images(original: Path, tmp_pa
         record(i, 0, image_name=name)
         for i, name in enumerate(("a/x.jpg", "b/x.jpg", "b/x.png", "a/x.jpg"))
     ]
-    (original / "records.json").write_text(json.dumps(named))
+    (original / "records.json").unlink()
+    (original / "trainset.json").write_text(json.dumps(named))
     prepare_dataset("vqa-rad", original, tmp_path / "out")
     first, second, third, again = (e.image_id for e in read(tmp_path / "out" / "train.parquet"))
     assert (first, second, again) == ("a/x", "b/x", "a/x")

@@ -3,9 +3,12 @@ mixture that gives every data set its share."""
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,15 @@ from rarl.config import load_config
 from rarl.data.check import check_rows
 from rarl.data.order import CYCLE, MixtureOrder, StepOrder, exact_shares, step_order
 from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.stream import PreparerSettings, step_blocks, training_stream, unpack
+from rarl.data.prepared import PreparedExample
+from rarl.data.stream import (
+    STREAM_BYTES,
+    PreparerSettings,
+    step_batches,
+    step_blocks,
+    training_stream,
+    unpack,
+)
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
@@ -61,6 +72,83 @@ def test_the_order_is_the_same_with_any_number_of_read_tasks_and_after_a_restart
             == expected[start:]
         )
     assert len({i for step in expected[:6] for i in step}) == 24  # an epoch is every example once
+
+
+def ids(prompts: list[PreparedExample]) -> list[str]:
+    return [prepared.example.id for prepared in prompts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_step", [5, 6])
+def test_the_shares_of_equal_workers_interleave_to_the_same_rows(
+    ray_cluster: None, in_shards: Path, examples: list[Example], model_path: str, per_step: int
+) -> None:
+    """With five prompts a step the workers have unequal shares."""
+    settings = PreparerSettings(str(in_shards), model_path, plain_prompt())
+    order = StepOrder(np.arange(24), per_step, seed=5)
+    expected = [[examples[row].id for row in order.rows_of(step)] for step in range(STEPS)]
+    for workers in (1, 2, 3):
+        found = [[""] * per_step for _ in range(STEPS)]
+        for rank in range(workers):
+            stream = training_stream(settings, order, 0, STEPS, rank=rank, workers=workers)
+            limits = stream.context.execution_options.resource_limits
+            assert limits.object_store_memory == STREAM_BYTES // workers
+            batches = list(step_batches(stream, -(-per_step // workers), first=0))
+            assert [number for number, _ in batches] == list(range(1, STEPS + 1))
+            for number, prompts in batches:
+                found[number - 1][rank::workers] = ids(prompts)
+        assert found == expected, workers
+    stream = training_stream(settings, order, 4, STEPS, rank=1, workers=2)
+    numbers = [(number, ids(prompts)) for number, prompts in step_batches(stream, 3, first=6)]
+    assert numbers == [(step + 1, expected[step][1::2]) for step in range(6, STEPS)]
+
+
+class Shard:
+    """Pickled numbers in place of examples: what a stream of this share hands out."""
+
+    def __init__(self, start: int, rank: int, workers: int, per_step: int) -> None:
+        order = StepOrder(np.arange(24), per_step, seed=5)
+        rows = pa.concat_tables(step_blocks(order, start, STEPS, rank, workers))
+        pickled = [pickle.dumps(row) for row in rows["row"].to_pylist()]
+        self.rows = rows.append_column("prepared", pa.array(pickled, pa.large_binary()))
+
+    def iter_batches(self, batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        for start in range(0, len(self.rows), batch_size):
+            yield self.rows.slice(start, batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 100])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_steps_are_cut_by_their_column_whatever_the_batches_hold(
+    batch_size: int, workers: int
+) -> None:
+    order = StepOrder(np.arange(24), 5, seed=5)
+    for rank in range(workers):
+        found = list(step_batches(Shard(2, rank, workers, 5), batch_size, first=3))
+        expected = [(s + 1, order.rows_of(s)[rank::workers].tolist()) for s in range(3, STEPS)]
+        assert found == expected
+
+
+def test_a_step_is_handed_out_as_soon_as_its_rows_are_there() -> None:
+    """Without waiting for the first row of the next one."""
+    shard, taken = Shard(0, 0, 2, 5), 0
+
+    def counted(batch_size: int, **_: Any) -> Iterator[pa.Table]:
+        nonlocal taken
+        for batch in Shard.iter_batches(shard, batch_size):
+            taken += 1
+            yield batch
+
+    shard.iter_batches = counted  # type: ignore[method-assign]
+    for number, _ in step_batches(shard, 3, first=0):
+        assert taken == number
+
+
+def test_data_that_begin_after_the_newest_checkpoint_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"begin with step 3, but the newest .* is of step 1; start"
+    ):
+        next(step_batches(Shard(2, 0, 1, 4), 4, first=1))
 
 
 @pytest.mark.parametrize("most_blocks", [1000, 3])
