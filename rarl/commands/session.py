@@ -11,7 +11,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.commands.resolve import find_data, resolve_adapter, resolve_data, resolve_model
+from rarl.commands.resolve import (
+    find_data,
+    require_known_model,
+    resolve_adapter,
+    resolve_data,
+    resolve_model,
+)
 from rarl.config import Config
 from rarl.data.check import CheckedRows, check_rows
 from rarl.data.stream import PreparerSettings, warm_up
@@ -135,6 +141,7 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     )
     device = resolve_device(config)
     model_path = resolve_model(config.model.path)
+    require_known_model(config.model.path, model_path)
     if device == "cuda":
         require_memory(config, model_path)
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
