@@ -24,9 +24,9 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """The adapter: always on the seven linear kinds of the language model, never on the vision
-    tower (vLLM would ignore that part), and without dropout (the sampler has none, and the sampler
-    must be the policy)."""
+    """The adapter: always on the seven linear kinds of the language model; never on the vision
+    tower, which vLLM could serve, since the shared-prefix update computes vision features once and
+    without gradient; and without dropout (the sampler has none, and must be the policy)."""
 
     rank: Positive = 8
     alpha: Positive = 16

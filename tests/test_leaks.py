@@ -343,11 +343,13 @@ def test_near_pairs_are_those_of_a_plain_loop() -> None:
     assert len(set(groups.tolist())) == 30
 
 
-@pytest.mark.parametrize("kind", ["made", "real"])
-def test_copies_are_near_and_different_radiographs_are_not(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["made", pytest.param("real", marks=pytest.mark.real_data)])
+def test_copies_are_near_and_different_radiographs_are_not(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if kind == "made":
         make_pictures(tmp_path / "images", 24)
-    folder = tmp_path if kind == "made" else require_vqa_rad()
+    folder = tmp_path if kind == "made" else request.getfixturevalue("vqa_rad")
     files = sorted((folder / "images").iterdir())[:24]
     originals = [Image.open(path).convert("RGB") for path in files]
     looks = np.stack([image_print(b"", image).look for image in originals])

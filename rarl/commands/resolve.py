@@ -81,6 +81,7 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     )
     device = resolve_device(config)
     model_path = resolve_model(config.model.path)
+    require_known_model(config.model.path, model_path)
     if device == "cuda":
         require_memory(config, model_path)
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
@@ -160,6 +161,26 @@ def resolve_model(path: str) -> str:
             f"model.path={path}: no such folder, and not a Hub id of the form owner/name"
         )
     return download_model(path)
+
+
+# Those whose processor gives `image_grid_thw`, which the data streams and the update need.
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+def require_known_model(path: str, folder: str) -> None:
+    """Raises UserError when the model in `folder`, which `path` names, is not of the Qwen-VL kind:
+    a data worker would meet it first, as a KeyError."""
+    try:
+        held = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        kind = held.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"model.path={path}: its config.json cannot be read: {error}") from None
+    if kind not in MODEL_TYPES:
+        raise UserError(
+            f"model.path={path}: its model_type is {kind}, and RARL works with models whose "
+            f"processor gives image_grid_thw, which are {', '.join(MODEL_TYPES)}; choose one of "
+            "these"
+        )
 
 
 def find_adapter(path: str) -> Path:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-# The language model's linear layers alone: vLLM would silently ignore an adapter on the vision
-# tower.
+# The language model's linear layers alone: the update computes vision features once, without
+# gradient. vLLM could serve an adapter on the vision tower.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 

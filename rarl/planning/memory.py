@@ -1,10 +1,9 @@
-"""How much memory a configuration needs: of a GPU, or of all processes of a run on CPU together.
+"""How much memory a configuration needs, of a GPU or of all processes of a run on CPU.
 
-GPU: weights twice, adapter, activations, vLLM's share, a judge beside them; estimates from the
-model's shapes, of which the activations' formula alone is checked, on a CPU (`bench/plan.py
---activations`). CPU: a process takes what its libraries take, measured once for each kind
-(`bench/plan.py`), and what the configuration decides. "Takes" means private pages (USS); pages that
-processes share are counted once for the whole tree. The sum is that of the processes' PSS.
+GPU: estimates from the model's shapes, of which the activations' formula alone is checked, on a CPU
+(`bench/plan.py --activations`). CPU: what the libraries of each kind of process take, measured once
+(`bench/plan.py`), and what the configuration adds. Private pages (USS) count for each process,
+shared ones once for the whole tree, so that the sum is that of the processes' PSS.
 """
 
 from __future__ import annotations
@@ -17,14 +16,7 @@ from urllib.parse import urlparse
 
 from rarl.config import Config
 from rarl.errors import UserError
-from rarl.planning.sizes import (
-    PATCH_VALUES,
-    ModelSize,
-    Work,
-    model_shapes,
-    model_size,
-    step_work,
-)
+from rarl.planning.sizes import PATCH_VALUES, ModelSize, Work, model_shapes, model_size, step_work
 
 GIB, MIB = 1024**3, 1024**2
 HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
@@ -232,8 +224,7 @@ def plan_processes(
     config: Config, model: Any, work: Work, value_bytes: int = 4
 ) -> dict[str, ProcessMemory]:
     """Returns MiB by kind of process, for a run on CPU with weights of `value_bytes` bytes each."""
-    # the number's place is light, but Ray is imported beside it
-    from rarl.system.placement import REQUESTS_PER_ACTOR
+    from rarl.system.placement import REQUESTS_PER_ACTOR  # with Ray, which takes a second
 
     size = model_size(model, config.model.lora.rank)
     weights = value_bytes * size.total / MIB

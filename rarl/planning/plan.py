@@ -1,5 +1,4 @@
-"""The plan of a configuration, and as tables and lines for people: memory, seconds, and the shares
-to set."""
+"""The plan of a configuration, for people: memory, seconds, and the shares to set."""
 
 from __future__ import annotations
 
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
-from rarl.commands.resolve import resolve_model
-from rarl.config import Config
+from rarl.config import IMPORT_PATH, Config
 from rarl.planning.memory import (
     DEFAULT_CARD,
     Card,
@@ -22,6 +20,7 @@ from rarl.planning.memory import (
 )
 from rarl.planning.seconds import CPU, StepSeconds, completion_lengths, gpu_speeds, step_seconds
 from rarl.planning.sizes import Work, model_shapes, model_size, step_work
+from rarl.system.imports import import_object
 
 
 @dataclass(frozen=True)
@@ -36,24 +35,24 @@ class Plan:
     processes: dict[str, ProcessMemory] | None = None
 
 
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = None) -> Plan:
     """Plans for the named card where one is named or the configuration wants a GPU, for this
     machine's CPU otherwise. Needs neither the GPU nor, for the models that the recipes name, the
     model. Raises UserError."""
-    path = config.model.path if "/" in config.model.path else resolve_model(config.model.path)
+    path = config.model.path
+    path = str(import_object(path)()) if IMPORT_PATH.match(path) else path
     model, work = model_shapes(path), step_work(config, path)
     size = model_size(model, config.model.lora.rank)
     lengths = completion_lengths(work, np.random.default_rng(0))
     judged = "judge" in config.rewards and config.judge.backend != "rules"
     at_once = config.judge.concurrency if judged else None
     workers, samplers = config.train.num_workers, config.rollout.num_actors
-    if gpu or gpu_gib or config.device == "cuda" or (config.device == "auto" and has_gpu()):
+    for_gpu = bool(gpu or gpu_gib or config.device == "cuda")
+    if config.device == "auto" and not for_gpu:
+        import torch
+
+        for_gpu = torch.cuda.is_available()
+    if for_gpu:
         card = find_card(gpu or DEFAULT_CARD, gpu_gib)
         speeds, value_bytes, crowding = gpu_speeds(card), 2, 1.0
         memory, processes = plan_memory(config, model, card.memory, work), None
@@ -72,7 +71,7 @@ def memory_table(plan: Plan) -> Table:
     """Returns the parts of each process, in GiB of the card or in MiB of this machine."""
     memory = plan.memory
     if memory is not None and plan.card is not None:
-        unit, first, digits = "GiB", "part", 1
+        unit, first = "GiB", "part"
         title = f"estimated GPU memory in GiB, {plan.card.name} with {memory.card:.1f}"
         trainer, sampler = sum(memory.trainer.values()), sum(memory.sampler.values())
         rows = [
@@ -84,7 +83,7 @@ def memory_table(plan: Plan) -> Table:
             rows.append(("judge, where it shares the card", text, {}))
     else:
         assert plan.processes is not None, "a plan is for a GPU or for processes on CPU"
-        unit, first, digits = "MiB", "process", 1
+        unit, first = "MiB", "process"
         title, rows = "estimated memory of all processes in MiB, on CPU", []
         for name, process in plan.processes.items():
             count = f" x {process.count}" if process.count > 1 else ""
@@ -98,7 +97,7 @@ def memory_table(plan: Plan) -> Table:
     for name, text, parts in rows:
         table.add_row(name, text, style="bold")
         for part, size in parts.items():
-            table.add_row(f"  {part}", f"{size:.{digits}f}")
+            table.add_row(f"  {part}", f"{size:.1f}")
     return table
 
 
@@ -115,11 +114,12 @@ def lines(plan: Plan) -> list[str]:
             )
         found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
-    measured = "by constants measured on a CPU" if plan.card is None else "not measured"
-    comma = "" if plan.card is None else ","
+    kind = (
+        "estimate by constants measured on a CPU" if plan.card is None else "estimate, not measured"
+    )
     return [
         *found,
-        f"step (estimate{comma} {measured}): {step.total:.2g} s = rollout {step.rollout:.2g} + "
+        f"step ({kind}): {step.total:.2g} s = rollout {step.rollout:.2g} + "
         f"reward {step.reward:.2g} + update {step.update:.2g} + publish {step.publish:.2g} and "
         "Ray's own",
         f"run: {steps} steps in {duration(steps * step.total)}, without starting and measuring; "
