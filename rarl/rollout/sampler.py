@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rarl.rollout.cpu_lora import use_one_slot_operators
+from rarl.rollout.vllm_cpu import use_own_operators
 from rarl.schema import Rollout
 from rarl.system.imports import quick_imports
 from rarl.system.processes import log_output_to
@@ -93,7 +93,7 @@ class Sampler:
             from vllm import LLM
 
         if settings.device == "cpu":
-            use_one_slot_operators()
+            use_own_operators()
         hardware: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_share}
         if settings.device == "cpu":
             hardware = {

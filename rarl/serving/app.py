@@ -1,4 +1,5 @@
-"""The inference application: the ingress with every limit, and the engines that only it can reach.
+"""The inference application: the routes behind the guard, the ingress that answers them, and the
+engines that only it can reach.
 
     serve run serve_config.yaml
     curl localhost:8000/v1/models
@@ -9,28 +10,215 @@ route prefix is /v1.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from rarl.commands.resolve import resolve_model
 from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
-from rarl.serving.key import read_api_key, require_key_for
-from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
+from rarl.serving.asking import Engines, answer
+from rarl.serving.guard import Guard, Metrics, failed, read_cluster_metrics
+from rarl.serving.images import decode, png, read_bytes
+from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
+from rarl.serving.settings import (
+    DRAIN_SECONDS,
+    ApiKey,
+    ServiceConfig,
+    read_api_key,
+    read_settings,
+    require_key_for,
+)
 
+READY_SECONDS = 3.0
+PREVIEW_SIDE = 1024  # pixels
 DEPLOYMENT: dict[str, Any] = {
     "num_replicas": 1,
     # Far above `limits.concurrent`: it is our guard that says 429, in time, and not Serve's queue.
     "max_ongoing_requests": 2000,
-    # requests in flight are answered before a replica goes
+    # Requests in flight are answered before a replica goes.
     "graceful_shutdown_timeout_s": DRAIN_SECONDS,
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
+routes = APIRouter()
+Events = AsyncIterator[bytes]
+
+
+async def engines_of(request: Request) -> Engines:
+    engines: Engines = request.app.state.engines
+    return engines
+
+
+Service = Annotated[Engines, Depends(engines_of)]
+
+
+@routes.post("/chat/completions")
+async def chat(request: Request, engines: Service) -> Response:
+    """OpenAI's chat completions."""
+    items = engines.chat(parse(ChatRequest, await request.body()))
+    first = await anext(items)
+    if isinstance(first, dict):
+        return JSONResponse(first)
+
+    async def events() -> Events:
+        yield "".join(first).encode()
+        async for item in items:
+            yield "".join(item).encode()
+
+    return event_stream(events())
+
+
+@routes.post("/answer")
+async def answer_question(request: Request, engines: Service) -> Response:
+    """Without `stream` the result alone."""
+    asked = parse(AnswerRequest, await request.body())
+    told = answer(engines, asked)
+    if not asked.stream:
+        last = [event async for event in told][-1]
+        return JSONResponse({key: value for key, value in last.items() if key != "type"})
+    first = await anext(told)
+
+    async def events() -> Events:
+        yield encode(first)
+        async for event in told:
+            yield encode(event)
+        yield b"data: [DONE]\n\n"
+
+    return event_stream(events())
+
+
+@routes.post("/preview")
+async def preview(request: Request, engines: Service) -> Response:
+    """The image as a PNG that a browser can show."""
+    text = parse(PreviewRequest, await request.body()).image
+    limits = engines.config.limits
+
+    def shown() -> bytes:
+        image = decode(*read_bytes(text, limits, "image", bare=True), limits, "image")
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        return png(image)
+
+    async with engines.decoding:
+        return Response(await asyncio.to_thread(shown), media_type="image/png")
+
+
+# FastAPI adds no HEAD to a GET, and load balancers ask with it.
+READ = ["GET", "HEAD"]
+
+
+@routes.api_route("/models", methods=READ)
+async def models(request: Request, engines: Service) -> Response:
+    names = await asyncio.to_thread(engines.adapters.names)
+    cards = [card(request, name) for name in (engines.config.name, *names)]
+    return JSONResponse({"object": "list", "data": cards})
+
+
+@routes.api_route("/models/{name}", methods=READ)
+async def one_model(request: Request, name: str, engines: Service) -> Response:
+    model = await asyncio.to_thread(engines.model, name)
+    return JSONResponse({**card(request, model.name), "version": model.version})
+
+
+def card(request: Request, name: str) -> dict[str, Any]:
+    base = request.app.state.engines.config.name
+    return {
+        "id": name,
+        "object": "model",
+        "created": request.app.state.started,
+        "owned_by": "rarl",
+        "parent": None if name == base else base,
+    }
+
+
+@routes.api_route("/about", methods=READ)
+async def about(engines: Service) -> Response:
+    """What the page needs to know."""
+    config = engines.config
+    shown = {
+        "base": config.name,
+        "adapters": await asyncio.to_thread(engines.adapters.names),
+        "default": config.default or config.name,
+        "samples": config.samples,
+        "judge": config.judge is not None,
+        "limits": config.limits.model_dump(),
+    }
+    return JSONResponse(shown)
+
+
+@routes.api_route("/metrics", methods=READ)
+async def metrics() -> Response:
+    text = await read_cluster_metrics()
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+@routes.api_route("/health", methods=READ)
+async def health() -> Response:
+    """This process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+@routes.api_route("/ready", methods=READ)
+async def ready(engines: Service) -> Response:
+    """An engine answers too."""
+    try:
+        await asyncio.wait_for(engines.handle.ready.remote(), READY_SECONDS)
+    except Exception:  # whatever the reason is: there is no engine that could answer now
+        message = "no engine answers; it may be starting"
+        raise Refusal(503, "not_ready", message, retry_after=5) from None
+    return JSONResponse({"status": "ready"})
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+def event_stream(events: Events) -> Response:
+    """A failure on the way becomes the last event, since the status has been sent."""
+
+    async def safe() -> Events:
+        try:
+            async for event in events:
+                yield event
+        except Refusal as refusal:
+            yield refusal.event()
+
+    return StreamingResponse(safe(), media_type="text/event-stream")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Every error in the form of a Refusal. After one that is nobody's refusal Starlette raises it
+    again behind this reply, and the guard logs its kind."""
+    if isinstance(error, Refusal):
+        return error.response()
+    if not isinstance(error, HTTPException):
+        return failed().response()
+    code, message = {
+        404: ("unknown_route", "there is no such route"),
+        405: ("method_not_allowed", "this route takes another method"),
+    }.get(error.status_code, ("invalid_request", "the request is wrong"))
+    return Refusal(error.status_code, code, message).response()
+
+
+def build_api(engines: Engines, key: ApiKey | None, metrics: Metrics) -> ASGIApp:
+    """Returns the whole ASGI application, without FastAPI's own routes that describe it."""
+    api = FastAPI(openapi_url=None)
+    api.state.engines, api.state.started = engines, int(time.time())
+    api.include_router(routes)
+    for kind in (Refusal, HTTPException, Exception):
+        api.add_exception_handler(kind, refuse)
+    return Guard(api, engines.config, key, metrics)
 
 
 @serve.deployment(name="Ingress")
@@ -39,21 +227,16 @@ class Ingress:
     """One process of HTTP; several may run, each with limits of its own."""
 
     def __init__(self, config: ServiceConfig, model_path: str, max_rank: int, engine: Any) -> None:
-        from rarl.serving.asking import Engines
-        from rarl.serving.metrics import Metrics
-
         logging.getLogger("httpx").setLevel(logging.WARNING)
         self.key = read_api_key(config)
-        # again: the key may be in the builder's environment and not in ours
+        # Again: the key may be in the builder's environment and not in ours.
         if (host := served_host()) is not None:
             require_key_for(host, self.key, config)
         self.metrics = Metrics()
         self.engines = Engines(config, model_path, max_rank, engine, self.metrics)
-        self.engines.banned  # loads the processor now, not with the first request
+        self.engines.banned  # noqa: B018  # loads the processor now, not with the first request
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from rarl.serving.api import build_api
-
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_api(self.engines, self.key, self.metrics)
 
 
@@ -63,35 +246,36 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
 
     config = read_settings(args)
     if config.prompt not in read_families():
-        raise UserError(
-            f"inference application: prompt={config.prompt}: known are {', '.join(read_families())}"
-        )
+        known = ", ".join(read_families())
+        raise UserError(f"inference application: prompt={config.prompt}: known are {known}")
     key = read_api_key(config)
     if (host := served_host()) is not None:
         require_key_for(host, key, config)
     model_path = find_model(config.model)
-    adapters = (
-        str(Path(config.adapters).expanduser().resolve()) if config.adapters is not None else None
-    )
-    config = config.model_copy(update={"adapters": adapters})
-    engine = build_engine(config, model_path, adapters)
-    ingress: Any = Ingress  # the decorators make a Deployment of it, which their types do not say
+    if config.adapters is not None:
+        folder = str(Path(config.adapters).expanduser().resolve())
+        config = config.model_copy(update={"adapters": folder})
+    engine = build_engine(config, model_path)
+    # The decorators make a Deployment of it, which their types do not say.
+    ingress: Any = Ingress
     options = {**DEPLOYMENT, **config.deployment}
     return ingress.options(**options).bind(config, model_path, max_lora_rank(config), engine)
 
 
 def find_model(model: str) -> str:
-    """A folder; a Hub id is left for each node to look up. Raises UserError."""
+    """Returns a folder; a Hub id is left for each node to look up. Raises UserError."""
     is_hub_id = (
         model.count("/") == 1
+        and not model.startswith((".", "/", "~"))
         and not Path(model).expanduser().exists()
         and not IMPORT_PATH.match(model)
     )
-    return model if is_hub_id and not model.startswith((".", "/", "~")) else resolve_model(model)
+    return model if is_hub_id else resolve_model(model)
 
 
 def served_host() -> str | None:
-    """The address that this cluster's Serve listens on; None where Serve is not running yet."""
+    """Returns the address that this cluster's Serve listens on; None where Serve is not running
+    yet."""
     import ray
     from ray.serve.context import _get_global_client
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rarl.commands.serve import CPU_ENGINE, engine_of
-from rarl.config import load_config
+from rarl.commands.serve import ENGINES, engine_of
+from rarl.config import load_config, read_yaml
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
 from rarl.serving.settings import ServiceConfig
@@ -55,7 +55,8 @@ def test_the_tiny_file_is_the_one_at_the_top_and_what_rarl_serve_uses() -> None:
     assert top == tiny
     config = load_config(REPOSITORY / "configs/demo.yaml", ["device=cpu"])
     assert engine_of(config, "cpu") == top["applications"][0]["args"]["llm"]
-    assert "dtype" not in CPU_ENGINE["engine_kwargs"], "it is the run's own"
+    for engine in read_yaml(ENGINES).values():
+        assert not {"dtype", "max_lora_rank"} & set(engine["engine_kwargs"]), "they are the run's own"
 
 
 def test_gpu_replicas_scale_with_the_requests() -> None:

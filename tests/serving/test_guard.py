@@ -11,11 +11,19 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.schema import Example
-from rarl.serving.api import build_api
+from rarl.serving.app import build_api
 from rarl.serving.asking import Engines
-from rarl.serving.key import SHORTEST, ApiKey, is_loopback, read_api_key, require_key_for
-from rarl.serving.metrics import Metrics, merge
-from rarl.serving.settings import Limits, ServiceConfig, read_settings
+from rarl.serving.guard import Metrics, merge
+from rarl.serving.settings import (
+    SHORTEST,
+    ApiKey,
+    Limits,
+    ServiceConfig,
+    is_loopback,
+    read_api_key,
+    read_settings,
+    require_key_for,
+)
 from tests.serving.hostile import MARKER, all_hostile
 from tests.serving.service import KEY, answer_body
 
@@ -220,15 +228,16 @@ def test_keys_come_from_the_variable_or_a_file(
     by_variable = read_api_key(read_settings({"model": "m", "name": "base"}))
     by_file = read_api_key(read_settings({"model": "m", "name": "base", "api_key_file": str(file)}))
     assert by_variable is not None and by_file is not None
-    assert by_variable.matches(b"Bearer from-the-variable-0123456789")
-    assert by_file.matches(b"bearer from-a-file-0123456789")
+    assert by_variable.matches("Bearer from-the-variable-0123456789")
+    assert by_file.matches("bearer from-a-file-0123456789")
     for wrong in (
         None,
-        b"",
-        b"Bearer",
-        b"Bearer ",
-        b"Bearer from-a-file-012345678",
-        b"Basic from-a-file-0123456789",
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer from-a-file-012345678",
+        "Bearer from-a-file-0123456789\xff",
+        "Basic from-a-file-0123456789",
     ):
         assert not by_file.matches(wrong)
     for text, message in (
@@ -264,12 +273,12 @@ def test_figures_of_several_nodes_are_one_text() -> None:
     def node(name: str) -> str:
         return (
             "# HELP ray_rarl_requests_total Requests.\n# TYPE ray_rarl_requests_total counter\n"
-            f'ray_rarl_requests_total{{node="{name}"}} 1\n# HELP ray_other x\nray_other 3\n'
+            f'ray_rarl_requests_total{{node="{name}"}} 1.0\n# HELP ray_other x\nray_other 3\n'
         )
 
     merged = merge([node("a"), node("b")]).splitlines()
     assert merged[:2] == node("a").splitlines()[:2]
     assert merged[2:] == [
-        'ray_rarl_requests_total{node="a"} 1',
-        'ray_rarl_requests_total{node="b"} 1',
+        'ray_rarl_requests_total{node="a"} 1.0',
+        'ray_rarl_requests_total{node="b"} 1.0',
     ]
