@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import ray
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from ray import serve
+from ray.serve.context import _get_global_client
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -29,7 +30,7 @@ from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
 from rarl.serving.asking import Engines, answer
-from rarl.serving.guard import Guard, Metrics, failed, read_cluster_metrics
+from rarl.serving.guard import FAILED, Guard, Metrics, read_cluster_metrics
 from rarl.serving.images import decode, png, read_bytes
 from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
 from rarl.serving.settings import (
@@ -52,6 +53,11 @@ DEPLOYMENT: dict[str, Any] = {
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
+ROUTE_ERRORS = {
+    404: ("unknown_route", "there is no such route"),
+    405: ("method_not_allowed", "this route takes another method"),
+}
+NOT_READY = Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5)
 routes = APIRouter()
 Events = AsyncIterator[bytes]
 
@@ -91,9 +97,9 @@ async def answer_question(request: Request, engines: Service) -> Response:
     first = await anext(told)
 
     async def events() -> Events:
-        yield encode(first)
+        yield f"data: {json.dumps(first)}\n\n".encode()
         async for event in told:
-            yield encode(event)
+            yield f"data: {json.dumps(event)}\n\n".encode()
         yield b"data: [DONE]\n\n"
 
     return event_stream(events())
@@ -119,27 +125,21 @@ READ = ["GET", "HEAD"]
 
 
 @routes.api_route("/models", methods=READ)
-async def models(request: Request, engines: Service) -> Response:
-    names = await asyncio.to_thread(engines.adapters.names)
-    cards = [card(request, name) for name in (engines.config.name, *names)]
-    return JSONResponse({"object": "list", "data": cards})
+async def models(engines: Service) -> Response:
+    names = [engines.config.name, *await asyncio.to_thread(engines.adapters.names)]
+    return JSONResponse({"object": "list", "data": [card(engines, name) for name in names]})
 
 
 @routes.api_route("/models/{name}", methods=READ)
-async def one_model(request: Request, name: str, engines: Service) -> Response:
+async def one_model(name: str, engines: Service) -> Response:
     model = await asyncio.to_thread(engines.model, name)
-    return JSONResponse({**card(request, model.name), "version": model.version})
+    return JSONResponse({**card(engines, model.name), "version": model.version})
 
 
-def card(request: Request, name: str) -> dict[str, Any]:
-    base = request.app.state.engines.config.name
-    return {
-        "id": name,
-        "object": "model",
-        "created": request.app.state.started,
-        "owned_by": "rarl",
-        "parent": None if name == base else base,
-    }
+def card(engines: Engines, name: str) -> dict[str, Any]:
+    base = engines.config.name
+    card = {"id": name, "object": "model", "created": engines.started, "owned_by": "rarl"}
+    return {**card, "parent": None if name == base else base}
 
 
 @routes.api_route("/about", methods=READ)
@@ -173,15 +173,10 @@ async def health() -> Response:
 async def ready(engines: Service) -> Response:
     """An engine answers too."""
     try:
-        await asyncio.wait_for(engines.handle.ready.remote(), READY_SECONDS)
+        await asyncio.wait_for(engines.handle.check_health.remote(), READY_SECONDS)
     except Exception:  # whatever the reason is: there is no engine that could answer now
-        message = "no engine answers; it may be starting"
-        raise Refusal(503, "not_ready", message, retry_after=5) from None
+        return NOT_READY.response()
     return JSONResponse({"status": "ready"})
-
-
-def encode(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event).encode() + b"\n\n"
 
 
 def event_stream(events: Events) -> Response:
@@ -198,23 +193,18 @@ def event_stream(events: Events) -> Response:
 
 
 async def refuse(request: Request, error: Exception) -> Response:
-    """Every error in the form of a Refusal. After one that is nobody's refusal Starlette raises it
-    again behind this reply, and the guard logs its kind."""
-    if isinstance(error, Refusal):
-        return error.response()
-    if not isinstance(error, HTTPException):
-        return failed().response()
-    code, message = {
-        404: ("unknown_route", "there is no such route"),
-        405: ("method_not_allowed", "this route takes another method"),
-    }.get(error.status_code, ("invalid_request", "the request is wrong"))
-    return Refusal(error.status_code, code, message).response()
+    """Every error in the form of a Refusal. Starlette raises an unexpected one again behind this
+    reply, and the guard logs its kind."""
+    if isinstance(error, HTTPException):
+        code, message = ROUTE_ERRORS.get(error.status_code, ("invalid_request", "it is wrong"))
+        error = Refusal(error.status_code, code, message)
+    return (error if isinstance(error, Refusal) else FAILED).response()
 
 
 def build_api(engines: Engines, key: ApiKey | None, metrics: Metrics) -> ASGIApp:
     """Returns the whole ASGI application, without FastAPI's own routes that describe it."""
     api = FastAPI(openapi_url=None)
-    api.state.engines, api.state.started = engines, int(time.time())
+    api.state.engines = engines
     api.include_router(routes)
     for kind in (Refusal, HTTPException, Exception):
         api.add_exception_handler(kind, refuse)
@@ -228,10 +218,8 @@ class Ingress:
 
     def __init__(self, config: ServiceConfig, model_path: str, max_rank: int, engine: Any) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self.key = read_api_key(config)
         # Again: the key may be in the builder's environment and not in ours.
-        if (host := served_host()) is not None:
-            require_key_for(host, self.key, config)
+        self.key = read_needed_key(config)
         self.metrics = Metrics()
         self.engines = Engines(config, model_path, max_rank, engine, self.metrics)
         self.engines.banned  # noqa: B018  # loads the processor now, not with the first request
@@ -248,9 +236,7 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
     if config.prompt not in read_families():
         known = ", ".join(read_families())
         raise UserError(f"inference application: prompt={config.prompt}: known are {known}")
-    key = read_api_key(config)
-    if (host := served_host()) is not None:
-        require_key_for(host, key, config)
+    read_needed_key(config)
     model_path = find_model(config.model)
     if config.adapters is not None:
         folder = str(Path(config.adapters).expanduser().resolve())
@@ -264,22 +250,18 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
 
 def find_model(model: str) -> str:
     """Returns a folder; a Hub id is left for each node to look up. Raises UserError."""
-    is_hub_id = (
-        model.count("/") == 1
-        and not model.startswith((".", "/", "~"))
-        and not Path(model).expanduser().exists()
-        and not IMPORT_PATH.match(model)
-    )
+    is_path = model.startswith((".", "/", "~")) or Path(model).exists()
+    is_hub_id = model.count("/") == 1 and not is_path and not IMPORT_PATH.match(model)
     return model if is_hub_id else resolve_model(model)
 
 
-def served_host() -> str | None:
-    """Returns the address that this cluster's Serve listens on; None where Serve is not running
-    yet."""
-    import ray
-    from ray.serve.context import _get_global_client
-
-    if not ray.is_initialized():  # the call below would start a cluster
-        return None
-    client = _get_global_client(raise_if_no_controller_running=False)
-    return str(client.http_config.host) if client is not None else None
+def read_needed_key(config: ServiceConfig) -> ApiKey | None:
+    """Raises UserError where Serve is running, listens on an address that others reach, and there
+    is no key."""
+    key = read_api_key(config)
+    # Without a cluster the call would start one.
+    if ray.is_initialized():
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is not None:
+            require_key_for(str(client.http_config.host), key, config)
+    return key

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
 from rarl.serving.images import data_url, decode, read_bytes
 from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts, invalid
-from rarl.serving.settings import Limits, ServiceConfig
+from rarl.serving.settings import ServiceConfig
 
 # A replica may die, or an adapter be replaced, between our looking it up and the engine's.
 ATTEMPTS = 4
@@ -61,8 +62,9 @@ class Engines:
     def __init__(
         self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics
     ) -> None:
-        self.config, self.model_path, self.handle = config, model_path, handle
-        self.metrics = metrics
+        self.config, self.model_path = config, model_path
+        self.handle, self.metrics = handle, metrics
+        self.started = int(time.time())
         self.adapters = AdapterFolder(config.adapters, config.model, max_rank)
         self.decoding = asyncio.Semaphore(config.limits.decoding)
 
@@ -242,8 +244,22 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
-    stream = engines.ask(model, body_of(question, url, samples, request.seed, limits))
-    async for line in lines_of(stream):
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question.text},
+    ]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "n": samples,
+        # One sample is the likeliest reply; several are drawn as in training, so that their
+        # agreement means something.
+        "temperature": 1.0 if samples > 1 else 0.0,
+        "max_completion_tokens": limits.completion_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **({"seed": request.seed} if request.seed is not None else {}),
+    }
+    async for line in lines_of(engines.ask(model, body)):
         fingerprint = line.get("system_fingerprint") or fingerprint
         usage = line.get("usage") or usage
         for choice in line.get("choices", ()):
@@ -267,24 +283,6 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
         )
         result["verdict"] = await judged(config.judge, candidate)
     yield {"type": "result", **result}
-
-
-def body_of(
-    question: Question, url: str, samples: int, seed: int | None, limits: Limits
-) -> dict[str, Any]:
-    """Returns the chat completion to ask for. One sample is the likeliest reply; several are drawn
-    as in training, so that their agreement means something."""
-    image = {"type": "image_url", "image_url": {"url": url}}
-    content = [image, {"type": "text", "text": question.text}]
-    return {
-        "messages": [{"role": "user", "content": content}],
-        "n": samples,
-        "temperature": 1.0 if samples > 1 else 0.0,
-        "max_completion_tokens": limits.completion_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **({"seed": seed} if seed is not None else {}),
-    }
 
 
 async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:

@@ -89,11 +89,6 @@ class EngineServer(LLMServer):
             status = 409 if serve.get_multiplexed_model_id() else 400
             yield refused(status, str(error).splitlines()[0])
 
-    async def ready(self) -> bool:
-        """Returns when the engine is up and well; raises otherwise."""
-        await self.check_health()
-        return True
-
 
 def plain(item: Any) -> dict[str, Any] | list[str]:
     """Returns an engine's item without vLLM's types, which the ingress does not import."""

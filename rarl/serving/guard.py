@@ -30,6 +30,7 @@ ROUTES = ("/chat/completions", "/answer", "/preview", "/models", "/about", "/met
 RETRY_AFTER = 2  # seconds: about what one reply takes
 BUCKETS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]  # seconds
 SHOWN = ("ray_rarl_", "ray_serve_", "ray_vllm_")
+FAILED = Refusal(500, "internal_error", "the server failed to answer; it may be sent again")
 
 
 class Guard:
@@ -58,7 +59,7 @@ class Guard:
             raise
         except Exception as error:  # by its kind alone: its words may be a patient's
             LOG.error("a request to %s failed: %s", route[:40], type(error).__name__)
-            await answer.refuse(failed(), scope, receive)
+            await answer.refuse(FAILED, scope, receive)
         finally:
             self.metrics.answered(route, answer.status, time.monotonic() - started)
 
@@ -101,10 +102,8 @@ class Guard:
             async with asyncio.timeout(limits.request_seconds):
                 await self.app(scope, replaying(body, receive), answer)
         except TimeoutError:
-            message = (
-                f"no complete reply within {limits.request_seconds:g} s; "
-                "ask for fewer tokens or samples"
-            )
+            late = f"no complete reply within {limits.request_seconds:g} s"
+            message = f"{late}; ask for fewer tokens or samples"
             raise Refusal(504, "request_timeout", message) from None
 
     def check_caller(self, scope: Scope, headers: Headers) -> None:
@@ -120,9 +119,7 @@ class Guard:
         client = scope.get("client")
         name = urlsplit("//" + headers.get("host", "")).hostname or ""
         if not client or not is_loopback(str(client[0])) or not is_loopback(name):
-            message = (
-                "without an API key, requests are answered on this machine's own address alone"
-            )
+            message = "without an API key, this machine alone is answered, by its own address"
             raise Refusal(403, "local_only", message)
 
 
@@ -153,11 +150,6 @@ class Answer:
         elif self.streaming:
             last = {"type": "http.response.body", "body": refusal.event(), "more_body": False}
             await self._send(last)
-
-
-def failed() -> Refusal:
-    message = "the server failed to answer; the request may be sent again"
-    return Refusal(500, "internal_error", message)
 
 
 def check_content(headers: Headers, most: int) -> None:
