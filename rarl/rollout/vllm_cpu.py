@@ -1,5 +1,5 @@
-"""Replaces the LoRA operators of vLLM's CPU build (0.29), which are slow and, beside other adapters,
-wrong for the base model.
+"""Replaces the LoRA operators of vLLM's CPU build (0.29), which are slow and, where the base model
+is asked beside adapters, wrong.
 
 vLLM takes each token's matrices as `weights[slot]`, where a token of the base model has slot -1.
 

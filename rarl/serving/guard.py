@@ -33,6 +33,11 @@ SHOWN = ("ray_rarl_", "ray_serve_", "ray_vllm_")
 FAILED = Refusal(500, "internal_error", "the server failed to answer; it may be sent again")
 
 
+class TooLarge(Refusal):
+    def __init__(self, most: int) -> None:
+        super().__init__(413, "request_too_large", f"a request may have {most:,} bytes")
+
+
 class Guard:
     """Passes only whole, small, permitted requests on to `app`."""
 
@@ -160,15 +165,11 @@ def check_content(headers: Headers, most: int) -> None:
         raise Refusal(415, "unsupported_media_type", message)
     if headers.get("content-encoding") not in (None, "identity"):
         raise Refusal(415, "unsupported_encoding", "compressed bodies are not accepted")
-    length = headers.get("content-length")
-    if length is not None and not (length.isascii() and length.isdigit()):
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
         raise Refusal(400, "invalid_length", "Content-Length is not a number")
-    if length is not None and (len(length) > 15 or int(length) > most):
-        raise too_large(most)
-
-
-def too_large(most: int) -> Refusal:
-    return Refusal(413, "request_too_large", f"a request may have {most:,} bytes")
+    if len(length) > 15 or int(length) > most:
+        raise TooLarge(most)
 
 
 async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
@@ -178,7 +179,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     async for part in Request(scope, receive).stream():
         body += part
         if len(body) > most:
-            raise too_large(most)
+            raise TooLarge(most)
     return bytes(body)
 
 
