@@ -59,7 +59,6 @@ ROUTE_ERRORS = {
 }
 NOT_READY = Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5)
 routes = APIRouter()
-Events = AsyncIterator[bytes]
 
 
 async def engines_of(request: Request) -> Engines:
@@ -78,12 +77,7 @@ async def chat(request: Request, engines: Service) -> Response:
     if isinstance(first, dict):
         return JSONResponse(first)
 
-    async def events() -> Events:
-        yield "".join(first).encode()
-        async for item in items:
-            yield "".join(item).encode()
-
-    return event_stream(events())
+    return event_stream("".join(first), ("".join(item) async for item in items))
 
 
 @routes.post("/answer")
@@ -94,15 +88,8 @@ async def answer_question(request: Request, engines: Service) -> Response:
     if not asked.stream:
         last = [event async for event in told][-1]
         return JSONResponse({key: value for key, value in last.items() if key != "type"})
-    first = await anext(told)
-
-    async def events() -> Events:
-        yield f"data: {json.dumps(first)}\n\n".encode()
-        async for event in told:
-            yield f"data: {json.dumps(event)}\n\n".encode()
-        yield b"data: [DONE]\n\n"
-
-    return event_stream(events())
+    events = (f"data: {json.dumps(event)}\n\n" async for event in told)
+    return event_stream(await anext(events), events, "data: [DONE]\n\n")
 
 
 @routes.post("/preview")
@@ -179,17 +166,21 @@ async def ready(engines: Service) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-def event_stream(events: Events) -> Response:
-    """A failure on the way becomes the last event, since the status has been sent."""
+def event_stream(first: str, rest: AsyncIterator[str], last: str = "") -> Response:
+    """The first event is there already, so that what is wrong before it has a status of its own. A
+    failure later becomes the last event."""
 
-    async def safe() -> Events:
+    async def events() -> AsyncIterator[str | bytes]:
+        yield first
         try:
-            async for event in events:
+            async for event in rest:
                 yield event
+            if last:
+                yield last
         except Refusal as refusal:
             yield refusal.event()
 
-    return StreamingResponse(safe(), media_type="text/event-stream")
+    return StreamingResponse(events(), media_type="text/event-stream")
 
 
 async def refuse(request: Request, error: Exception) -> Response:
