@@ -173,7 +173,8 @@ def load(name: str, url: str, tasks: list[Task], clients: int, seconds: float) -
         f"{count} × {status}" for status, count in sorted(outcome.statuses.items())
     )
     print(
-        f"| {name} | {clients} | {outcome.wall:.0f} | {statuses} | {outcome.wrong} | {outcome.lost} | "
+        f"| {name} | {clients} | {outcome.wall:.0f} | {statuses} | {outcome.wrong} | "
+        f"{outcome.lost} | "
         f"{outcome.statuses[200] / outcome.wall:.1f} | {outcome.tokens / outcome.wall:.0f} | "
         f"{outcome.percentile(0.5):.2f} | {outcome.percentile(0.95):.2f} |",
         flush=True,
@@ -201,7 +202,8 @@ def main() -> None:
     model = str(base_model())
     args = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())["applications"][0]["args"]
     print(
-        "| server | clients | seconds | statuses | wrong | lost | replies/s | tokens/s | median s | 95 % s |"
+        "| server | clients | seconds | statuses | wrong | lost | replies/s | tokens/s "
+        "| median s | 95 % s |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as name:

@@ -205,10 +205,10 @@ def serve(
 ) -> None:
     """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See
     docs/serving.md."""
-    from rarl.commands.serve import Address, serve_until_stopped, serving_of
+    from rarl.commands.serve import serve_until_stopped, serving_of
     from rarl.display import Display
 
-    serve_until_stopped(serving_of(run, overrides or []), Address(host, port), Display().note)
+    serve_until_stopped(serving_of(run, overrides or []), host, port, Display().note)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from rarl.config import RolloutConfig
 from rarl.distribution import BAN_BIAS, banned_token_ids
-from rarl.rollout.cpu_lora import use_one_slot_operators
+from rarl.rollout.vllm_cpu import use_own_operators
 from rarl.schema import Rollout
 from rarl.system.imports import quick_imports
 from rarl.system.processes import log_output_to
@@ -86,7 +86,7 @@ class Sampler:
         rollout = settings.rollout
         hardware: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_share}
         if settings.device == "cpu":
-            use_one_slot_operators()
+            use_own_operators()
             hardware = {
                 "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
                 "enforce_eager": True,

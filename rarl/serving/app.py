@@ -1,4 +1,5 @@
-"""The inference application: the ingress with every limit, and the engines that only it can reach.
+"""The inference application: the routes behind the guard, the ingress that answers them, and the
+engines that only it can reach.
 
     serve run serve_config.yaml
     curl localhost:8000/v1/models
@@ -9,29 +10,195 @@ route prefix is /v1.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from ray import serve
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from rarl.commands.resolve import resolve_model
 from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
-from rarl.serving.key import read_api_key, require_key_for
-from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig, read_settings
+from rarl.serving.asking import Engines, answer
+from rarl.serving.guard import FAILED, Guard, Metrics, read_cluster_metrics
+from rarl.serving.images import decode, png, read_bytes
+from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
+from rarl.serving.settings import (
+    DRAIN_SECONDS,
+    ApiKey,
+    ServiceConfig,
+    read_api_key,
+    read_settings,
+    require_key_for,
+)
 from rarl.system.ray_internals import served_host
 
+READY_SECONDS = 3.0
+PREVIEW_SIDE = 1024  # pixels
 DEPLOYMENT: dict[str, Any] = {
     "num_replicas": 1,
     # Far above `limits.concurrent`: it is our guard that says 429, in time, and not Serve's queue.
     "max_ongoing_requests": 2000,
-    # requests in flight are answered before a replica goes
+    # Requests in flight are answered before a replica goes.
     "graceful_shutdown_timeout_s": DRAIN_SECONDS,
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
+ROUTE_ERRORS = {
+    404: ("unknown_route", "there is no such route"),
+    405: ("method_not_allowed", "this route takes another method"),
+}
+NOT_READY = Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5)
+routes = APIRouter()
+
+
+async def engines_of(request: Request) -> Engines:
+    engines: Engines = request.app.state.engines
+    return engines
+
+
+Service = Annotated[Engines, Depends(engines_of)]
+
+
+@routes.post("/chat/completions")
+async def chat(request: Request, engines: Service) -> Response:
+    """OpenAI's chat completions."""
+    items = engines.chat(parse(ChatRequest, await request.body()))
+    first = await anext(items)
+    if isinstance(first, dict):
+        return JSONResponse(first)
+
+    return event_stream("".join(first), ("".join(item) async for item in items))
+
+
+@routes.post("/answer")
+async def answer_question(request: Request, engines: Service) -> Response:
+    """Without `stream` the result alone."""
+    asked = parse(AnswerRequest, await request.body())
+    told = answer(engines, asked)
+    if not asked.stream:
+        last = [event async for event in told][-1]
+        return JSONResponse({key: value for key, value in last.items() if key != "type"})
+    events = (f"data: {json.dumps(event)}\n\n" async for event in told)
+    return event_stream(await anext(events), events, "data: [DONE]\n\n")
+
+
+@routes.post("/preview")
+async def preview(request: Request, engines: Service) -> Response:
+    """The image as a PNG that a browser can show."""
+    text = parse(PreviewRequest, await request.body()).image
+    limits = engines.config.limits
+
+    def shown() -> bytes:
+        image = decode(*read_bytes(text, limits, "image", bare=True), limits, "image")
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        return png(image)
+
+    async with engines.decoding:
+        return Response(await asyncio.to_thread(shown), media_type="image/png")
+
+
+# FastAPI adds no HEAD to a GET, and load balancers ask with it.
+READ = ["GET", "HEAD"]
+
+
+@routes.api_route("/models", methods=READ)
+async def models(engines: Service) -> Response:
+    names = [engines.config.name, *await asyncio.to_thread(engines.adapters.names)]
+    return JSONResponse({"object": "list", "data": [card(engines, name) for name in names]})
+
+
+@routes.api_route("/models/{name}", methods=READ)
+async def one_model(name: str, engines: Service) -> Response:
+    model = await asyncio.to_thread(engines.model, name)
+    return JSONResponse({**card(engines, model.name), "version": model.version})
+
+
+def card(engines: Engines, name: str) -> dict[str, Any]:
+    base = engines.config.name
+    card = {"id": name, "object": "model", "created": engines.started, "owned_by": "rarl"}
+    return {**card, "parent": None if name == base else base}
+
+
+@routes.api_route("/about", methods=READ)
+async def about(engines: Service) -> Response:
+    """What the page needs to know."""
+    config = engines.config
+    shown = {
+        "base": config.name,
+        "adapters": await asyncio.to_thread(engines.adapters.names),
+        "default": config.default or config.name,
+        "samples": config.samples,
+        "judge": config.judge is not None,
+        "limits": config.limits.model_dump(),
+    }
+    return JSONResponse(shown)
+
+
+@routes.api_route("/metrics", methods=READ)
+async def metrics() -> Response:
+    text = await read_cluster_metrics()
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+@routes.api_route("/health", methods=READ)
+async def health() -> Response:
+    """This process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+@routes.api_route("/ready", methods=READ)
+async def ready(engines: Service) -> Response:
+    """An engine answers too."""
+    try:
+        await asyncio.wait_for(engines.handle.check_health.remote(), READY_SECONDS)
+    except Exception:  # whatever the reason is: there is no engine that could answer now
+        return NOT_READY.response()
+    return JSONResponse({"status": "ready"})
+
+
+def event_stream(first: str, rest: AsyncIterator[str], last: str = "") -> Response:
+    """The first event is there already, so that what is wrong before it has a status of its own. A
+    failure later becomes the last event."""
+
+    async def events() -> AsyncIterator[str | bytes]:
+        yield first
+        try:
+            async for event in rest:
+                yield event
+            if last:
+                yield last
+        except Refusal as refusal:
+            yield refusal.event()
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Every error in the form of a Refusal. Starlette raises an unexpected one again behind this
+    reply, and the guard logs its kind."""
+    if isinstance(error, HTTPException):
+        code, message = ROUTE_ERRORS.get(error.status_code, ("invalid_request", "it is wrong"))
+        error = Refusal(error.status_code, code, message)
+    return (error if isinstance(error, Refusal) else FAILED).response()
+
+
+def build_api(engines: Engines, key: ApiKey | None, metrics: Metrics) -> ASGIApp:
+    """Returns the whole ASGI application, without FastAPI's own routes that describe it."""
+    api = FastAPI(openapi_url=None)
+    api.state.engines = engines
+    api.include_router(routes)
+    for kind in (Refusal, HTTPException, Exception):
+        api.add_exception_handler(kind, refuse)
+    return Guard(api, engines.config, key, metrics)
 
 
 @serve.deployment(name="Ingress")
@@ -40,21 +207,14 @@ class Ingress:
     """One process of HTTP; several may run, each with limits of its own."""
 
     def __init__(self, config: ServiceConfig, model_path: str, max_rank: int, engine: Any) -> None:
-        from rarl.serving.asking import Engines
-        from rarl.serving.metrics import Metrics
-
         logging.getLogger("httpx").setLevel(logging.WARNING)
-        self.key = read_api_key(config)
-        # again: the key may be in the builder's environment and not in ours
-        if (host := served_host()) is not None:
-            require_key_for(host, self.key, config)
+        # Again: the key may be in the builder's environment and not in ours.
+        self.key = read_needed_key(config)
         self.metrics = Metrics()
         self.engines = Engines(config, model_path, max_rank, engine, self.metrics)
-        self.engines.banned  # loads the processor now, not with the first request
+        self.engines.banned  # noqa: B018  # loads the processor now, not with the first request
 
-    def __serve_build_asgi_app__(self) -> Any:
-        from rarl.serving.api import build_api
-
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         return build_api(self.engines, self.key, self.metrics)
 
 
@@ -64,28 +224,32 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
 
     config = read_settings(args)
     if config.prompt not in read_families():
-        raise UserError(
-            f"inference application: prompt={config.prompt}: known are {', '.join(read_families())}"
-        )
-    key = read_api_key(config)
-    if (host := served_host()) is not None:
-        require_key_for(host, key, config)
+        known = ", ".join(read_families())
+        raise UserError(f"inference application: prompt={config.prompt}: known are {known}")
+    read_needed_key(config)
     model_path = find_model(config.model)
-    adapters = (
-        str(Path(config.adapters).expanduser().resolve()) if config.adapters is not None else None
-    )
-    config = config.model_copy(update={"adapters": adapters})
-    engine = build_engine(config, model_path, adapters)
-    ingress: Any = Ingress  # the decorators make a Deployment of it, which their types do not say
+    if config.adapters is not None:
+        folder = str(Path(config.adapters).expanduser().resolve())
+        config = config.model_copy(update={"adapters": folder})
+    engine = build_engine(config, model_path)
+    # The decorators make a Deployment of it, which their types do not say.
+    ingress: Any = Ingress
     options = {**DEPLOYMENT, **config.deployment}
     return ingress.options(**options).bind(config, model_path, max_lora_rank(config), engine)
 
 
 def find_model(model: str) -> str:
-    """A folder; a Hub id is left for each node to look up. Raises UserError."""
-    is_hub_id = (
-        model.count("/") == 1
-        and not Path(model).expanduser().exists()
-        and not IMPORT_PATH.match(model)
-    )
-    return model if is_hub_id and not model.startswith((".", "/", "~")) else resolve_model(model)
+    """Returns a folder; a Hub id is left for each node to look up. Raises UserError."""
+    is_path = model.startswith((".", "/", "~")) or Path(model).exists()
+    is_hub_id = model.count("/") == 1 and not is_path and not IMPORT_PATH.match(model)
+    return model if is_hub_id else resolve_model(model)
+
+
+def read_needed_key(config: ServiceConfig) -> ApiKey | None:
+    """Raises UserError where Serve is running, listens on an address that others reach, and there
+    is no key."""
+    key = read_api_key(config)
+    host = served_host()
+    if host is not None:
+        require_key_for(host, key, config)
+    return key

@@ -1,44 +1,57 @@
-"""A checked request → the engine's reply: the model's name looked up, images decoded and rebuilt,
-one engine asked, another when it dies before it said anything."""
+"""A checked request → the engine's reply. The model's name is looked up, images are decoded and
+rebuilt, one engine is asked, and another one when it dies before it said anything.
+
+`Engines.chat` is `POST /v1/chat/completions`. `answer` is `POST /v1/answer`: one question about one
+image → thinking, answer, and how far k samples agree on it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from ray import serve
 from ray.exceptions import RayActorError, RayError
 
 from rarl.config import load_config
 from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
-from rarl.prompts import Family, evaluation_prompts, read_families
+from rarl.evaluation.self_consistency import Sampled, vote
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
+from rarl.prompts import Family, evaluation_prompts, question_text, read_families
+from rarl.replies.grading import same_answer
+from rarl.replies.tags import parse_reply
+from rarl.replies.words import yes_or_no
+from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
-from rarl.serving.engine_words import DIED, REPLACED
-from rarl.serving.images import data_url, decode, fit, read_bytes
-from rarl.serving.metrics import Metrics
-from rarl.serving.refusals import Refusal
-from rarl.serving.requests import ChatRequest, ImagePart, TextPart, check_texts
+from rarl.serving.guard import Metrics
+from rarl.serving.images import data_url, decode, read_bytes
+from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts, invalid
 from rarl.serving.settings import ServiceConfig
 
-ENGINES_OWN = re.compile(r',"system_fingerprint":(null|"[^"\\]*")')
-# a replica may die, or an adapter be replaced, between our looking it up and the engine's
+# A replica may die, or an adapter be replaced, between our looking it up and the engine's.
 ATTEMPTS = 4
+JUDGE_SECONDS = 60.0
+ENGINES_OWN = re.compile(r',"system_fingerprint":(null|"[^"\\]*")')
+# What an engine gives: one whole reply (a dict), or a stream's pieces (lists of "data: …" lines).
+Items = AsyncIterator[dict[str, Any] | list[str]]
 
 
 @dataclass(frozen=True)
 class Model:
     """What a request asks: the base (`adapter` None), or an adapter as it was when the request
-    came."""
+    came. `family` is how it was trained to be asked."""
 
     name: str
     version: str
     adapter: Adapter | None
-    family: Family  # how it was trained to be asked
+    family: Family
     max_pixels: int | None
 
 
@@ -48,12 +61,9 @@ class Engines:
     def __init__(
         self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics
     ) -> None:
-        self.config, self.model_path, self.handle, self.metrics = (
-            config,
-            model_path,
-            handle,
-            metrics,
-        )
+        self.config, self.model_path = config, model_path
+        self.handle, self.metrics = handle, metrics
+        self.started = int(time.time())
         self.adapters = AdapterFolder(config.adapters, config.model, max_rank)
         self.decoding = asyncio.Semaphore(config.limits.decoding)
 
@@ -65,12 +75,13 @@ class Engines:
 
     @cached_property
     def banned(self) -> dict[str, float]:
-        """Vision tokens, which the model must not write."""
+        """The bias of vision tokens, which the model must not write."""
         return {str(token): BAN_BIAS for token in banned_token_ids(self.processor.tokenizer)}
 
     def model(self, name: str | None) -> Model:
-        """Raises Refusal for one that there is not."""
-        name = name or self.config.default or self.config.name
+        """Raises Refusal for a model that there is not."""
+        if name is None:
+            name = self.config.default or self.config.name
         if name == self.config.name:
             family = read_families()[self.config.prompt]
             return Model(name, name, None, family, self.config.max_pixels)
@@ -79,165 +90,254 @@ class Engines:
         return Model(name, adapter.version, adapter, family, max_pixels)
 
     def _as_trained(self, adapter: Adapter) -> tuple[Family, int | None]:
-        """The prompt that the adapter's run is measured with, and its bound on images."""
+        """Returns the prompt that the adapter's run is measured with, and its bound on images."""
         if adapter.run is None:
             return read_families()[self.config.prompt], self.config.max_pixels
         try:
             run = load_config(adapter.run / "config.yaml")
-            kept = adapter.run / "prompts.yaml"  # its own wordings, as they were
+            # The run's own wordings, as they were.
+            kept = adapter.run / "prompts.yaml"
             own = run.prompts.model_copy(update={"templates": str(kept)} if kept.is_file() else {})
             family = evaluation_prompts(own).families[own.eval]
         except UserError:
-            raise Refusal(
-                409,
-                "adapter_unreadable",
-                f"adapter '{adapter.name}': its run's config.yaml cannot be read",
-            ) from None
+            message = f"adapter '{adapter.name}': its run's config.yaml cannot be read"
+            raise Refusal(409, "adapter_unreadable", message) from None
         bounds = [one for one in (run.data.max_pixels, self.config.max_pixels) if one is not None]
         return family, min(bounds, default=None)
 
     async def image(self, text: str, max_pixels: int | None, param: str, bare: bool = False) -> str:
-        """The image as the engine gets it: a fresh PNG in a data: URL. Raises Refusal."""
+        """Returns the image as the engine gets it: a fresh PNG in a data: URL. Raises Refusal."""
         limits = self.config.limits
 
         def rebuild() -> str:
-            data, kind = read_bytes(text, limits, param, bare)
-            return data_url(
-                fit(decode(data, kind, limits, param), self.processor.image_processor, max_pixels)
-            )
+            image = decode(*read_bytes(text, limits, param, bare), limits, param)
+            return data_url(image, self.processor.image_processor, max_pixels)
 
         async with self.decoding:
             return await asyncio.to_thread(rebuild)
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[dict[str, Any] | list[str]]:
-        """As `ask`. Raises Refusal."""
+    async def chat(self, request: ChatRequest) -> Items:
+        """Yields as `ask` does. Raises Refusal."""
         limits = self.config.limits
         if request.n > limits.replies:
-            raise Refusal(
-                400, "invalid_value", f"n: at most {limits.replies} replies to one request", "n"
-            )
+            raise invalid("n", f"at most {limits.replies} replies to one request")
         model = self.model(request.model)
-        body = request.model_dump(exclude_none=True, by_alias=True, exclude={"messages", "user"})
-        body["max_completion_tokens"] = request.tokens(limits)
-        body.pop("max_tokens", None)
-        if not request.logprobs:
-            body.pop("top_logprobs", None)
-        if not request.stream:
-            body.pop("stream_options", None)
-        body["messages"] = await self._messages(request, model)
-        async for item in self.ask(model, body):
-            yield item
-
-    async def _messages(self, request: ChatRequest, model: Model) -> list[dict[str, Any]]:
-        """The messages with their images rebuilt. Raises Refusal."""
-        check_texts(list(texts_of(request)), self.config.limits, "messages")
-        images = [
-            part for message in request.messages for part in parts_of(message.content, ImagePart)
-        ]
+        tokens = request.max_completion_tokens or request.max_tokens or limits.completion_tokens
+        if tokens > limits.completion_tokens:
+            raise invalid("max_tokens", f"at most {limits.completion_tokens} tokens in one reply")
+        parts = [part for message in request.messages for part in message.content]
+        check_texts([part.text for part in parts if part.text is not None], limits, "messages")
+        images = [part.image_url for part in parts if part.image_url is not None]
         if len(images) > 1:
             raise Refusal(400, "too_many_images", "messages: one image in one request", "messages")
-        messages = [message.model_dump() for message in request.messages]
-        for message in messages:
-            for part in message["content"] if isinstance(message["content"], list) else []:
-                if part["type"] == "image_url":
-                    url = await self.image(part["image_url"]["url"], model.max_pixels, "image_url")
-                    part["image_url"] = {"url": url}
-        return messages
+        for image in images:
+            image.url = await self.image(image.url, model.max_pixels, "image_url")
+            image.detail = None
+        unused = {"max_tokens", "user"}
+        unused |= set() if request.logprobs else {"top_logprobs"}
+        unused |= set() if request.stream else {"stream_options"}
+        body = request.model_dump(exclude_none=True, by_alias=True, exclude=unused)
+        async for item in self.ask(model, {**body, "max_completion_tokens": tokens}):
+            yield item
 
-    async def ask(
-        self, model: Model, body: dict[str, Any]
-    ) -> AsyncIterator[dict[str, Any] | list[str]]:
-        """One whole reply (a dict) or a stream's pieces (lists of "data: …" lines). Raises Refusal,
-        for an engine that dies too, once something was said; before that another one is asked."""
-        body = {**body, "logit_bias": self.banned}
+    async def ask(self, model: Model, body: dict[str, Any]) -> Items:
+        """Yields the reply, see Items. As long as nothing was said, another engine is asked when
+        one dies, and an adapter's next version when it is replaced. Raises Refusal."""
+        said = False
         for attempt in range(1, ATTEMPTS + 1):
-            stream = self._request(model, body)
-            said = False
             try:
-                async for item in stream:
+                async for item in self._request(model, body):
                     said = True
                     yield item
                 return
-            except (RayActorError, EngineDied):
-                if said or attempt == ATTEMPTS:
-                    raise Refusal(
-                        503, "engine_died", "the engine stopped; send it again", retry_after=5
-                    ) from None
-            except AdapterReplaced:
-                if attempt == ATTEMPTS:
-                    raise Refusal(
-                        409, "adapter_replaced", f"adapter '{model.name}' keeps being replaced"
-                    ) from None
-                model = self.model(model.name)
+            except RayActorError:
+                refusal = refusal_of({"code": "engine_died"}, model)
             except RayError:
-                raise Refusal(
-                    500, "engine_failed", "the engine failed to answer this request"
-                ) from None
+                message = "the engine failed to answer this request"
+                raise Refusal(500, "engine_failed", message) from None
+            except Refusal as raised:
+                refusal = raised
+            is_lasting = refusal.code not in ("engine_died", "adapter_replaced")
+            if said or is_lasting or attempt == ATTEMPTS:
+                raise refusal
+            model = self.model(model.name)
 
-    async def _request(
-        self, model: Model, body: dict[str, Any]
-    ) -> AsyncIterator[dict[str, Any] | list[str]]:
+    async def _request(self, model: Model, body: dict[str, Any]) -> Items:
         options = {"multiplexed_model_id": model.version} if model.adapter else {}
         handle = self.handle.options(stream=True, **options)
-        async for item in handle.ask.remote({**body, "model": model.version}):
-            if isinstance(item, dict):
-                raise_refused(item)
-                item = renamed(item, model)
-                self.metrics.tokens(
-                    model.name, (item.get("usage") or {}).get("completion_tokens", 0)
-                )
+        body = {**body, "logit_bias": self.banned, "model": model.version}
+        async for item in handle.ask.remote(body):
+            if isinstance(item, list):
+                yield [renamed_line(line, model) for line in item]
+            elif "error" in item:
+                raise refusal_of(item["error"], model)
             else:
-                item = [renamed_line(line, model) for line in item]
-            yield item
+                tokens = (item.get("usage") or {}).get("completion_tokens", 0)
+                self.metrics.tokens(model.name, tokens)
+                # The client's own name; which version it was is in `system_fingerprint`.
+                yield {**item, "model": model.name, "system_fingerprint": model.version}
 
 
-class EngineDied(Exception):
-    """The replica is there, and its engine is not."""
-
-
-class AdapterReplaced(Exception):
-    """The version that was asked is not there any more."""
-
-
-def raise_refused(item: dict[str, Any]) -> None:
-    """Raises what an engine's {"error": …} means, where the item is one."""
-    if "error" not in item:
-        return
-    status, message = int(item["error"]["code"]), str(item["error"]["message"])
-    if any(word in message for word in DIED):
-        raise EngineDied
-    if status == 409 and any(word in message for word in REPLACED):
-        raise AdapterReplaced
-    if status == 409:
-        raise Refusal(
-            409,
-            "adapter_unusable",
-            "the engine cannot load this adapter; is it for this base model?",
-        )
-    status = status if 400 <= status < 500 else 500
-    raise Refusal(status, "engine_refused", message[:300])
-
-
-def texts_of(request: ChatRequest) -> list[str]:
-    texts = [m.content for m in request.messages if isinstance(m.content, str)]
-    return texts + [part.text for m in request.messages for part in parts_of(m.content, TextPart)]
-
-
-def parts_of(content: Any, kind: Any) -> list[Any]:
-    return [part for part in content if isinstance(part, kind)] if isinstance(content, list) else []
-
-
-def renamed(item: dict[str, Any], model: Model) -> dict[str, Any]:
-    """Under the name that the client knows; which version it was is in `system_fingerprint`."""
-    return {**item, "model": model.name, "system_fingerprint": model.version}
+def refusal_of(error: dict[str, Any], model: Model) -> Refusal:
+    """Returns what an engine's {status, code, message} is to the client."""
+    code = error["code"]
+    if code == "engine_died":
+        return Refusal(503, code, "the engine stopped; send it again", retry_after=5)
+    if code == "adapter_replaced":
+        return Refusal(409, code, f"adapter '{model.name}' keeps being replaced")
+    if error["status"] == 409:
+        message = "the engine cannot load this adapter; is it for this base model?"
+        return Refusal(409, "adapter_unusable", message)
+    status = error["status"] if 400 <= error["status"] < 500 else 500
+    return Refusal(status, code, error["message"][:300])
 
 
 def renamed_line(line: str, model: Model) -> str:
-    """The same in a stream's event. Within a JSON text every quote is escaped, so these can only be
-    the keys."""
-    given = '"model":' + json.dumps(model.version)
-    return ENGINES_OWN.sub("", line).replace(
-        given,
-        f'"model":{json.dumps(model.name)},"system_fingerprint":{json.dumps(model.version)}',
-        1,
+    """Puts the client's name and the version into a stream's event. Within a JSON text every quote
+    is escaped, so what is replaced can only be the keys."""
+    given, version = '"model":' + json.dumps(model.version), json.dumps(model.version)
+    own = f'"model":{json.dumps(model.name)},"system_fingerprint":{version}'
+    return ENGINES_OWN.sub("", line).replace(given, own, 1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question as the model is asked it. `options` is None where training shows none. `reference`
+    is "yes" for a yes/no question and else empty: the grading goes by it."""
+
+    text: str
+    options: tuple[str, ...] | None
+    reference: str
+
+
+def pose(request: AnswerRequest, model: Model) -> Question:
+    """Returns the question in the words that the model was trained, or is measured, with."""
+    is_closed = {yes_or_no(one) for one in request.options or ()} == {"yes", "no"}
+    reference = "yes" if is_closed else ""
+    options = tuple(request.options) if request.options and not is_closed else None
+    kind: Any = "closed" if is_closed else "choice" if options else "open"
+    example = Example(
+        id="",
+        image=b"",
+        image_id="",
+        question=request.question,
+        answer=reference,
+        answer_type=kind,
+        options=options,
     )
+    text = question_text(example, model.family, model.family.wordings[0])
+    return Question(text, options, reference)
+
+
+async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict[str, Any]]:
+    """Yields {"type": "delta", "text"} of the first sample as it is written, and last {"type":
+    "result", …}. Raises Refusal, also where no sample holds an answer."""
+    config, limits = engines.config, engines.config.limits
+    samples = request.samples or config.samples
+    if samples > limits.replies:
+        raise invalid("samples", f"at most {limits.replies}")
+    texts = [request.question, *(request.options or []), request.reference or ""]
+    check_texts(texts, limits, "question")
+    model = engines.model(request.adapter)
+    question = pose(request, model)
+    url = await engines.image(request.image, model.max_pixels, "image", bare=True)
+    replies, fingerprint = [""] * samples, model.version
+    usage: dict[str, int] = {}
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question.text},
+    ]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "n": samples,
+        # One sample is the likeliest reply; several are drawn as in training, so that their
+        # agreement means something.
+        "temperature": 1.0 if samples > 1 else 0.0,
+        "max_completion_tokens": limits.completion_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **({"seed": request.seed} if request.seed is not None else {}),
+    }
+    async for line in lines_of(engines.ask(model, body)):
+        fingerprint = line.get("system_fingerprint") or fingerprint
+        usage = line.get("usage") or usage
+        for choice in line.get("choices", ()):
+            delta = choice["delta"].get("content") or ""
+            replies[choice["index"]] += delta
+            if choice["index"] == 0 and delta:
+                yield {"type": "delta", "text": delta}
+    engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
+    result, reply = read_answer(replies, question, model)
+    result |= {"adapter": model.name, "version": fingerprint}
+    result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
+    if request.reference is not None:
+        candidate = Candidate(
+            question=request.question,
+            options=question.options,
+            reference=request.reference,
+            rationale=None,
+            reply=reply,
+            thinking=result["thinking"],
+            answer=result["answer"],
+        )
+        result["verdict"] = await judged(config.judge, candidate)
+    yield {"type": "result", **result}
+
+
+async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
+    """Yields the events of a stream, parsed. Raises Refusal for one that is an error."""
+    async for item in stream:
+        assert isinstance(item, list), "a stream was asked for"
+        for event in "".join(item).split("\n\n"):
+            text = event.removeprefix("data: ").strip()
+            if text and text != "[DONE]":
+                line: dict[str, Any] = json.loads(text)
+                if "error" in line:
+                    message = "the engine failed in the middle of its reply"
+                    raise Refusal(500, "engine_failed", message)
+                yield line
+
+
+def read_answer(
+    replies: Sequence[str], question: Question, model: Model
+) -> tuple[dict[str, Any], str]:
+    """Returns the majority's answer with the thinking of the first sample that gave it, and that
+    sample. Raises Refusal without any answer."""
+    parsed = [parse_reply(text, model.family.form) for text in replies]
+    answers = [one.answer or None for one in parsed]
+    voted = vote(Sampled(answers, question.reference, question.options))
+    if voted.answer is None:
+        message = (
+            f"none of {len(replies)} replies of '{model.name}' holds an <answer>; "
+            "ask for more samples, ask otherwise, or choose another adapter"
+        )
+        raise Refusal(422, "no_answer", message)
+    chosen = next(
+        index
+        for index, given in enumerate(answers)
+        if given and same_answer(given, voted.answer, question.reference, question.options)
+    )
+    result = {
+        "thinking": parsed[chosen].thinking,
+        "answer": voted.answer,
+        "confidence": voted.agreement if len(replies) > 1 else None,
+        "samples": [one.answer for one in parsed],
+    }
+    return result, replies[chosen]
+
+
+async def judged(application: str | None, candidate: Candidate) -> dict[str, Any]:
+    """Returns the judge's verdict; where the judge cannot be asked, one that says so."""
+    reason = "this server has no judge"
+    try:
+        if application is not None:
+            handle = await asyncio.to_thread(serve.get_app_handle, application)
+            asking = handle.score.remote([candidate_json(candidate)])
+            reply = await asyncio.wait_for(asking, JUDGE_SECONDS)
+            verdict = ScoreReply.model_validate_json(reply).verdicts[0]
+            return {**asdict(verdict), "explanation": verdict.explanation}
+    except UserError:
+        reason = "the judge is set up wrongly; its own log says how"
+    except (RayError, TimeoutError, serve.exceptions.RayServeException):
+        reason = "the judge does not answer"
+    return {"status": "unreachable", "correctness": None, "explanation": None, "reason": reason}

@@ -3,7 +3,7 @@ as plain JSON.
 
 `ask` takes the body of a chat completion that the ingress has checked and rebuilt, and yields
 either one whole reply (a dict) or pieces of a stream (lists of "data: …" lines). What the engine
-refuses is {"error": {…}} as the one item.
+refuses is {"error": {status, code, message}} as the one item.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.deployment import LLMServer
 
 from rarl.errors import UserError
-from rarl.serving.adapters import Snapshots
+from rarl.serving.adapters import AdapterReplaced, Snapshots
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig
 from rarl.system.ray_internals import OneAdapterAtATime, loaded_adapter
 
-# that a replica remembers; vLLM holds as many in memory as max_loras and max_cpu_loras say
+# Adapters that a replica remembers; max_loras and max_cpu_loras say how many vLLM holds in memory.
 LOADED_ADAPTERS = 16
+# The words of vLLM 0.29 by which the end of its engine process is known.
+DIED = ("EngineCore", "EngineDead", "engine is dead")
 
 
 class LocalAdapters:
@@ -37,7 +39,7 @@ class LocalAdapters:
         self._loaded: dict[str, Any] = {}
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> Any:
-        """Raises UserError when the version is not there any more."""
+        """Raises AdapterReplaced when the version is not there any more."""
         if lora_model_id not in self._loaded:
             folder = str(self._snapshots.take(lora_model_id))
             self._loaded[lora_model_id] = loaded_adapter(lora_model_id, folder)
@@ -59,43 +61,36 @@ class EngineServer(OneAdapterAtATime, LLMServer):
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
         """See above. `body["model"]` is the base's name, or an adapter's version, which is then
         also the request's multiplexed model id."""
-        from ray.serve.llm.openai_api_models import ChatCompletionRequest, ErrorResponse
+        from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
         try:
-            stream = await self.chat(ChatCompletionRequest(**body))
-            async for item in stream:
-                yield (
-                    refused(item.error.code, item.error.message)
-                    if isinstance(item, ErrorResponse)
-                    else plain(item)
-                )
-        except UserError as error:
-            yield refused(409, str(error))
+            async for item in await self.chat(ChatCompletionRequest(**body)):
+                yield plain(item)
+        except AdapterReplaced as error:
+            yield refused(409, str(error), "adapter_replaced")
         except ValidationError as error:
             yield refused(400, str(error.errors(include_input=False)[0]["msg"]))
         except ValueError as error:
-            yield refused(
-                409 if serve.get_multiplexed_model_id() else 400, str(error).splitlines()[0]
-            )
-
-    async def ready(self) -> bool:
-        """Returns when the engine is up and well; raises otherwise."""
-        await self.check_health()
-        return True
+            status = 409 if serve.get_multiplexed_model_id() else 400
+            yield refused(status, str(error).splitlines()[0])
 
 
 def plain(item: Any) -> dict[str, Any] | list[str]:
-    """Without types of vLLM's, which the ingress does not import."""
+    """Returns an engine's item without vLLM's types, which the ingress does not import."""
+    from ray.serve.llm.openai_api_models import ErrorResponse
+
+    if isinstance(item, ErrorResponse):
+        return refused(int(item.error.code), item.error.message)
     if isinstance(item, list):
         return [one if isinstance(one, str) else one.model_dump_json() for one in item]
-    if isinstance(item, str):
-        return [item]
-    whole: dict[str, Any] = item.model_dump(mode="json", exclude_none=False)
-    return whole
+    return [item] if isinstance(item, str) else dict(item.model_dump(mode="json"))
 
 
-def refused(status: int, message: str) -> dict[str, Any]:
-    return {"error": {"code": status, "message": message}}
+def refused(status: int, message: str, code: str = "engine_refused") -> dict[str, Any]:
+    """Returns an error for the ingress, since exceptions lose their type on the way."""
+    if any(word in message for word in DIED):
+        code = "engine_died"
+    return {"error": {"status": status, "code": code, "message": message}}
 
 
 def max_lora_rank(config: ServiceConfig) -> int:
@@ -103,39 +98,44 @@ def max_lora_rank(config: ServiceConfig) -> int:
 
 
 def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
-    """What the settings say, and what must be so for the replies to be the trained model's."""
-    engine = dict(config.llm.get("engine_kwargs", {}))
-    engine |= {
-        "limit_mm_per_prompt": {"image": 1, "video": 0},
-        # Without it vLLM samples with the temperature and penalties of the model's
-        # generation_config.json.
-        "generation_config": "vllm",
+    """Returns what the settings say, and what must be so for the replies to be the trained model's.
+    Raises UserError for wrong keys of `llm`."""
+    tree = {
+        **config.llm,
+        "model_loading_config": {"model_id": config.name, "model_source": model_path},
+        "deployment_config": {
+            "graceful_shutdown_timeout_s": DRAIN_SECONDS,
+            **config.llm.get("deployment_config", {}),
+        },
+        "engine_kwargs": {
+            **config.llm.get("engine_kwargs", {}),
+            "limit_mm_per_prompt": {"image": 1, "video": 0},
+            # Without it vLLM samples with the temperature and penalties of the model's
+            # generation_config.json.
+            "generation_config": "vllm",
+        },
     }
-    deployment = {
-        "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-        **config.llm.get("deployment_config", {}),
-    }
-    tree = {**config.llm, "engine_kwargs": engine, "deployment_config": deployment}
     if config.adapters is not None:
-        engine |= {"enable_lora": True, "max_lora_rank": max_lora_rank(config)}
-        engine["worker_extension_cls"] = "rarl.serving.cpu_lora.WorkerExtension"
+        tree["engine_kwargs"] |= {
+            "enable_lora": True,
+            "max_lora_rank": max_lora_rank(config),
+            "worker_extension_cls": "rarl.rollout.vllm_cpu.WorkerExtension",
+        }
         tree["lora_config"] = {"max_num_adapters_per_replica": LOADED_ADAPTERS}
-    tree["model_loading_config"] = {"model_id": config.name, "model_source": model_path}
     try:
         made: LLMConfig = LLMConfig.model_validate(tree)
-    except (ValidationError, ValueError) as error:
-        raise UserError(
-            f"inference application: llm: {' '.join(str(error).split())[:300]}"
-        ) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"inference application: llm: {reason}") from None
     return made
 
 
-def build_engine(config: ServiceConfig, model_path: str, adapters: str | None) -> serve.Application:
+def build_engine(config: ServiceConfig, model_path: str) -> serve.Application:
     """Raises UserError for wrong keys of `llm`."""
     application: serve.Application = build_llm_deployment(
         engine_config(config, model_path),
         name_prefix="Engine:",
-        bind_kwargs={"adapters": adapters},
+        bind_kwargs={"adapters": config.adapters},
         deployment_cls=EngineServer,
     )
     return application

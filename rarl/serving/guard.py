@@ -1,5 +1,5 @@
 """The door: key, content type, size, number and time of requests, before any of our code reads what
-they say.
+they say; and the figures that are counted there.
 
 Pure ASGI, since it must act before a body is read. Health and readiness are open; all else needs
 the key, and without a configured key comes from this machine.
@@ -10,29 +10,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from rarl.serving.key import ApiKey, is_loopback
-from rarl.serving.metrics import Metrics
-from rarl.serving.refusals import Refusal
-from rarl.serving.settings import ServiceConfig
+import httpx
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rarl.serving.requests import Refusal
+from rarl.serving.settings import ApiKey, ServiceConfig, is_loopback
 
 LOG = logging.getLogger("ray.serve")
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OPEN = ("/health", "/ready")
+ROUTES = ("/chat/completions", "/answer", "/preview", "/models", "/about", "/metrics", *OPEN)
 RETRY_AFTER = 2  # seconds: about what one reply takes
+BUCKETS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]  # seconds
+SHOWN = ("ray_rarl_", "ray_serve_", "ray_vllm_")
+FAILED = Refusal(500, "internal_error", "the server failed to answer; it may be sent again")
+
+
+class TooLarge(Refusal):
+    def __init__(self, most: int) -> None:
+        super().__init__(413, "request_too_large", f"a request may have {most:,} bytes")
 
 
 class Guard:
-    """`app` in it gets whole, small, permitted requests alone."""
+    """Passes only whole, small, permitted requests on to `app`."""
 
     def __init__(
-        self, app: App, config: ServiceConfig, key: ApiKey | None, metrics: Metrics
+        self, app: ASGIApp, config: ServiceConfig, key: ApiKey | None, metrics: Metrics
     ) -> None:
         self.app, self.config, self.key, self.metrics = app, config, key, metrics
         self.at_work = 0
@@ -48,26 +58,25 @@ class Guard:
         try:
             await self.admit(route, scope, receive, answer)
         except Refusal as refusal:
-            await answer.refuse(refusal, scope)
+            await answer.refuse(refusal, scope, receive)
         except asyncio.CancelledError:  # the client has gone
             answer.status = answer.status or 499
             raise
         except Exception as error:  # by its kind alone: its words may be a patient's
             LOG.error("a request to %s failed: %s", route[:40], type(error).__name__)
-            await answer.refuse(failed(), scope)
+            await answer.refuse(FAILED, scope, receive)
         finally:
             self.metrics.answered(route, answer.status, time.monotonic() - started)
 
     async def admit(self, route: str, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Raises Refusal."""
-        headers = Headers(scope)
         if route in OPEN:
             return await self.app(scope, receive, answer)
+        headers = Headers(scope=scope)
         self.check_caller(scope, headers)
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            raise Refusal(
-                405, "method_not_allowed", f"{scope['method'][:16]} is not supported here"
-            )
+            message = f"{scope['method'][:16]} is not supported here"
+            raise Refusal(405, "method_not_allowed", message)
         if scope["method"] != "POST":
             return await self.app(scope, receive, answer)
         check_content(headers, self.config.limits.body_bytes)
@@ -75,48 +84,47 @@ class Guard:
             message = f"{self.at_work} requests are at work already; wait, and send it again"
             raise Refusal(429, "overloaded", message, retry_after=RETRY_AFTER)
         self.at_work += 1
-        self.metrics.at_work(self.at_work)
+        self.metrics.at_work.set(self.at_work)
         try:
             await self.work(scope, receive, answer)
+        except ClientDisconnect:  # before its body was complete
+            return
         finally:
             self.at_work -= 1
-            self.metrics.at_work(self.at_work)
+            self.metrics.at_work.set(self.at_work)
 
     async def work(self, scope: Scope, receive: Receive, answer: Answer) -> None:
-        """Takes in the body and has it answered, each within its time. Raises Refusal."""
+        """Reads the body and has it answered, each within its time. Raises Refusal, and
+        ClientDisconnect."""
         limits = self.config.limits
         try:
             async with asyncio.timeout(limits.body_seconds):
-                body = await read_body(receive, limits.body_bytes)
+                body = await read_body(scope, receive, limits.body_bytes)
         except TimeoutError:
             message = f"the body was not there within {limits.body_seconds:g} s"
             raise Refusal(408, "body_timeout", message) from None
-        if body is None:  # the client has gone
-            return
         try:
             async with asyncio.timeout(limits.request_seconds):
                 await self.app(scope, replaying(body, receive), answer)
         except TimeoutError:
-            message = f"no complete reply within {limits.request_seconds:g} s; ask for fewer tokens or samples"
+            late = f"no complete reply within {limits.request_seconds:g} s"
+            message = f"{late}; ask for fewer tokens or samples"
             raise Refusal(504, "request_timeout", message) from None
 
     def check_caller(self, scope: Scope, headers: Headers) -> None:
         """Raises Refusal unless the key is right; or, without a key, unless the caller is on this
         machine and a browser was not led here under another name (DNS rebinding)."""
         if self.key is not None:
-            if not self.key.matches(headers.get(b"authorization")):
-                raise Refusal(
-                    401, "invalid_api_key", "send the API key as 'Authorization: Bearer KEY'"
-                )
+            if not self.key.matches(headers.get("authorization")):
+                message = "send the API key as 'Authorization: Bearer KEY'"
+                raise Refusal(401, "invalid_api_key", message)
             return
         if self.config.open_without_key:
             return
         client = scope.get("client")
-        name = urlsplit("//" + (headers.get(b"host") or b"").decode("latin-1")).hostname or ""
+        name = urlsplit("//" + headers.get("host", "")).hostname or ""
         if not client or not is_loopback(str(client[0])) or not is_loopback(name):
-            message = (
-                "without an API key, requests are answered on this machine's own address alone"
-            )
+            message = "without an API key, this machine alone is answered, by its own address"
             raise Refusal(403, "local_only", message)
 
 
@@ -129,105 +137,126 @@ class Answer:
         self.status = 0
         self.streaming = False
 
-    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            fixed = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-            kept = [
-                (name, value)
-                for name, value in message.get("headers", [])
-                if name != b"cache-control"
-            ]
+            given = message.get("headers", [])
             self.streaming = any(
-                b"event-stream" in value for name, value in kept if name == b"content-type"
+                b"event-stream" in value for name, value in given if name == b"content-type"
             )
+            kept = [pair for pair in given if pair[0] != b"cache-control"]
+            fixed = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
             message = {**message, "headers": [*kept, *fixed]}
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal, scope: Scope) -> None:
+    async def refuse(self, refusal: Refusal, scope: Scope, receive: Receive) -> None:
         if not self.status:
-
-            async def nothing() -> MutableMapping[str, Any]:
-                return {"type": "http.disconnect"}
-
-            await refusal.response()(scope, nothing, self)
+            await refusal.response()(scope, receive, self)
         elif self.streaming:
-            await self._send(
-                {"type": "http.response.body", "body": as_event(refusal), "more_body": False}
-            )
-
-
-def failed() -> Refusal:
-    return Refusal(
-        500, "internal_error", "the server failed to answer; the request may be sent again"
-    )
-
-
-def as_event(refusal: Refusal) -> bytes:
-    """The error as the last event of a stream; the official client raises it."""
-    return b"data: " + bytes(refusal.response().body) + b"\n\n"
-
-
-class Headers:
-    """The first of each name."""
-
-    def __init__(self, scope: Scope) -> None:
-        self._values: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            self._values.setdefault(bytes(name).lower(), bytes(value))
-
-    def get(self, name: bytes) -> bytes | None:
-        return self._values.get(name)
+            last = {"type": "http.response.body", "body": refusal.event(), "more_body": False}
+            await self._send(last)
 
 
 def check_content(headers: Headers, most: int) -> None:
     """Raises Refusal for a body that need not be read to be refused."""
-    content_type = (headers.get(b"content-type") or b"").split(b";")[0].strip().lower()
-    if content_type != b"application/json":
-        raise Refusal(
-            415,
-            "unsupported_media_type",
-            "send JSON, with the header 'Content-Type: application/json'",
-        )
-    if headers.get(b"content-encoding") not in (None, b"identity"):
+    content_type = headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
+        message = "send JSON, with the header 'Content-Type: application/json'"
+        raise Refusal(415, "unsupported_media_type", message)
+    if headers.get("content-encoding") not in (None, "identity"):
         raise Refusal(415, "unsupported_encoding", "compressed bodies are not accepted")
-    length = headers.get(b"content-length")
-    if length is not None and not length.isdigit():
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
         raise Refusal(400, "invalid_length", "Content-Length is not a number")
-    if length is not None and (len(length) > 15 or int(length) > most):
-        raise too_large(most)
+    if len(length) > 15 or int(length) > most:
+        raise TooLarge(most)
 
 
-def too_large(most: int) -> Refusal:
-    return Refusal(413, "request_too_large", f"a request may have {most:,} bytes")
-
-
-async def read_body(receive: Receive, most: int) -> bytes | None:
-    """None when the client leaves before it is complete. Raises Refusal for more than `most`
-    bytes."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > most:
-            raise too_large(most)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """Raises Refusal for more than `most` bytes, and ClientDisconnect when the client leaves before
+    the body is complete."""
+    body = bytearray()
+    async for part in Request(scope, receive).stream():
+        body += part
+        if len(body) > most:
+            raise TooLarge(most)
+    return bytes(body)
 
 
 def replaying(body: bytes, receive: Receive) -> Receive:
-    """The body in one piece, then whatever comes."""
-    given = False
+    """Returns a `receive` that gives the body in one piece, then whatever comes."""
+    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replay() -> MutableMapping[str, Any]:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
 
     return replay
+
+
+class Metrics:
+    """Figures for Prometheus: rarl_requests_total by route and status, rarl_request_seconds by
+    route, rarl_requests_at_work, rarl_completion_tokens_total by adapter. No label holds anything
+    that a client made up. Every ingress replica counts through Ray."""
+
+    def __init__(self) -> None:
+        from ray.serve import metrics
+
+        self._requests = metrics.Counter(
+            "rarl_requests", "Requests by route and status.", ("route", "status")
+        )
+        self._seconds = metrics.Histogram(
+            "rarl_request_seconds", "Until the reply's end.", BUCKETS, ("route",)
+        )
+        self.at_work = metrics.Gauge("rarl_requests_at_work", "Requests at work in a replica.")
+        self._tokens = metrics.Counter(
+            "rarl_completion_tokens", "Tokens of replies by adapter.", ("adapter",)
+        )
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        if route not in ROUTES:
+            route = "/models/NAME" if route.startswith("/models/") else "other"
+        self._requests.inc(tags={"route": route, "status": str(status)})
+        self._seconds.observe(seconds, tags={"route": route})
+
+    def tokens(self, adapter: str, number: int) -> None:
+        if number > 0:
+            self._tokens.inc(number, tags={"adapter": adapter})
+
+
+async def read_cluster_metrics() -> str:
+    """Returns Prometheus' text of what the agents of all nodes have collected, so that one scrape
+    sees all replicas: ours, Ray Serve's, and vLLM's where `log_engine_metrics` is on."""
+    import ray
+
+    nodes = await asyncio.to_thread(ray.nodes)
+    addresses = [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in nodes
+        if node["Alive"]
+    ]
+    async with httpx.AsyncClient(timeout=5) as client:
+        replies = await asyncio.gather(*map(client.get, addresses), return_exceptions=True)
+    return merge(
+        [reply.text for reply in replies if isinstance(reply, httpx.Response) and reply.is_success]
+    )
+
+
+class Families(Collector):
+    """The families of several texts, as far as they are SHOWN, each with the samples of all."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.found: dict[tuple[str, str], Metric] = {}
+        for text in texts:
+            for family in text_string_to_metric_families(text):
+                if family.name.startswith(SHOWN):
+                    # Ray has a counter and a gauge of the same name.
+                    first = self.found.setdefault((family.name, family.type), family)
+                    first.samples += family.samples if first is not family else []
+
+    def collect(self) -> Iterable[Metric]:
+        return self.found.values()
+
+
+def merge(texts: Iterable[str]) -> str:
+    """Puts the samples of one family together below its description, as the format wants it."""
+    return generate_latest(Families(texts)).decode()

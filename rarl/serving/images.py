@@ -20,7 +20,7 @@ from PIL import Image
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.errors import UserError
 from rarl.prepare.dicom import render
-from rarl.serving.refusals import Refusal
+from rarl.serving.requests import Refusal
 from rarl.serving.settings import Limits
 
 Kind = Literal["png", "jpeg", "dicom"]
@@ -33,7 +33,7 @@ MEDIA_TYPES: dict[str, Kind] = {
 DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]{1,40});base64,", re.IGNORECASE)
 PNG_HEAD, PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", 20_000
 JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# compressed as a whole: its size is known only when it is too late
+# This syntax is compressed as a whole: its size is known only when it is too late.
 DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
 
@@ -41,40 +41,41 @@ def bad_image(message: str, param: str, status: int = 400, code: str = "invalid_
     return Refusal(status, code, f"{param}: {message}", param)
 
 
+def unsupported(message: str, param: str) -> Refusal:
+    return bad_image(message, param, 415, "unsupported_media_type")
+
+
 def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tuple[bytes, Kind]:
-    """The file in a data: URL and its kind; with `bare`, base64 alone too. Raises Refusal."""
+    """Returns the file in a data: URL and its kind; with `bare`, base64 alone is taken, too. Raises
+    Refusal."""
     match = DATA_URL.match(text)
     if match is None and (not bare or ":" in text[:64]):
-        raise bad_image(
-            "send it as data:image/png;base64,… (or image/jpeg, application/dicom); no address is fetched, "
-            "and no file is opened",
-            param,
-            code="unsupported_image_url",
+        message = (
+            "send it as data:image/png;base64,… (or image/jpeg, application/dicom); "
+            "no address is fetched, and no file is opened"
         )
+        raise bad_image(message, param, code="unsupported_image_url")
     declared = MEDIA_TYPES.get(match["type"].lower()) if match else None
     if match is not None and declared is None:
-        raise bad_image("PNG, JPEG and DICOM are accepted", param, 415, "unsupported_media_type")
+        raise unsupported("PNG, JPEG and DICOM are accepted", param)
     start = match.end() if match else 0
     if (len(text) - start) * 3 // 4 > limits.image_bytes + 2:
-        raise bad_image(
-            f"the file is larger than {limits.image_bytes:,} bytes", param, 413, "image_too_large"
-        )
+        message = f"the file is larger than {limits.image_bytes:,} bytes"
+        raise bad_image(message, param, 413, "image_too_large")
     try:
         data = base64.b64decode(text[start:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise bad_image("not valid base64", param) from None
     kind = kind_of(data)
     if kind is None:
-        raise bad_image(
-            "the content is neither PNG, nor JPEG, nor DICOM", param, 415, "unsupported_media_type"
-        )
+        raise unsupported("the content is neither PNG, nor JPEG, nor DICOM", param)
     if declared is not None and kind != declared:
         raise bad_image(f"said to be {declared}, but the content is {kind}", param)
     return data, kind
 
 
 def kind_of(data: bytes) -> Kind | None:
-    """By the first bytes, as they are in the file."""
+    """Tells the kind by the first bytes of the file."""
     if data.startswith(PNG_HEAD):
         return "png"
     if data.startswith(JPEG_HEAD):
@@ -83,7 +84,7 @@ def kind_of(data: bytes) -> Kind | None:
 
 
 def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
-    """RGB. Slow for large images: call it in a thread. Raises Refusal."""
+    """Returns RGB. Slow for large images: call it in a thread. Raises Refusal."""
     try:
         if kind == "dicom":
             return decode_dicom(data, limits, param)
@@ -98,20 +99,18 @@ def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
         raise
     except Image.DecompressionBombError:  # Pillow's own bound, far above ours
         raise too_many_pixels("its head promises", limits, param) from None
-    # decoders raise many kinds for broken files, and their words may hold the file's content
+    # Decoders raise many kinds for broken files, and their words may hold the file's content.
     except Exception:
         raise bad_image("it cannot be read; is the file complete?", param) from None
 
 
 def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
-    """The first frame. Raises Refusal, or whatever the reader raises."""
+    """Returns the first frame. Raises Refusal, or whatever the reader raises."""
     from pydicom import dcmread
 
     if DEFLATED_DICOM in data:
-        raise bad_image(
-            "DICOM that is deflated as a whole is not accepted; save it with another transfer syntax",
-            param,
-        )
+        message = "DICOM that is deflated as a whole is not accepted; use another transfer syntax"
+        raise bad_image(message, param)
     head = dcmread(io.BytesIO(data), stop_before_pixels=True)
     if "Rows" not in head or "Columns" not in head:
         raise bad_image("this DICOM file holds no image", param)
@@ -119,9 +118,8 @@ def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
     try:
         return render(data).convert("RGB")
     except (UserError, ValueError):
-        raise bad_image(
-            "this DICOM image cannot be shown; its transfer syntax may need another decoder", param
-        ) from None
+        message = "this DICOM image cannot be shown; its transfer syntax may need another decoder"
+        raise bad_image(message, param) from None
 
 
 def require_area(width: int, height: int, limits: Limits, param: str) -> None:
@@ -131,43 +129,36 @@ def require_area(width: int, height: int, limits: Limits, param: str) -> None:
 
 
 def too_many_pixels(what: str, limits: Limits, param: str) -> Refusal:
-    return bad_image(
-        f"{what} more than {limits.image_pixels:,} pixels", param, 413, "image_too_many_pixels"
-    )
+    message = f"{what} more than {limits.image_pixels:,} pixels"
+    return bad_image(message, param, 413, "image_too_many_pixels")
 
 
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:
-    """False for a file that is something else as well: bytes behind the image's own end, but for
-    zeros."""
+    """Returns False for a file that is something else as well: bytes behind the image's own end,
+    but for zeros."""
     if kind == "jpeg":
         return JPEG_END in data and not data[data.rindex(JPEG_END) + 2 :].strip(b"\0")
     position = len(PNG_HEAD)
     for _ in range(PNG_CHUNKS):
-        length, name = (
-            int.from_bytes(data[position : position + 4], "big"),
-            data[position + 4 : position + 8],
-        )
-        position += 12 + length
+        length, name = data[position : position + 4], data[position + 4 : position + 8]
+        position += 12 + int.from_bytes(length, "big")
         if name == b"IEND" or position >= len(data):
             break
     return not data[position:].strip(b"\0")
 
 
-def fit(image: Image.Image, image_processor: Any, max_pixels: int | None) -> NDArray[np.uint8]:
-    """(height, width, 3): the very pixels that training would use. Raises Refusal for an impossible
+def data_url(image: Image.Image, image_processor: Any, max_pixels: int | None) -> str:
+    """Returns the very pixels that training would use, as a PNG. Raises Refusal for an impossible
     shape."""
     try:
-        return fit_image(image, image_processor, max_pixels)
+        pixels = fit_image(image, image_processor, max_pixels)
     except BadImage as error:
         raise bad_image(str(error), "image") from None
-
-
-def png(pixels: NDArray[np.uint8] | Image.Image) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def data_url(pixels: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+
+
+def png(image: NDArray[np.uint8] | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    shown.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,46 +1,125 @@
-"""What a request may hold. Every key is named here; one that is not is refused, since vLLM has many
-that reach further than a client should: chat templates, processor arguments, addresses of media."""
+"""What a request may hold, and how a request is refused.
+
+Every key is named here, and one that is not is refused, since vLLM has many that reach further than
+a client should: chat templates, processor arguments, addresses of media. Types are strict: a
+boolean is no number, and a text is neither.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from starlette.responses import JSONResponse
 
 from rarl.prompts import SPECIAL_TOKEN
-from rarl.serving.refusals import Refusal, explain_validation, invalid
 from rarl.serving.settings import Limits
 
-Text = Annotated[str, Field(max_length=100_000)]
 SCHEMA_CHARACTERS, SCHEMA_DEPTH, SCHEMA_BOUND = 8000, 12, 1024
-JSON_DEPTH = 40
-Parsed = TypeVar("Parsed", bound=BaseModel)
+# One name for each status, so that the official client's exceptions and its `code` say the same.
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    422: "unprocessable_error",
+    429: "rate_limit_error",
+}
+
+
+class Refusal(Exception):
+    """A request that gets an error, in the form that OpenAI's clients know: a status, and {"error":
+    {message, type, param, code}}. `message` says what was wrong and what to do, and repeats nothing
+    of the request's texts: it may be logged. `retry_after` is in seconds."""
+
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, retry_after: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+
+    def response(self) -> JSONResponse:
+        default = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = ERROR_TYPES.get(self.status, default)
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        headers = {"cache-control": "no-store"}
+        if self.retry_after:
+            headers["retry-after"] = str(self.retry_after)
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse({"error": error}, status_code=self.status, headers=headers)
+
+    def event(self) -> bytes:
+        """Returns the error as the last event of a stream; the official client raises it."""
+        return b"data: " + bytes(self.response().body) + b"\n\n"
+
+
+def invalid(param: str, reason: str) -> Refusal:
+    return Refusal(400, "invalid_value", f"{param}: {reason}", param)
+
+
+def not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty, or holds blanks only")
+    return text
+
+
+def in_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def in_part(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(max_length=200)]
+Words = Annotated[str, Field(max_length=2000), AfterValidator(not_blank)]
+Option = Annotated[str, Field(max_length=200), AfterValidator(not_blank)]
+Stop = Annotated[str, Field(max_length=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: Text
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ImageAddress(Strict):
     url: str
-    # taken, since clients send it; the model's own size rule decides
-    detail: Literal["auto", "low", "high"] = "auto"
+    # Clients send it, so it is accepted; the model's own size rule decides.
+    detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(Strict):
-    type: Literal["image_url"]
-    image_url: ImageAddress
+class Part(Strict):
+    """A text or an image of a message."""
+
+    type: Literal["text", "image_url"]
+    text: Text | None = None
+    image_url: ImageAddress | None = None
+
+    @model_validator(mode="after")
+    def what_its_type_says(self) -> Part:
+        given = {"text": self.text, "image_url": self.image_url}
+        if [kind for kind, value in given.items() if value is not None] != [self.type]:
+            raise ValueError("a part holds a text or an image_url, as its type says")
+        return self
 
 
 class Message(Strict):
     role: Literal["system", "user", "assistant"]
-    content: Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Annotated[list[Part], BeforeValidator(in_part)]
 
 
 class JsonSchema(Strict):
@@ -69,59 +148,40 @@ class StreamOptions(Strict):
 
 class ChatRequest(Strict):
     """POST /v1/chat/completions: OpenAI's keys that make sense here, and vLLM's
-    `return_token_ids`."""
+    `return_token_ids`. `user` is accepted, and not used."""
 
-    model: Annotated[str, Field(max_length=200)]
+    model: Name
     messages: Annotated[list[Message], Field(min_length=1, max_length=32)]
-    max_tokens: Annotated[int, Field(gt=0)] | None = None
-    max_completion_tokens: Annotated[int, Field(gt=0)] | None = None
-    n: Annotated[int, Field(ge=1)] = 1
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Count = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(max_length=100)]
-        | Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=4)]
-        | None
-    ) = None
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    seed: Seed | None = None
+    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(in_list)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     response_format: ResponseFormat | None = None
     return_token_ids: bool = False
-    user: Annotated[str, Field(max_length=200)] | None = None  # taken, not used
-
-    def tokens(self, limits: Limits) -> int:
-        """Raises Refusal above the limit."""
-        asked = self.max_completion_tokens or self.max_tokens or limits.completion_tokens
-        if asked > limits.completion_tokens:
-            raise invalid("max_tokens", f"at most {limits.completion_tokens} tokens in one reply")
-        return asked
+    user: Name | None = None
 
 
 class AnswerRequest(Strict):
-    """POST /v1/answer."""
+    """POST /v1/answer. `image` is a data: URL, or base64 alone. Two `options` that say yes and no
+    make the question a closed one, asked as training asks those. `adapter` may be the base model's
+    name; None is the server's default. `reference` has the judge compare."""
 
-    image: str  # a data: URL, or base64 alone
-    question: Annotated[str, Field(min_length=1, max_length=2000)]
-    # With two options that say yes and no the question is a closed one, and asked as training asks
-    # those.
-    options: (
-        Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=200)]],
-            Field(min_length=2, max_length=26),
-        ]
-        | None
-    ) = None
-    # or the base model's name; None: the server's default
-    adapter: Annotated[str, Field(max_length=200)] | None = None
-    samples: Annotated[int, Field(ge=1)] | None = None
-    # has the judge compare
-    reference: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    image: str
+    question: Words
+    options: Annotated[list[Option], Field(min_length=2, max_length=26)] | None = None
+    adapter: Name | None = None
+    samples: Count | None = None
+    reference: Words | None = None
+    seed: Seed | None = None
     stream: bool = False
 
 
@@ -131,73 +191,53 @@ class PreviewRequest(Strict):
     image: str
 
 
+Parsed = TypeVar("Parsed", bound=Strict)
+
+
 def parse(kind: type[Parsed], body: bytes) -> Parsed:
-    """Raises Refusal."""
+    """Raises Refusal for a body that is no JSON object of this kind. It names the first mistake's
+    place, never its value: that may be an image or a patient's text."""
     try:
-        tree = json.loads(body.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise Refusal(400, "invalid_json", "the body is not UTF-8 text") from None
-    except (ValueError, RecursionError):
-        raise Refusal(400, "invalid_json", "the body is not valid JSON") from None
-    if not isinstance(tree, dict):
-        raise Refusal(400, "invalid_json", "the body must be a JSON object")
-    if depth_of(tree, JSON_DEPTH) > JSON_DEPTH:
-        raise Refusal(400, "invalid_json", f"the JSON is nested more than {JSON_DEPTH} deep")
-    try:
-        return kind.model_validate(tree)
+        return kind.model_validate_json(body)
     except ValidationError as error:
-        raise explain_validation(error) from None
-
-
-def depth_of(tree: Any, most: int) -> int:
-    """How deep lists and objects are nested, counted up to `most` + 1, level by level."""
-    level = [tree]
-    for depth in range(most + 1):
-        level = [
-            one
-            for parent in level
-            for one in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(one, dict | list)
-        ]
-        if not level:
-            return depth + 1
-    return most + 1
+        errors = error.errors(include_input=False, include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    place = ".".join(map(str, first["loc"]))[:80]
+    reason = str(first["msg"]).removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+    if first["type"] == "json_invalid":
+        raise Refusal(400, "invalid_json", f"the body is not valid JSON: {reason}")
+    if not place:
+        raise Refusal(400, "invalid_json", "the body must be a JSON object")
+    if first["type"] == "extra_forbidden":
+        raise Refusal(400, "unknown_parameter", f"'{place}' is not supported here", place)
+    raise invalid(place, reason)
 
 
 def check_texts(texts: list[str], limits: Limits, param: str) -> None:
     """Raises Refusal for too much text, and for what the chat template would read as its own
     tokens."""
-    if sum(map(len, texts)) > limits.prompt_characters:
-        raise Refusal(
-            413,
-            "prompt_too_long",
-            f"{param}: at most {limits.prompt_characters:,} characters in one request",
-            param,
-        )
-    for text in texts:
-        if SPECIAL_TOKEN.search(text):
-            raise invalid(
-                param, f"{param}: special tokens such as <|im_start|> may not be part of a text"
-            )
-        if any("\ud800" <= char <= "\udfff" for char in text) or "\0" in text:
-            raise invalid(param, f"{param}: not valid text")
+    most = limits.prompt_characters
+    if sum(map(len, texts)) > most:
+        message = f"{param}: at most {most:,} characters in one request"
+        raise Refusal(413, "prompt_too_long", message, param)
+    if any(SPECIAL_TOKEN.search(text) for text in texts):
+        raise invalid(param, "special tokens such as <|im_start|> may not be part of a text")
+    if any("\0" in text for text in texts):
+        raise invalid(param, "not valid text")
 
 
-def check_schema(schema: dict[str, Any]) -> None:
+def check_schema(tree: Any, depth: int = 1) -> None:
     """Raises ValueError for a schema that would be costly to turn into a grammar."""
-    if len(json.dumps(schema)) > SCHEMA_CHARACTERS:
-        raise ValueError(f"a schema may have {SCHEMA_CHARACTERS:,} characters")
-    if depth_of(schema, SCHEMA_DEPTH) > SCHEMA_DEPTH:
+    if not isinstance(tree, dict | list):
+        return
+    if depth > SCHEMA_DEPTH:
         raise ValueError(f"a schema may be nested {SCHEMA_DEPTH} deep")
-    for key, value in walk(schema):
+    if depth == 1 and len(json.dumps(tree)) > SCHEMA_CHARACTERS:
+        raise ValueError(f"a schema may have {SCHEMA_CHARACTERS:,} characters")
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
         if key in ("pattern", "patternProperties", "$ref", "format"):
             raise ValueError(f"'{key}' is not supported in a schema")
-        if key.startswith(("min", "max")) and isinstance(value, int) and abs(value) > SCHEMA_BOUND:
+        is_bound = str(key).startswith(("min", "max")) and isinstance(value, int)
+        if is_bound and abs(value) > SCHEMA_BOUND:
             raise ValueError(f"'{key}' may be {SCHEMA_BOUND} at most")
-
-
-def walk(tree: Any) -> list[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
-    if isinstance(tree, dict):
-        return [*tree.items(), *(pair for value in tree.values() for pair in walk(value))]
-    return [pair for value in tree for pair in walk(value)] if isinstance(tree, list) else []
+        check_schema(value, depth + 1)

@@ -1,5 +1,5 @@
-"""The whole service as a user starts it: `rarl serve RUN` in a process of its own, on a free port,
-with a key."""
+"""The service as users start it: `serve run serve_config.yaml` on the Ray of the test session, and
+`rarl serve RUN` in a process of its own. Each is on a free port, with a key."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ import httpx
 import openai
 import psutil
 import torch
+import yaml
+from click.testing import CliRunner
+from ray import serve
+from ray.serve.scripts import cli as serve_command
 
 from rarl.config import dump_config, load_config
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
@@ -34,10 +38,12 @@ STRENGTH = 0.02  # of the random adapters: other log-probs than the base's, and 
 
 @dataclass(frozen=True)
 class Service:
+    """`process` has all parts of the service among its children, and `other` has none of them."""
+
     url: str
     adapters: Path
-    process: subprocess.Popen[bytes]
-    log: Path
+    process: psutil.Process
+    other: int = 0
     key: str = KEY
 
     @property
@@ -57,9 +63,25 @@ class Service:
         """Those of this service whose command line holds `word`."""
         return [
             one
-            for one in psutil.Process(self.process.pid).children(recursive=True)
-            if word in command_of(one)
+            for one in self.process.children(recursive=True)
+            if word in command_of(one) and self.other not in [above.pid for above in one.parents()]
         ]
+
+
+@dataclass(frozen=True)
+class Command:
+    """`rarl serve`, which may still be starting."""
+
+    service: Service
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not (is_ready(self.service) and "Ctrl-C ends it" in self.log.read_text()):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
 
 
 def write_run(folder: Path, model_path: str, seed: int, strength: float = STRENGTH) -> Path:
@@ -90,34 +112,51 @@ def write_adapter(folder: Path, model_path: str, seed: int, strength: float = ST
 
 
 @contextmanager
-def serving(run: Path, log: Path, *overrides: str, key: str = KEY) -> Iterator[Service]:
-    """Yields when an engine answers. Ends with SIGTERM, unless the test has ended it."""
+def rarl_serve(run: Path, log: Path, *overrides: str) -> Iterator[Command]:
+    """Yields at once. Ends with SIGTERM, unless the test has ended it."""
     port = free_port()
-    variables = environment() | {"RARL_API_KEY": key, "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = environment() | {"RARL_API_KEY": KEY, "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [RARL, "serve", str(run), f"--port={port}", *overrides]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [RARL, "serve", str(run), f"--port={port}", *overrides],
-            cwd=REPOSITORY,
-            env=variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            command, cwd=REPOSITORY, env=variables, stdout=output, stderr=subprocess.STDOUT
         )
-    service = Service(f"http://127.0.0.1:{port}", run.parent, process, log, key)
+    service = Service(f"http://127.0.0.1:{port}", run.parent, psutil.Process(process.pid))
     try:
-        wait_until_ready(service, log)
-        yield service
+        yield Command(service, process, log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             process.wait(120)
 
 
-def wait_until_ready(service: Service, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not (is_ready(service) and "Ctrl-C ends it" in log.read_text()):
-        assert service.process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(1)
+@contextmanager
+def serve_run(folder: Path, other: int, **changes: Any) -> Iterator[Service]:
+    """Yields when an engine answers. What is started is serve_config.yaml, but for its port and
+    what `changes` says of the inference application."""
+    tree = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
+    tree["http_options"]["port"] = port = free_port()
+    arguments = tree["applications"][0]["args"]
+    engine = {**arguments["llm"]["engine_kwargs"], "kv_cache_memory_bytes": 100_000_000}
+    arguments |= changes | {"llm": {**arguments["llm"], "engine_kwargs": engine}}
+    (folder / "key").write_text(KEY)
+    arguments |= {"api_key_file": str(folder / "key")}
+    (folder / "serve_config.yaml").write_text(yaml.safe_dump(tree))
+    try:
+        command = ["run", "--non-blocking", str(folder / "serve_config.yaml")]
+        done = CliRunner().invoke(serve_command, command)
+        assert done.exit_code == 0, done.output
+        url, adapters = f"http://127.0.0.1:{port}", Path(changes["adapters"])
+        service = Service(url, adapters, psutil.Process(), other)
+        deadline = time.monotonic() + START_SECONDS
+        while not is_ready(service):
+            told = {name: one.status for name, one in serve.status().applications.items()}
+            assert "DEPLOY_FAILED" not in told.values(), serve.status()
+            assert time.monotonic() < deadline, serve.status()
+            time.sleep(0.2)
+        yield service
+    finally:
+        serve.shutdown()
 
 
 def is_ready(service: Service) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from rarl.cli import main
 from rarl.errors import UserError
 from rarl.serving.adapters import CONFIG, WEIGHTS, AdapterFolder, Snapshots, digest_of
-from rarl.serving.refusals import Refusal
+from rarl.serving.requests import Refusal
 from tests.runs import assert_one_line_error, rarl
 
 BASE = "rarl.tiny.dataset:base_model"
@@ -66,12 +70,13 @@ def test_the_identity_is_the_content(tmp_path: Path) -> None:
     run(tmp_path / "two")
     folder = AdapterFolder(str(tmp_path), BASE, 16)
     first = folder.find("one")
-    assert first.digest == folder.find("two").digest == folder.find("one").digest
+    assert first.version == folder.find("one").version
+    assert first.version.partition("@")[2] == folder.find("two").version.partition("@")[2]
     assert first.version == f"one@{digest_of((first.folder / CONFIG).read_bytes(), b'weights')}"
     (first.folder / WEIGHTS).write_bytes(b"wEights")
-    assert folder.find("one").digest != first.digest
+    assert folder.find("one").version != first.version
     (first.folder / WEIGHTS).write_bytes(b"weights")
-    assert folder.find("one").digest == first.digest
+    assert folder.find("one").version == first.version
 
 
 def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
@@ -136,20 +141,35 @@ def test_no_copy_is_torn_while_versions_replace_each_other(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_what_cannot_be_served_ends_rarl_serve_with_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Once in a process of its own, and then by the same entry point in this one."""
+
+    def serve_here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["rarl", "serve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        code = ended.value.code if isinstance(ended.value.code, int) else 1
+        return subprocess.CompletedProcess(sys.argv, code, said.out, said.err)
+
     monkeypatch.delenv("RARL_API_KEY", raising=False)
-    assert_one_line_error(
-        rarl("serve", tmp_path / "none"), "none: not a run directory", "rarl train"
-    )
+    missing = ("none: not a run directory", "rarl train")
+    assert_one_line_error(rarl("serve", tmp_path / "none"), *missing)
+    assert_one_line_error(serve_here(tmp_path / "none"), *missing)
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.yaml").write_text(
         f"run_dir: x\nmodel: {{path: '{BASE}'}}\ndata: {{train: x}}\n"
     )
-    assert_one_line_error(rarl("serve", unfinished), "no adapter yet")
+    assert_one_line_error(serve_here(unfinished), "no adapter yet")
     peft(unfinished / "adapter")
-    assert_one_line_error(
-        rarl("serve", unfinished, "limits.concurent=3"), "unknown key 'limits.concurent'"
-    )
-    assert_one_line_error(rarl("serve", unfinished, "--host", "0.0.0.0"), "0.0.0.0", "RARL_API_KEY")
+    mistyped = serve_here(unfinished, "limits.concurent=3")
+    assert_one_line_error(mistyped, "unknown key 'limits.concurent'")
+    assert_one_line_error(serve_here(unfinished, "--host", "0.0.0.0"), "0.0.0.0", "RARL_API_KEY")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        in_use = serve_here(unfinished, "--port", str(port))
+    assert_one_line_error(in_use, f"--port {port}: Address already in use", "choose another")
+    spaced = unfinished.rename(tmp_path / "a name with spaces")
+    assert_one_line_error(serve_here(spaced), "rename the folder")

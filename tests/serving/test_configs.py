@@ -1,4 +1,5 @@
-"""The files that `serve run` takes, as far as it can be told without starting them."""
+"""The files that `serve run` takes: all of them as far as it can be told without starting them, and
+the one for a CPU started."""
 
 from __future__ import annotations
 
@@ -6,15 +7,17 @@ import importlib
 from dataclasses import fields
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from rarl.commands.serve import CPU_ENGINE, engine_of
-from rarl.config import load_config
+from rarl.commands.serve import ENGINES, engine_of
+from rarl.config import load_config, read_yaml
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
 from rarl.serving.settings import ServiceConfig
 from tests.runs import REPOSITORY
+from tests.serving.service import Service
 
 FILES = ("serve_config.yaml", "configs/serve/tiny.yaml", "configs/serve/qwen2vl_2b.yaml")
 
@@ -55,7 +58,10 @@ def test_the_tiny_file_is_the_one_at_the_top_and_what_rarl_serve_uses() -> None:
     assert top == tiny
     config = load_config(REPOSITORY / "configs/demo.yaml", ["device=cpu"])
     assert engine_of(config, "cpu") == top["applications"][0]["args"]["llm"]
-    assert "dtype" not in CPU_ENGINE["engine_kwargs"], "it is the run's own"
+    for engine in read_yaml(ENGINES).values():
+        assert not {"dtype", "max_lora_rank"} & set(engine["engine_kwargs"]), (
+            "they are the run's own"
+        )
 
 
 def test_gpu_replicas_scale_with_the_requests() -> None:
@@ -77,3 +83,22 @@ def test_wrong_arguments_of_the_application(keys: dict[str, Any], message: str) 
 
     with pytest.raises(UserError, match=message):
         build_inference({"model": "rarl.tiny.dataset:base_model", "name": "base", **keys})
+
+
+@pytest.mark.slow
+def test_serve_run_starts_the_three_applications_of_the_file(service: Service) -> None:
+    """The service of these tests is serve_config.yaml, started with Ray Serve's own command."""
+    from ray import serve
+
+    found = serve.status().applications
+    assert {name: one.status for name, one in found.items()} == {
+        "inference": "RUNNING",
+        "judge": "RUNNING",
+        "page": "RUNNING",
+    }
+    page = httpx.get(service.url)
+    assert (
+        page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+    )
+    missing = httpx.get(f"{service.url}/none.js")
+    assert missing.status_code == 404 and missing.headers["x-content-type-options"] == "nosniff"

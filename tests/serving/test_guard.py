@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,19 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.schema import Example
-from rarl.serving.api import build_api
+from rarl.serving.app import build_api
 from rarl.serving.asking import Engines
-from rarl.serving.key import SHORTEST, ApiKey, is_loopback, read_api_key, require_key_for
-from rarl.serving.metrics import Metrics, merge
-from rarl.serving.settings import Limits, ServiceConfig, read_settings
+from rarl.serving.guard import Metrics, merge
+from rarl.serving.settings import (
+    SHORTEST,
+    ApiKey,
+    Limits,
+    ServiceConfig,
+    is_loopback,
+    read_api_key,
+    read_settings,
+    require_key_for,
+)
 from tests.serving.hostile import MARKER, all_hostile
 from tests.serving.service import KEY, answer_body
 
@@ -62,6 +71,139 @@ def test_a_hostile_request_is_refused_before_the_engine(attack: Any, model_path:
     response = asyncio.run(send())
     assert response.status_code in attack.status, response.text
     assert MARKER not in response.text
+
+
+def part(**keys: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [keys]}]}
+
+
+# One wrong value each: a boolean is no number, a text is neither, and blanks are no question.
+WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
+    ("chat", {"n": True}, "n"),
+    ("chat", {"n": "2"}, "n"),
+    ("chat", {"n": 1.5}, "n"),
+    ("chat", {"n": 0}, "n"),
+    ("chat", {"max_tokens": "10"}, "max_tokens"),
+    ("chat", {"max_tokens": True}, "max_tokens"),
+    ("chat", {"max_completion_tokens": "10"}, "max_completion_tokens"),
+    ("chat", {"max_completion_tokens": 2.0}, "max_completion_tokens"),
+    ("chat", {"stream": "yes"}, "stream"),
+    ("chat", {"stream": 1}, "stream"),
+    ("chat", {"stream_options": {"include_usage": "true"}}, "stream_options.include_usage"),
+    ("chat", {"stream_options": True}, "stream_options"),
+    ("chat", {"temperature": "0.5"}, "temperature"),
+    ("chat", {"temperature": False}, "temperature"),
+    ("chat", {"top_p": True}, "top_p"),
+    ("chat", {"top_p": "1"}, "top_p"),
+    ("chat", {"frequency_penalty": "0"}, "frequency_penalty"),
+    ("chat", {"presence_penalty": True}, "presence_penalty"),
+    ("chat", {"seed": True}, "seed"),
+    ("chat", {"seed": 1.5}, "seed"),
+    ("chat", {"seed": "1"}, "seed"),
+    ("chat", {"stop": 5}, "stop"),
+    ("chat", {"stop": ["a", 5]}, "stop.1"),
+    ("chat", {"logprobs": 1}, "logprobs"),
+    ("chat", {"logprobs": "true"}, "logprobs"),
+    ("chat", {"logprobs": True, "top_logprobs": "2"}, "top_logprobs"),
+    ("chat", {"logprobs": True, "top_logprobs": True}, "top_logprobs"),
+    ("chat", {"return_token_ids": "false"}, "return_token_ids"),
+    ("chat", {"response_format": "json_object"}, "response_format"),
+    ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
+    ("chat", {"user": 5}, "user"),
+    ("chat", {"model": 5}, "model"),
+    ("chat", {"messages": []}, "messages"),
+    ("chat", {"messages": "hello"}, "messages"),
+    ("chat", {"messages": ["hello"]}, "messages.0"),
+    ("chat", {"messages": [{"role": 1, "content": "a"}]}, "messages.0.role"),
+    ("chat", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ("chat", {"messages": [{"role": "user", "content": ["a"]}]}, "messages.0.content.0"),
+    ("chat", part(type="text", text=5), "messages.0.content.0.text"),
+    ("chat", part(type="text"), "messages.0.content.0"),
+    ("chat", part(type="text", image_url={"url": "x"}), "messages.0.content.0"),
+    ("chat", part(type="image_url", image_url="x"), "messages.0.content.0.image_url"),
+    ("chat", part(type="image_url", image_url={"url": 5}), "messages.0.content.0.image_url.url"),
+    ("chat", part(type="video", text="a"), "messages.0.content.0.type"),
+    ("chat", part(text="a"), "messages.0.content.0.type"),
+    ("answer", {"question": "  "}, "question"),
+    ("answer", {"question": ""}, "question"),
+    ("answer", {"question": "\n\t\u3000"}, "question"),
+    ("answer", {"question": 5}, "question"),
+    ("answer", {"options": ["yes", " "]}, "options.1"),
+    ("answer", {"options": "yes"}, "options"),
+    ("answer", {"reference": " "}, "reference"),
+    ("answer", {"samples": "3"}, "samples"),
+    ("answer", {"samples": True}, "samples"),
+    ("answer", {"seed": True}, "seed"),
+    ("answer", {"stream": "yes"}, "stream"),
+    ("answer", {"adapter": 5}, "adapter"),
+    ("answer", {"image": 5}, "image"),
+    ("preview", {"image": True}, "image"),
+]
+
+
+@pytest.mark.parametrize(("route", "keys", "param"), WRONG_VALUES, ids=str)
+def test_a_value_of_the_wrong_kind_is_refused_by_its_name(
+    route: str, keys: dict[str, Any], param: str, model_path: str, examples: list[Example]
+) -> None:
+    good: dict[str, Any] = {
+        "chat": {"model": "base", "messages": [{"role": "user", "content": "a"}]},
+        "answer": answer_body(examples[0]),
+        "preview": {},
+    }[route]
+    path = "/chat/completions" if route == "chat" else f"/{route}"
+    response = asyncio.run(post(api(model_path), path, good | keys))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ") and len(error["message"]) > len(param) + 10
+
+
+async def post(app: Any, path: str, body: Any) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with client(app) as http:
+        return await http.post(path, content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not valid JSON: EOF"),
+        (b'{"model": "\xff"}', "not valid JSON: invalid unicode"),
+        (b"[" * 500 + b"]" * 500, "not valid JSON: recursion limit"),
+        (b"[]", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_why(body: bytes, says: str, model_path: str) -> None:
+    response = asyncio.run(post(api(model_path), "/chat/completions", body))
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    assert says in response.json()["error"]["message"]
+
+
+def test_a_schema_may_be_as_deep_as_the_docs_say(model_path: str) -> None:
+    def schema(depth: int) -> dict[str, Any]:
+        return {} if depth == 1 else {"items": schema(depth - 1)}
+
+    def ask(depth: int) -> httpx.Response:
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema(depth)}}
+        messages = [{"role": "user", "content": "a"}]
+        body = {"model": "base", "messages": messages, "response_format": form}
+        return asyncio.run(post(api(model_path), "/chat/completions", body))
+
+    assert ask(12).json()["error"]["code"] == "internal_error", "it got as far as the engine"
+    assert "nested 12 deep" in ask(13).json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/models", "/about"])
+def test_reading_routes_answer_head_too(path: str, model_path: str) -> None:
+    async def head() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with client(api(model_path)) as http:
+            return await http.head(path, headers=headers)
+
+    assert asyncio.run(head()).status_code == 200
 
 
 def test_what_is_allowed_does_reach_the_engine(model_path: str, examples: list[Example]) -> None:
@@ -220,15 +362,16 @@ def test_keys_come_from_the_variable_or_a_file(
     by_variable = read_api_key(read_settings({"model": "m", "name": "base"}))
     by_file = read_api_key(read_settings({"model": "m", "name": "base", "api_key_file": str(file)}))
     assert by_variable is not None and by_file is not None
-    assert by_variable.matches(b"Bearer from-the-variable-0123456789")
-    assert by_file.matches(b"bearer from-a-file-0123456789")
+    assert by_variable.matches("Bearer from-the-variable-0123456789")
+    assert by_file.matches("bearer from-a-file-0123456789")
     for wrong in (
         None,
-        b"",
-        b"Bearer",
-        b"Bearer ",
-        b"Bearer from-a-file-012345678",
-        b"Basic from-a-file-0123456789",
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer from-a-file-012345678",
+        "Bearer from-a-file-0123456789\xff",
+        "Basic from-a-file-0123456789",
     ):
         assert not by_file.matches(wrong)
     for text, message in (
@@ -264,12 +407,12 @@ def test_figures_of_several_nodes_are_one_text() -> None:
     def node(name: str) -> str:
         return (
             "# HELP ray_rarl_requests_total Requests.\n# TYPE ray_rarl_requests_total counter\n"
-            f'ray_rarl_requests_total{{node="{name}"}} 1\n# HELP ray_other x\nray_other 3\n'
+            f'ray_rarl_requests_total{{node="{name}"}} 1.0\n# HELP ray_other x\nray_other 3\n'
         )
 
     merged = merge([node("a"), node("b")]).splitlines()
     assert merged[:2] == node("a").splitlines()[:2]
     assert merged[2:] == [
-        'ray_rarl_requests_total{node="a"} 1',
-        'ray_rarl_requests_total{node="b"} 1',
+        'ray_rarl_requests_total{node="a"} 1.0',
+        'ray_rarl_requests_total{node="b"} 1.0',
     ]

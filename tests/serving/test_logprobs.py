@@ -19,8 +19,7 @@ from transformers import AutoModelForImageTextToText
 from rarl.data.images import decode_image, fit_image
 from rarl.prompts import PromptsConfig, evaluation_prompts, render
 from rarl.schema import Example
-from rarl.serving.answer import pose
-from rarl.serving.asking import Model
+from rarl.serving.asking import Model, pose
 from rarl.serving.requests import AnswerRequest
 from tests.serving.service import Service, answer_body, messages, write_adapter, write_run
 

@@ -32,7 +32,8 @@ const transfer = new DataTransfer();
 transfer.items.add(new File([data], name));
 const target = document.querySelector('.drop');
 for (const type of ['dragover', 'drop']) {
-  target.dispatchEvent(new DragEvent(type, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+  const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
+  target.dispatchEvent(new DragEvent(type, options));
 }
 """
 WATCH = """
@@ -216,10 +217,14 @@ def test_the_page_fits_its_width_and_its_controls_have_labels(
 ) -> None:
     page = AskingPage(browser, service, width).sign_in()
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    unlabelled = "return [...document.querySelectorAll('select, input')].filter((e) => !e.labels.length).length"
+    unlabelled = (
+        "return [...document.querySelectorAll('select, input')]"
+        ".filter((e) => !e.labels.length).length"
+    )
     assert browser.execute_script(unlabelled) == 0
     tops = browser.execute_script(
-        "return [...document.querySelectorAll('#ask input, #ask select')].map((e) => e.getBoundingClientRect().top)"
+        "return [...document.querySelectorAll('#ask input, #ask select')]"
+        ".map((e) => e.getBoundingClientRect().top)"
     )
     assert all(b >= a - 60 for a, b in pairwise(tops))
     assert page.find(".notice").is_displayed()

@@ -1,5 +1,4 @@
-"""The end of the service. It is the one of the other tests of this folder, so this file is the last
-one of them."""
+"""`rarl serve RUN` in a process of its own: that it serves, and how it ends."""
 
 from __future__ import annotations
 
@@ -11,17 +10,20 @@ import httpx
 import pytest
 
 from rarl.schema import Example
-from tests.serving.service import Service, answer_body, messages
+from tests.serving.service import Command, answer_body, messages
 
 pytestmark = pytest.mark.slow
 
 
 def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
-    service: Service, examples: list[Example]
+    command: Command, examples: list[Example]
 ) -> None:
     """SIGTERM while replies are being written: they are completed, and then the service ends with
-    exit code 0."""
-    started, said_before = threading.Event(), len(service.log.read_text())
+    exit code 0. The key is the one of the environment variable here."""
+    command.wait_until_ready()
+    service = command.service
+    assert httpx.get(f"{service.api}/models").status_code == 401
+    started, said_before = threading.Event(), len(command.log.read_text())
 
     def slow() -> int:
         with service.http(timeout=300) as http:
@@ -42,10 +44,10 @@ def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(slow) for _ in range(4)]
         assert started.wait(120)
-        service.process.send_signal(signal.SIGTERM)
+        command.process.send_signal(signal.SIGTERM)
         assert [one.result() for one in asked] == [1, 1, 1, 1]
-    assert service.process.wait(120) == 0
+    assert command.process.wait(120) == 0
     with pytest.raises(httpx.ConnectError), service.http() as http:
         http.post("/answer", json=answer_body(examples[0]))
-    log = service.log.read_text()
+    log = command.log.read_text()
     assert f"page {service.url}" in log and "Traceback" not in log[said_before:]
