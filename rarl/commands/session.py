@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rarl.data.check import CheckedRows, check_rows
 from rarl.data.stream import PreparerSettings, warm_up
 from rarl.display import Display
 from rarl.errors import UserError
+from rarl.evaluation.measurements import judge_name
 from rarl.files import write_text
 from rarl.judge.client import check_judge, open_judge
 from rarl.judge.judge import Judge
@@ -44,8 +44,10 @@ class Setup:
     train_data: str | None  # None where the run is only measured
     eval_data: dict[str, str]
     own_prompt: str  # the family that the run was made to be measured with
-    # the end of the names of files with replies, where another judge scores them than the run's own
-    judged: str
+    # The names, in the keys of measurements, of the judge and of the run's own judge; see
+    # rarl/evaluation/measurements.py.
+    judge: str
+    own_judge: str
 
     @property
     def evaluation(self) -> Path:
@@ -61,27 +63,34 @@ class Setup:
 
 @dataclass(frozen=True)
 class Session:
-    """Engines, judge, and the checked rows by data set."""
+    """Engines (None if none were asked for), judge, and the checked rows by data set."""
 
-    pool: SamplerPool
+    pool: SamplerPool | None
     judge: Judge | None
     checked: dict[str, CheckedRows]
 
 
 @contextmanager
 def open_session(
-    setup: Setup, display: Display, data: dict[str, str], trains: bool = False
+    setup: Setup,
+    display: Display,
+    data: dict[str, str],
+    trains: bool = False,
+    engines: bool = True,
 ) -> Iterator[Session]:
-    """Ray, engines and checked data; the engines come up while the data is checked."""
+    """Ray, engines and checked data; the engines come up while the data is checked. Without
+    `engines`, neither they nor anything that feeds them starts."""
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs):
-        with (
-            display.working("waiting for room in the cluster")
-            if "RAY_ADDRESS" in os.environ
-            else nullcontext()
-        ):
-            require_cluster_room(setup.config, setup.device, trains)
-        pool = launch_pool(setup)
-        _warming = warm_up(setup.model_path)
+        pool = None
+        if engines:
+            with (
+                display.working("waiting for room in the cluster")
+                if "RAY_ADDRESS" in os.environ
+                else nullcontext()
+            ):
+                require_cluster_room(setup.config, setup.device, trains)
+            pool = launch_pool(setup)
+            _warming = warm_up(setup.model_path)
         if (
             trains
             # PyTorch: 2 s that a mistake in the configuration need not wait for, nor a run whose
@@ -89,8 +98,9 @@ def open_session(
         ):
             importlib.import_module("rarl.training.driver")
         checked = check_data(setup, display, data)
-        with display.working("starting vLLM"):
-            pool.wait_until_ready()
+        if pool is not None:
+            with display.working("starting vLLM"):
+                pool.wait_until_ready()
         judge = (
             open_judge(setup.config.judge, setup.run_dir.judge_cache)
             if setup.config.judge.evaluate
@@ -101,7 +111,8 @@ def open_session(
         finally:
             if judge is not None:
                 judge.close()
-            pool.stop()
+            if pool is not None:
+                pool.stop()
 
 
 # What a measurement of a finished run may have otherwise, since it is in the names of its files or
@@ -158,7 +169,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         train_data=train_data,
         eval_data={key.removeprefix("data.eval."): path for key, path in data.items()},
         own_prompt=own.prompts.eval,
-        judged=judged_otherwise(config, own),
+        judge=judge_name(config.judge, own.judge),
+        own_judge=judge_name(own.judge, own.judge),
     )
 
 
@@ -177,12 +189,6 @@ def require_same_run(config: Config, own: Config) -> None:
                 f"data.eval.{name}={path}: the run knows {own.data.eval[name]} by that name; choose another, as in "
                 f"data.eval.{name}-2={path}"
             )
-
-
-def judged_otherwise(config: Config, own: Config) -> str:
-    """Nothing where the judge is the run's own."""
-    judge = config.judge.model or config.judge.backend
-    return "" if config.judge == own.judge else "-judged-by-" + re.sub(r"[^\w.]+", "-", judge)
 
 
 def keep_templates(run_dir: RunDir, config: Config) -> None:

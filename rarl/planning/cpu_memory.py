@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rarl.config import Config
-from rarl.evaluation.predict import REQUESTS_PER_ACTOR
+from rarl.evaluation.measurements import REQUESTS_PER_ACTOR
 from rarl.planning.flops import PATCH_VALUES, PATCHES_PER_TOKEN
 from rarl.planning.gpu_memory import activation_bytes, adapter_bytes
 from rarl.planning.shapes import Work, model_size, step_work
