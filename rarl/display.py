@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,11 +99,10 @@ class Display:
         for name, base in summary["base"].items():
             after = summary["trained"].get(name, {})
             change = summary["difference"].get(name, {})
-            cells = (percent(base), percent(after), in_points(change))
-            table.add_row(name, str(base["n"]), *cells)
+            table.add_row(name, str(base["n"]), percent(base), percent(after), in_points(change))
             for kind, part in base["by_type"].items() if len(base["by_type"]) > 1 else ():
-                cells = (percent(part), percent(after.get("by_type", {}).get(kind)), "")
-                table.add_row(f"  {kind}", str(part["n"]), *cells, style="dim")
+                own = percent(after.get("by_type", {}).get(kind))
+                table.add_row(f"  {kind}", str(part["n"]), percent(part), own, "", style="dim")
             if part := base.get("reasoning"):
                 cells = (percent(after.get("reasoning")), in_points(change.get("reasoning")))
                 table.add_row("  reasoning", str(part["n"]), percent(part), *cells)
@@ -157,7 +156,7 @@ class Display:
         self.console.print(table)
 
 
-def new_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+def new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     """Returns an empty table with columns of text and columns of numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     for column in (*left, *right):
