@@ -44,21 +44,18 @@ def reply_to(
     verdict: Verdict | None = None,
     number: int = 0,
 ) -> Sample:
-    """A reply with this answer (None: one without tags), graded, and then given other grades."""
+    """A reply with this answer (None: one without tags); grades that are not given are its own."""
     if text is None:
         text = "no tags" if answer is None else f"<think>Seen.</think><answer>{answer}</answer>"
     form = "answer" if wording.startswith("none") else "think"
     rollout = Rollout(text, list(range(tokens)), "stop", 0)
     sample = Sample(asked, Prompt("p", wording, form), rollout, number, verdict=verdict)
-    score_groups([[sample]], GRADES, GRADE_SETTINGS)
-    regrade(sample, **grades or {})
+    given = {name: None if one is None else float(one) for name, one in (grades or {}).items()}
+    score_groups(
+        [[sample]], {n: one for n, one in GRADES.items() if n not in given}, GRADE_SETTINGS
+    )
+    sample.score = Score(0.0, {**sample.rewards, **given})
     return sample
-
-
-def regrade(sample: Sample, **grades: Any) -> None:
-    """Other grades, whatever the reply says."""
-    known = {name: None if one is None else float(one) for name, one in grades.items()}
-    sample.score = Score(0.0, {**sample.rewards, **known})
 
 
 def graded(index: int, correct: bool, kind: str = "closed", image: str | None = None) -> Sample:

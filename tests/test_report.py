@@ -314,7 +314,7 @@ def test_500_large_noisy_photographs_stay_below_15_mb(tmp_path: Path) -> None:
 
     def wordy(sample: Sample) -> Sample:
         reply = f"<think>{text}</think><answer>{sample.reply.answer}</answer>"
-        return reply_to(sample.example, None, text=reply)
+        return reply_to(sample.example, None, {"reasoning": 0.5}, text=reply)
 
     for label in ("base", "trained"):
         key = own_measurement(config, label, "photographs")
