@@ -117,9 +117,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where a MODEL's results go.")] = None,
 ) -> None:
     """Measures a run's adapter beside its base, a configuration's base model, or any model."""
-    from rarl.commands.evaluate import read_target, ways_to_measure
+    from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
     from rarl.display import Display
-    from rarl.evaluation.measurements import evaluate_only
 
     display = Display()
     ways = ways_to_measure(prompt, control, samples, options)

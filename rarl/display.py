@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +46,12 @@ class Display:
             self.console.width = LOG_WIDTH
 
     def note(self, text: str) -> None:
+        """Prints one line."""
         self.console.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
     def working(self, what: str) -> Iterator[None]:
-        """A spinner while something of unknown length goes on."""
+        """Shows a spinner while something of unknown length goes on."""
         if self.console.is_terminal:
             with self.console.status(f"{what} …"):
                 yield
@@ -60,17 +61,14 @@ class Display:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], Any]]:
-        """A bar for `total` things; yields a function that is told how many more are done."""
+        """Shows a bar for `total` things; yields a function that is told how many more are
+        done."""
         if not self.console.is_terminal:
             self.note(f"{what} ({total}) …")
             yield lambda _: None
             return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-        )
+        text = TextColumn("{task.description}")
+        columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(what, total=total)
             yield lambda done: progress.advance(task, done)
@@ -81,13 +79,8 @@ class Display:
         if not self.console.is_terminal:
             yield plain_lines(self, metrics, steps)
             return
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(),
-        )
+        bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
+        columns = (*bar, TextColumn("{task.description}"), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as progress:
             task = progress.add_task("starting the worker", total=steps)
 
@@ -100,54 +93,53 @@ class Display:
             refresh()
 
     def results(self, summary: dict[str, Any]) -> None:
-        """Before → after with 95 % intervals."""
-        table = Table(title=TITLE, box=box.SIMPLE_HEAD)
-        for column in ("data set", "n", "base", "trained", "difference"):
-            table.add_column(
-                column, justify="left" if column == "data set" else "right", no_wrap=True
-            )
+        """Prints before → after with 95 % intervals: a row for each data set's accuracy, one for
+        each answer type if there are several, and one for the reasoning."""
+        table = new_table(TITLE, ("data set",), ("n", "base", "trained", "difference"))
         for name, base in summary["base"].items():
-            add_rows(
-                table, name, base, summary["trained"].get(name), summary["difference"].get(name)
-            )
+            after = summary["trained"].get(name, {})
+            change = summary["difference"].get(name, {})
+            table.add_row(name, str(base["n"]), percent(base), percent(after), in_points(change))
+            for kind, part in base["by_type"].items() if len(base["by_type"]) > 1 else ():
+                own = percent(after.get("by_type", {}).get(kind))
+                table.add_row(f"  {kind}", str(part["n"]), percent(part), own, "", style="dim")
+            if part := base.get("reasoning"):
+                cells = (percent(after.get("reasoning")), in_points(change.get("reasoning")))
+                table.add_row("  reasoning", str(part["n"]), percent(part), *cells)
         self.console.print(table)
 
     def measured(self, way: str, summary: dict[str, Any]) -> None:
-        """One way of measuring: accuracy as in `results`, or what the options' likelihood says."""
+        """Prints one way of measuring: accuracy as in `results`, or the options' likelihood."""
         if way:
             self.note(f"[{way}]")
-        if "difference" in summary:
-            self.results(summary)
-            for label in ("base", "trained"):
-                for name, one in summary[label].items():
-                    if found := one.get("self_consistency"):
-                        self.note(
-                            f"{label} on {name}: majority of {found['samples']:.0f} samples "
-                            f"{100 * found['accuracy']:.1f} %, agreement {100 * found['agreement']:.1f} %, "
-                            f"the surest half {100 * found['abstention']['0.5']:.1f} %"
-                        )
+        if "difference" not in summary:
+            self.options(summary)
             return
-        table = Table(title="by the likelihood of the options", box=box.SIMPLE_HEAD)
-        for column in (
-            "model",
-            "data set",
-            "n",
-            "accuracy in %",
-            "margin in nats",
-            "probability in %",
-        ):
-            table.add_column(column, justify="left" if column in ("model", "data set") else "right")
+        self.results(summary)
+        for label in ("base", "trained"):
+            for name, one in summary[label].items():
+                if found := one.get("self_consistency"):
+                    self.note(
+                        f"{label} on {name}: majority of {found['samples']:.0f} samples "
+                        f"{100 * found['accuracy']:.1f} %, agreement "
+                        f"{100 * found['agreement']:.1f} %, the surest half "
+                        f"{100 * found['abstention']['0.5']:.1f} %"
+                    )
+
+    def options(self, summary: dict[str, Any]) -> None:
+        """Prints what the likelihood of the options says."""
+        numbers = ("n", "accuracy in %", "margin in nats", "probability in %")
+        table = new_table("by the likelihood of the options", ("model", "data set"), numbers)
         for label, sets in summary.items():
             for name, one in sets.items():
                 margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
                 cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
-                table.add_row(
-                    label, name, str(one["accuracy"]["n"]), *cells, percent(one["probability"])
-                )
+                count = str(one["accuracy"]["n"])
+                table.add_row(label, name, count, *cells, percent(one["probability"]))
         self.console.print(table)
 
     def replayed(self, groups: list[Replayed]) -> None:
-        """A batch that stopped a run, group by group."""
+        """Prints a batch that stopped a run, group by group."""
         table = Table(title="each group of the batch alone", box=box.SIMPLE_HEAD)
         for column in ("group", "loss", "gradient norm", "first completion"):
             table.add_column(column)
@@ -160,39 +152,29 @@ class Display:
         self.console.print(table)
 
     def table(self, table: Table) -> None:
+        """Prints a table that somebody else has made."""
         self.console.print(table)
 
 
-def add_rows(table: Table, name: str, base: dict[str, Any], trained: Any, change: Any) -> None:
-    """One row for the data set's accuracy, one for each answer type where there are several, one
-    for the reasoning."""
-    table.add_row(name, str(base["n"]), percent(base), percent(trained), in_points(change))
-    if len(base["by_type"]) > 1:
-        for kind, part in base["by_type"].items():
-            after = trained["by_type"][kind] if trained else None
-            table.add_row(
-                f"  {kind}", str(part["n"]), percent(part), percent(after), "", style="dim"
-            )
-    reasoning = base.get("reasoning")
-    if reasoning:
-        after = trained["reasoning"] if trained else None
-        points = in_points(change["reasoning"]) if change else ""
-        table.add_row(
-            "  reasoning", str(reasoning["n"]), percent(reasoning), percent(after), points
-        )
+def new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    """Returns an empty table with columns of text and columns of numbers."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for column in (*left, *right):
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
 
 
 def in_points(change: dict[str, Any] | None) -> str:
-    return (
-        f"{change['points']:+.1f} ({change['ci95'][0]:+.1f} to {change['ci95'][1]:+.1f})"
-        if change
-        else ""
-    )
+    """Returns a difference with its interval, or nothing."""
+    if not change:
+        return ""
+    low, high = change["ci95"]
+    return f"{change['points']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def percent(result: dict[str, Any] | None) -> str:
-    """An accuracy, or another mean in [0, 1]."""
-    if result is None:
+    """Returns an accuracy, or another mean in [0, 1], with its interval; or nothing."""
+    if not result:
         return ""
     low, high = result["ci95"]
     value = result["accuracy"] if "accuracy" in result else result["mean"]
@@ -200,7 +182,7 @@ def percent(result: dict[str, Any] | None) -> str:
 
 
 def describe(rows: list[dict[str, Any]]) -> str:
-    """The mean of the last ten steps: single steps are too noisy to read."""
+    """Returns the means of the last ten steps: single steps are too noisy to read."""
     recent = rows[-10:]
     seconds = sum(row["seconds/step"] for row in recent)
     tokens = sum(row["completion_tokens/total"] for row in recent)
@@ -221,12 +203,13 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:
+    """Returns the mean of the values that are there."""
     values = [row[key] for row in rows if row.get(key) is not None]
     return sum(values) / len(values)
 
 
 def plain_lines(display: Display, metrics: Path, steps: int) -> Callable[[], Any]:
-    """Prints about `PLAIN_LINES` lines over a run."""
+    """Returns a function that prints a line when there is news, about `PLAIN_LINES` in a run."""
     every = max(1, steps // PLAIN_LINES)
     printed = 0
 

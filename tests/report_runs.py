@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,19 @@ import numpy as np
 
 from rarl.config import dump_config, load_config
 from rarl.data.parquet import write_examples
-from rarl.evaluation.prediction import Prediction, load_predictions, save_predictions
+from rarl.evaluation.measurements import own_measurement
 from rarl.files import write_text
-from rarl.schema import Example
+from rarl.samples import Sample
+from rarl.schema import Example, Verdict
 from rarl.tiny.dataset import draw_examples
 from rarl.training.run_dir import RunDir
+from tests.records import read_measurement, reply_to, spoil, write_measurement
 from tests.runs import REPOSITORY
 
-HOSTILE = "</script><!--<script>alert(1)</script>\u2028<img src=x onerror=\"document.title='owned'\"> & {{ 7*7 }}"
+HOSTILE = (
+    "</script><!--<script>alert(1)</script>\u2028"
+    "<img src=x onerror=\"document.title='owned'\"> & {{ 7*7 }}"
+)
 STEPS = 30
 
 
@@ -51,30 +55,20 @@ def write_run(
         for name, examples in data.items():
             rng = np.random.default_rng([seed, len(label), round(100 * share)])
             replies = [
-                reply_to(example, bool(rng.random() < share), rng.random()) for example in examples
+                right_or_wrong(example, bool(rng.random() < share), rng.random())
+                for example in examples
             ]
-            save_predictions(replies, folder / "evaluation" / f"{label}-{name}.parquet")
+            write_measurement(folder / "evaluation", own_measurement(config, label, name), replies)
     if trained:
         write_text(run_dir.summary, json.dumps({"seconds": {"train": 60.0}, "skipped_rows": {}}))
     return run_dir
 
 
-def reply_to(example: Example, is_right: bool, reasoning: float) -> Prediction:
-    answer = example.answer if is_right else "something else"
-    return Prediction(
-        example_id=example.id,
-        image_id=example.image_id,
-        answer_type=example.answer_type,
-        question=example.question,
-        reference=example.answer,
-        wording="plain/0",
-        reply=f"<think>I see {example.organ}.</think><answer>{answer}</answer>",
-        answer=answer,
-        well_formed=True,
-        correct=is_right,
-        completion_tokens=12,
-        reasoning=round(reasoning, 3),
-    )
+def right_or_wrong(asked: Example, is_right: bool, reasoning: float) -> Sample:
+    answer = asked.answer if is_right else "something else"
+    text = f"<think>I see {asked.organ}.</think><answer>{answer}</answer>"
+    grades = {"correct": is_right, "reasoning": round(reasoning, 3)}
+    return reply_to(replace(asked, image=b""), answer, grades, text=text, tokens=12)
 
 
 def metrics_row(step: int, method: str) -> dict[str, Any]:
@@ -97,23 +91,14 @@ def metrics_row(step: int, method: str) -> dict[str, Any]:
         "reward": 0.1,
         "update": 0.4,
         "publish": 0.1,
+        "save": 0.2,
         "other": 0.0,
     }
     return (
         row
         | {f"seconds/{name}": seconds for name, seconds in phases.items()}
-        | {"seconds/step": 1.2}
+        | {"seconds/step": 1.4}
     )
-
-
-def spoil(
-    path: Path, change: Callable[[Prediction], dict[str, Any]], places: Iterable[int]
-) -> None:
-    """Other fields for some predictions of a file."""
-    predictions = load_predictions(path)
-    for place in places:
-        predictions[place] = replace(predictions[place], **change(predictions[place]))
-    save_predictions(predictions, path)
 
 
 def draw_data() -> dict[str, list[Example]]:
@@ -133,23 +118,18 @@ def write_comparison(out: Path, data: dict[str, list[Example]]) -> Path:
         write_run(out / f"sft-{seed}", data, 0.6, seed, "method=sft", "prompts.eval=plain")
         write_run(out / f"rarl-{seed}", data, 0.8, seed, "prompts.eval=reason")
     write_run(out / "rl-0", data, 0.7, 0, trained=False)
-    hostile: dict[str, Any] = {
-        "reply": HOSTILE,
-        "answer": None,
-        "well_formed": False,
-        "correct": False,
-    }
-    hostile |= {
-        "judge_status": "scored",
-        "judge_correctness": 1.0,
-        "judge_explanation": 0.5,
-        "judge_reason": HOSTILE,
-    }
-    spoil(out / "rarl-0/evaluation/trained-seen.parquet", lambda _: hostile, range(2))
+
+    def hostile(sample: Sample) -> Sample:
+        verdict = Verdict("scored", 1.0, 0.5, 0.5, 0.5, HOSTILE)
+        return reply_to(sample.example, None, text=HOSTILE, verdict=verdict)
+
+    key = own_measurement(load_config(out / "rarl-0/config.yaml"), "trained", "seen")
+    spoil(out / "rarl-0/evaluation", key, hostile, range(2))
     failures = [f"position: 9 points <b>apart</b> {HOSTILE}", "verbosity"]
     (out / "judge-card.json").write_text(json.dumps({"fit": False, "failures": failures}))
     return out
 
 
-def replies(out: Path, run: str, data_set: str, label: str = "trained") -> list[Prediction]:
-    return load_predictions(out / run / "evaluation" / f"{label}-{data_set}.parquet")
+def replies(out: Path, run: str, data_set: str, label: str = "trained") -> list[Sample]:
+    config = load_config(out / run / "config.yaml")
+    return read_measurement(out / run / "evaluation", own_measurement(config, label, data_set))

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarl.commands.evaluate import name_data_sets, read_target, ways_to_measure
+from rarl.commands.evaluate import Way, name_data_sets, read_target, ways_to_measure
 from rarl.commands.session import require_same_run
 from rarl.config import load_config
 from rarl.data.controls import blank_image, rows_with_other_images
 from rarl.errors import UserError
-from rarl.evaluation.measurements import Way
 from rarl.prompts import plain_prompt, without_image
 from rarl.schema import Example
 from tests.runs import REPOSITORY

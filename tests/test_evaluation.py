@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from rarl.evaluation.intervals import Sample, interval95, intervals95, tail
-from rarl.evaluation.prediction import Prediction, load_predictions, save_predictions
-from rarl.evaluation.summary import difference, summarise
-
-
-def prediction(
-    index: int, correct: bool, kind: str = "closed", image: str | None = None
-) -> Prediction:
-    return Prediction(
-        str(index),
-        image or f"image-{index}",
-        kind,
-        "q",
-        "yes",
-        "plain/0",
-        "reply",
-        "yes",
-        True,
-        correct,
-        5,
-    )
+from rarl.evaluation.intervals import Clustered, interval95, intervals95, tail
+from rarl.evaluation.measurements import Measurement
+from rarl.evaluation.results import differences, results, summarise, summary_of
+from rarl.samples import Sample
+from tests.records import graded, numbered, read_measurement, write_measurement
 
 
 def test_interval_equals_scipys_bootstrap_for_independent_questions() -> None:
@@ -51,7 +36,7 @@ def test_questions_about_one_image_count_as_one() -> None:
     )
 
 
-def draw_accuracy(rng: np.random.Generator, images: int, right: float, wrong: float) -> Sample:
+def draw_accuracy(rng: np.random.Generator, images: int, right: float, wrong: float) -> Clustered:
     """1 to 3 questions about each image, which share its difficulty, on average right / (right +
     wrong)."""
     sizes = rng.integers(1, 4, images)
@@ -61,7 +46,7 @@ def draw_accuracy(rng: np.random.Generator, images: int, right: float, wrong: fl
     ).astype(str).tolist()
 
 
-def draw_difference(rng: np.random.Generator, images: int, won: float, lost: float) -> Sample:
+def draw_difference(rng: np.random.Generator, images: int, won: float, lost: float) -> Clustered:
     """1 to 3 questions about each image; where the image's questions are won more often, fewer are
     lost."""
     sizes = rng.integers(1, 4, images)
@@ -120,24 +105,27 @@ def test_intervals_computed_together_equal_those_alone_and_a_plain_bootstrap() -
             intervals95([wrong])
 
 
+def of(sample: Sample, **changes: Any) -> Sample:
+    """The same reply to a question with other fields."""
+    return replace(sample, example=replace(sample.example, **changes))
+
+
 def test_breakdowns_and_metrics_of_a_summary() -> None:
     one = [
-        replace(prediction(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest")
-        for i in range(30)
+        of(graded(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest") for i in range(30)
     ]
-    summary = summarise([*one, replace(prediction(30, True, "open"), organ="chest")])
+    summary = summarise([*one, of(graded(30, True, "open"), organ="chest")])
     assert {name: part["n"] for name, part in summary["by_modality"].items()} == {
         "CT": 15,
         "MR": 15,
         "unknown": 1,
     }
     assert "by_organ" not in summary and "judge" not in summary and summary["reasoning"] is None
+    right = [s.rewards["correct"] for s in one[1::2]]
     assert summary["by_modality"]["CT"] == {
         "n": 15,
-        "accuracy": pytest.approx(np.mean([p.correct for p in one[1::2]])),
-        "ci95": pytest.approx(
-            interval95([p.correct for p in one[1::2]], [p.image_id for p in one[1::2]])
-        ),
+        "accuracy": pytest.approx(np.mean(right)),
+        "ci95": pytest.approx(interval95(right, [s.example.image_id for s in one[1::2]])),
     }
     closed = {name: summary["by_type"]["closed"][name] for name in ("n", "ci95")}
     assert summary["metrics"]["closed"] == closed | {
@@ -147,26 +135,58 @@ def test_breakdowns_and_metrics_of_a_summary() -> None:
     assert summary["metrics"]["completion_tokens"]["mean"] == 5.0
 
 
-def test_summary_by_type_and_paired_difference(tmp_path: Any) -> None:
+def test_summary_by_type_and_paired_difference(tmp_path: Path) -> None:
     before = [
-        prediction(i, i % 2 == 0, "closed" if i < 40 else "open", f"image-{i // 2}")
-        for i in range(100)
+        graded(i, i % 2 == 0, "closed" if i < 40 else "open", f"image-{i // 2}") for i in range(100)
     ]
     after = [
-        prediction(i, i % 2 == 0 or i % 5 == 0, p.answer_type, p.image_id)
-        for i, p in enumerate(before)
+        graded(i, i % 2 == 0 or i % 5 == 0, s.example.answer_type, s.example.image_id)
+        for i, s in enumerate(before)
     ]
-    summary = summarise(before)
-    assert (summary["n"], summary["accuracy"], summary["well_formed"]) == (100, 0.5, 1.0)
-    assert {kind: part["n"] for kind, part in summary["by_type"].items()} == {
-        "closed": 40,
-        "open": 60,
-    }
-    change = difference(before, after)
+    summary = summary_of({"d": before}, {"d": after}, {"d": 3})
+    base = summary["base"]["d"]
+    assert (base["n"], base["accuracy"], base["well_formed"]) == (100, 0.5, 1.0)
+    assert {kind: part["n"] for kind, part in base["by_type"].items()} == {"closed": 40, "open": 60}
+    assert summary["skipped_rows"] == {"d": 3}
+    change = summary["difference"]["d"]
     assert change["points"] == pytest.approx(10.0)
     assert (change["won"], change["lost"], change["p"]) == (10, 0, pytest.approx(2 * 0.5**10))
     assert 0 < change["ci95"][0] < 10 < change["ci95"][1]
     with pytest.raises(ValueError, match="not of the same questions"):
-        difference(before, after[::-1])
-    save_predictions(before, tmp_path / "p.parquet")
-    assert load_predictions(tmp_path / "p.parquet") == before
+        summary_of({"d": before}, {"d": after[::-1]}, {})
+    key = Measurement("base", "d", "plain")
+    write_measurement(tmp_path, key, before)
+    assert read_measurement(tmp_path, key) == before
+
+
+def test_of_several_samples_the_first_counts_and_all_vote() -> None:
+    samples = numbered([graded(i, i < 6) for i in range(10)], 3)
+    summary = summary_of({"d": samples}, {}, {})["base"]["d"]
+    assert (summary["n"], summary["accuracy"]) == (10, 0.6)
+    found = summary["self_consistency"]
+    assert (found["n"], found["samples"], found["agreement"]) == (10, 3, 1.0)
+    assert list(found["abstention"]) == [str(tenth / 10) for tenth in range(10, 0, -1)]
+
+
+def test_the_table_has_a_row_for_each_mean_and_groups_by_any_text_field() -> None:
+    replies = [
+        of(graded(i, i % 2 == 0), organ="lung" if i < 8 else "heart", dataset="a" if i < 4 else "b")
+        for i in range(20)
+    ]
+    table = results({("m", "d"): {0: replies[:10], 1: replies[10:]}}, ("all", "organ", "dataset"))
+    names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds", "low", "high"]
+    assert list(table.columns) == names
+    rows = {(row["by"], row["group"], row["metric"]): row for row in table.to_dict("records")}
+    assert rows["organ", "lung", "accuracy"]["n"] == 8
+    assert rows["dataset", "b", "accuracy"]["n"] == 16
+    overall = rows["all", "all", "accuracy"]
+    assert (overall["n"], overall["mean"], overall["seeds"]) == (20, 0.5, {0: 0.5, 1: 0.5})
+    assert overall["low"] < 0.5 < overall["high"]
+
+
+def test_differences_leave_out_seeds_with_other_questions() -> None:
+    before = {0: [graded(i, False) for i in range(4)], 1: [graded(9, False)]}
+    after = {0: [graded(i, i < 3) for i in range(4)], 1: [graded(8, True)], 2: [graded(7, True)]}
+    [row] = differences({("new", "old", "d"): (before, after)}).to_dict("records")
+    assert (row["model"], row["against"], row["metric"], row["n"]) == ("new", "old", "accuracy", 4)
+    assert (row["points"], row["won"], row["lost"], row["p"]) == (75.0, 3, 0, 0.25)

@@ -14,64 +14,55 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
-from rarl.evaluation.intervals import interval95
-from rarl.evaluation.metrics import METRICS, llava_med_text
-from rarl.evaluation.pairs import compare_pairs, compare_pairs_pooled, sign_flip_test
-from rarl.evaluation.prediction import Prediction
+from rarl.evaluation.intervals import Paired, compare_pairs, interval95, sign_flip_test
+from rarl.evaluation.llava_med import llava_med_text
+from rarl.evaluation.metrics import METRICS, measure
 from rarl.evaluation.self_consistency import Sampled, abstention, self_consistency, vote
-from rarl.replies.grading import is_correct
+from rarl.samples import Sample
+from rarl.schema import Verdict
+from tests.records import example, graded, numbered, reply_to
 
 WORDS = ["left", "right", "lung", "effusion", "normal", "no", "<5", "t2-weighted"]
 texts = st.lists(st.sampled_from(WORDS), max_size=6)
+Half = list[Sample]
 
 
 def replied(
     answer: str | None, reference: str, kind: str = "open", options: list[str] | None = None
-) -> Prediction:
-    correct = is_correct(answer, reference, options)
-    return Prediction(
-        "1",
-        "image",
-        kind,
-        "q",
-        reference,
-        "plain/0",
-        f"{answer}",
-        answer,
-        True,
-        correct,
-        7,
-        options=options,
-    )
+) -> Sample:
+    asked = example(1, answer=reference, answer_type=kind, options=options and tuple(options))
+    # without a rationale nothing is known to compare the thinking with
+    return reply_to(asked, answer, {"reasoning": None}, tokens=7)
 
 
 def value(name: str, answer: str | None, reference: str, kind: str = "open") -> float | None:
-    return METRICS[name].of(replied(answer, reference, kind))
+    return measure(replied(answer, reference, kind)).get(name)
 
 
 def test_registry() -> None:
-    assert list(METRICS) == [metric.name for metric in METRICS.values()]
     assert all(
         metric.about and metric.title and metric.unit in ("share", "tokens")
         for metric in METRICS.values()
     )
+    found = measure(replied("left", "left"))
+    assert found.keys() <= METRICS.keys(), "each metric says what it is"
+    assert [name for name, one in METRICS.items() if one.unit == "tokens"] == ["completion_tokens"]
 
 
 def test_each_kind_of_question_has_its_own_metrics() -> None:
     opens = {"open_exact", "open_precision", "open_recall", "open_f1", "llava_med_open"}
-    always = {"format", "completion_tokens"}
+    always = {"accuracy", "format", "completion_tokens"}
     for kind, own in (
         ("closed", {"closed", "llava_med_closed"}),
         ("choice", {"choice"}),
         ("open", opens),
     ):
         options = ["left", "right"] if kind == "choice" else None
-        scored = {m.name: m.of(replied("left", "left", kind, options)) for m in METRICS.values()}
-        assert {name for name, one in scored.items() if one is not None} == own | always
-        unanswered = replace(replied(None, "left", kind, options), well_formed=False)
-        assert all(METRICS[name].of(unanswered) == 0.0 for name in own | {"format"})
-    assert METRICS["choice"].of(replied("(b)", "right", "choice", ["left", "right"])) == 1.0
-    assert METRICS["completion_tokens"].of(replied("left", "left")) == 7.0
+        assert measure(replied("left", "left", kind, options)).keys() == own | always
+        unanswered = measure(replied(None, "left", kind, options))
+        assert all(unanswered[name] == 0.0 for name in own | {"format", "accuracy"})
+    assert measure(replied("(b)", "right", "choice", ["left", "right"]))["choice"] == 1.0
+    assert measure(replied("left", "left"))["completion_tokens"] == 7.0
 
 
 @pytest.mark.parametrize(
@@ -128,24 +119,14 @@ def test_closed_questions_by_word() -> None:
 
 
 def test_the_judge() -> None:
-    judged = replace(
-        replied("left", "left"),
-        judge_status="scored",
-        judge_correctness=2.0,
-        judge_explanation=0.25,
-    )
-    unread = replace(
-        judged, judge_status="unparsable", judge_correctness=0.0, judge_explanation=0.0
-    )
-    away = replace(
-        judged, judge_status="unreachable", judge_correctness=None, judge_explanation=None
-    )
+    plain = replied("left", "left")
+    judged = replace(plain, verdict=Verdict("scored", 2.0, 0.5, 0.25, 0.0))
+    unread = replace(plain, verdict=Verdict("unparsable", 0.0, 0.0, 0.0, 0.0))
+    away = replace(plain, verdict=Verdict("unreachable"))
     names = ("judge_correctness", "judge_explanation", "judge_unparsed")
-    assert [METRICS[name].of(judged) for name in names] == pytest.approx([2 / 3, 0.25, 0.0])
-    assert [METRICS[name].of(unread) for name in names] == [0.0, 0.0, 1.0]
-    assert [METRICS[name].of(one) for one in (away, replied("left", "left")) for name in names] == [
-        None
-    ] * 6
+    assert [measure(judged)[name] for name in names] == pytest.approx([2 / 3, 0.25, 0.0])
+    assert [measure(unread)[name] for name in names] == [0.0, 0.0, 1.0]
+    assert not any(name in measure(one) for one in (away, plain) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -202,26 +183,19 @@ def test_llava_med_normalisation_by_hand(text: str, normal: str) -> None:
     assert llava_med_text(text) == normal
 
 
-def answered(correct: list[bool], per_image: int = 1, first: int = 0) -> list[Prediction]:
-    """One prediction per entry; `per_image` of them about each image."""
-    base = replied("x", "x")
-    return [
-        replace(
-            base,
-            example_id=str(first + i),
-            image_id=f"image-{(first + i) // per_image}",
-            correct=one,
-        )
-        for i, one in enumerate(correct)
-    ]
+def answered(correct: list[bool], per_image: int = 1) -> Half:
+    """One reply per entry; `per_image` of them about each image."""
+    return [graded(i, one, image=f"image-{i // per_image}") for i, one in enumerate(correct)]
 
 
-def split(
-    won: int, lost: int, both: int, neither: int
-) -> tuple[list[Prediction], list[Prediction]]:
+def split(won: int, lost: int, both: int, neither: int) -> tuple[Half, Half]:
     before = [False] * won + [True] * lost + [True] * both + [False] * neither
     after = [True] * won + [False] * lost + [True] * both + [False] * neither
     return answered(before), answered(after)
+
+
+def compare(before: Half, after: Half) -> Paired:
+    return compare_pairs([(before, after)])
 
 
 @pytest.mark.parametrize(
@@ -237,7 +211,7 @@ def split(
 )
 def test_mcnemar_by_hand_and_scipys(won: int, lost: int, p: float) -> None:
     """By hand: twice the binomial coefficients of the smaller side and below, over 2^n."""
-    paired = compare_pairs(*split(won, lost, 3, 4))
+    paired = compare(*split(won, lost, 3, 4))
     assert (paired.pairs, paired.won, paired.lost, paired.tied) == (won + lost + 7, won, lost, 7)
     assert paired.p == pytest.approx(p)
     assert won + lost == 0 or paired.p == pytest.approx(stats.binomtest(won, won + lost).pvalue)
@@ -248,16 +222,14 @@ def test_mcnemar_approaches_chi_squared() -> None:
     won, lost = 1050, 950
     # with the continuity correction (Edwards 1948)
     chi2 = (abs(won - lost) - 1) ** 2 / (won + lost)
-    assert compare_pairs(*split(won, lost, 0, 0)).p == pytest.approx(
-        stats.chi2.sf(chi2, 1), rel=0.01
-    )
+    assert compare(*split(won, lost, 0, 0)).p == pytest.approx(stats.chi2.sf(chi2, 1), rel=0.01)
 
 
 def test_pairs_are_by_id_in_any_order_and_must_be_complete() -> None:
     before, after = split(6, 2, 5, 5)
-    turned = compare_pairs(before, after[::-1])
-    assert turned == compare_pairs(before, after)
-    other_way = compare_pairs(after, before)
+    turned = compare(before, after[::-1])
+    assert turned == compare(before, after)
+    other_way = compare(after, before)
     assert (other_way.won, other_way.lost, other_way.points) == (2, 6, -turned.points)
     assert other_way.p == turned.p
     for left, right in (
@@ -267,9 +239,9 @@ def test_pairs_are_by_id_in_any_order_and_must_be_complete() -> None:
         ([], []),
     ):
         with pytest.raises(ValueError, match=r"no partner|no questions"):
-            compare_pairs(left, right)
+            compare(left, right)
     doubled = [[*half, *half] for half in (before, after)]
-    assert compare_pairs(*doubled).pairs == 2 * turned.pairs, (
+    assert compare(*doubled).pairs == 2 * turned.pairs, (
         "questions with one id are compared in order"
     )
 
@@ -279,9 +251,10 @@ def test_the_difference_is_clustered_by_image() -> None:
     before, after = (
         answered((rng.random(90) < chance).tolist(), per_image=3) for chance in (0.4, 0.6)
     )
-    change = [100.0 * (b.correct - a.correct) for a, b in zip(before, after, strict=True)]
-    paired = compare_pairs(before, after)
-    assert paired.ci95 == interval95(change, [p.image_id for p in before])
+    right = [[one.rewards["correct"] or 0.0 for one in half] for half in (before, after)]
+    change = [100.0 * (b - a) for a, b in zip(*right, strict=True)]
+    paired = compare(before, after)
+    assert paired.ci95 == interval95(change, [one.example.image_id for one in before])
     assert (
         paired.points == pytest.approx(np.mean(change))
         and paired.ci95[0] < paired.points < paired.ci95[1]
@@ -292,8 +265,8 @@ def test_seeds_that_share_their_images_add_no_questions() -> None:
     """Three seeds with the same answers know no more than one; with a test set each, they know
     three times as much."""
     runs = [split(20, 8, 40, 32)] * 3
-    one = compare_pairs(*runs[0])
-    shared, apart = (compare_pairs_pooled(runs, shared_images=own) for own in (True, False))
+    one = compare(*runs[0])
+    shared, apart = (compare_pairs(runs, shared_images=own) for own in (True, False))
     assert (shared.pairs, shared.won, shared.lost, shared.tied) == (300, 20, 8, 72)
     assert (shared.p, shared.points) == (pytest.approx(one.p), pytest.approx(one.points))
     assert shared.ci95 == pytest.approx(one.ci95)
@@ -302,17 +275,17 @@ def test_seeds_that_share_their_images_add_no_questions() -> None:
     width, narrow = shared.ci95[1] - shared.ci95[0], apart.ci95[1] - apart.ci95[0]
     assert narrow == pytest.approx(width / 3**0.5, rel=0.05)
     with pytest.raises(ValueError, match="not measured on the same questions"):
-        compare_pairs_pooled([runs[0], (answered([True]), answered([True]))], shared_images=True)
+        compare_pairs([runs[0], (answered([True]), answered([True]))], shared_images=True)
     with pytest.raises(ValueError, match="no questions"):
-        compare_pairs_pooled([], shared_images=True)
+        compare_pairs([], shared_images=True)
 
 
 def test_samples_of_one_question_are_one_observation() -> None:
     before, after = split(6, 1, 0, 3)
-    sampled = [[replace(p, sample=k) for p in half for k in range(4)] for half in (before, after)]
-    paired = compare_pairs(*sampled)
+    sampled = [numbered(half, 4) for half in (before, after)]
+    paired = compare(*sampled)
     assert (paired.pairs, paired.won, paired.lost, paired.tied) == (40, 6, 1, 3)
-    assert paired.p == pytest.approx(compare_pairs(before, after).p)
+    assert paired.p == pytest.approx(compare(before, after).p)
 
 
 @given(st.lists(st.integers(-3, 3), max_size=9))

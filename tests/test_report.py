@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rarl.config import load_config
 from rarl.errors import UserError
-from rarl.evaluation.report import write_report
-from rarl.evaluation.report.charts import curves
-from rarl.evaluation.report.data_card import data_cards
-from rarl.evaluation.report.examples import all_questions, choose, safe_json
-from rarl.evaluation.report.gather import gather
-from rarl.evaluation.report.plots import decimate
-from rarl.evaluation.report.tables import make_tables
-from rarl.evaluation.report.thumbnails import byte_limit, thumbnail
-from rarl.evaluation.summary import difference, summarise
+from rarl.evaluation.measurements import own_measurement
+from rarl.evaluation.report import Measure, make_tables, write_report
+from rarl.evaluation.report.charts import curves, decimate
+from rarl.evaluation.report.examples import (
+    Asked,
+    all_questions,
+    choose,
+    entry,
+    safe_json,
+    thumbnail,
+)
+from rarl.evaluation.report.gather import data_cards, gather
+from rarl.evaluation.results import difference, summarise
+from rarl.samples import Sample
 from rarl.schema import Example
 from rarl.tiny.dataset import draw_examples
-from tests.report_runs import HOSTILE, STEPS, draw_data, replies, spoil, write_comparison, write_run
+from tests.records import reply_to, spoil, write_measurement
+from tests.report_runs import HOSTILE, STEPS, draw_data, replies, write_comparison, write_run
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +55,20 @@ def test_one_run_has_the_numbers_of_its_summary(
     base, trained = table.rows
     assert (base.model, trained.model) == ("base", "trained")
     expected, change = summarise(after), difference(before, after)
-    assert trained.accuracy.mean == pytest.approx(100 * expected["accuracy"])
-    assert (trained.accuracy.low, trained.accuracy.high) == pytest.approx(
-        [100 * v for v in expected["ci95"]]
-    )
-    assert trained.change and trained.reasoning_change
-    assert trained.change.mean == pytest.approx(change["points"])
-    assert (trained.change.low, trained.change.high) == pytest.approx(change["ci95"])
-    assert trained.reasoning_change.mean == pytest.approx(change["reasoning"]["points"])
+
+    def numbers(found: Measure | None) -> list[float]:
+        assert found is not None
+        return [found.mean, found.low, found.high]
+
+    def wanted(found: dict[str, Any], mean: str, times: float = 1.0) -> Any:
+        return pytest.approx([times * one for one in (found[mean], *found["ci95"])])
+
+    assert numbers(trained.means["accuracy"]) == wanted(expected, "accuracy", 100.0)
+    assert numbers(trained.change) == wanted(change, "points")
+    assert numbers(trained.reasoning_change) == wanted(change["reasoning"], "points")
     assert base.change is None
     assert {kind: m.n for kind, m in trained.by_type.items()} == {
-        kind: sum(p.answer_type == kind for p in after) for kind in ("choice", "closed")
+        kind: sum(one.example.answer_type == kind for one in after) for kind in ("choice", "closed")
     }
 
 
@@ -66,10 +78,16 @@ def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> Non
     assert [row.model for row in table.rows] == ["base (plain)", "base (reason)", "rarl", "sft"]
     rarl, sft = table.row("rarl"), table.row("sft")
     assert rarl and sft and sft.lead
-    pooled = [p.correct for seed in (0, 1) for p in replies(comparison, f"rarl-{seed}", "seen")]
-    other = [p.correct for seed in (0, 1) for p in replies(comparison, f"sft-{seed}", "seen")]
-    assert rarl.accuracy.n == 120
-    assert rarl.accuracy.mean == pytest.approx(100 * np.mean(pooled))
+    pooled, other = (
+        [
+            one.rewards["correct"]
+            for seed in (0, 1)
+            for one in replies(comparison, f"{m}-{seed}", "seen")
+        ]
+        for m in ("rarl", "sft")
+    )
+    assert rarl.means["accuracy"].n == 120
+    assert rarl.means["accuracy"].mean == pytest.approx(100 * np.mean(pooled))
     assert sft.lead.mean == pytest.approx(100 * (np.mean(pooled) - np.mean(other)))
     assert rarl.lead is None
     assert any(note.startswith("rl-0: ") for note in report.notes)
@@ -84,30 +102,41 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     twice = make_tables(gather(tmp_path))[0].row("same")
     alone = make_tables(gather(tmp_path / "alone/run"))[0].row("trained")
     assert twice and alone
-    assert (twice.accuracy.n, alone.accuracy.n) == (120, 60)
-    assert (twice.accuracy.low, twice.accuracy.high) == pytest.approx(
-        (alone.accuracy.low, alone.accuracy.high)
-    )
+    both, one_seed = twice.means["accuracy"], alone.means["accuracy"]
+    assert (both.n, one_seed.n) == (120, 60)
+    assert (both.low, both.high) == pytest.approx((one_seed.low, one_seed.high))
 
 
 def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:
     folder = tmp_path / "mine"
-    write_run(folder, data, 0.75)
-    evaluation = folder / "evaluation"
-    for suffix in (
-        "seen-none",
-        "seen-text",
-        "vqa",
-        "vqa-none",
-        "vqa-samples4",
-        "vqa-judged-by-gpt",
-    ):
-        (evaluation / f"trained-{suffix}.parquet").write_bytes(
-            (evaluation / "trained-seen.parquet").read_bytes()
-        )
-    assert gather(folder).data_sets == ["seen", "unseen", "vqa"]
+    config = load_config(write_run(folder, data, 0.75).config)
+    measured = replies(tmp_path, "mine", "seen")
+    own = own_measurement(config, "trained", "vqa")
+    other_ways = ({"prompt": "none"}, {"control": "text"}, {"samples": 4}, {"judge": "gpt"})
+    # "seen-2" is what an error message advises; "ct-text" ends as a control is called
+    for name in ("vqa", "seen-2", "ct-text", "vqa/50 %=x"):
+        write_measurement(folder / "evaluation", replace(own, data=name), measured)
+    for changes in other_ways:
+        key = replace(own, data="asked-otherwise", **changes)
+        write_measurement(folder / "evaluation", key, measured)
+    later = ["ct-text", "seen-2", "vqa", "vqa/50 %=x"]
+    assert gather(folder).data_sets == ["seen", "unseen", *later]
+    page = write_report(folder).read_text()
+    assert all(f"<h3>{name} " in page for name in later)
+    assert "asked-otherwise" not in page
+
+
+def test_what_an_earlier_version_measured_is_an_error_that_says_what_to_do(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    run_dir = write_run(tmp_path / "mine", data, 0.75)
+    shutil.rmtree(run_dir.path / "evaluation")
+    (run_dir.path / "evaluation").mkdir()
+    (run_dir.path / "evaluation/trained-seen.parquet").write_bytes(b"")
+    with pytest.raises(UserError, match=r"an earlier version of RARL.*`rarl eval .*mine` measures"):
+        write_report(run_dir.path)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +163,7 @@ def test_a_run_without_measurement_is_an_error(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:
     run_dir = write_run(tmp_path / "mine", data, 0.5)
-    for path in (run_dir.path / "evaluation").iterdir():
-        path.unlink()
+    shutil.rmtree(run_dir.path / "evaluation")
     with pytest.raises(UserError, match=r"no measurement in evaluation/ yet; finish the run"):
         write_report(run_dir.path)
 
@@ -160,8 +188,8 @@ def test_failures_come_first_then_where_models_differ_and_data_sets_take_turns(
     assert len(chosen) == 105
 
     def kind(one: Any) -> int:
-        own = [reply.correct for reply in one.replies if reply]
-        return 0 if not one.replies[best].correct else 1 if len(set(own)) > 1 else 2
+        own = [reply.rewards["correct"] for reply in one.replies if reply]
+        return 0 if not one.replies[best].rewards["correct"] else 1 if len(set(own)) > 1 else 2
 
     kinds = [kind(one) for one in chosen]
     assert kinds == sorted(kinds)
@@ -220,11 +248,32 @@ def test_data_cards_count_what_is_in_the_files(
         60,
     )
     closed = [e.answer for e in data["seen"] if e.answer_type == "closed"]
-    assert {what: count for what, count, _ in seen.answers["closed"]} == {
+    assert {what: count for what, count, _ in seen.shares["Answers, closed"]} == {
         answer: closed.count(answer) for answer in set(closed)
     }
     assert (seen.skipped_rows, seen.skipped) == (1, ["row 3: the question is empty"])
     assert "no such Parquet file" in unseen.fault
+
+
+def test_seconds_include_the_checkpoints(tmp_path: Path, data: dict[str, list[Example]]) -> None:
+    write_run(tmp_path / "alone", data, 0.8)
+    chart = curves(gather(tmp_path / "alone"))[-1]
+    assert "save" in dict(chart.legend) and "save: mean 0.2" in chart.about
+    for seed in (0, 1):
+        write_run(tmp_path / f"several/rl-{seed}", data, 0.8, seed)
+    chart = curves(gather(tmp_path / "several"))[-1]
+    assert "save" in dict(chart.legend)
+    assert chart.about == "Seconds per phase: rl 1.4"
+
+
+def test_a_new_field_of_an_example_is_on_its_card() -> None:
+    @dataclass(frozen=True)
+    class Sided(Example):
+        laterality: str | None = None
+
+    asked = Sided("e", b"", "i", "q", "yes", "closed", modality="CT", laterality="left")
+    shown = entry(Asked("d", [reply_to(asked, "yes")]), {("d", "i"): "0"}, 100)
+    assert shown["facts"] == {"modality": "CT", "laterality": "left"}
 
 
 def test_the_same_run_gives_the_same_file(tmp_path: Path, data: dict[str, list[Example]]) -> None:
@@ -241,15 +290,13 @@ def noisy(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_picture_keeps_within_its_bytes_and_256_pixels() -> None:
-    for limit in (48_000, 8_000, 1_500):
-        url = thumbnail(noisy(0), limit)
-        assert url is not None
-        encoded = base64.b64decode(url.partition(",")[2])
-        assert len(encoded) <= limit
-        assert max(Image.open(io.BytesIO(encoded)).size) <= 256
-    assert thumbnail(b"no picture", 1000) is None
-    assert byte_limit(500) * 500 * 4 / 3 < 10e6
+def test_a_picture_keeps_within_its_bytes_and_192_pixels() -> None:
+    url = thumbnail(noisy(0))
+    assert url is not None and url.startswith("data:image/webp;base64,")
+    encoded = base64.b64decode(url.partition(",")[2])
+    assert len(encoded) * 500 * 4 / 3 < 11e6
+    assert max(Image.open(io.BytesIO(encoded)).size) <= 192
+    assert thumbnail(b"no picture") is None
 
 
 @pytest.mark.slow
@@ -263,13 +310,15 @@ def test_500_large_noisy_photographs_stay_below_15_mb(tmp_path: Path) -> None:
         for i in range(500)
     ]
     run_dir = write_run(tmp_path / "mine", {"photographs": examples}, 0.5)
+    config = load_config(run_dir.config)
+
+    def wordy(sample: Sample) -> Sample:
+        reply = f"<think>{text}</think><answer>{sample.reply.answer}</answer>"
+        return reply_to(sample.example, None, {"reasoning": 0.5}, text=reply)
+
     for label in ("base", "trained"):
-        path = run_dir.path / "evaluation" / f"{label}-photographs.parquet"
-        spoil(
-            path,
-            lambda p: {"reply": f"<think>{text}</think><answer>{p.answer}</answer>"},
-            range(500),
-        )
+        key = own_measurement(config, label, "photographs")
+        spoil(run_dir.path / "evaluation", key, wordy, range(500))
     path = write_report(run_dir.path)
     page = path.read_text()
     assert page.count("data:image/") == 500

@@ -11,6 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from rarl.evaluation.report import write_report
+from rarl.samples import Sample
 from tests.report_page import Page, start_browser
 from tests.report_runs import HOSTILE, draw_data, replies, write_comparison
 
@@ -34,6 +35,10 @@ def path(comparison: Path) -> Path:
     return write_report(comparison)
 
 
+def right(sample: Sample) -> bool:
+    return bool(sample.rewards["correct"])
+
+
 def test_filters_leave_exactly_what_they_say(
     browser: webdriver.Chrome, path: Path, comparison: Path
 ) -> None:
@@ -46,19 +51,19 @@ def test_filters_leave_exactly_what_they_say(
     page.choose("data", "unseen")
     assert page.matches() == 45
     page.choose("outcome", "wrong")
-    assert page.matches() == sum(not p.correct for p in rarl[60:])
+    assert page.matches() == sum(not right(p) for p in rarl[60:])
     page.choose("model", "sft")
-    assert page.matches() == sum(not p.correct for p in sft[60:])
+    assert page.matches() == sum(not right(p) for p in sft[60:])
     page.choose("pair", "rarl ≠ sft")
     assert page.matches() == sum(
-        r.correct and not s.correct for r, s in zip(rarl[60:], sft[60:], strict=True)
+        right(r) and not right(s) for r, s in zip(rarl[60:], sft[60:], strict=True)
     )
     page.clear()
     assert page.matches() == 105
     page.choose("type", "closed")
-    assert page.matches() == sum(p.answer_type == "closed" for p in rarl)
+    assert page.matches() == sum(p.example.answer_type == "closed" for p in rarl)
     page.choose("outcome", "right")
-    assert page.matches() == sum(p.answer_type == "closed" and p.correct for p in rarl)
+    assert page.matches() == sum(p.example.answer_type == "closed" and right(p) for p in rarl)
     assert page.text("#match-count").startswith(f"{page.matches()} of 105 examples match")
     assert page.show_all() == page.matches()
 
@@ -68,9 +73,9 @@ def test_search_reads_questions_and_replies(
 ) -> None:
     page = Page(browser, path)
     asked = [*replies(comparison, "sft-0", "seen"), *replies(comparison, "sft-0", "unseen")]
-    question = asked[0].question
+    question = asked[0].example.question
     page.search(question.upper())
-    assert page.matches() == sum(p.question == question for p in asked) > 0
+    assert page.matches() == sum(p.example.question == question for p in asked) > 0
     page.search("onerror")
     assert page.matches() == 2
     page.search("nowhere to be found")
@@ -91,12 +96,8 @@ def test_hostile_text_is_shown_and_does_nothing(browser: webdriver.Chrome, path:
     assert "This judge is unfit for rewards: position: 9 points <b>apart</b>" in page.text(
         "header .warning"
     )
-    assert (
-        page.run(
-            "return document.querySelectorAll('img[src=x], .warning b, #examples-data + :not(script)').length"
-        )
-        == 0
-    )
+    smuggled = "img[src=x], .warning b, #examples-data + :not(script)"
+    assert page.run(f"return document.querySelectorAll('{smuggled}').length") == 0
     assert browser.title == f"{path.parent.name} – RARL report"
     assert browser.get_log("browser") == []
 
@@ -117,7 +118,8 @@ def test_the_page_fits_its_width_and_fetches_nothing(
 CONTRASTS = """
 const channel = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
 const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * channel(c[i] / 255), 0);
+const weights = [0.2126, 0.7152, 0.0722];
+const light = (c) => weights.reduce((sum, w, i) => sum + w * channel(c[i] / 255), 0);
 const behind = (e) => {
   for (; e; e = e.parentElement) {
     const c = parse(getComputedStyle(e).backgroundColor);

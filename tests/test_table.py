@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import binomtest
 
-from rarl.evaluation.prediction import Prediction, save_predictions
-from rarl.evaluation.table import Line, data_table, write_tables
+from rarl.evaluation.measurements import Measurement
+from rarl.evaluation.results import Line, compare_lines, comparison_table, write_tables
+from tests.records import example, reply_to, write_measurement
 
 MODELS = {"sft": "SFT", "rarl": "RARL", "alone": "RARL & answer alone"}
-
-
-def prediction(
-    index: int, right: bool, reasoning: float | None, wording: str, seed: int
-) -> Prediction:
-    return Prediction(
-        example_id=f"{index}",
-        image_id=f"image-{index // 2}",
-        answer_type="closed",
-        question=f"question of seed {seed}",
-        reference="yes",
-        wording=wording,
-        reply="reply",
-        answer="yes" if right else "no",
-        well_formed=True,
-        correct=right,
-        completion_tokens=5,
-        reasoning=reasoning,
-    )
 
 
 @pytest.fixture
@@ -40,7 +24,7 @@ def lines(tmp_path: Path) -> list[Line]:
     answer alone three."""
     made = []
     for name, right, reasoning in (("sft", 3, 0.6), ("rarl", 4, 0.8), ("alone", 3, None)):
-        wording, suffix = ("none/0", "-none") if name == "alone" else ("reason/0", "")
+        prompt = "none" if name == "alone" else "reason"
         folders = {
             seed: tmp_path / f"{'rarl' if name == 'alone' else name}-{seed}/evaluation"
             for seed in (0, 1)
@@ -50,49 +34,76 @@ def lines(tmp_path: Path) -> list[Line]:
                 ("base", 2, reasoning and 0.2),
                 ("trained", right, reasoning),
             ):
-                replies = [prediction(i, i % 4 < of_four, score, wording, seed) for i in range(40)]
-                save_predictions(replies, folder / f"{label}-here{suffix}.parquet")
-        made.append(Line(name, MODELS[name], folders, suffix))
+                replies = [
+                    reply_to(
+                        example(i, image_id=f"image-{i // 2}", question=f"question of seed {seed}"),
+                        "yes" if i % 4 < of_four else "no",
+                        {"reasoning": score, "well_formed": True},
+                        f"{prompt}/0",
+                    )
+                    for i in range(40)
+                ]
+                write_measurement(folder, Measurement(label, "here", prompt), replies)
+        made.append(Line(MODELS[name], folders, prompt))
     return made
 
 
+def tables(
+    lines: list[Line], data_set: str = "here"
+) -> tuple[dict[tuple[str, str], dict[Any, Any]], dict[str, dict[Any, Any]], dict[str, Any]]:
+    """Means by model and metric, leads by model, and the lines of the table as readers see it."""
+    means, leads = (one.to_dict("records") for one in compare_lines(lines, [data_set], "RARL"))
+    table = comparison_table(means, leads)
+    return (
+        {(row["model"], row["metric"]): row for row in means},
+        {row["against"]: row for row in leads},
+        {str(row[""]): row for row in table.to_dict("records")} if means else {},
+    )
+
+
 def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]) -> None:
-    table = data_table(lines, "here", "rarl")
-    assert table is not None
-    assert [row.title for row in table.rows] == [
+    means, _, table = tables(lines)
+    assert list(table) == [
         "base (reason)",
         "base (none)",
         "SFT",
         "RARL",
         "RARL & answer alone",
     ]
-    assert [row.n for row in table.rows] == [80] * 5
-    titles = [column.title for column in table.columns]
-    assert titles == ["accuracy", "closed", "reasoning", "well formed", "tokens"], (
-        "columns without values are left out"
-    )
-    means = {row.title: [cell and round(cell.mean, 6) for cell in row.cells] for row in table.rows}
-    assert means["base (reason)"] == [50.0, 50.0, 20.0, 100.0, 5.0]
-    assert means["SFT"] == [75.0, 75.0, 60.0, 100.0, 5.0]
-    assert means["RARL & answer alone"] == [75.0, 75.0, None, 100.0, 5.0]
-    assert [row.by_seed for row in table.rows][2] == "0: 75.0 / 60.0; 1: 75.0 / 60.0"
+    assert [row["n"] for row in table.values()] == ["80"] * 5
+    titles = ["accuracy", "closed", "reasoning", "well formed", "tokens"]
+    rest = ["by seed", "RARL − this", "won / lost", "p"]
+    assert list(table["SFT"]) == ["", "n", *titles, *rest], "columns without values are left out"
+    names = ("accuracy", "closed", "reasoning", "format", "completion_tokens")
+    found = {
+        model: [
+            round(means[model, name]["mean"], 6) if (model, name) in means else None
+            for name in names
+        ]
+        for model in table
+    }
+    assert found["base (reason)"] == [0.5, 0.5, 0.2, 1.0, 5.0]
+    assert found["SFT"] == [0.75, 0.75, 0.6, 1.0, 5.0]
+    assert found["RARL & answer alone"] == [0.75, 0.75, None, 1.0, 5.0]
+    assert table["RARL & answer alone"]["reasoning"] == "–"
+    assert table["SFT"]["reasoning"].startswith("60.0 [")
+    assert table["SFT"]["tokens"] == "5.0 [5.0, 5.0]"
+    assert table["SFT"]["by seed"] == "0: 75.0 / 60.0; 1: 75.0 / 60.0"
 
 
 def test_the_lead_is_paired_with_mcnemars_test(lines: list[Line]) -> None:
-    table = data_table(lines, "here", "rarl")
-    assert table is not None
-    leads = {row.title: row.lead for row in table.rows}
-    assert leads["RARL"] is None
+    _, leads, _ = tables(lines)
+    assert "RARL" not in leads
     sft, base = leads["SFT"], leads["base (reason)"]
-    assert sft is not None and base is not None
-    assert (sft.points, sft.won, sft.lost) == (25.0, 20, 0)
-    assert sft.p == pytest.approx(binomtest(0, 20, 0.5).pvalue)
-    assert (base.points, base.won, base.lost) == (50.0, 40, 0)
+    assert (sft["points"], sft["won"], sft["lost"]) == (25.0, 20, 0)
+    assert sft["p"] == pytest.approx(binomtest(0, 20, 0.5).pvalue)
+    assert (base["points"], base["won"], base["lost"]) == (50.0, 40, 0)
 
 
 def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> None:
-    write_tables(tmp_path, "rarl compare x.yaml", lines, ["here", "not-measured-yet"], "rarl")
-    text = (tmp_path / "results.md").read_text()
+    found = compare_lines(lines, ["here", "not-measured-yet"], "RARL")
+    write_tables(tmp_path, "rarl compare x.yaml", *found)
+    text = re.sub(" +", " ", (tmp_path / "results.md").read_text())
     assert "`rarl compare x.yaml`" in text and "## here" in text and "not-measured-yet" not in text
     [row] = [line for line in text.splitlines() if line.startswith("| SFT |")]
     assert "| +25.0 [" in row and row.endswith("| 20 / 0 | < 0.001 |")
@@ -100,6 +111,8 @@ def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> 
         rows = list(csv.DictReader(file))
     [cell] = [r for r in rows if r["model"] == "SFT" and r["metric"] == "reasoning"]
     assert (cell["data_set"], cell["mean"]) == ("here", "60.0")
+    [lead] = [r for r in rows if r["model"] == "SFT" and r["metric"] == "RARL - this"]
+    assert (lead["mean"], lead["won"], lead["lost"]) == ("25.0", "20", "0")
     latex = (tmp_path / "results.tex").read_text()
     assert latex.startswith("\\begin{tabular}{lrr}") and "RARL \\& answer alone & 75.0" in latex
     assert latex.count("\\\\") == 2 + 5
@@ -108,9 +121,13 @@ def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> 
 def test_a_table_is_made_of_what_is_there(lines: list[Line]) -> None:
     shutil.rmtree(lines[0].folders[1])
     shutil.rmtree(lines[1].folders[0])
-    table = data_table(lines, "here", "rarl")
-    assert table is not None
-    by_title = {row.title: row for row in table.rows}
-    assert (by_title["SFT"].n, by_title["SFT"].by_seed) == (40, "0: 75.0 / 60.0")
-    assert by_title["SFT"].lead is None, "no seed that both have"
-    assert data_table(lines, "elsewhere", "rarl") is None
+    _, leads, table = tables(lines)
+    assert (table["SFT"]["n"], table["SFT"]["by seed"]) == ("40", "0: 75.0 / 60.0")
+    assert "SFT" not in leads and table["SFT"]["p"] == "", "no seed that both have"
+    assert tables(lines, "elsewhere") == ({}, {}, {})
+
+
+def test_a_measurement_that_was_interrupted_is_not_shown(lines: list[Line]) -> None:
+    for marker in lines[0].folders[1].rglob("_SUCCESS"):
+        marker.unlink()
+    assert tables(lines)[2]["SFT"]["n"] == "40"

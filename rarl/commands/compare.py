@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,8 +20,14 @@ from pydantic import Field, ValidationError, model_validator
 from rarl.commands.resolve import find_data
 from rarl.config import Config, Section, describe, load_config, read_yaml
 from rarl.errors import UserError
-from rarl.evaluation.measurements import Way
-from rarl.evaluation.table import Line, write_tables
+from rarl.evaluation.measurements import (
+    FINISHED,
+    Measurement,
+    folder_of,
+    own_measurement,
+    require_readable,
+)
+from rarl.evaluation.results import Line, compare_lines, write_tables
 from rarl.training.run_dir import RunDir, changed_key
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -43,7 +49,8 @@ class ModelEntry(Section):
             raise ValueError("either `recipe` or `measured_as` is needed")
         if (self.measured_as is None) != (self.prompt is None):
             raise ValueError(
-                "`prompt` is for `measured_as`, and needed there; a recipe has its own in prompts.eval"
+                "`prompt` is for `measured_as`, and needed there; a recipe has its own in "
+                "prompts.eval"
             )
         if self.measured_as is not None and self.overrides:
             raise ValueError(
@@ -68,10 +75,8 @@ class Comparison(Section):
     @model_validator(mode="after")
     def names_exist(self) -> Comparison:
         for name, entry in self.models.items():
-            if (
-                entry.measured_as is not None
-                and getattr(self.models.get(entry.measured_as), "recipe", None) is None
-            ):
+            other = self.models.get(entry.measured_as or "")
+            if entry.measured_as is not None and (other is None or other.recipe is None):
                 raise ValueError(
                     f"models.{name}.measured_as: '{entry.measured_as}' is not a model with a recipe"
                 )
@@ -82,8 +87,7 @@ class Comparison(Section):
 
 @dataclass(frozen=True)
 class Task:
-    """One process to run: the arguments of `rarl`, and the files that tell that it is not
-    needed."""
+    """One process to run: the arguments of `rarl`, and the files that tell that it is done."""
 
     title: str
     arguments: list[str]
@@ -91,6 +95,7 @@ class Task:
 
     @property
     def done(self) -> bool:
+        """Whether it need not run."""
         return all(path.is_file() for path in self.makes)
 
 
@@ -104,43 +109,48 @@ class Plan:
     source: Path
     overrides: list[str]
 
-    def folder(self, name: str, seed: int) -> Path:
-        return self.out / f"{self.comparison.models[name].measured_as or name}-{seed}"
+    def trained_as(self, name: str) -> str:
+        """Returns the model whose adapter is asked."""
+        return self.comparison.models[name].measured_as or name
 
-    def config(self, name: str, seed: int) -> Config:
-        """What a model with a recipe is trained with."""
-        return load_config(self.recipe(name), self.training_overrides(name, seed))
+    def folder(self, name: str, seed: int) -> Path:
+        """Returns the run directory."""
+        return self.out / f"{self.trained_as(name)}-{seed}"
 
     def recipe(self, name: str) -> Path:
-        entry = self.comparison.models[self.comparison.models[name].measured_as or name]
-        return self.where / str(entry.recipe)
+        """Returns the recipe that the model is trained by."""
+        return self.where / str(self.comparison.models[self.trained_as(name)].recipe)
+
+    def config(self, name: str, seed: int) -> Config:
+        """Returns what the model is trained with."""
+        return load_config(self.recipe(name), self.training_overrides(name, seed))
 
     def training_overrides(self, name: str, seed: int) -> list[str]:
-        trained_as = self.comparison.models[name].measured_as or name
-        own = self.comparison.models[trained_as].overrides
+        """Returns the model's own overrides, those of the comparison and of the command line, and
+        its run directory and seed."""
+        own = self.comparison.models[self.trained_as(name)].overrides
         fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
         return [*own, *self.comparison.overrides, *self.overrides, *fixed]
 
     def data_sets(self) -> dict[str, str]:
-        """Of the recipes, and further ones: name → what is shown beside it."""
+        """Returns the paths by name: those of the recipes, and further ones."""
         found: dict[str, str] = {}
         for name in self.comparison.models:
             found |= self.config(name, self.comparison.seeds[0]).data.eval
         return found | self.comparison.data
 
-    def suffix(self, name: str) -> str:
-        """The end of the names of the files with this model's replies."""
-        entry = self.comparison.models[name]
-        return Way(prompt=entry.prompt).suffix(
-            self.config(name, self.comparison.seeds[0]).prompts.eval
-        )
+    def key(self, name: str, data: str) -> Measurement:
+        """Returns the key of a model's measurement."""
+        key = own_measurement(self.config(name, self.comparison.seeds[0]), "trained", data)
+        return replace(key, prompt=self.comparison.models[name].prompt or key.prompt)
 
     def tasks(self) -> list[Task]:
-        """Everything, in order: each model's training and measurements, seed by seed."""
+        """Returns everything, in order: each model's training and measurements, seed by seed."""
         pairs = [(name, seed) for name in self.comparison.models for seed in self.comparison.seeds]
         return [task for name, seed in pairs for task in self.tasks_of(name, seed)]
 
     def tasks_of(self, name: str, seed: int) -> list[Task]:
+        """Returns those of one run."""
         entry, folder = self.comparison.models[name], self.folder(name, seed)
         label = f"{entry.title}, seed {seed}"
         tasks = []
@@ -152,9 +162,8 @@ class Plan:
         further = [f"data.eval={json.dumps(self.comparison.data)}", *self.comparison.data_overrides]
         for data, overrides in ((own, []), (self.comparison.data, further)):
             if data:
-                makes = [
-                    folder / f"evaluation/trained-{key}{self.suffix(name)}.parquet" for key in data
-                ]
+                keys = [self.key(name, one) for one in data]
+                makes = [folder_of(folder / "evaluation", key) / FINISHED for key in keys]
                 arguments = ["eval", str(folder), *overrides, *asked]
                 tasks.append(Task(f"{label}: measuring on {', '.join(data)}", arguments, makes))
         return tasks
@@ -169,27 +178,26 @@ class Plan:
                 run_dir = RunDir(self.folder(name, seed))
                 config = self.config(name, seed)
                 find_data("data.train", config.data.train)
-                changed = (
-                    changed_key(run_dir, config)
-                    if run_dir.config.exists() and run_dir.holds_results()
-                    else None
-                )
-                if changed:
+                begun = run_dir.config.exists() and run_dir.holds_results()
+                if begun and (changed := changed_key(run_dir, config)):
                     raise UserError(
-                        f"{run_dir.path}: holds a run of another configuration ({changed}); delete it, or set another "
-                        "`out`"
+                        f"{run_dir.path}: holds a run of another configuration ({changed}); "
+                        "delete it, or set another `out`"
                     )
-
-    def line(self, name: str) -> Line:
-        folders = {seed: self.folder(name, seed) / "evaluation" for seed in self.comparison.seeds}
-        return Line(name, self.comparison.models[name].title, folders, self.suffix(name))
+                require_readable(run_dir.path)
 
     def write(self) -> None:
-        """The tables, of what is finished by now."""
+        """Writes the tables of what is finished by now."""
         overrides = "".join(f" {one}" for one in self.overrides)
-        command = f"rarl compare {self.source}{overrides}"
-        lines = [self.line(name) for name in self.comparison.models]
-        write_tables(self.out, command, lines, list(self.data_sets()), self.comparison.reference)
+        data = list(self.data_sets())
+        lines = []
+        for name, entry in self.comparison.models.items():
+            folders = {one: self.folder(name, one) / "evaluation" for one in self.comparison.seeds}
+            key = self.key(name, "")
+            lines.append(Line(entry.title, folders, key.prompt, key.judge))
+        reference = self.comparison.models[self.comparison.reference].title
+        tables = compare_lines(lines, data, reference)
+        write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables)
 
 
 def read_plan(path: Path, overrides: list[str]) -> Plan:

@@ -1,27 +1,56 @@
-"""What `rarl eval` is asked to measure: a run, a configuration, or any model with or without an
-adapter."""
+"""`rarl eval`: measures a run, a configuration, or any model with or without an adapter, in one way
+or several: another prompt, a control, samples, the likelihood of options."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+from urllib.parse import quote
 
+import numpy as np
 from pydantic import ValidationError
 
+from rarl.collect import Collector
 from rarl.commands.resolve import find_adapter
+from rarl.commands.session import Session, Setup, open_session, resolve
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
-from rarl.data.controls import Control
+from rarl.data.controls import Control, rows_with_other_images
+from rarl.data.parquet import ParquetRows
+from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.measurements import Way
+from rarl.evaluation.measurements import (
+    FINISHED,
+    Exam,
+    Measurement,
+    complete,
+    folder_of,
+    look_up,
+    require_readable,
+)
+from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
+from rarl.evaluation.options import (
+    FOLDER,
+    OptionsKey,
+    missing_options,
+    score_options,
+    summarise_options,
+)
+from rarl.evaluation.results import summary_of
+from rarl.files import write_text
+from rarl.grpo.adapter_folder import read_adapter
+from rarl.prompts import PromptPlan, evaluation_prompts
+from rarl.rollout.sampler import SamplingSettings
+from rarl.samples import Sample
 
 
 @dataclass(frozen=True)
 class Asked:
-    """`made_with` is the configuration of the run; `config` the same with what is asked otherwise.
-    `adapter` is one that no run directory holds."""
+    """What is to be measured. `made_with` is the configuration of the run; `config` is the same
+    with what is asked otherwise. `adapter` is one that no run directory holds."""
 
     config: Config
     made_with: Config
@@ -29,20 +58,19 @@ class Asked:
 
 
 def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> Asked:
-    """`rest` holds data sets and `key=value` overrides. Raises UserError."""
+    """Returns what the arguments of `rarl eval` ask for. `rest` holds data sets and `key=value`
+    overrides. Raises UserError."""
     overrides = [one for one in rest if "=" in one] + judge_overrides(judge)
     data_sets = name_data_sets([one for one in rest if "=" not in one])
     if data_sets:
         overrides.insert(0, f"data.eval={json.dumps(data_sets)}")
     folder = Path(target)
     if (folder / "config.yaml").is_file():
-        made_with = load_config(folder / "config.yaml", [f"run_dir={target}"])
-        return Asked(
-            load_config(folder / "config.yaml", [*overrides, f"run_dir={target}"]), made_with, None
-        )
+        own = [f"run_dir={target}"]
+        made_with = load_config(folder / "config.yaml", own)
+        return Asked(load_config(folder / "config.yaml", [*overrides, *own]), made_with, None)
     if target.endswith((".yaml", ".yml")):
-        own = [f"run_dir={out}"] if out else []
-        config = load_config(target, [*overrides, *own])
+        config = load_config(target, [*overrides, *([f"run_dir={out}"] if out else [])])
         return Asked(config, config, None)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
@@ -54,19 +82,18 @@ def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> A
 def read_model(
     target: str, data_sets: dict[str, str], overrides: list[str], out: Path | None
 ) -> Asked:
-    """MODEL or MODEL+ADAPTER, with defaults for all else."""
+    """Returns the same for MODEL or MODEL+ADAPTER, with defaults for all else."""
     model, _, adapter_path = target.partition("+")
     if not data_sets:
         raise UserError(
-            f"{target}: name the data sets to measure it on, as in `rarl eval {target} data/test.parquet`"
+            f"{target}: name the data sets to measure it on, as in "
+            f"`rarl eval {target} data/test.parquet`"
         )
-    name = "-".join(
-        re.sub(r"[^\w.]+", "-", Path(part).name) for part in (model, adapter_path) if part
-    )
+    parts = [Path(part).name for part in (model, adapter_path) if part]
+    name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
     lora: dict[str, int] = {}
-    adapter = None
-    if adapter_path:
-        adapter = find_adapter(adapter_path)
+    adapter = find_adapter(adapter_path) if adapter_path else None
+    if adapter:
         held = json.loads((adapter / "adapter_config.json").read_text())
         lora = {"rank": held["r"], "alpha": held["lora_alpha"]}
     tree: dict[str, object] = {
@@ -80,21 +107,22 @@ def read_model(
 
 
 def read_judge(rest: list[str]) -> JudgeConfig:
-    """The judge of a configuration, or the rules, with `judge.…=…` overrides. Raises UserError."""
+    """Returns the judge of a configuration, or the rules, with `judge.…=…` overrides. Raises
+    UserError."""
     files = [one for one in rest if "=" not in one]
     overrides = [one for one in rest if "=" in one]
     if len(files) > 1:
         raise UserError(f"{files[1]}: one configuration at a time")
     if files:
-        return load_config(
-            Path(files[0]) / "config.yaml" if Path(files[0]).is_dir() else files[0], overrides
-        ).judge
+        path = Path(files[0])
+        return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
     # never read
     tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": "."}}
     return validated(tree, overrides).judge
 
 
 def validated(tree: dict[str, object], overrides: list[str]) -> Config:
+    """Returns the configuration. Raises UserError."""
     for override in overrides:
         apply_override(tree, override)
     try:
@@ -104,16 +132,16 @@ def validated(tree: dict[str, object], overrides: list[str]) -> Config:
 
 
 def name_data_sets(paths: list[str]) -> dict[str, str]:
-    """A name for each: the file's, with the folder's where the file is called as a split, and a
-    number where two would be called the same."""
+    """Returns the paths by name: the file's, with the folder's if the file is called as a split,
+    and with a number if two would be called the same."""
     names: dict[str, str] = {}
     for text in paths:
+        path = Path(text)
+        name = path.stem
         if IMPORT_PATH.match(text):
             name = text.split(":")[1].removeprefix("write_").replace("_", "-")
-        else:
-            path = Path(text)
-            is_split = path.stem in ("train", "test", "validation", "val")
-            name = f"{path.parent.name}-{path.stem}" if is_split else path.stem
+        elif name in ("train", "test", "validation", "val"):
+            name = f"{path.parent.name}-{name}"
         number, unique = 2, name
         while unique in names:
             unique, number = f"{name}-{number}", number + 1
@@ -122,8 +150,8 @@ def name_data_sets(paths: list[str]) -> dict[str, str]:
 
 
 def judge_overrides(judge: str) -> list[str]:
-    """`rules`, an OpenAI-compatible server's URL (ending in /v1), or that of RARL's own Serve
-    application."""
+    """Returns the overrides for `rules`, for an OpenAI-compatible server's URL (ending in /v1), or
+    for that of RARL's own Serve application."""
     if not judge:
         return []
     if judge == "rules":
@@ -132,22 +160,203 @@ def judge_overrides(judge: str) -> list[str]:
     return [f"judge.backend={backend}", f"judge.url={judge}", "judge.evaluate=true"]
 
 
+@dataclass(frozen=True)
+class Way:
+    """One way to measure. `prompt` is a family, None the run's own; several `samples` are drawn at
+    the temperature of training; `options` asks for the likelihood of the options instead of
+    replies."""
+
+    prompt: str | None = None
+    control: Control | None = None
+    samples: int = 1
+    options: bool = False
+
+    @property
+    def described(self) -> str:
+        """The way in brackets, or nothing."""
+        words = [f"prompt {self.prompt}"] if self.prompt else []
+        words += [f"control {self.control}"] if self.control else []
+        words += [f"{self.samples} samples"] if self.samples > 1 else []
+        return f" ({', '.join(words)})" if words else ""
+
+    def suffix(self, own_prompt: str) -> str:
+        """Returns the end of its summary's name: nothing for the run's own measurement."""
+        parts = [
+            self.prompt if self.prompt != own_prompt else None,
+            self.control,
+            f"samples{self.samples}" if self.samples > 1 else None,
+            "options" if self.options else None,
+        ]
+        return "".join(f"-{part}" for part in parts if part)
+
+
 def ways_to_measure(prompts: str, controls: str, samples: int, options: bool) -> list[Way]:
-    """Every prompt with the image and with every control; the samples and the options once for each
-    prompt."""
+    """Returns every prompt with the image and with every control, and the samples and the options
+    once for each prompt. Raises UserError for an unknown control."""
     families = [one.strip() for one in prompts.split(",")] if prompts else [None]
     wanted = [one.strip() for one in controls.split(",")] if controls else []
+    known = get_args(Control)
     for one in wanted:
-        if one not in get_args(Control):
-            raise UserError(f"--control {one}: unknown; known are {', '.join(get_args(Control))}")
+        if one not in known:
+            raise UserError(f"--control {one}: unknown; known are {', '.join(known)}")
     ways = [Way(prompt=family) for family in families]
     for family in families:
-        ways += [
-            Way(prompt=family, control=control)
-            for control in get_args(Control)
-            if control in wanted
-        ]
+        ways += [Way(prompt=family, control=one) for one in known if one in wanted]
         ways += [Way(prompt=family, samples=samples)] if samples > 1 else []
-    if options:
-        ways.append(Way(prompt="none", options=True))
-    return ways
+    return [*ways, Way(prompt="none", options=True)] if options else ways
+
+
+def evaluate_only(
+    config: Config,
+    made_with: Config,
+    ways: list[Way],
+    display: Display,
+    adapter: Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Measures the base model of a configuration, and the run directory's adapter, or else
+    `adapter`, if there is one. `made_with` is the run's configuration; `config` may have other
+    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its suffix, and
+    writes it beside the replies. Engines start only if replies are missing."""
+    ways = [replace(way, prompt=way.prompt or config.prompts.eval) for way in ways]
+    for way in ways:
+        prompts_of(config, way)  # an unknown family is an error now, not after the engines' start
+    setup = resolve(config, made_with)
+    try:
+        require_readable(setup.run_dir.path)
+    except UserError as error:
+        display.note(str(error))
+    trained = setup.run_dir.adapter if setup.run_dir.adapter.is_dir() else adapter
+    models = ["base"] if trained is None else ["base", "trained"]
+    # What is missing is known only once the data are checked, which needs no engines: if all seems
+    # to be there, it is looked up without them first.
+    for engines in [True] if not all(begun(setup, one, models) for one in ways) else [False, True]:
+        with open_session(setup, display, setup.eval_data, engines=engines) as live:
+            if live.pool is None and any(lacks(setup, live, way, models) for way in ways):
+                continue
+            if live.pool is not None and trained is not None:
+                live.pool.publish(config.train.steps, *read_adapter(trained))
+            return measure_ways(setup, live, ways, models, display)
+    raise AssertionError("with engines everything can be measured")
+
+
+def measure_ways(
+    setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str], display: Display
+) -> dict[str, dict[str, Any]]:
+    """Returns the summaries by suffix, and writes them."""
+    summaries = {}
+    skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
+    for way in ways:
+        suffix = way.suffix(setup.own_prompt)
+        if setup.judge != setup.own_judge and not way.options:
+            suffix += f"-judged-by-{quote(setup.judge, safe='')}"
+        if way.options:
+            summary = measure_options(setup, live, models, display, way)
+        else:
+            replies = {one: measure_all(setup, live, one, display, way) for one in models}
+            summary = summary_of(replies["base"], replies.get("trained", {}), skipped)
+        path = setup.evaluation / f"summary{suffix}.json"
+        write_text(path, json.dumps(summary, indent=2) + "\n")
+        summaries[suffix] = summary
+    return summaries
+
+
+def begun(setup: Setup, way: Way, models: Sequence[str]) -> bool:
+    """Tells whether all that a way asks for seems to be on disk, under whichever judge."""
+    for model in models:
+        for name in setup.eval_data:
+            folders = [folder_of(setup.evaluation / FOLDER, OptionsKey(model, name))]
+            if not way.options:
+                folder = folder_of(setup.evaluation, key_of(setup, model, name, way))
+                folders = list(folder.parent.glob("judge=*"))
+            if not any((one / FINISHED).exists() for one in folders):
+                return False
+    return True
+
+
+def lacks(setup: Setup, live: Session, way: Way, models: Sequence[str]) -> bool:
+    """Tells whether engines are needed for a way."""
+    for model in models:
+        for name in setup.eval_data:
+            exam = exam_of(setup, live, name, way)
+            missing = (
+                missing_options(OptionsKey(model, name), setup.evaluation, exam)
+                if way.options
+                else look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
+            )
+            if missing:
+                return True
+    return False
+
+
+def measure_all(
+    setup: Setup, live: Session, model: str, display: Display, way: Way | None = None
+) -> dict[str, list[Sample]]:
+    """Returns the replies of "base" or "trained" by data set, from disk as far as they are there.
+    The adapter is the one that the engines hold."""
+    way = way or Way()
+    collector = None
+    if live.pool is not None:
+        longest = setup.config.rollout.max_model_length
+        path, judge = setup.model_path, live.judge
+        collector = Collector(live.pool, GRADES, GRADE_SETTINGS, judge, path, longest)
+    replies = {}
+    for name in setup.eval_data:
+        exam = exam_of(setup, live, name, way)
+        progress = look_up(key_of(setup, model, name, way), setup.evaluation, exam)
+        if progress.is_finished:
+            replies[name] = progress.samples
+            continue
+        what = f"measuring {model} on {name}{way.described}"
+        with display.counting(what, len(exam.rows)) as advance:
+            replies[name] = complete(progress, collector, live.judge, advance)
+    return replies
+
+
+def measure_options(
+    setup: Setup, live: Session, models: Sequence[str], display: Display, way: Way
+) -> dict[str, Any]:
+    """Returns what the likelihood of the options says, by model and data set; data sets without
+    options are left out."""
+    summary: dict[str, Any] = {}
+    for model in models:
+        for name in setup.eval_data:
+            exam = exam_of(setup, live, name, way)
+            key, what = OptionsKey(model, name), f"scoring {model}'s options on {name}"
+            with display.counting(what, len(exam.rows)) as advance:
+                scores = score_options(key, setup.evaluation, exam, live.pool, advance)
+            if scores:
+                summary.setdefault(model, {})[name] = summarise_options(scores)
+    return summary
+
+
+def key_of(setup: Setup, model: str, data: str, way: Way) -> Measurement:
+    """Returns the key of a measurement."""
+    prompt = way.prompt or setup.own_prompt
+    return Measurement(model, data, prompt, way.control or "none", way.samples, setup.judge)
+
+
+def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
+    """Returns the data set's checked rows, asked in this way."""
+    config = setup.config
+    rows = live.checked[name].good[: config.evaluation.max_examples]
+    image_rows = None
+    if way.control == "shuffled":
+        image_ids = np.array(ParquetRows(setup.eval_data[name]).column("image_id"))[rows]
+        image_rows = rows[rows_with_other_images(image_ids.tolist(), config.seed)]
+    most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
+    temperature = config.rollout.temperature if way.samples > 1 else 0.0
+    return Exam(
+        setup.preparer(setup.eval_data[name], prompts_of(config, way), way.control == "blank"),
+        rows,
+        SamplingSettings(way.samples, temperature, most),
+        config.seed,
+        image_rows,
+        show_image=way.control != "text",
+    )
+
+
+def prompts_of(config: Config, way: Way) -> PromptPlan:
+    """Returns how the questions are asked. Raises UserError for a family that there is not."""
+    return evaluation_prompts(
+        config.prompts.model_copy(update={"eval": way.prompt or config.prompts.eval})
+    )

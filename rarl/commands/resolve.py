@@ -12,6 +12,7 @@ from rarl.data.mixture import read_mixture
 from rarl.data.parquet import ParquetRows
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
+from rarl.evaluation.measurements import judge_name
 from rarl.files import write_text
 from rarl.judge.client import check_judge
 from rarl.planning.memory import require_memory
@@ -39,6 +40,26 @@ class Setup:
     # What the run directory was made with; `config` may measure it with other data or another
     # judge.
     made_with: Config
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the measurements."""
+        return self.run_dir.path / "evaluation"
+
+    @property
+    def own_prompt(self) -> str:
+        """The family of wordings that the run was made to be measured with."""
+        return self.made_with.prompts.eval
+
+    @property
+    def judge(self) -> str:
+        """The judge's name in the keys of measurements."""
+        return judge_name(self.config.judge, self.made_with.judge)
+
+    @property
+    def own_judge(self) -> str:
+        """The name of the judge that the run was made with."""
+        return judge_name(self.made_with.judge, self.made_with.judge)
 
     def preparer(
         self, data_path: str, prompts: PromptPlan, blank: bool = False

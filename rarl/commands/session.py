@@ -27,9 +27,10 @@ _ready_pool: ContextVar[SamplerPool | None] = ContextVar("ready_pool", default=N
 
 @dataclass(frozen=True)
 class Session:
-    """Engines, judge (None: nobody judges the measurements), and the checked rows by data set."""
+    """Engines (None: none were asked for), judge (None: nobody judges the measurements), and the
+    checked rows by data set."""
 
-    pool: SamplerPool
+    pool: SamplerPool | None
     judge: Judge | None
     checked: dict[str, CheckedRows]
 
@@ -47,23 +48,29 @@ def use_pool(pool: SamplerPool) -> Iterator[None]:
 
 @contextmanager
 def open_session(
-    setup: Setup, display: Display, data: dict[str, str], trains: bool = False
+    setup: Setup,
+    display: Display,
+    data: dict[str, str],
+    trains: bool = False,
+    engines: bool = True,
 ) -> Iterator[Session]:
-    """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile."""
+    """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile. Without
+    `engines`, neither they nor anything that feeds them starts."""
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs), ExitStack() as stack:
-        pool = _ready_pool.get()
-        if pool is None:
+        pool = _ready_pool.get() if engines else None
+        if engines and pool is None:
             wait_for_room(setup, display, trains)
             pool = launch_pool(setup)
             stack.callback(pool.stop)
-        _warming = warm_up(setup.model_path)
+        _warming = warm_up(setup.model_path) if engines else None
         if trains:
             # It imports PyTorch, which takes 2 s: a mistake in the configuration need not wait for
             # that, nor a run whose engines are coming up.
             importlib.import_module("rarl.training.driver")
         checked = check_data(setup, display, data)
-        with display.working("starting vLLM"):
-            pool.wait_until_ready()
+        if pool is not None:
+            with display.working("starting vLLM"):
+                pool.wait_until_ready()
         judge = None
         if setup.config.judge.evaluate:
             judge = open_judge(setup.config.judge, setup.run_dir.judge_cache_of(rank=0))

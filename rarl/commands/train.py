@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rarl.commands.evaluate import measure_all
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
 from rarl.config import Config, PromptsConfig
@@ -19,7 +20,7 @@ from rarl.data.order import step_order
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.measurements import measure_all, summary_of
+from rarl.evaluation.results import summary_of
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
@@ -47,10 +48,12 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     ) as live:
         base = measure_all(setup, live, "base", display)
         train_seconds = train(setup, live, display)
+        assert live.pool is not None
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
         trained = measure_all(setup, live, "trained", display)
     seconds = {"train": train_seconds, "total": time.time() - started}
-    summary = summary_of(base, trained, live) | {"seconds": seconds}
+    skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
+    summary = summary_of(base, trained, skipped) | {"seconds": seconds}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -63,6 +66,7 @@ def train(setup: Setup, live: Session, display: Display) -> float:
 
     config, data = setup.config, setup.train_data
     assert data is not None, "what is to be trained is resolved with its training data"
+    assert live.pool is not None, "training asks for engines"
     before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
         return before

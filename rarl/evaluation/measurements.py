@@ -1,229 +1,303 @@
-"""Measuring models on data sets, in one way or several: another prompt, a control, samples, the
-likelihood of options.
+"""What a measurement is, where its replies lie, and how those that are not there yet are made.
 
-Every finished part is on disk, so the same command after an interruption does only what is missing.
+A measurement is a key, and its replies are Parquet files in the folder of that key, one file for
+each finished batch. To continue one is to ask for what is not there.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
-from ray.data import Dataset
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from rarl.commands.session import Session, Setup, open_session, resolve
-from rarl.config import Config
-from rarl.data.controls import Control, rows_with_other_images
+from rarl.collect import Collector
+from rarl.config import Config, JudgeConfig
+from rarl.data.order import sampling_seed
 from rarl.data.parquet import ParquetRows
-from rarl.data.stream import ordered_stream
-from rarl.display import Display
-from rarl.evaluation.options import save_option_scores, score_options, summarise_options
-from rarl.evaluation.predict import Asking, measure
-from rarl.evaluation.prediction import Prediction, load_predictions
-from rarl.evaluation.self_consistency import Sampled, self_consistency
-from rarl.evaluation.summary import difference, summarise
-from rarl.files import write_text
-from rarl.grpo.policy import read_adapter
-from rarl.prompts import PromptPlan, evaluation_prompts
+from rarl.data.stream import PreparerSettings, ordered_stream, unpack
+from rarl.errors import UserError
+from rarl.files import replacing, write_text
+from rarl.judge.candidate import candidate_of
+from rarl.judge.judge import Judge
+from rarl.rollout.sampler import SamplingSettings
+from rarl.samples import Group, Sample, flatten, read_samples, to_table
+from rarl.schema import PreparedExample
+
+REQUESTS_PER_ACTOR = 64  # prompts in flight at a time; vLLM batches them
+JUDGED_AT_ONCE = 256  # replies that were made before
+FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
+Question = tuple[str, str, str]  # id, question, reference answer
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to measure. `prompt` is a family, None the run's own; several `samples` are drawn at
-    the temperature of training; `options` asks for the likelihood of the options instead of
-    replies."""
+class Measurement:
+    """The key of a measurement. `model` is "base" or "trained"; `prompt` is a family of wordings;
+    `control` is "none", "blank", "shuffled" or "text"; `samples` are the replies to each question,
+    greedy if there is one; `judge` is "none", "rules" or a name, see `judge_name`."""
 
-    prompt: str | None = None
-    control: Control | None = None
+    model: str
+    data: str
+    prompt: str
+    control: str = "none"
     samples: int = 1
-    options: bool = False
-
-    def suffix(self, own_prompt: str) -> str:
-        """The end of the names of its files: nothing for the run's own measurement."""
-        parts = [
-            self.prompt if self.prompt != own_prompt else None,
-            self.control,
-            f"samples{self.samples}" if self.samples > 1 else None,
-            "options" if self.options else None,
-        ]
-        return "".join(f"-{part}" for part in parts if part)
+    judge: str = "none"
 
 
-def evaluate_only(
-    config: Config,
-    made_with: Config,
-    ways: list[Way],
-    display: Display,
-    adapter: Path | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Measures the base model of a configuration, and the run directory's adapter, or else
-    `adapter`, where there is one. `made_with` is the run's configuration; `config` may have other
-    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its suffix, and
-    writes it beside the replies."""
-    ways = [replace(way, prompt=way.prompt or config.prompts.eval) for way in ways]
-    for way in ways:
-        prompts_of(config, way)  # an unknown family is an error now, not after the engines' start
-    setup = resolve(config, made_with)
-    trained = setup.run_dir.adapter if setup.run_dir.adapter.is_dir() else adapter
-    summaries = {}
-    with open_session(setup, display, setup.eval_data) as live:
-        if trained is not None:
-            live.pool.publish(config.train.steps, *read_adapter(trained))
-        for way in ways:
-            suffix = way.suffix(setup.own_prompt) + setup.judged
-            summary = measure_options if way.options else measure_both
-            summaries[suffix] = summary(setup, live, way, trained is not None, display)
-            write_text(
-                setup.evaluation / f"summary{suffix}.json",
-                json.dumps(summaries[suffix], indent=2) + "\n",
-            )
-    return summaries
-
-
-def measure_both(
-    setup: Setup, live: Session, way: Way, has_adapter: bool, display: Display
-) -> dict[str, Any]:
-    base = measure_all(setup, live, "base", display, way)
-    trained = measure_all(setup, live, "trained", display, way) if has_adapter else {}
-    return summary_of(base, trained, live)
-
-
-def measure_all(
-    setup: Setup, live: Session, label: str, display: Display, way: Way | None = None
-) -> dict[str, list[Prediction]]:
-    """The predictions of "base" or "trained" by data set, from disk where they are complete. The
-    adapter is the one that the engines hold."""
-    way = way or Way()
-    config = setup.config
-    asking = Asking(
-        max_tokens=config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens,
-        max_model_length=config.rollout.max_model_length,
-        use_adapter=label != "base",
-        samples=way.samples,
-        temperature=config.rollout.temperature if way.samples > 1 else 0.0,
-        seed=config.seed,
-        show_image=way.control != "text",
-    )
-    results = {}
-    for name in setup.eval_data:
-        path = (
-            setup.evaluation / f"{label}-{name}{way.suffix(setup.own_prompt)}{setup.judged}.parquet"
-        )
-        if path.exists():
-            results[name] = load_predictions(path)
-            if live.judge is None or all(
-                p.judge_status in ("scored", "unparsable") for p in results[name]
-            ):
-                continue
-        stream = evaluation_stream(setup, live, name, way)
-        with display.counting(
-            f"measuring {label} on {name}{describe(way)}", stream.count()
-        ) as advance:
-            results[name] = measure(stream, live.pool, asking, live.judge, path, advance)
-    return results
-
-
-def measure_options(
-    setup: Setup, live: Session, way: Way, has_adapter: bool, display: Display
-) -> dict[str, Any]:
-    """By label and data set."""
-    summary: dict[str, Any] = {}
-    for label in ("base", "trained") if has_adapter else ("base",):
-        for name in setup.eval_data:
-            stream = evaluation_stream(setup, live, name, way)
-            with display.counting(
-                f"scoring {label}'s options on {name}", stream.count()
-            ) as advance:
-                scores = score_options(stream, live.pool, label != "base", advance)
-            save_option_scores(
-                scores, setup.evaluation / f"{label}-{name}{way.suffix(setup.own_prompt)}.parquet"
-            )
-            summary.setdefault(label, {})[name] = summarise_options(scores)
-    return summary
-
-
-def evaluation_stream(setup: Setup, live: Session, name: str, way: Way) -> Dataset:
-    """The data set's checked rows, asked in this way. In memory, so that it can be counted before
-    it is read."""
-    rows = live.checked[name].good[: setup.config.evaluation.max_examples]
-    prompts = prompts_of(setup.config, way)
-    preparer = setup.preparer(setup.eval_data[name], prompts, blank=way.control == "blank")
-    image_rows = None
-    if way.control == "shuffled":
-        image_ids = np.array(ParquetRows(setup.eval_data[name]).column("image_id"))[rows]
-        image_rows = rows[rows_with_other_images(image_ids.tolist(), setup.config.seed)]
-    return ordered_stream(preparer, rows, image_rows).materialize()
-
-
-def prompts_of(config: Config, way: Way) -> PromptPlan:
-    """Raises UserError for a family that there is not."""
-    return evaluation_prompts(
-        config.prompts.model_copy(update={"eval": way.prompt or config.prompts.eval})
+def own_measurement(config: Config, model: str, data: str) -> Measurement:
+    """Returns the key of what a run measures by itself, before and after training."""
+    return Measurement(
+        model, data, config.prompts.eval, judge=judge_name(config.judge, config.judge)
     )
 
 
-def describe(way: Way) -> str:
-    words = [
-        f"prompt {way.prompt}" if way.prompt else None,
-        f"control {way.control}" if way.control else None,
-    ]
-    words += [f"{way.samples} samples" if way.samples > 1 else None]
-    known = ", ".join(word for word in words if word)
-    return f" ({known})" if known else ""
+def judge_name(judge: JudgeConfig, own: JudgeConfig) -> str:
+    """Returns the judge's name in a key: its model or its backend, with the address if that is
+    another one than the run's own judge has; "none" if measurements are not judged."""
+    if not judge.evaluate:
+        return "none"
+    name = judge.model or judge.backend
+    return name if judge.backend == "rules" or judge.url == own.url else f"{name}@{judge.url}"
 
 
-def summary_of(
-    base: dict[str, list[Prediction]], trained: dict[str, list[Prediction]], live: Session
-) -> dict[str, Any]:
-    """Where several samples were drawn for a question, the first counts, and `self_consistency`
-    tells of all."""
-    first = {
-        label: {name: first_samples(p) for name, p in of.items()}
-        for label, of in labelled(base, trained)
-    }
-    summary: dict[str, Any] = {
-        "base": {name: summarise(predictions) for name, predictions in first["base"].items()},
-        "trained": {name: summarise(predictions) for name, predictions in first["trained"].items()},
-        "difference": {
-            name: difference(first["base"][name], first["trained"][name]) for name in trained
-        },
-        "skipped_rows": {name: len(rows.bad) for name, rows in live.checked.items()},
-    }
-    for label, of in labelled(base, trained):
-        for name, predictions in of.items():
-            if any(p.sample for p in predictions):
-                summary[label][name]["self_consistency"] = summarise_samples(predictions)
-    return summary
+def folder_of(root: Path, key: Any) -> Path:
+    """Returns the folder of a key, which may be any dataclass: one level for each field, as Hive
+    partitions, with values percent-encoded."""
+    levels = [(one.name, quote(str(getattr(key, one.name)), safe="")) for one in fields(key)]
+    return root.joinpath(*(f"{name}={value}" for name, value in levels))
 
 
-def summarise_samples(predictions: list[Prediction]) -> dict[str, Any]:
-    """The majority's accuracy, the agreement, and what abstaining gains."""
-    questions = []
-    # samples of a question lie together
-    for _, group in groupby(predictions, key=lambda p: p.example_id):
-        replies = list(group)
-        questions.append(
-            Sampled([p.answer for p in replies], replies[0].reference, replies[0].options)
+def finished_measurements(evaluation: Path) -> list[Measurement]:
+    """Returns the keys of all measurements that are complete."""
+    found = []
+    for marker in sorted(
+        evaluation.glob(f"{'/'.join(['*=*'] * len(fields(Measurement)))}/{FINISHED}")
+    ):
+        levels = (part.partition("=") for part in marker.parent.relative_to(evaluation).parts)
+        values: dict[str, Any] = {name: unquote(value) for name, _, value in levels}
+        found.append(Measurement(**values | {"samples": int(values["samples"])}))
+    return found
+
+
+def read_finished(evaluation: Path, key: Measurement) -> list[Sample] | None:
+    """Returns the replies in the order of the questions; None if they are not complete."""
+    folder = folder_of(evaluation, key)
+    if not (folder / FINISHED).exists():
+        return None
+    return [sample for part in parts_of(folder) for sample in read_samples(part)]
+
+
+def require_readable(run: Path) -> None:
+    """Raises UserError if all that `run` holds was measured by an earlier version, which kept each
+    measurement in a file."""
+    evaluation = run / "evaluation"
+    if not finished_measurements(evaluation) and any(evaluation.glob("*.parquet")):
+        raise UserError(
+            f"{run}: was measured by an earlier version of RARL, whose files in evaluation/ are "
+            f"not read any more; `rarl eval {run}` measures again"
         )
-    found = self_consistency(questions)
-    curve = found.abstention
-    return {
-        "n": found.n,
-        "samples": len(predictions) / found.n,
-        "accuracy": found.accuracy,
-        "agreement": found.agreement,
-        "abstention": dict(zip(map(str, curve.coverage), curve.accuracy, strict=True)),
-        "aurc": curve.aurc,
-    }
 
 
-def labelled(base: Any, trained: Any) -> list[tuple[str, dict[str, list[Prediction]]]]:
-    return [("base", base), ("trained", trained)]
+def parts_of(folder: Path) -> list[Path]:
+    """Returns the files of a measurement, in the order of the questions."""
+    return sorted(folder.glob("[0-9]*.parquet"))
 
 
-def first_samples(predictions: list[Prediction]) -> list[Prediction]:
-    return [p for p in predictions if not p.sample]
+def part_path(folder: Path, place: int) -> Path:
+    """Returns the file for the replies to the questions from `place` on."""
+    return folder / f"{place:08d}.parquet"
+
+
+def write_part(path: Path, samples: Sequence[Sample]) -> None:
+    """Writes replies, whole or not at all, with the answer that was read from each as a further
+    column."""
+    answers = pa.array([one.reply.answer for one in samples], pa.string())
+    with replacing(path) as temporary:
+        pq.write_table(to_table(samples).append_column("reply/answer", answers), temporary)
+
+
+def questions_of(samples: Iterable[Sample]) -> list[Question]:
+    """Returns what each reply is about."""
+    return [(one.example.id, one.example.question, one.example.answer) for one in samples]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a measurement asks: a data set's usable rows in order, and how replies are drawn.
+
+    `image_rows` are the rows whose images are shown instead, None for the own ones. Seeds are a
+    function of `seed` and a question's place among the rows.
+    """
+
+    preparer: PreparerSettings
+    rows: NDArray[np.int64]
+    sampling: SamplingSettings
+    seed: int = 0
+    image_rows: NDArray[np.int64] | None = None
+    show_image: bool = True
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """The questions in order, read without their images."""
+        source = ParquetRows(self.preparer.data_path)
+        columns = [source.column(name) for name in ("id", "question", "answer")]
+        return [(columns[0][row], columns[1][row], columns[2][row]) for row in self.rows]
+
+    def places_of(self, stored: Iterable[Question], folder: Path) -> list[int]:
+        """Returns the place of each stored question; if the data repeat one, the n-th is the n-th.
+        Raises UserError for a question that the exam does not have."""
+        free: dict[Question, deque[int]] = defaultdict(deque)
+        for place, question in enumerate(self.questions):
+            free[question].append(place)
+        places = []
+        for question in stored:
+            if not free[question]:
+                raise UserError(
+                    f"{folder}: holds a reply to question '{question[0]}', which the data do not "
+                    "ask in these words: they have changed under the same name; delete that folder "
+                    "to begin anew, or give the data another name"
+                )
+            places.append(free[question].popleft())
+        return places
+
+    def batches(
+        self, places: Sequence[int], size: int
+    ) -> Iterator[tuple[list[int], list[PreparedExample]]]:
+        """Yields the examples at these places, prepared, up to `size` at once that follow each
+        other."""
+        for run in runs_of(places, len(self.rows)):
+            others = None if self.image_rows is None else self.image_rows[run]
+            stream = ordered_stream(self.preparer, self.rows[run], others)
+            for batch in stream.iter_batches(batch_size=size, batch_format="pyarrow"):
+                prepared = unpack(batch)
+                yield run[: len(prepared)], prepared
+                run = run[len(prepared) :]
+
+
+def runs_of(places: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yields ascending places in pieces of at most `most` that follow each other without a gap."""
+    run: list[int] = []
+    for place in places:
+        if run and (place != run[-1] + 1 or len(run) == most):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
+
+
+@dataclass
+class Progress:
+    """How far a measurement is: the groups on disk by place, the files that are to be written once
+    the judge has been asked (with the places that each holds), and the places without replies, for
+    which engines are needed."""
+
+    key: Measurement
+    folder: Path
+    exam: Exam
+    groups: dict[int, Group]
+    waiting: dict[Path, list[int]]
+    missing: list[int]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all replies are there, and judged."""
+        return not self.waiting and not self.missing and (self.folder / FINISHED).exists()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The replies that are there, in the order of the questions."""
+        return flatten(self.groups[place] for place in sorted(self.groups))
+
+
+def look_up(key: Measurement, evaluation: Path, exam: Exam) -> Progress:
+    """Returns what is on disk of a measurement. Replies that lie under another judge count: they
+    are judged anew, and not asked for again. Raises UserError if the questions have changed."""
+    folder = folder_of(evaluation, key)
+    groups: dict[int, Group] = {}
+    waiting: dict[Path, list[int]] = {}
+    for path, part in read_groups(folder, exam).items():
+        groups |= part
+        if key.judge != "none" and any(is_unjudged(one) for one in flatten(part.values())):
+            waiting[path] = list(part)
+    borrowed: dict[int, Group] = {}
+    for other in sorted(folder.parent.glob("judge=*")):
+        for part in read_groups(other, exam).values() if other != folder else ():
+            borrowed |= {
+                place: [replace(one, verdict=None) for one in group]
+                for place, group in part.items()
+                if place not in groups
+            }
+    for run in runs_of(sorted(borrowed), JUDGED_AT_ONCE):
+        waiting[part_path(folder, run[0])] = run
+    groups |= borrowed
+    missing = [place for place in range(len(exam.rows)) if place not in groups]
+    return Progress(key, folder, exam, groups, waiting, missing)
+
+
+def read_groups(folder: Path, exam: Exam) -> dict[Path, dict[int, Group]]:
+    """Returns the groups of each file of a folder by their places in the exam."""
+    parts = {path: in_groups(read_samples(path)) for path in parts_of(folder)}
+    first = [group[0] for groups in parts.values() for group in groups]
+    places = iter(exam.places_of(questions_of(first), folder))
+    return {path: {next(places): group for group in groups} for path, groups in parts.items()}
+
+
+def in_groups(samples: Iterable[Sample]) -> list[Group]:
+    """Returns the replies question by question; those to a question lie together."""
+    groups: list[Group] = []
+    for sample in samples:
+        if sample.number == 0:
+            groups.append([])
+        groups[-1].append(sample)
+    return groups
+
+
+def is_unjudged(sample: Sample) -> bool:
+    """Tells whether no judge has thought about a reply."""
+    return sample.verdict is None or sample.verdict.status == "unreachable"
+
+
+def complete(
+    progress: Progress,
+    collector: Collector | None,
+    judge: Judge | None,
+    advance: Callable[[int], Any],
+) -> list[Sample]:
+    """Makes what is missing, writes it batch by batch, and returns all replies in the order of the
+    questions. `advance(n)` is called for every n questions done. The collector may be None if no
+    reply is missing; the adapter is the one that its samplers hold."""
+    key, exam, groups = progress.key, progress.exam, progress.groups
+    advance(len(groups) - sum(map(len, progress.waiting.values())))
+    for path, places in progress.waiting.items():
+        samples = flatten(groups[place] for place in places)
+        unjudged = [one for one in samples if is_unjudged(one)] if judge is not None else []
+        if judge is not None and unjudged:
+            asked = [candidate_of(one.example, one.prompt, one.rollout.text) for one in unjudged]
+            for sample, verdict in zip(unjudged, judge.score(asked), strict=True):
+                sample.verdict = verdict
+        write_part(path, samples)
+        advance(len(places))
+    if progress.missing:
+        assert collector is not None, "replies are missing, and there is nobody to ask"
+        size = REQUESTS_PER_ACTOR * len(collector.pool.actors)
+        for places, prepared in exam.batches(progress.missing, size):
+            seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
+            new = collector.submit(
+                prepared, seeds, exam.sampling, key.model != "base", exam.show_image
+            ).result()
+            for sample in flatten(new):
+                sample.prepared = None  # pixels and patches
+            groups |= zip(places, new, strict=True)
+            write_part(part_path(progress.folder, places[0]), flatten(new))
+            advance(len(places))
+    write_text(progress.folder / FINISHED, "")
+    return progress.samples

@@ -10,26 +10,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray.data import Dataset
 
-from rarl.data.prepared import PreparedExample
-from rarl.data.stream import unpack
-from rarl.evaluation.summary import Column, means_of
-from rarl.files import replacing
+from rarl.data.parquet import ParquetRows
+from rarl.evaluation.intervals import intervals95
+from rarl.evaluation.measurements import (
+    FINISHED,
+    Exam,
+    folder_of,
+    part_path,
+    parts_of,
+)
+from rarl.files import replacing, write_text
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import ScoreRequest
+from rarl.schema import PreparedExample
 
 END_OF_TURN = "<|im_end|>"
 QUESTIONS_PER_ACTOR = 16
+FOLDER = "options"  # within evaluation/
+
+
+@dataclass(frozen=True)
+class OptionsKey:
+    """The key of such a measurement: "base" or "trained", and the data set."""
+
+    model: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -37,82 +52,117 @@ class OptionScores:
     """Log-likelihoods (nats) of a question's options; `correct` is the position of the reference
     among them."""
 
-    example_id: str
+    id: str
     image_id: str
+    question: str
+    answer: str
     options: list[str]
     logprobs: list[float]
     correct: int
 
     @property
     def chosen_right(self) -> bool:
+        """Whether the reference is the most likely."""
         return max(range(len(self.logprobs)), key=self.logprobs.__getitem__) == self.correct
 
     @property
     def margin(self) -> float:
-        """Nats by which the reference leads the best other option; negative where it does not."""
-        return self.logprobs[self.correct] - max(
-            p for i, p in enumerate(self.logprobs) if i != self.correct
-        )
+        """Nats by which the reference leads the best other option; negative if it does not."""
+        others = [one for place, one in enumerate(self.logprobs) if place != self.correct]
+        return self.logprobs[self.correct] - max(others)
 
     @property
     def probability(self) -> float:
-        """Of the reference, among the options alone."""
+        """The probability of the reference among the options alone."""
         top = max(self.logprobs)
-        return math.exp(self.logprobs[self.correct] - top) / sum(
-            math.exp(p - top) for p in self.logprobs
-        )
+        shares = [math.exp(one - top) for one in self.logprobs]
+        return shares[self.correct] / sum(shares)
 
 
-def options_of(prepared: PreparedExample) -> list[str] | None:
-    """The options that a question can be scored by: its own, or yes and no. None for open
+def options_of(answer: str, options: Sequence[str] | None) -> list[str] | None:
+    """Returns the options that a question can be scored by: its own, or yes and no. None for open
     questions."""
-    example = prepared.example
-    if example.options:
-        return list(example.options)
-    return ["yes", "no"] if is_yes_no(example.answer) else None
+    if options:
+        return list(options)
+    return ["yes", "no"] if is_yes_no(answer) else None
+
+
+def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
+    """Returns the scores on disk by place. Raises UserError if the questions have changed."""
+    rows = [row for part in parts_of(folder) for row in pq.ParquetFile(part).read().to_pylist()]
+    names = [one.name for one in fields(OptionScores)]
+    stored = [OptionScores(**{name: row[name] for name in names}) for row in rows]
+    places = exam.places_of([(one.id, one.question, one.answer) for one in stored], folder)
+    return dict(zip(places, stored, strict=True))
+
+
+def missing_options(key: OptionsKey, evaluation: Path, exam: Exam) -> list[int]:
+    """Returns the places of the questions that have options, and no scores on disk yet."""
+    scores = read_scores(folder_of(evaluation / FOLDER, key), exam)
+    choices = ParquetRows(exam.preparer.data_path).column("options")
+    return [
+        place
+        for place, (row, (_, _, answer)) in enumerate(zip(exam.rows, exam.questions, strict=True))
+        if place not in scores and options_of(answer, choices[row])
+    ]
 
 
 def score_options(
-    stream: Dataset, pool: SamplerPool, use_adapter: bool, advance: Callable[[int], Any]
+    key: OptionsKey,
+    evaluation: Path,
+    exam: Exam,
+    pool: SamplerPool | None,
+    advance: Callable[[int], Any],
 ) -> list[OptionScores]:
-    """One entry for each question of the stream that has options, in its order."""
-    scores: list[OptionScores] = []
-    for batch in stream.iter_batches(
-        batch_size=QUESTIONS_PER_ACTOR * len(pool.actors), batch_format="pyarrow"
-    ):
-        prepared = unpack(batch)
-        asked = [(one, options) for one in prepared if (options := options_of(one))]
-        requests = [
-            ScoreRequest(
-                p.prompt.text,
-                p.pixels,
-                [target_text("answer", "", o) + END_OF_TURN for o in options],
-            )
-            for p, options in asked
-        ]
-        for (one, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
-            example = one.example
-            correct = next(
-                i for i, option in enumerate(options) if same_words(option, example.answer)
-            )
-            scores.append(OptionScores(example.id, example.image_id, options, logprobs, correct))
-        advance(len(prepared))
+    """Scores what is missing, writes it batch by batch, and returns the scores of all questions
+    that have options, in order. The pool may be None if nothing is missing."""
+    folder = folder_of(evaluation / FOLDER, key)
+    scores, missing = read_scores(folder, exam), missing_options(key, evaluation, exam)
+    advance(len(exam.rows) - len(missing))
+    if missing:
+        assert pool is not None, "scores are missing, and there is nobody to ask"
+        for places, prepared in exam.batches(missing, QUESTIONS_PER_ACTOR * len(pool.actors)):
+            new = score_batch(prepared, pool, key.model != "base")
+            rows = [
+                vars(one) | {"margin": one.margin, "probability": one.probability} for one in new
+            ]
+            with replacing(part_path(folder, places[0])) as temporary:
+                pq.write_table(pa.Table.from_pylist(rows), temporary)
+            scores |= zip(places, new, strict=True)
+            advance(len(places))
+    write_text(folder / FINISHED, "")
+    return [scores[place] for place in sorted(scores)]
+
+
+def score_batch(
+    prepared: Sequence[PreparedExample], pool: SamplerPool, use_adapter: bool
+) -> list[OptionScores]:
+    """Returns the scores of questions that all have options."""
+    asked = [(one, options_of(one.example.answer, one.example.options) or []) for one in prepared]
+    requests = []
+    for one, options in asked:
+        replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
+        requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
+    scores = []
+    for (one, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
+        example = one.example
+        right = [same_words(option, example.answer) for option in options].index(True)
+        known = (example.id, example.image_id, example.question, example.answer)
+        scores.append(OptionScores(*known, options, logprobs, right))
     return scores
 
 
-def save_option_scores(scores: Sequence[OptionScores], path: Path) -> None:
-    rows = [vars(one) | {"margin": one.margin, "probability": one.probability} for one in scores]
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
-
-
 def summarise_options(scores: Sequence[OptionScores]) -> dict[str, Any]:
-    """`accuracy` by likelihood, `margin` (nats) and `probability` of the reference, each with n,
-    mean and interval."""
+    """Returns `accuracy` by likelihood, `margin` (nats) and `probability` of the reference, each
+    with n, mean and interval."""
     images = [one.image_id for one in scores]
-    columns: dict[tuple[str, ...], Column] = {
-        ("accuracy",): Column([float(one.chosen_right) for one in scores], images),
-        ("margin",): Column([one.margin for one in scores], images),
-        ("probability",): Column([one.probability for one in scores], images),
+    columns = {
+        "accuracy": [float(one.chosen_right) for one in scores],
+        "margin": [one.margin for one in scores],
+        "probability": [one.probability for one in scores],
     }
-    return {key[0]: mean for key, mean in means_of(columns).items()}
+    intervals = intervals95([(values, images) for values in columns.values()])
+    return {
+        name: {"n": len(values), "mean": math.fsum(values) / len(values), "ci95": list(interval)}
+        for (name, values), interval in zip(columns.items(), intervals, strict=True)
+    }

@@ -24,8 +24,8 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Vote:
-    """`answer` is the majority's first, None where no answer could be read. `agreement` is its
-    votes over all k: a reply without an answer agrees with nothing."""
+    """`answer` is the majority's first, None if no answer could be read. `agreement` is its votes
+    over all k: a reply without an answer agrees with nothing."""
 
     answer: str | None
     agreement: float
@@ -37,7 +37,7 @@ class Abstention:
     """`accuracy[i]` is that of the `coverage[i]` of the questions with the highest agreement, the
     others unanswered. `aurc` is the area under the risk–coverage curve: the mean, over m = 1 … n,
     of the share of wrong answers among the m with the highest agreement (Geifman, Uziel and
-    El-Yaniv 2019). Lower is better; it is at best near 0, and the majority's error rate where
+    El-Yaniv 2019). Lower is better; it is at best near 0, and it is the majority's error rate if
     agreement tells nothing."""
 
     coverage: tuple[float, ...]
@@ -58,26 +58,20 @@ class SelfConsistency:
 
 
 def self_consistency(questions: Sequence[Sampled]) -> SelfConsistency:
-    """Raises ValueError for no questions, or for one without any replies."""
+    """Raises ValueError for no questions, and for one without any replies."""
     votes = tuple(vote(question) for question in questions)
-    curve = abstention([v.agreement for v in votes], [v.correct for v in votes])
-    return SelfConsistency(
-        n=len(votes),
-        accuracy=sum(v.correct for v in votes) / len(votes),
-        agreement=sum(v.agreement for v in votes) / len(votes),
-        abstention=curve,
-        votes=votes,
-    )
+    curve = abstention([one.agreement for one in votes], [one.correct for one in votes])
+    accuracy = sum(one.correct for one in votes) / len(votes)
+    agreement = sum(one.agreement for one in votes) / len(votes)
+    return SelfConsistency(len(votes), accuracy, agreement, curve, votes)
 
 
 def vote(question: Sampled) -> Vote:
-    """The majority among the answers; of equally many votes, the answer that was given first."""
+    """Returns the majority among the answers; of equally many votes, the answer given first."""
     if not question.answers:
         raise ValueError("a question without replies has no majority")
     groups: list[list[str]] = []
-    for answer in question.answers:
-        if answer is None:
-            continue
+    for answer in (one for one in question.answers if one is not None):
         for group in groups:
             if same_answer(group[0], answer, question.reference, question.options):
                 group.append(answer)
@@ -85,36 +79,30 @@ def vote(question: Sampled) -> Vote:
         else:
             groups.append([answer])
     largest = max(groups, key=len, default=[])  # the first of the largest
-    answer = largest[0] if largest else None
-    correct = is_correct(answer, question.reference, question.options)
-    return Vote(answer, len(largest) / len(question.answers), correct)
+    chosen = largest[0] if largest else None
+    correct = is_correct(chosen, question.reference, question.options)
+    return Vote(chosen, len(largest) / len(question.answers), correct)
 
 
 def abstention(agreement: Sequence[float], correct: Sequence[bool]) -> Abstention:
-    """The curve at coverages of 100 %, 90 %, …, 10 %, each of at least one question, rounded up.
-    Questions of equal agreement have no order, so each counts with their mean: the expectation over
-    all orders. Raises ValueError for no questions."""
+    """Returns the curve at coverages of 100 %, 90 %, …, 10 %, each of at least one question,
+    rounded up. Questions of equal agreement have no order, so each counts with their mean: the
+    expectation over all orders. Raises ValueError for no questions."""
     if not correct:
         raise ValueError("no questions to answer")
-    accuracy = accuracy_at(agreement, correct)
+    # the expected accuracy of the m questions with the highest agreement, for m = 1 … n
+    accuracy: list[float] = []
+    right = 0.0
+    ordered = sorted(zip(agreement, correct, strict=True), key=lambda pair: -pair[0])
+    for _, tied in groupby(ordered, key=lambda pair: pair[0]):
+        hits = [hit for _, hit in tied]
+        before, total = len(accuracy), sum(hits)
+        for place in range(1, len(hits) + 1):
+            accuracy.append((right + total * place / len(hits)) / (before + place))
+        right += total
     size = len(accuracy)
     return Abstention(
         coverage=tuple(tenth / 10 for tenth in TENTHS),
         accuracy=tuple(accuracy[-(-size * tenth // 10) - 1] for tenth in TENTHS),
         aurc=1.0 - sum(accuracy) / size,
     )
-
-
-def accuracy_at(agreement: Sequence[float], correct: Sequence[bool]) -> list[float]:
-    """Expected accuracy of the m questions with the highest agreement, for m = 1 … n."""
-    ordered = sorted(zip(agreement, correct, strict=True), key=lambda pair: -pair[0])
-    accuracy: list[float] = []
-    right = 0.0
-    for _, tied in groupby(ordered, key=lambda pair: pair[0]):
-        hits = [hit for _, hit in tied]
-        before, total = len(accuracy), sum(hits)
-        accuracy += [
-            (right + total * (i + 1) / len(hits)) / (before + i + 1) for i in range(len(hits))
-        ]
-        right += total
-    return accuracy

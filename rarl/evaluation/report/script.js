@@ -21,7 +21,7 @@
   const plain = (text) => text.toLowerCase().replace(/\s+/g, " ").trim();
 
   const haystacks = data.examples.map((one) => plain([
-    one.id, one.question, one.reference, one.rationale, one.modality, one.organ, ...(one.options || []),
+    one.id, one.question, one.reference, one.rationale, ...Object.values(one.facts), ...(one.options || []),
     ...one.replies.flatMap((reply) => reply
       ? [reply.answer, reply.thinking, reply.raw, reply.judge && reply.judge.reason] : []),
   ].filter(Boolean).join("\n")));
@@ -50,9 +50,10 @@
 
   function chips(one) {
     const made = element("p", "chips");
-    for (const text of [one.dataSet, one.type, one.modality, one.organ]) {
-      if (text) made.append(element("span", "", text));
-    }
+    // A modality or an organ tells by itself what it is; other fields of the data are named.
+    const facts = Object.entries(one.facts).map(([name, value]) =>
+      ["modality", "organ"].includes(name) ? value : `${name.replaceAll("_", " ")}: ${value}`);
+    for (const text of [one.dataSet, one.type, ...facts]) made.append(element("span", "", text));
     return made;
   }
 
@@ -61,8 +62,8 @@
     if (data.images[one.image]) {
       const image = element("img");
       image.loading = "lazy";
-      image.alt = `Image ${one.imageId}` + (one.modality || one.organ
-        ? ` (${[one.modality, one.organ].filter(Boolean).join(", ")})` : "");
+      const shown = [one.facts.modality, one.facts.organ].filter(Boolean).join(", ");
+      image.alt = `Image ${one.imageId}` + (shown ? ` (${shown})` : "");
       image.src = data.images[one.image];
       frame.append(image);
     } else {
