@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -18,14 +19,19 @@ from rarl.cli import app, run_and_explain
 from rarl.commands.session import use_pool
 from rarl.config import load_config
 from rarl.data.order import StepOrder
+from rarl.data.parquet import ParquetRows
+from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings
 from rarl.distribution import banned_token_ids
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
+from rarl.schema import PreparedExample
 from rarl.training.driver import run_training
-from rarl.training.inputs import LoopInputs
+from rarl.training.grpo import train_grpo
+from rarl.training.inputs import LoopOutcome, TrainInputs
+from rarl.training.learner import Learner
 from rarl.training.run_dir import RunDir, open_run_dir
-from rarl.training.worker import LoopOutcome
+from rarl.training.sft import train_sft
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RARL = str(Path(sys.executable).parent / "rarl")
@@ -117,16 +123,15 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], *parts: str) -
         assert part in done.stderr
 
 
-def train_on(
+def inputs_of(
     pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
-) -> tuple[RunDir, Callable[[], LoopOutcome]]:
-    """A run by the engines of the test session, without measurements before and after."""
+) -> TrainInputs:
+    """Returns what a short run on the engines of the test session is made with."""
     common = [f"run_dir={run}", f"data.train={dataset}", *SHORT]
     config = load_config(REPOSITORY / "configs/demo.yaml", [*common, *overrides])
-    run_dir = open_run_dir(config)
-    inputs = LoopInputs(
+    return TrainInputs(
         config=config,
-        run_dir=run_dir,
+        run_dir=open_run_dir(config),
         model_path=model_path,
         start_adapter=None,
         device="cpu",
@@ -135,9 +140,42 @@ def train_on(
         banned_token_ids=banned_token_ids(processor.tokenizer),
         pool=pool,
     )
-    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+
+
+def train_on(
+    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
+) -> tuple[RunDir, Callable[[], LoopOutcome]]:
+    """A run by Ray Train on the engines of the test session, without measurements before and
+    after."""
+    inputs = inputs_of(pool, run, dataset, model_path, processor, *overrides)
+    order = StepOrder(np.arange(24), inputs.config.train.prompts_per_step, inputs.config.seed)
     preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
-    return run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
+    return inputs.run_dir, lambda: run_training(inputs, order, preparer, lambda: None)
+
+
+def train_here(
+    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
+) -> tuple[RunDir, Callable[[], int]]:
+    """The same run as `train_on` makes, as a function call: no Ray Train, no Ray Data."""
+    inputs = inputs_of(pool, run, dataset, model_path, processor, *overrides)
+    loop = train_sft if inputs.config.method == "sft" else train_grpo
+
+    def train() -> int:
+        learner = Learner.load(inputs)
+        return loop(inputs, learner, list_batches(inputs, processor, learner.progress.batches))
+
+    return inputs.run_dir, train
+
+
+def list_batches(
+    inputs: TrainInputs, processor: Any, first: int
+) -> Iterator[tuple[int, list[PreparedExample]]]:
+    """Yields what a train worker's stream of the data has, after the first `first` batches."""
+    config, rows = inputs.config, ParquetRows(inputs.config.data.train)
+    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+    for step in itertools.count(first):
+        examples = rows.read(order.rows_of(step))
+        yield step + 1, [prepare_example(one, processor, plain_prompt()) for one in examples]
 
 
 def command_of(process: psutil.Process) -> str:

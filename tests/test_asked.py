@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rarl.commands.evaluate import Way, name_data_sets, read_target, ways_to_measure
-from rarl.commands.session import require_same_run
+from rarl.commands.resolve import require_same_run
 from rarl.config import load_config
 from rarl.data.controls import blank_image, rows_with_other_images
 from rarl.errors import UserError

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +20,12 @@ import ray
 import yaml
 from ray import serve
 
+from rarl.collect import Collector
 from rarl.config import JudgeConfig
-from rarl.data.stream import PreparerSettings, ordered_stream
+from rarl.data.parquet import ParquetRows
+from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
-from rarl.evaluation.predict import Asking, predict
-from rarl.evaluation.summary import summarise
+from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, candidate_json
@@ -35,6 +35,8 @@ from rarl.judge.judge import JudgeCounts
 from rarl.judge.rubric import judge_messages
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SamplingSettings
+from rarl.samples import flatten
 from rarl.schema import Verdict
 from rarl.training.log import read_metrics
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
@@ -44,7 +46,7 @@ from tests.judge_service import (
     run_judge,
     wait_for_tiny_model,
 )
-from tests.runs import REPOSITORY, command_of, train_on
+from tests.runs import REPOSITORY, command_of, train_here
 
 pytestmark = pytest.mark.slow
 STATUSES = ("scored", "unparsable", "unreachable")
@@ -453,41 +455,39 @@ def test_a_run_waits_for_its_judge_and_is_scored_by_it(
     ]
     for_this_run = (pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     away = [f"judge.url=http://127.0.0.1:{free_port()}", "judge.retries=0"]
-    run_dir, run = train_on(*for_this_run, *away)
+    run_dir, run = train_here(*for_this_run, *away)
     with pytest.raises(
         UserError, match=r"training stopped: the judge application at .* cannot be reached"
     ):
         run()
     assert read_metrics(run_dir.metrics) == []
-    train_on(*for_this_run, "judge.url=app:judge", "judge.retries=6")[1]()
+    train_here(*for_this_run, "judge.url=app:judge", "judge.retries=6")[1]()
     steps = [(row["step"], row["judge/unreachable"]) for row in read_metrics(run_dir.metrics)]
     assert steps == [(1, 0), (2, 0)]
     rows = pq.read_table(run_dir.samples).to_pylist()
     assert len(rows) == 2 * 16
     metrics = read_metrics(run_dir.metrics)
-    cache = VerdictCache(run_dir.judge_cache)
-    assert 0 < len(cache) <= len({(row["example_id"], row["completion"]) for row in rows})
+    cache = VerdictCache(run_dir.judge_cache_of(0))
+    assert 0 < len(cache) <= len({(row["example/id"], row["rollout/text"]) for row in rows})
     cache.close()
     for row in rows:
-        assert row["judge/status"] == "scored"
-        parts = [row[f"judge/{name}"] for name in ("factuality", "completeness", "relevance")]
-        assert row["reward/judge"] == pytest.approx(row["judge/correctness"] / 6 + sum(parts) / 6)
-        assert row["reward"] == pytest.approx(row["reward/accuracy"] + 0.5 * row["reward/judge"])
+        assert row["verdict/status"] == "scored"
+        parts = [row[f"verdict/{name}"] for name in ("factuality", "completeness", "relevance")]
+        reward = {name: row[f"score/rewards/{name}"] for name in ("accuracy", "judge")}
+        assert reward["judge"] == pytest.approx(row["verdict/correctness"] / 6 + sum(parts) / 6)
+        assert row["score/total"] == pytest.approx(reward["accuracy"] + 0.5 * reward["judge"])
     for step, row in enumerate(metrics, start=1):
-        own = [one["judge/correctness"] for one in rows if one["step"] == step]
+        own = [one["verdict/correctness"] for one in rows if one["step"] == step]
         assert row["judge/correctness"] == pytest.approx(sum(own) / len(own))
         assert row["judge/unparsable"] == row["judge/unreachable"] == 0
 
-    stream = ordered_stream(
-        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8)
-    )
+    examples = ParquetRows(str(dataset)).read(list(range(8)))
+    prompts = [prepare_example(one, processor, plain_prompt()) for one in examples]
     with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
-        asking = Asking(48, 256, use_adapter=True)
-        predictions = [p for batch in predict(stream, pool, asking, judge) for p in batch]
-        assert judge.counts().scored == len(predictions) == 8
-    summary = summarise(predictions)["judge"]
-    assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)
-    assert {prediction.judge_status for prediction in predictions} == {"scored"}
+        collector = Collector(pool, GRADES, GRADE_SETTINGS, judge, model_path, 256)
+        groups = collector.collect(prompts, [0] * 8, SamplingSettings(1, 0.0, 48))
+        assert judge.counts().scored == len(flatten(groups)) == 8
+    assert {one.verdict and one.verdict.status for one in flatten(groups)} == {"scored"}
 
 
 def test_a_run_without_its_judge(
@@ -502,7 +502,7 @@ def test_a_run_without_its_judge(
         "judge.retries=0",
         "judge.on_unreachable=continue",
     ]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     for row in read_metrics(run_dir.metrics):
         assert row["judge/unreachable"] == row["unscored/judge"] == 1.0

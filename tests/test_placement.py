@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rarl.commands.session import resolve
+from rarl.commands.resolve import resolve
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.system.device import resolve_device

@@ -14,23 +14,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from rarl.training.rationales import require_rationales
-from rarl.training.state import Learner, Progress
 from safetensors.torch import load_file
 
 from rarl.commands.resolve import resolve_adapter
+from rarl.commands.train import require_rationales
 from rarl.config import LoraConfig, PromptsConfig
 from rarl.data.parquet import write_examples
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
+from rarl.grpo.update import ImitationStats, imitate, micro_batches
 from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example, Prompt
 from rarl.tiny.phantoms import QUESTIONS
+from rarl.training.inputs import Progress
+from rarl.training.learner import Learner
 from rarl.training.log import read_metrics
-from rarl.training.sft import ImitationStats, imitate, packed, target_groups, target_reply
+from rarl.training.sft import target_groups, target_reply
 from tests.runs import SHORT, assert_one_line_error, rarl_here
 
 
@@ -113,7 +115,8 @@ def step_of(
     learner = learner_of(model_path, learning_rate=1.0)
     before = [p.detach().clone() for p in adapter_parameters(learner.policy)]
     groups = target_groups(prepared, processor.tokenizer, 256)
-    stats = imitate(learner, groups, SharedPrefixForward(), budget, max_grad_norm=1e9)
+    policy, forward = learner.policy, SharedPrefixForward()
+    stats = imitate(policy, learner.optimizer, groups, forward, budget, max_grad_norm=1e9)
     gradient = [
         b - p.detach() for b, p in zip(before, adapter_parameters(learner.policy), strict=True)
     ]
@@ -149,9 +152,11 @@ def test_parts_add_up_to_the_whole_batch(
     model_path: str, prepared: list[PreparedExample], processor: Any
 ) -> None:
     groups = target_groups(prepared, processor.tokenizer, 256)
-    sizes = [len(part) for part in packed(groups, 2 * len(prepared[0].prompt_token_ids))]
+    sizes = [
+        len(part) for part in micro_batches(groups, 2 * len(prepared[0].prompt_token_ids), True)
+    ]
     assert sum(sizes) == 6 and len(sizes) > 2
-    assert [len(part) for part in packed(groups, 1)] == [1] * 6
+    assert [len(part) for part in micro_batches(groups, 1, True)] == [1] * 6
     whole, gradient = step_of(model_path, prepared, processor, budget=4096)
     parts, same = step_of(model_path, prepared, processor, budget=200)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rarl.grpo.adapter_folder import read_adapter
-from ray import cloudpickle
 
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
+from rarl.evaluation.measurements import (
+    Measurement,
+    finished_measurements,
+    folder_of,
+    read_finished,
+)
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
-from tests.runs import FINISHED, SHORT, STEPS, assert_one_line_error, rarl_here, train_on
+from tests.runs import FINISHED, SHORT, STEPS, assert_one_line_error, rarl_here, train_here
 
 pytestmark = pytest.mark.slow
 
+NAMES = ("format", "accuracy", "reasoning", "judge")  # of the demo's rewards
 STABLE_KEYS = {
     "step",
     "reward/mean",
@@ -105,19 +111,22 @@ def test_samples_hold_every_completion_with_its_scores(finished: Path) -> None:
     assert len(rows) == 16
     metrics = read_metrics(finished / "metrics.jsonl")[2]
     for row in rows:
-        assert row["question"]
-        assert row["image_id"].startswith("seen-train-")
-        assert row["adapter_version"] == 2
-        family = row["wording"].split("/")[0]
+        assert row["example/image_id"].startswith("seen-train-")
+        assert row["rollout/adapter_version"] == 2
+        family = row["prompt/wording"].split("/")[0]
         assert family in ("explain", "short", "open", "structured")
-        assert row["question"] in row["prompt"]
-        assert (row["reward/reasoning"] is None) == (family == "short")
-        assert row["judge/status"] == "scored" and row["judge/reason"]
-        expected = 0.2 * row["reward/format"] + row["reward/accuracy"] + 0.3 * row["reward/judge"]
-        expected += 0.5 * row["reward/accuracy"] * (row["reward/reasoning"] or 0.0)
-        assert row["reward"] == pytest.approx(expected)
-    assert len({row["wording"] for row in pq.read_table(finished / "samples").to_pylist()}) > 4
-    assert np.mean([row["reward"] for row in rows]) == pytest.approx(metrics["reward/mean"])
+        assert row["example/question"] in row["prompt/text"]
+        reward = {name: row[f"score/rewards/{name}"] for name in NAMES}
+        assert (reward["reasoning"] is None) == (family == "short")
+        assert row["verdict/status"] == "scored" and row["verdict/reason"]
+        expected = 0.2 * reward["format"] + reward["accuracy"] + 0.3 * reward["judge"]
+        expected += 0.5 * reward["accuracy"] * (reward["reasoning"] or 0.0)
+        assert row["score/total"] == pytest.approx(expected)
+        assert row["step"] == 3
+    assert (
+        len({row["prompt/wording"] for row in pq.read_table(finished / "samples").to_pylist()}) > 4
+    )
+    assert np.mean([row["score/total"] for row in rows]) == pytest.approx(metrics["reward/mean"])
 
 
 def test_the_adapter_is_a_standard_peft_folder(finished: Path, model_path: str) -> None:
@@ -167,19 +176,23 @@ def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finish
 def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
     pool: SamplerPool, finished: Path
 ) -> None:
-    before = {path.name for path in (finished / "evaluation").iterdir()}
-    (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
+    evaluation = finished / "evaluation"
+    before = set(finished_measurements(evaluation))
+    gone = Measurement("trained", "phantoms-seen", "reason", judge="rules")
+    assert gone in before
+    shutil.rmtree(folder_of(evaluation, gone))
     done = rarl_here("eval", finished, "--prompt", "reason,structured", pool=pool)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
     assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
-    assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
-    new = {path.name for path in (finished / "evaluation").iterdir()} - before
-    assert new == {"summary.json", "summary-structured.json"} | {
-        f"{label}-phantoms-{name}-structured.parquet"
-        for label in ("base", "trained")
+    assert len(read_finished(evaluation, gone) or []) == 30
+    assert set(finished_measurements(evaluation)) - before == {
+        Measurement(model, f"phantoms-{name}", "structured", judge="rules")
+        for model in ("base", "trained")
         for name in ("seen", "unseen")
     }
+    summaries = {path.name for path in evaluation.glob("summary*")}
+    assert summaries == {"summary.json", "summary-structured.json"}
 
 
 def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> None:
@@ -189,21 +202,21 @@ def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> Non
     )
 
 
-# the pools below go to the train worker
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-
 class StalePool(SamplerPool):
     """A deliberate fault: adapters after version 1 never reach the samplers."""
 
-    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
+    def publish(
+        self, version: int, tensors: Mapping[str, Any], peft_config: Mapping[str, Any]
+    ) -> int:
         return super().publish(version, tensors, peft_config) if version <= 1 else 0
 
 
 class LyingPool(SamplerPool):
     """A worse one: the samplers say that they have the new adapter, and have the first."""
 
-    def publish(self, version: int, tensors: dict[str, Any], peft_config: dict[str, Any]) -> int:
+    def publish(
+        self, version: int, tensors: Mapping[str, Any], peft_config: Mapping[str, Any]
+    ) -> int:
         if version <= 1:
             self.first = tensors
         return super().publish(version, self.first, peft_config)
@@ -225,7 +238,9 @@ def test_a_stale_sampler_stops_the_run_with_a_clear_message(
 ) -> None:
     overrides = ["train.steps=8", "train.learning_rate=0.01", f"rollout.max_staleness={staleness}"]
     faulty = fault(pool.actors, pool.timeout)
-    run_dir, run = train_on(faulty, tmp_path / "stale", dataset, model_path, processor, *overrides)
+    run_dir, run = train_here(
+        faulty, tmp_path / "stale", dataset, model_path, processor, *overrides
+    )
     with pytest.raises(UserError) as caught:
         run()
     assert "the sampler does not sample from the policy" in str(caught.value)
@@ -250,8 +265,8 @@ def test_one_update_of_staleness_is_measured_against_the_adapter_that_sampled(
         "grpo.loss=dapo",
         "rollout.max_completion_tokens=24",
     ]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    assert run().steps == 4
+    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    assert run() == 4
     rows = read_metrics(run_dir.metrics)
     assert rows[0]["staleness"] == 0
     for row in rows:
@@ -273,7 +288,7 @@ def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
     pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
 ) -> None:
     overrides = ["rewards={'tests.test_rewards:half': 1.0}", "grpo.max_refills=1", "train.steps=2"]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     for row in read_metrics(run_dir.metrics):
         assert (row["groups/sampled"], row["groups/trained"], row["groups_without_spread"]) == (
@@ -360,7 +375,7 @@ def test_consistency_asks_the_policy_itself_without_the_image(
         "rollout.max_staleness=1",
         "train.steps=3",
     ]
-    run_dir, run = train_on(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     run()
     rows = pq.read_table(run_dir.samples / "step_000001.parquet").to_pylist()
     scored = [row for row in rows if row["rederived"] is not None]
@@ -368,8 +383,8 @@ def test_consistency_asks_the_policy_itself_without_the_image(
     by_id = {example.example.id: example.example for example in prepare_all(dataset, processor)}
     policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for row in scored[:6]:
-        thinking = parse_reply(row["completion"]).thinking or ""
-        prompt = render(processor, rederive_text(by_id[row["example_id"]], thinking), image=False)
+        thinking = parse_reply(row["rollout/text"]).thinking or ""
+        prompt = render(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
         ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
             own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)
@@ -379,9 +394,10 @@ def test_consistency_asks_the_policy_itself_without_the_image(
         )
     for row in rows:
         agrees = row["rederived"] is not None and (
-            parse_reply(row["rederived"], "answer").answer == parse_reply(row["completion"]).answer
+            parse_reply(row["rederived"], "answer").answer
+            == parse_reply(row["rollout/text"]).answer
         )
-        assert not agrees or row["reward/consistency"] == 1.0
+        assert not agrees or row["score/rewards/consistency"] == 1.0
     metrics = read_metrics(run_dir.metrics)
     assert [row["step"] for row in metrics] == [1, 2, 3]
     assert all(0 <= row["reward/consistency"] <= 1 for row in metrics)

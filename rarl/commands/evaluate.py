@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from rarl.collect import Collector
-from rarl.commands.resolve import find_adapter
-from rarl.commands.session import Session, Setup, open_session, resolve
+from rarl.commands.resolve import Setup, find_adapter, resolve
+from rarl.commands.session import Session, open_session
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
 from rarl.data.controls import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
@@ -41,7 +41,7 @@ from rarl.evaluation.options import (
 )
 from rarl.evaluation.results import summary_of
 from rarl.files import write_text
-from rarl.grpo.adapter_folder import read_adapter
+from rarl.grpo.policy import read_adapter
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample

@@ -16,8 +16,8 @@ from rarl.evaluation.llava_med import llava_med_match, llava_med_recall
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import same_words, token_f1, words
-from rarl.rewards.reasoning import reasoning_reward
 from rarl.rewards.registry import Reward
+from rarl.rewards.thinking import reasoning_reward
 from rarl.samples import Sample
 from rarl.schema import ReplyForm
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from rarl.training.state import Learner, Progress
 
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy
 from rarl.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from rarl.training.inputs import Progress
+from rarl.training.learner import Learner
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -32,7 +32,7 @@ from rarl.schema import Example
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 from tests.faults.campaign import differences, title_of
-from tests.runs import train_on
+from tests.runs import train_here, train_on
 
 pytestmark = pytest.mark.slow
 STEPS = 10
@@ -41,34 +41,48 @@ Train = Callable[..., RunDir]
 
 
 @pytest.fixture(scope="module")
-def train(
+def runs(
     pool: SamplerPool,
     examples: list[Example],
     model_path: str,
     processor: Any,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Train:
-    """Runs on the session's engines while `accident` goes on; returns the run directory."""
+) -> Callable[[Any], Train]:
+    """Makes runs on the session's engines while `accident` goes on, in the way that is given."""
     dataset = tmp_path_factory.mktemp("data") / "examples.parquet"
     write_examples(dataset, examples)
 
-    def run(
-        folder: Path,
-        *overrides: str,
-        accident: Callable[[RunDir], Any] | None = None,
-        on: SamplerPool | None = None,
-        model: str = model_path,
-    ) -> RunDir:
-        run_dir, make = train_on(
-            on or pool, folder, dataset, model, processor, *OVERRIDES, *overrides
-        )
-        thread = threading.Thread(target=accident or (lambda _: None), args=(run_dir,))
-        thread.start()
-        make()
-        thread.join()
-        return run_dir
+    def made_by(way: Any) -> Train:
+        def run(
+            folder: Path,
+            *overrides: str,
+            accident: Callable[[RunDir], Any] | None = None,
+            on: SamplerPool | None = None,
+            model: str = model_path,
+        ) -> RunDir:
+            settings = (*OVERRIDES, *overrides)
+            run_dir, make = way(on or pool, folder, dataset, model, processor, *settings)
+            thread = threading.Thread(target=accident or (lambda _: None), args=(run_dir,))
+            thread.start()
+            make()
+            thread.join()
+            return cast(RunDir, run_dir)
 
-    return run
+        return run
+
+    return made_by
+
+
+@pytest.fixture(scope="module")
+def train(runs: Callable[[Any], Train]) -> Train:
+    """By Ray Train, for what Ray Train has a part in."""
+    return runs(train_on)
+
+
+@pytest.fixture(scope="module")
+def call(runs: Callable[[Any], Train]) -> Train:
+    """By a call of the loop."""
+    return runs(train_here)
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +163,8 @@ def test_two_train_workers_learn_what_one_learns(
     two = train(tmp_path / "two", "train.num_workers=2")
     rows = [read_metrics(run_dir.metrics) for run_dir in (undisturbed, two)]
     assert len(rows[0]) == len(rows[1]) == STEPS
-    asked = [
-        pq.read_table(run_dir.samples).column("example_id").to_pylist()
-        for run_dir in (undisturbed, two)
-    ]
-    assert asked[0] == asked[1], "the same questions, in the same order"
+    assert replies(undisturbed) == replies(two), "the same questions with the same answers"
+    assert len(list(two.samples.glob("*-worker1.parquet"))) == STEPS
     for a, b in zip(*rows, strict=True):
         for key in ("loss", "kl", "entropy", "reward/mean", "completion_tokens", "learning_rate"):
             assert a[key] == pytest.approx(b[key], abs=1e-5), (a["step"], key)
@@ -174,30 +185,33 @@ def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> 
         assert a["completion_tokens/total"] == b["completion_tokens/total"]
 
 
-def texts(run_dir: RunDir) -> list[str]:
-    return [str(text) for text in pq.read_table(run_dir.samples).column("completion").to_pylist()]
+def replies(run_dir: RunDir) -> list[tuple[int, str, int, str]]:
+    """Returns step, question, number and text of every completion, in the order of these."""
+    table = pq.read_table(run_dir.samples)
+    names = ("step", "example/id", "number", "rollout/text")
+    return sorted(zip(*(table.column(name).to_pylist() for name in names), strict=True))
 
 
 def test_three_samplers_draw_what_one_draws_and_what_two_draw(
-    pool: SamplerPool, third: Any, train: Train, undisturbed: RunDir, tmp_path: Path
+    pool: SamplerPool, third: Any, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     """The same samples. Their log-probs depend on what an engine computes together, in the last
     bits."""
-    three = train(tmp_path / "three", on=SamplerPool([*pool.launched, third], timeout=300))
-    one = train(tmp_path / "one", "train.steps=4", on=SamplerPool(pool.launched[:1], timeout=300))
-    assert texts(three) == texts(undisturbed) and len(texts(three)) == STEPS * 16
-    assert texts(three)[: 4 * 16] == texts(one)
+    three = call(tmp_path / "three", on=SamplerPool([*pool.launched, third], timeout=300))
+    one = call(tmp_path / "one", "train.steps=4", on=SamplerPool(pool.launched[:1], timeout=300))
+    assert replies(three) == replies(undisturbed) and len(replies(three)) == STEPS * 16
+    assert replies(three)[: 4 * 16] == replies(one)
     for a, b in zip(read_metrics(undisturbed.metrics), read_metrics(three.metrics), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
 
 def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other_which_draws_the_same(
-    pool: SamplerPool, third: Any, train: Train, undisturbed: RunDir, tmp_path: Path
+    pool: SamplerPool, third: Any, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
     both = SamplerPool([pool.launched[0], third], timeout=300, restart_timeout=5)
     lose = after_steps({2: lambda: ray.kill(third, no_restart=True)})
-    run_dir = train(tmp_path / "run", accident=lose, on=both)
-    assert texts(run_dir) == texts(undisturbed)
+    run_dir = call(tmp_path / "run", accident=lose, on=both)
+    assert replies(run_dir) == replies(undisturbed)
     for a, b in zip(read_metrics(undisturbed.metrics), read_metrics(run_dir.metrics), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 

@@ -16,12 +16,11 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from rarl.evaluation.report.gather import Report, Run
-from rarl.training.curve import smooth
-from rarl.training.stopwatch import Stopwatch
+from rarl.training.log import PHASES, smooth
 
 Values = NDArray[np.float64]
 
-PHASES = (*Stopwatch().phases, "other")  # of a step, in seconds
+STEP_PHASES = (*PHASES, "other")
 COLOURS = ("#2563a8", "#c2571a", "#2f7d55", "#7d4fa3", "#a8324a", "#0f7c88", "#8a6a12", "#4b5563")
 GREY = "#7b8592"
 MOST_POINTS = 400  # of one line
@@ -182,9 +181,9 @@ def seconds_chart(runs: Sequence[Run]) -> Chart | None:
             np.nan_to_num(series(run, f"seconds/{phase}")[1]) for run in timed if run.name == name
         ]
         for name in names
-        for phase in PHASES
+        for phase in STEP_PHASES
     }
-    phases = [one for one in PHASES if any(np.any(spent[name, one][0]) for name in names)]
+    phases = [one for one in STEP_PHASES if any(np.any(spent[name, one][0]) for name in names)]
     if not phases:
         return None
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(phases))]

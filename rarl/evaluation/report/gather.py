@@ -23,7 +23,7 @@ from rarl.evaluation.measurements import (
 from rarl.evaluation.results import first_samples, mean_of
 from rarl.samples import Sample
 from rarl.schema import Example
-from rarl.training.metrics import read_metrics
+from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 
 NAME_AND_SEED = re.compile(r"(.+)-(\d+)")
