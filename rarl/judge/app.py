@@ -43,7 +43,8 @@ class AppConfig(JudgeConfig):
 
 
 def verdict_or_error(result: Verdict | BaseException) -> Verdict:
-    """A mistake of ours costs one candidate its verdict, and not the others of its batch theirs."""
+    """Raises UserError; any other mistake costs one candidate its verdict, and no other of its
+    batch."""
     if isinstance(result, UserError):
         raise result
     if isinstance(result, BaseException):

@@ -9,13 +9,14 @@ application, over HTTP or by its handle within a Ray cluster.
 from __future__ import annotations
 
 import asyncio
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
@@ -206,14 +207,17 @@ class OpenAIBackend(HttpBackend):
 
     def _read(self, content: bytes) -> list[Verdict]:
         try:
-            choice = Completion.model_validate_json(content).choices[0]
-        except ValidationError as error:
-            what = printable(error.errors()[0]["msg"])
-            raise TryAgain(f"the server's answer is not a chat completion: {what}") from None
-        text, refusal = choice.message.content, choice.message.refusal
-        if refusal or choice.finish_reason == "content_filter":
+            choice = json.loads(content)["choices"][0]
+            text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+            if not isinstance(text, str | None):
+                raise TypeError(f"the content is {printable(repr(text))}")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = printable(f"{type(error).__name__}: {error}")
+            raise TryAgain(f"the server's answer is not a chat completion: {reason}") from None
+        finish = choice.get("finish_reason")
+        if refusal or finish == "content_filter":
             return [unparsable(f"refused by the judge: {refusal or 'content filter'}")]
-        if choice.finish_reason == "length":
+        if finish == "length":
             return [unparsable(f"the judge did not finish within {MAX_TOKENS} tokens")]
         return [unparsable("the judge said nothing") if text is None else parse_verdict(text)]
 
@@ -262,22 +266,6 @@ class HandleBackend(Backend):
             first_line = printable(str(error).partition("\n")[0])
             raise TryAgain(f"{type(error).__name__}: {first_line}") from None
         return read_verdicts(reply)
-
-
-class Message(BaseModel):
-    content: str | None = None
-    refusal: Any = None
-
-
-class Choice(BaseModel):
-    message: Message
-    finish_reason: Any = None
-
-
-class Completion(BaseModel):
-    """The part of a chat completion that is read."""
-
-    choices: Annotated[list[Choice], Field(min_length=1)]
 
 
 def read_verdicts(body: bytes) -> list[Verdict]:

@@ -51,19 +51,10 @@ class CardQuestion:
     said: str | None = None
 
 
-@dataclass(frozen=True)
-class CardSet:
-    """What `card_set.yaml` holds."""
-
-    fillers: tuple[str, ...]
-    hostile: dict[str, str]
-    questions: tuple[CardQuestion, ...]
-
-
-BUILT_IN = TypeAdapter(CardSet).validate_python(
-    yaml.safe_load(Path(__file__).with_name("card_set.yaml").read_text(encoding="utf-8"))
-)
-QUESTIONS, FILLERS, HOSTILE = BUILT_IN.questions, BUILT_IN.fillers, BUILT_IN.hostile
+BUILT_IN = yaml.safe_load(Path(__file__).with_name("card_set.yaml").read_text(encoding="utf-8"))
+QUESTIONS = TypeAdapter(tuple[CardQuestion, ...]).validate_python(BUILT_IN["questions"])
+FILLERS: list[str] = BUILT_IN["fillers"]
+HOSTILE: dict[str, str] = BUILT_IN["hostile"]  # by kind
 
 
 @dataclass(frozen=True)
@@ -116,16 +107,9 @@ def build_cell(
     else:
         text = target_text("think", f"{explanation} {words}".rstrip(), answer)
     # As a sampled reply is read: words after the tags leave it without thinking.
-    reply = parse_reply(text)
-    candidate = Candidate(
-        question=question.question,
-        options=question.options,
-        reference=question.answer,
-        rationale=question.rationale,
-        reply=text,
-        thinking=reply.thinking,
-        answer=reply.answer,
-    )
+    read = parse_reply(text)
+    truth = (question.question, question.options, question.answer, question.rationale)
+    candidate = Candidate(*truth, reply=text, thinking=read.thinking, answer=read.answer)
     return Cell(question.id, question.answer_type, right, good, long, hostile, candidate)
 
 

@@ -143,19 +143,8 @@ def candidate_of(preference: Preference, index: int) -> Candidate:
     """Returns a reply as the judge is shown it: whole, since it has no tags. Where no right answer
     is published the reference is empty; the better reply cannot stand in for it, as it would give
     away which one that is."""
-    reply = preference.replies[index]
-    return Candidate(
-        question=preference.question,
-        options=None,
-        reference=preference.reference or "",
-        rationale=None,
-        reply=reply,
-        thinking=None,
-        answer=reply,
-    )
-
-
-Margins = list[tuple[Preference, float]]
+    reply, reference = preference.replies[index], preference.reference or ""
+    return Candidate(preference.question, None, reference, None, reply, None, answer=reply)
 
 
 def measure_preferences(
@@ -166,10 +155,7 @@ def measure_preferences(
     reached are left out. Raises what the judge raises."""
     forward = margins(judge, preferences, advance, order=(0, 1))
     backward = margins(judge, preferences[::-1], advance, order=(1, 0))[::-1]
-    both = [
-        (one, first, second)
-        for one, first, second in zip(preferences, forward, backward, strict=True)
-    ]
+    both = list(zip(preferences, forward, backward, strict=True))
     scored = [(one, first) for one, first, _ in both if first is not None]
     swapped = [(one, second) for one, _, second in both if second is not None]
     by_source = {
@@ -207,7 +193,7 @@ def margins(
     return found
 
 
-def agreement(scored: Margins) -> Share | None:
+def agreement(scored: Sequence[tuple[Preference, float]]) -> Share | None:
     return share_of((0.5 + sign(margin) / 2, one.id) for one, margin in scored)
 
 
