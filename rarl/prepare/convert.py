@@ -27,7 +27,7 @@ from rarl.prepare.files import Files
 from rarl.prepare.fingerprint import Side, find_leak, image_groups
 from rarl.prepare.inspect import Inspector, Sound, in_threads, language_of
 from rarl.prepare.leaks import leak_lines, leaks_among, read_side
-from rarl.prepare.record import BadRecord, Choices, Item, LeftOut
+from rarl.prepare.rows import BadRecord, Choices, Item, LeftOut
 from rarl.prepare.sources import Source, find_source, find_source_files
 from rarl.schema import Example
 

@@ -14,9 +14,10 @@ from rarl.data.check import text_fault
 from rarl.data.parquet import CARD, ParquetRows
 from rarl.errors import UserError
 from rarl.prepare.card import changed_files, listed
+from rarl.prepare.files import Fault
 from rarl.prepare.fingerprint import ImagePrint, Side, find_leak
 from rarl.prepare.inspect import Inspector, in_threads, language_of
-from rarl.prepare.record import SPLITS, Fault
+from rarl.prepare.rows import SPLITS
 from rarl.schema import Example
 
 SHOWN = 3  # bad rows that are named
