@@ -256,8 +256,7 @@ def report(card: Card, staged: Staged, out: Path, replaced: bool) -> Iterator[st
 
 
 def counted_reasons(skipped: list[BadRecord]) -> str:
-    """Returns the reasons with their counts, the most frequent first, without the values that they
-    quote."""
+    """Returns the reasons without what they quote, with their counts, the most frequent first."""
     counts = Counter(QUOTED.sub("", bad.reason) for bad in skipped).most_common()
     shown = [f"{count:,} × {reason}" for reason, count in counts[:SHOWN_REASONS]]
     others = sum(count for _, count in counts[SHOWN_REASONS:])

@@ -65,8 +65,7 @@ class Entry:
 
 
 class Files:
-    """`named` is a folder, or one file in it that is to be read. Raises UserError for an archive
-    that cannot be used."""
+    """`named` is a folder, or one file in it. Raises UserError for a bad archive."""
 
     def __init__(self, named: Path) -> None:
         self.named = named

@@ -37,8 +37,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Sound:
-    """A record that can be used. `notes` is what was put right or is worth knowing, each to be
-    counted."""
+    """A record that can be used. `notes` is what was put right or is worth knowing."""
 
     where: str
     example: Example
@@ -117,8 +116,7 @@ def make_example(record: Record, encoded: bytes, print_: ImagePrint) -> Example:
 
 
 def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
-    """Returns the bytes to keep, which are nothing but pixels, and notes about them. Raises
-    Fault."""
+    """Returns the bytes to keep, nothing but pixels, and notes about them. Raises Fault."""
     encoded, notes = record.image.read(), []
     if not encoded:
         raise Fault(f"image '{record.image.name}' is empty")

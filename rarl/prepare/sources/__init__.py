@@ -19,8 +19,7 @@ SECONDS_TO_ANSWER = 20
 
 @dataclass(frozen=True)
 class Source:
-    """`read` yields every row of the published files, in their order; `hub` is where they are
-    published."""
+    """`read` yields every published row in order; `hub` is where the data set is published."""
 
     name: str
     read: Callable[[Files, Choices], Iterator[Item]]
@@ -60,8 +59,7 @@ def find_source(name: str) -> Source:
 
 
 def find_source_files(src: str) -> Path:
-    """Returns a folder or file on this machine; a hub id is downloaded into the hub's own cache.
-    Raises UserError."""
+    """Returns a path on this machine; a hub id is downloaded into its cache. Raises UserError."""
     path = Path(src).expanduser()
     if path.exists():
         return path

@@ -92,8 +92,7 @@ def read_frame(value: Any) -> int:
 
 
 def read_options(value: Any) -> tuple[str, ...] | None:
-    """Returns the options of a list, a list written as JSON, or texts separated by |. Raises
-    Fault."""
+    """Returns the options of a list, a JSON list, or texts separated by |. Raises Fault."""
     if value is None or value != value or value == "" or value == []:
         return None
     if isinstance(value, str) and value.lstrip().startswith("["):
