@@ -269,7 +269,7 @@ def prepare(
     checks it."""
     from rarl.display import Display
     from rarl.prepare.convert import prepare_dataset
-    from rarl.prepare.record import Choices
+    from rarl.prepare.rows import Choices
 
     display = Display()
     choices = Choices(

@@ -29,7 +29,7 @@ from rarl.prepare.fingerprint import (
     text_key,
 )
 from rarl.prepare.leaks import check_datasets
-from rarl.prepare.record import Choices
+from rarl.prepare.rows import Choices
 from rarl.schema import Example
 from tests.pictures import picture, read, write_folder
 

@@ -20,7 +20,7 @@ from rarl.cli import app
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.record import Choices
+from rarl.prepare.rows import Choices
 from rarl.schema import Example
 
 

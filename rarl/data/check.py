@@ -89,8 +89,7 @@ def faults_in(path: str, rows: list[int]) -> Iterator[BadRow]:
 
 
 def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
-    """Checks all rows of a canonical data set with Ray Data. Raises UserError for the first bad row
-    under "fail", or if not one row can be used."""
+    """Checks all rows. Raises UserError for the first bad one under "fail", or if none is good."""
     # Imported here: `rarl prepare` asks for the faults above and needs no Ray.
     import ray.data
 

@@ -27,8 +27,7 @@ class BadImage(ValueError):
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decodes to RGB. 16-bit greys are scaled to 8 bits by their own range, as viewers do. Raises
-    BadImage."""
+    """Decodes to RGB; 16-bit greys are scaled by their own range. Raises BadImage."""
     return as_rgb(load_image(encoded))
 
 
@@ -72,8 +71,7 @@ def format_of(encoded: bytes) -> str:
 
 
 def require_content(image: Image.Image) -> None:
-    """Raises BadImage if an RGB picture shows nothing: it is too small to see, or of one shade
-    within BLANK_RANGE."""
+    """Raises BadImage if an RGB picture is too small, or of one shade within BLANK_RANGE."""
     if min(image.size) < SMALLEST_SIDE:
         raise BadImage(f"is only {image.width}x{image.height} pixels")
     extremes: Any = image.getextrema()  # (lowest, highest) of each channel
@@ -84,8 +82,7 @@ def require_content(image: Image.Image) -> None:
 def fit_image(
     image: Image.Image, image_processor: Any, max_pixels: int | None
 ) -> NDArray[np.uint8]:
-    """Resizes to the processor's grid within its bounds and `max_pixels`; returns (height, width,
-    3) uint8. Raises BadImage."""
+    """Resizes to the processor's grid; returns (height, width, 3) uint8. Raises BadImage."""
     # Imported here: workers that only decode start several seconds sooner without it.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 

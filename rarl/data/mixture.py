@@ -29,8 +29,7 @@ class Part:
 
 
 def read_mixture(path: Path) -> list[Part]:
-    """Returns the parts of a mixture; a path that is no YAML file is its own only part. Raises
-    UserError for a file that is no mixture."""
+    """Returns the parts of a mixture, or another path as its only part. Raises UserError."""
     if path.suffix not in ENDINGS:
         return [Part(path, 1.0)]
     try:

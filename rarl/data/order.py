@@ -14,8 +14,7 @@ from rarl.errors import UserError
 
 
 class StepOrder:
-    """Every epoch is a fresh permutation of the rows. Steps run across the borders of epochs, so no
-    example is ever left out."""
+    """Every epoch is a fresh permutation; steps cross its borders, so no example is left out."""
 
     def __init__(self, rows: NDArray[np.int64], prompts_per_step: int, seed: int) -> None:
         self.rows, self.prompts_per_step, self.seed = rows, prompts_per_step, seed
@@ -42,8 +41,7 @@ CYCLE = 1000  # draws in which each data set of a mixture has its exact share
 
 @dataclass(frozen=True)
 class Share:
-    """A data set of a mixture: its usable rows in their own order, and how many of a cycle's draws
-    it has."""
+    """A data set of a mixture: the order of its usable rows, and its draws in a cycle."""
 
     order: StepOrder
     draws: int

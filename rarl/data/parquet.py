@@ -118,8 +118,7 @@ def open_parquet(
 
 
 def open_canonical(path: Path) -> pq.ParquetFile:
-    """Opens a Parquet file of examples. Raises UserError if it is not Parquet, lacks a required
-    column or has one of another type."""
+    """Opens a file of examples. Raises UserError if a column is missing or of another type."""
     advice = "; convert it with `rarl prepare`"
     file = open_parquet(path, advice=advice)
     for found in file.schema_arrow:
@@ -132,8 +131,7 @@ def open_canonical(path: Path) -> pq.ParquetFile:
 
 
 def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Returns whether values of the type `found` are read as those of `wanted`: they may be of
-    another width or encoding, or all of them null."""
+    """Returns whether values of `found` are read as `wanted`, in another width or encoding too."""
     kind = pa.types
     if kind.is_dictionary(found):
         found = found.value_type

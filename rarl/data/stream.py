@@ -52,8 +52,7 @@ class PreparerSettings:
 
 @functools.cache
 def load_processor(model_path: str) -> Any:
-    """Returns the model's processor, loaded once per process: the import alone takes 5 s of a
-    core."""
+    """Returns the model's processor, loaded once per process: the import takes 5 s of a core."""
     with quick_imports():
         from transformers import AutoProcessor
 
@@ -201,8 +200,7 @@ def ordered_stream(
     image_rows: np.ndarray | None = None,
     block_rows: int = 32,
 ) -> Dataset:
-    """Streams the given rows in the given order, for evaluation; with the images of `image_rows` if
-    these are given."""
+    """Streams the given rows in their order, for evaluation, or with the images of `image_rows`."""
     columns = {"row": rows} if image_rows is None else {"row": rows, "image_row": image_rows}
     whole, starts = pa.table(columns), range(0, len(rows), block_rows)
     return prepared_stream(settings, [whole.slice(start, block_rows) for start in starts])

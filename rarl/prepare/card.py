@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,26 +31,22 @@ class SplitCounts:
     def counted(self, examples: Iterable[Example], split: str) -> Iterator[Example]:
         """Yields the examples as those of this split. The counts are whole when all are taken."""
         images: set[str] = set()
-        values: Counter[tuple[str, str]] = Counter()
         for example in examples:
             self.questions += 1
             self.rationales += example.rationale is not None
             images.add(example.image_id)
-            for name in ("answer_type", "modality", "organ"):
-                values[name, getattr(example, name) or ""] += 1
+            values = (example.answer_type, example.modality, example.organ)
+            counters = (self.answer_types, self.modalities, self.organs)
+            for counts, value in zip(counters, values, strict=True):
+                if value:
+                    counts[value] = counts.get(value, 0) + 1
             yield replace(example, split=split)
         self.images = len(images)
-        found = {"answer_type": self.answer_types, "modality": self.modalities}
-        found["organ"] = self.organs
-        for (name, value), count in values.most_common():
-            if value:
-                found[name][value] = count
 
 
 @dataclass(frozen=True)
 class Card:
-    """The fields of `dataset.json`, in their order. Nothing in it depends on the clock: equal
-    inputs, equal card."""
+    """The fields of `dataset.json`, in their order. Equal inputs give an equal card."""
 
     source: str
     read_from: str
@@ -108,8 +103,7 @@ def hashed_files(folder: Path) -> list[dict[str, Any]]:
 
 
 def card_splits(folder: Path) -> list[str]:
-    """Returns the splits that the card in `folder` names; none if there is no card, or one of
-    another program."""
+    """Returns the splits that the card in `folder` names; none if there is no card of ours."""
     card = read_card(folder)
     return list(card["splits"]) if card and isinstance(card.get("splits"), dict) else []
 

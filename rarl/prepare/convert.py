@@ -27,7 +27,7 @@ from rarl.prepare.files import Files
 from rarl.prepare.fingerprint import Side, find_leak, image_groups
 from rarl.prepare.inspect import Inspector, Sound, in_threads, language_of
 from rarl.prepare.leaks import leak_lines, leaks_among, read_side
-from rarl.prepare.record import BadRecord, Choices, Item, LeftOut
+from rarl.prepare.rows import BadRecord, Choices, Item, LeftOut
 from rarl.prepare.sources import Source, find_source, find_source_files
 from rarl.schema import Example
 
@@ -256,8 +256,7 @@ def report(card: Card, staged: Staged, out: Path, replaced: bool) -> Iterator[st
 
 
 def counted_reasons(skipped: list[BadRecord]) -> str:
-    """Returns the reasons with their counts, the most frequent first, without the values that they
-    quote."""
+    """Returns the reasons without what they quote, with their counts, the most frequent first."""
     counts = Counter(QUOTED.sub("", bad.reason) for bad in skipped).most_common()
     shown = [f"{count:,} × {reason}" for reason, count in counts[:SHOWN_REASONS]]
     others = sum(count for _, count in counts[SHOWN_REASONS:])

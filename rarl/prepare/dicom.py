@@ -50,8 +50,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def render(data: bytes, frame: int = 0) -> Image.Image:
-    """Returns one frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage, a
-    ValueError, with the reason."""
+    """Returns one frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage."""
     try:
         with QUIET:
             require_size(data)
@@ -67,18 +66,15 @@ def render(data: bytes, frame: int = 0) -> Image.Image:
 
 
 def has_burned_in_text(data: bytes) -> bool:
-    """Returns whether the file itself says that text is part of the picture (Burned In Annotation).
-    Raises BadImage."""
-    wanted = ["BurnedInAnnotation"]
+    """Returns whether the file says that text is part of the picture. Raises BadImage."""
+    tag, file = "BurnedInAnnotation", io.BytesIO(data)
     try:
         with QUIET:
             require_size(data)
-            dataset = pydicom.dcmread(
-                io.BytesIO(data), stop_before_pixels=True, specific_tags=wanted
-            )
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag])
     except Exception as error:
         raise BadImage(f"cannot be decoded as DICOM ({error})") from None
-    return str(dataset.get("BurnedInAnnotation", "")).upper() == "YES"
+    return str(dataset.get(tag, "")).upper() == "YES"
 
 
 class Quiet:
@@ -116,8 +112,7 @@ QUIET = Quiet()
 
 
 def require_size(data: bytes) -> None:
-    """Raises BadImage for a deflated file that is too large to inflate, which pydicom does before
-    anything else."""
+    """Raises BadImage for a deflated file that is too large, since pydicom inflates at once."""
     file = io.BytesIO(data)
     read_preamble(file, force=False)
     meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -205,8 +200,7 @@ def take_per_frame(dataset: Dataset, frame: int) -> None:
 
 
 def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """Maps modality values to 0 to 255, by the file's first window or VOI LUT, else by the range of
-    what is not padding."""
+    """Maps values to 0 to 255 by the first window or VOI LUT, else by the range without padding."""
     if dataset.get("VOILUTSequence"):
         return look_up(values, dataset)
     center, width = first(dataset, "WindowCenter"), first(dataset, "WindowWidth")
@@ -217,7 +211,8 @@ def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDAr
         return to_range(values, float(seen.min()), float(seen.max()))
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
     if function == "SIGMOID":
-        return round_to_bytes(255 / (1 + np.exp(-4 * (values.astype(np.float64) - center) / width)))
+        exact = values.astype(np.float64)
+        return to_range(1 / (1 + np.exp(-4 * (exact - center) / width)), 0, 1)
     if function == "LINEAR_EXACT":
         return to_range(values, center - width / 2, center + width / 2)
     # LINEAR, C.11.2.1.2: the window's values are whole numbers, hence the halves and the one.
@@ -251,11 +246,7 @@ def to_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
     exact = values.astype(np.float64)
     if high <= low:
         return np.where(exact > low, 255, 0).astype(np.uint8)
-    return round_to_bytes((exact - low) / (high - low) * 255)
-
-
-def round_to_bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return np.rint(np.clip((exact - low) / (high - low) * 255, 0, 255)).astype(np.uint8)
 
 
 def to_eight_bits(colours: NDArray[Any], bits: int | None = None) -> NDArray[np.uint8]:

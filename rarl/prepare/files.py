@@ -14,19 +14,23 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from rarl.data.parquet import read_card
 from rarl.errors import UserError
 from rarl.files import PARTIAL
-from rarl.prepare.record import Fault
 
 # What zipfile raises for a broken archive: ValueError for a name that is not of its encoding,
-# NotImplementedError for a newer version.
-BROKEN_ARCHIVE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
-    *(NotImplementedError, RuntimeError, ValueError),
+# NotImplementedError, a RuntimeError, for a newer version.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    OSError,
 )
 MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
 SPLIT_OF_WORD = {
@@ -34,6 +38,19 @@ SPLIT_OF_WORD = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
+
+
+class Fault(ValueError):
+    """A row cannot be used; the message says why. The row is counted, listed and left out."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An encoded image. `read` is called when it is wanted and raises Fault; `name` is that under
+    which it was published, if any, to compare its ending with the content."""
+
+    read: Callable[[], bytes]
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,7 @@ class Entry:
 
 
 class Files:
-    """`named` is a folder, or one file in it that is to be read. Raises UserError for an archive
-    that cannot be used."""
+    """`named` is a folder, or one file in it. Raises UserError for a bad archive."""
 
     def __init__(self, named: Path) -> None:
         self.named = named
@@ -70,7 +86,7 @@ class Files:
     def add_archive(self, path: Path) -> None:
         try:
             archive = zipfile.ZipFile(path)
-        except (*BROKEN_ARCHIVE, OSError) as error:
+        except BROKEN as error:
             reason = f"not a readable zip archive ({error}); fetch it again"
             raise UserError(f"{path}: {reason}") from None
         self.archives[path] = archive
@@ -86,8 +102,7 @@ class Files:
             self.entries[(folder / info.filename).as_posix()] = Entry(path, info.filename)
 
     def find(self, *patterns: str) -> list[str]:
-        """Returns the names of the tree whose last part matches one of the patterns, sorted; of
-        these only the chosen file if one is."""
+        """Returns the names whose last part matches a pattern, or only the chosen file, sorted."""
         names = self.entries if self.chosen is None else [self.chosen]
         return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
 
@@ -105,18 +120,17 @@ class Files:
         """Returns a file's content. Raises Fault if it is broken or too large."""
         entry = self.entries[name]
         try:
-            if entry.member is None:
-                size, read = entry.path.stat().st_size, entry.path.read_bytes
-            else:
+            size, read = entry.path.stat().st_size, entry.path.read_bytes
+            if entry.member is not None:
                 archive = self.archives[entry.path]
                 size = archive.getinfo(entry.member).file_size
                 read = partial(archive.read, entry.member)
-            if size > MAX_FILE_BYTES:
-                raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return read()
+            if size <= MAX_FILE_BYTES:
+                return read()
+            raise Fault(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB")
         except Fault:
             raise
-        except (*BROKEN_ARCHIVE, OSError) as error:
+        except BROKEN as error:
             raise Fault(f"{name} cannot be read ({error})") from None
 
     def read_text(self, name: str) -> str:
@@ -137,40 +151,37 @@ class Files:
             raise UserError(f"{entry}: unpack it beside the archive first")
         return entry.path
 
-    def image(self, name: str) -> Callable[[], bytes]:
-        """Returns a function that reads the image of this name: a path from the root, or its last
-        parts. Raises Fault if there is none, or more than one."""
-        name = self.below_root(name.strip().replace("\\", "/"))
+    def image(self, given: str) -> ImageFile:
+        """Returns the image of this name: a path from the root, an absolute one below it, or its
+        last parts. Raises Fault if there is none, or more than one."""
+        path = PurePosixPath(given.strip().replace("\\", "/"))
+        for root in (self.root.absolute(), self.root.resolve()):
+            path = path.relative_to(root) if path.is_relative_to(root) else path
+        name = path.as_posix()
         if leads_outside(name):
             raise Fault(f"image '{name}' leads outside the source folder")
-        name = PurePosixPath(name).as_posix()
-        if name in self.entries:
-            return partial(self.read, name)
-        alike = self.by_name.get(PurePosixPath(name).name, [])
-        found = [one for one in alike if f"/{one}".endswith(f"/{name}")]
+        found = [one for one in self.by_name.get(path.name, []) if f"/{one}".endswith(f"/{name}")]
         found = [one for one in found if self.entries[one].member is None] or found
+        if name in self.entries:
+            found = [name]
         if not found:
             raise Fault(f"image '{name}' is nowhere below the source folder{self.advice(name)}")
         if len(found) > 1:
             raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
-        return partial(self.read, found[0])
-
-    def below_root(self, name: str) -> str:
-        """Returns an absolute path below the root as one from the root; others as they are."""
-        for root in (self.root.absolute(), self.root.resolve()):
-            if PurePosixPath(name).is_relative_to(root):
-                return PurePosixPath(name).relative_to(root).as_posix()
-        return name
+        return ImageFile(partial(self.read, found[0]), given)
 
     def advice(self, name: str) -> str:
         """Names a file whose name differs only in case, the one in the same folder first."""
-        if not hasattr(self, "by_folded_name"):
-            self.by_folded_name: dict[str, list[str]] = {}
-            for known, names in self.by_name.items():
-                self.by_folded_name.setdefault(known.casefold(), []).extend(names)
         alike = self.by_folded_name.get(PurePosixPath(name).name.casefold(), [])
         same_folder = [n for n in alike if f"/{n}".casefold().endswith(f"/{name}".casefold())]
         return f"; did you mean '{(same_folder or alike)[0]}'?" if alike else ""
+
+    @cached_property
+    def by_folded_name(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for known, names in self.by_name.items():
+            found.setdefault(known.casefold(), []).extend(names)
+        return found
 
     def close(self) -> None:
         for archive in self.archives.values():
@@ -178,8 +189,7 @@ class Files:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Yields every file below `root` that belongs to the data set, through linked folders too, each
-    folder once."""
+    """Yields every file of the data set below `root`, each folder once, linked ones too."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -187,20 +197,17 @@ def walk(root: Path) -> Iterator[Path]:
             names.clear()
             continue
         seen.add(real)
-        names[:] = [name for name in names if not is_prepared(Path(folder, name))]
+        # Not what `rarl prepare` made there, or left when it was killed.
+        names[:] = [
+            name for name in names if PARTIAL not in name and read_card(Path(folder, name)) is None
+        ]
         here = (Path(folder, name) for name in files if not is_of_macos(name))
         yield from (path for path in here if path.is_file())
 
 
-def is_prepared(folder: Path) -> bool:
-    """Returns whether `rarl prepare` made the folder, or left it when it was killed."""
-    return PARTIAL in folder.name or read_card(folder) is not None
-
-
 def is_of_macos(name: str) -> bool:
     """Returns whether it is Finder's own data beside the files of an archive or a foreign disk."""
-    path = PurePosixPath(name)
-    return "__MACOSX" in path.parts or path.name.startswith("._")
+    return "__MACOSX" in PurePosixPath(name).parts or PurePosixPath(name).name.startswith("._")
 
 
 def leads_outside(name: str) -> bool:

@@ -64,8 +64,7 @@ def text_key(text: str) -> str:
 
 @dataclass
 class Side:
-    """One split or data set as the checks see it: a row of it is a question about one of its
-    images."""
+    """One split or data set; a row of it is a question about one of its images."""
 
     name: str
     rows: list[tuple[int, str]] = field(default_factory=list)  # (image, key of question and answer)
@@ -100,8 +99,7 @@ class Side:
         return len(self.rows) - len(set(self.rows))
 
     def contradictions(self) -> int:
-        """Returns how many questions are asked about the same image more than once, with different
-        answers."""
+        """Returns how many questions about the same image have different answers."""
         answers = Counter((image, key.split("\n")[0]) for image, key in set(self.rows))
         return sum(count > 1 for count in answers.values())
 
@@ -148,8 +146,6 @@ def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
 class Leak:
     """What `right` shares with `left`. Images are counted on the right side, as are questions."""
 
-    left: str
-    right: str
     same_images: list[int]
     near_images: list[int]
     questions: list[int]  # about these images
@@ -180,8 +176,6 @@ def find_leak(left: Side, right: Side) -> Leak:
     told = set().union(*asked)
     keyed = [row for row, (_, key) in enumerate(right.rows) if key in told]
     return Leak(
-        left.name,
-        right.name,
         same_images=sorted(same),
         near_images=sorted(alike - same),
         questions=[row for row, (image, _) in enumerate(right.rows) if image in alike],

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from rarl.data.check import text_fault
 from rarl.data.images import BadImage, decode_image, format_of, png_bytes, require_content
 from rarl.prepare.dicom import has_burned_in_text, is_dicom, render
+from rarl.prepare.files import Fault
 from rarl.prepare.fingerprint import ImagePrint, content_id, image_print
 from rarl.prepare.metadata import without_metadata
-from rarl.prepare.record import SPLITS, BadRecord, Fault, Item, LeftOut, Record
+from rarl.prepare.rows import SPLITS, BadRecord, Item, LeftOut, Record
 from rarl.schema import AnswerType, Example
 
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "dcm": "DICOM"}
@@ -36,8 +37,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Sound:
-    """A record that can be used. `notes` is what was put right or is worth knowing, each to be
-    counted."""
+    """A record that can be used. `notes` is what was put right or is worth knowing."""
 
     where: str
     example: Example
@@ -116,12 +116,11 @@ def make_example(record: Record, encoded: bytes, print_: ImagePrint) -> Example:
 
 
 def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
-    """Returns the bytes to keep, which are nothing but pixels, and notes about them. Raises
-    Fault."""
-    encoded, notes = record.image(), []
+    """Returns the bytes to keep, nothing but pixels, and notes about them. Raises Fault."""
+    encoded, notes = record.image.read(), []
     if not encoded:
-        raise Fault(f"image '{record.image_name}' is empty")
-    ending = PurePosixPath(record.image_name).suffix.lower().removeprefix(".")
+        raise Fault(f"image '{record.image.name}' is empty")
+    ending = PurePosixPath(record.image.name).suffix.lower().removeprefix(".")
     try:
         if is_dicom(encoded) or ending == "dcm":
             kept, found = png_bytes(render(encoded, record.frame)), "DICOM"

@@ -14,9 +14,10 @@ from rarl.data.check import text_fault
 from rarl.data.parquet import CARD, ParquetRows
 from rarl.errors import UserError
 from rarl.prepare.card import changed_files, listed
+from rarl.prepare.files import Fault
 from rarl.prepare.fingerprint import ImagePrint, Side, find_leak
 from rarl.prepare.inspect import Inspector, in_threads, language_of
-from rarl.prepare.record import SPLITS, Fault
+from rarl.prepare.rows import SPLITS
 from rarl.schema import Example
 
 SHOWN = 3  # bad rows that are named
@@ -37,8 +38,7 @@ class Examined:
 
 
 def examine(path: Path, name: str | None = None) -> Examined:
-    """Reads every row of a canonical data set, decoded and fingerprinted. Raises UserError if it
-    cannot be read."""
+    """Reads, decodes and fingerprints every row of a canonical data set. Raises UserError."""
     rows, inspector, found = ParquetRows(path), Inspector(), Examined(Side(name or str(path)))
     ids: dict[str, int] = {}
 
@@ -78,8 +78,7 @@ def place_of(side: Side) -> int:
 
 
 def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
-    """Returns counts for every pair, as `dataset.json` holds them, and of what a side repeats or
-    contradicts."""
+    """Returns counts for every pair, and of what a side repeats or contradicts."""
     ordered = sorted(sides, key=place_of)
     pairs = []
     for left, right in combinations(ordered, 2):
@@ -93,8 +92,7 @@ def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def leak_lines(checks: dict[str, Any]) -> Iterator[str]:
-    """Yields the report for people. Shared images are leaks; repetitions and equal texts are for
-    the reader to weigh."""
+    """Yields the report for people. Repetitions and equal texts are for the reader to weigh."""
     for pair in checks["leaks"]:
         names = f"{pair['between']} and {pair['and']}"
         if pair["same_images"] or pair["near_images"]:
@@ -158,8 +156,7 @@ def named_parts(paths: list[Path]) -> list[tuple[Path, str]]:
 
 
 def splits_in(path: Path) -> list[Path]:
-    """Returns the splits of a prepared folder; a split of many files is a folder itself, whose name
-    ends in .parquet."""
+    """Returns the splits of a prepared folder; a split NAME.parquet may be a folder itself."""
     return sorted(path.glob("*.parquet")) if path.is_dir() and path.suffix != ".parquet" else []
 
 

@@ -37,8 +37,7 @@ ORIENTATION = 0x0112
 
 
 def without_metadata(encoded: bytes) -> bytes:
-    """Returns the same picture; the same bytes if there was nothing to take away. Raises
-    BadImage."""
+    """Returns the same picture; the same bytes if nothing was to be taken away. Raises BadImage."""
     try:
         kept = kept_bytes(encoded)
     # Pillow's readers raise many kinds; what cannot be taken apart is encoded again.
@@ -74,8 +73,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def jpeg_parts(encoded: bytes) -> Iterator[bytes]:
-    """Yields what is kept of a JPEG, up to its end. Raises ValueError if its segments cannot be
-    told apart."""
+    """Yields what is kept of a JPEG. Raises ValueError if its segments cannot be told apart."""
     yield JPEG
     at = len(JPEG)
     while True:
@@ -114,8 +112,7 @@ def png_parts(encoded: bytes) -> Iterator[bytes]:
 
 
 def speaks(image: Any) -> bool:
-    """Returns whether a file of another format holds more than one picture's pixels, or is of a
-    kind not known here."""
+    """Returns whether a file of another format holds more than pixels, or is of a kind unknown."""
     if image.format == "BMP":
         return False
     if image.format not in ("TIFF", "GIF", "WEBP"):

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from rarl.errors import UserError
 from rarl.prepare.files import Files
-from rarl.prepare.record import Choices, Item
-from rarl.prepare.sources.choice import read_medxpertqa, read_omnimedvqa, read_pmc_vqa
+from rarl.prepare.rows import Choices, Item
+from rarl.prepare.sources import published
 from rarl.prepare.sources.folder import read_folder
-from rarl.prepare.sources.short_answer import read_path_vqa, read_slake, read_vqa_rad
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 SECONDS_TO_ANSWER = 20
@@ -20,8 +19,7 @@ SECONDS_TO_ANSWER = 20
 
 @dataclass(frozen=True)
 class Source:
-    """`read` yields every row of the published files, in their order; `hub` is where they are
-    published."""
+    """`read` yields every published row in order; `hub` is where the data set is published."""
 
     name: str
     read: Callable[[Files, Choices], Iterator[Item]]
@@ -38,12 +36,16 @@ class Source:
 
 CARD = "see its card on the hub"
 ALL = (
-    Source("vqa-rad", read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)),
-    Source("slake", read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
-    Source("path-vqa", read_path_vqa, "MIT", "flaviagiammarino/path-vqa"),
-    Source("pmc-vqa", read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
-    Source("omnimedvqa", read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
-    Source("medxpertqa", read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)),
+    Source(
+        "vqa-rad", published.read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)
+    ),
+    Source("slake", published.read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
+    Source("path-vqa", published.read_path_vqa, "MIT", "flaviagiammarino/path-vqa"),
+    Source("pmc-vqa", published.read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
+    Source("omnimedvqa", published.read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
+    Source(
+        "medxpertqa", published.read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)
+    ),
     Source("folder", read_folder, "your own", None),
 )
 SOURCES = {source.name: source for source in ALL}
@@ -57,8 +59,7 @@ def find_source(name: str) -> Source:
 
 
 def find_source_files(src: str) -> Path:
-    """Returns a folder or file on this machine; a hub id is downloaded into the hub's own cache.
-    Raises UserError."""
+    """Returns a path on this machine; a hub id is downloaded into its cache. Raises UserError."""
     path = Path(src).expanduser()
     if path.exists():
         return path

@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from string import ascii_uppercase
 from typing import Any
 
 from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
-from rarl.prepare.files import Files
-from rarl.prepare.record import SPLITS, Choices, Fault, Item, Record, Row, cleaned, each, is_scalar
-from rarl.prepare.sources.short_answer import embedded_image
-from rarl.prepare.tables import TABLE_PATTERNS, half_character, read_table
+from rarl.prepare.files import Fault, Files
+from rarl.prepare.rows import (
+    SPLITS,
+    TABLE_PATTERNS,
+    Choices,
+    Item,
+    Record,
+    Row,
+    cleaned,
+    each,
+    half_character,
+    is_scalar,
+    read_table,
+)
+from rarl.prepare.sources.published import embedded_image
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "options", "split", "frame", *MORE_TEXTS)
@@ -31,7 +42,7 @@ SPLIT_NAMES |= {split: split for split in SPLITS}
 LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
 
 
-def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
+def read_folder(files: Files, _: Choices) -> Iterator[Item]:
     names = [name for name in files.find(*TABLE_PATTERNS) if "/" not in name]
     workbooks = [name for name in files.find(*WORKBOOKS) if "/" not in name]
     if not names and workbooks:
@@ -50,21 +61,14 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
 def folder_record(row: Row, files: Files, split: str) -> Record:
     """`split` is what the table's name tells, for rows that name none."""
     value = row.values["image"]
-    image: Callable[[], bytes]
-    if isinstance(value, dict | bytes):
-        encoded, name = embedded_image(value)
-        image = partial(bytes, encoded)
-    else:
-        name = row.text("image")
-        image = files.image(name)
+    held = isinstance(value, dict | bytes)
     options = read_options(row.values.get("options"))
     answer, options, mended = answer_among(row.text("answer"), options)
     given = row.optional("split") or split
     return Record(
         where=row.where,
         id=row.optional("id") or f"row-{row.number}",
-        image=image,
-        image_name=name,
+        image=embedded_image(value) if held else files.image(row.text("image")),
         question=row.text("question"),
         answer=answer,
         options=options,
@@ -88,17 +92,17 @@ def read_frame(value: Any) -> int:
 
 
 def read_options(value: Any) -> tuple[str, ...] | None:
-    """Returns the options of a list, a list written as JSON, or texts separated by |. Raises
-    Fault."""
+    """Returns the options of a list, a JSON list, or texts separated by |. Raises Fault."""
     if value is None or value != value or value == "" or value == []:
         return None
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value, written = json.loads(value), value
+            listed = json.loads(value)
         except (ValueError, RecursionError):
-            raise Fault(f"options {value!r} look like a JSON list but are none") from None
-        if half_character(value):
-            raise Fault(f"options {written!r} look like a JSON list but are none")
+            listed = None
+        if listed is None or half_character(listed):
+            raise Fault(f"options {value!r} look like a JSON list but are none")
+        value = listed
     elif isinstance(value, str) and "|" in value:
         value = value.split("|")
     if isinstance(value, str):
