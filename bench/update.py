@@ -33,26 +33,27 @@ def rarl_update(
     policy: Any, group: Any, advantages: torch.Tensor, shared: bool
 ) -> Callable[[], None]:
     """RARL's loss and backward with one of its forward passes."""
-    from rarl.distribution import SamplingDistribution
-    from rarl.grpo.forward import plain_forward
-    from rarl.grpo.loss import LossInputs, LossSettings, StepTotals, compute_loss
+    from rarl.config import GrpoConfig
+    from rarl.distribution import MODEL_SOFTMAX
+    from rarl.grpo.forward import VisionCache, plain_forward, use_patch_projection
+    from rarl.grpo.loss import LossInputs, StepTotals, compute_loss
     from rarl.grpo.shared_prefix import SharedPrefixForward
-    from rarl.grpo.vision import VisionCache, use_patch_projection
 
     model = policy.get_base_model()
-    if isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d):  # as `load_policy` does
+    # `load_policy` does so too.
+    if isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d):
         use_patch_projection(model)
     forward = SharedPrefixForward() if shared else plain_forward
-    settings = LossSettings("grpo", (0.2, 0.2), kl_beta=0.0, importance="none", importance_cap=1.0)
+    config = GrpoConfig(importance="none")
     count, length = len(group.completions), len(group.completions[0])
     totals = StepTotals(count, count * length, length)
 
     def update() -> None:
-        out = forward(policy, [group], SamplingDistribution(1.0, []), VisionCache())
+        out = forward(policy, [group], MODEL_SOFTMAX, VisionCache())
         old = out.logprobs.detach()
         mask = torch.ones_like(old, dtype=torch.bool)
         inputs = LossInputs(out.logprobs, old, old, None, advantages.to(old.device), mask)
-        compute_loss(inputs, totals, settings).loss.backward()
+        compute_loss(inputs, totals, config).loss.backward()
 
     return update
 
