@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,8 @@ def generation(report: Callable[[str], None]) -> None:
     step, token, prompt = fit(columns, taken)
     errors = np.abs(np.array(columns) @ [step, token, prompt] / taken - 1)
     report(
-        f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, publish={np.median(loads[1:]):.2g}"
+        f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, "
+        f"publish={np.median(loads[1:]):.2g}"
     )
     report(
         f"  generation: {len(taken)} calls, median error of the fit {100 * np.median(errors):.0f} %"
@@ -108,9 +110,8 @@ def update(report: Callable[[str], None]) -> None:
         advantages = np.linspace(-1, 1, size, dtype=np.float32)
         made = [make_group(case, config, index) for index in range(groups)]
         scored = [replace(g, sampler_logprobs=sampled, advantages=advantages) for g in made]
-        call = lambda s=scored: update_policy(
-            policy, optimizer, s, SharedPrefixForward(False), MODEL_SOFTMAX, settings
-        )
+        forward = SharedPrefixForward()
+        call = partial(update_policy, policy, optimizer, scored, forward, MODEL_SOFTMAX, settings)
         taken.append(float(np.median(seconds(call, "cpu", REPEATS + 1)[1:])))
         columns.append([groups * update_flops(case.shape, config), groups])
     per_operation, per_group = fit(columns, taken)

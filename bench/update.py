@@ -1,7 +1,8 @@
 """Seconds and peak memory of one GRPO update: plain pass, TRL's, and the shared prefix, side by
 side.
 
-    python bench/update.py [--json FILE] [--case short …] [--device cuda --tokenizer QWEN2_VL_FOLDER]
+    python bench/update.py [--json FILE] [--case short …]
+                           [--device cuda --tokenizer QWEN2_VL_FOLDER]
 
 Loss and backward of one group, same model, prompt, completions, dtype, adapter and threads. Every
 measurement is made in a process of its own: the first call's memory, then the fastest of the
