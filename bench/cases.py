@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from rarl.grpo.group import Group
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
 from rarl.planning.sizes import PATCH_VALUES, QWEN2_VL_2B, GroupShape
 from rarl.tiny.dataset import base_model
@@ -91,7 +91,7 @@ def model_config(kind: str, vocabulary: int | None) -> Qwen2VLConfig:
     )
 
 
-def make_group(case: Case, config: Any, seed: int = 0) -> Group:
+def make_group(case: Case, config: Any, seed: int = 0) -> TokenGroup:
     """Random text around an image, and random completions, all of full length."""
     rng = np.random.default_rng(seed)
     ordinary = min(config.image_token_id, config.text_config.vocab_size) - 20
@@ -103,7 +103,7 @@ def make_group(case: Case, config: Any, seed: int = 0) -> Group:
         *[config.image_token_id] * image,
         *rng.integers(3, ordinary, after),
     ]
-    return Group(
+    return TokenGroup(
         prompt_token_ids=np.array(ids, dtype=np.int64),
         patches=rng.standard_normal((case.side**2, PATCH_VALUES)).astype(np.float32),
         grid=np.array([1, case.side, case.side], dtype=np.int64),

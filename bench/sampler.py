@@ -20,6 +20,7 @@ def measure(one_slot: bool) -> None:
     os.environ.update(sampler_environment("cpu", 0))
     from transformers import AutoProcessor
 
+    from rarl.config import RolloutConfig
     from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
     from rarl.prompts import plain_prompt
@@ -29,9 +30,9 @@ def measure(one_slot: bool) -> None:
     if not one_slot:
         sampler.use_one_slot_operators = lambda: None
     path = str(base_model())
-    settings = sampler.SamplerSettings(
-        path, "cpu", "float32", 8, 256, 128, 0.4, f"{tempfile.gettempdir()}/sampler.log"
-    )
+    log = f"{tempfile.gettempdir()}/sampler.log"
+    rollout = RolloutConfig(max_model_length=256)
+    settings = sampler.SamplerSettings(path, "cpu", "float32", 8, rollout, log)
     engine = sampler.Sampler(settings)
     policy = load_policy(path, "float32", "cpu", 8, 16, 0)
     engine.load_adapter(0, adapter_arrays(policy), adapter_config(policy))
@@ -43,8 +44,7 @@ def measure(one_slot: bool) -> None:
             for e in draw_examples("seen", 8, repeat, "bench")
         ]
         requests = [
-            sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, 100 * i)
-            for i, p in enumerate(prepared)
+            sampler.SampleRequest(p.prompt.text, p.pixels, 100 * i) for i, p in enumerate(prepared)
         ]
         started = time.perf_counter()
         groups = [g for _, g in engine.generate(requests, sampler.SamplingSettings(8, 1.0, 48))]

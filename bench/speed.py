@@ -14,6 +14,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ def generation(report: Callable[[str], None]) -> None:
     os.environ.update(sampler_environment("cpu", 0))
     from transformers import AutoProcessor
 
+    from rarl.config import RolloutConfig
     from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
     from rarl.planning.seconds import decode_steps
@@ -47,7 +50,8 @@ def generation(report: Callable[[str], None]) -> None:
 
     path = str(base_model())
     log = f"{tempfile.gettempdir()}/speed-sampler.log"
-    engine = sampler.Sampler(sampler.SamplerSettings(path, "cpu", "float32", 8, 256, 128, 0.4, log))
+    rollout = RolloutConfig(max_model_length=256)
+    engine = sampler.Sampler(sampler.SamplerSettings(path, "cpu", "float32", 8, rollout, log))
     policy = load_policy(path, "float32", "cpu", 8, 16, 0)
     arrays, settings = adapter_arrays(policy), adapter_config(policy)
     loads = [
@@ -61,8 +65,7 @@ def generation(report: Callable[[str], None]) -> None:
             examples = draw_examples("seen", prompts, 100 * repeat + index, "bench")
             prepared = [prepare_example(e, processor, plain_prompt()) for e in examples]
             requests = [
-                sampler.SampleRequest(p.example.id, p.prompt.text, p.pixels, i)
-                for i, p in enumerate(prepared)
+                sampler.SampleRequest(p.prompt.text, p.pixels, i) for i, p in enumerate(prepared)
             ]
             started = time.perf_counter()
             groups = [
@@ -76,7 +79,8 @@ def generation(report: Callable[[str], None]) -> None:
     step, token, prompt = fit(columns, taken)
     errors = np.abs(np.array(columns) @ [step, token, prompt] / taken - 1)
     report(
-        f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, publish={np.median(loads[1:]):.2g}"
+        f"decode_step={step:.2g}, sequence={token:.2g}, prompt={prompt:.2g}, "
+        f"publish={np.median(loads[1:]):.2g}"
     )
     report(
         f"  generation: {len(taken)} calls, median error of the fit {100 * np.median(errors):.0f} %"
@@ -87,46 +91,27 @@ def update(report: Callable[[str], None]) -> None:
     import torch
     from cases import Case, make_group, make_policy
 
-    from rarl.distribution import SamplingDistribution
-    from rarl.grpo.loss import LossSettings
+    from rarl.config import GrpoConfig, TrainConfig
+    from rarl.distribution import MODEL_SOFTMAX
     from rarl.grpo.policy import adapter_parameters
     from rarl.grpo.shared_prefix import SharedPrefixForward
-    from rarl.grpo.update import ScoredGroup, UpdateSettings, update_policy
+    from rarl.grpo.update import UpdateSettings, update_policy
     from rarl.planning.sizes import update_flops
 
     torch.set_num_threads(os.cpu_count() or 1)
     policy = make_policy("tiny", "cpu")
     config = policy.get_base_model().config
     optimizer = torch.optim.AdamW(adapter_parameters(policy), lr=0.0)
-    loss = LossSettings("grpo", (0.2, 0.2), 0.0, "truncated", 2.0)
-    settings = UpdateSettings(
-        loss=loss,
-        epochs=1,
-        max_grad_norm=1.0,
-        micro_batch_tokens=4096,
-        shared_prefix=True,
-        max_completion_tokens=48,
-        max_drift=None,
-    )
+    settings = UpdateSettings(GrpoConfig(), TrainConfig(), 48, shared_prefix=True)
     columns, taken = [], []
     for groups, size, completion in UPDATED:
         case = Case("speed", "tiny", 116, completion, size, 8)
-        scored = []
-        for index in range(groups):
-            group = make_group(case, config, index)
-            scored.append(
-                ScoredGroup(
-                    group, [[-1.0] * completion] * size, np.linspace(-1, 1, size, dtype=np.float32)
-                )
-            )
-        call = lambda s=scored: update_policy(
-            policy,
-            optimizer,
-            s,
-            SharedPrefixForward(False),
-            SamplingDistribution(1.0, []),
-            settings,
-        )
+        sampled = [[-1.0] * completion] * size
+        advantages = np.linspace(-1, 1, size, dtype=np.float32)
+        made = [make_group(case, config, index) for index in range(groups)]
+        scored = [replace(g, sampler_logprobs=sampled, advantages=advantages) for g in made]
+        forward = SharedPrefixForward()
+        call = partial(update_policy, policy, optimizer, scored, forward, MODEL_SOFTMAX, settings)
         taken.append(float(np.median(seconds(call, "cpu", REPEATS + 1)[1:])))
         columns.append([groups * update_flops(case.shape, config), groups])
     per_operation, per_group = fit(columns, taken)

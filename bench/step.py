@@ -133,9 +133,8 @@ def random_2b(folder: Path, tokenizer: Path) -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        title=f"one step, {PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores; medians, seconds"
-    )
+    size = f"{PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores"
+    table = Table(title=f"one step, {size}; medians, seconds")
     phases = ("step", "data", "rollout", "reward", "update", "publish", "other")
     for column in ("system", *phases, "TRL / this"):
         table.add_column(column, justify="left" if column == "system" else "right")
@@ -146,9 +145,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=110).print(table)
     own = rows[0]
     rest = own["data"] + own["publish"] + own["other"]
-    print(
-        f"publish {100 * own['publish'] / own['step']:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes"
-    )
+    share = 100 * own["publish"] / own["step"]
+    print(f"publish {share:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes")
     print(f"all but generation, reward and update {100 * rest / own['step']:.1f} %")
     print(f"{own['tokens_per_second']:.0f} completion tokens/s")
     if "stack_peak_mb" in own:

@@ -15,15 +15,17 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from rarl.grpo.group import Group
+from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS
 from rarl.prompts import chat_messages, question_text, read_families
-from rarl.rewards.accuracy import accuracy_reward
-from rarl.rewards.format import format_reward
+from rarl.rewards.answer import accuracy_reward
+from rarl.rewards.form import format_reward
 from rarl.tiny.dataset import base_model, draw_examples
 
 
-def trl_update(policy: PeftModel, group: Group, advantages: torch.Tensor) -> Callable[[], None]:
+def trl_update(
+    policy: PeftModel, group: TokenGroup, advantages: torch.Tensor
+) -> Callable[[], None]:
     """`_compute_loss` and backward, tuned: no gradient checkpointing, no pass for old log-probs, no
     KL."""
     count, length = len(group.completions), len(group.completions[0])

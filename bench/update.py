@@ -1,7 +1,8 @@
 """Seconds and peak memory of one GRPO update: plain pass, TRL's, and the shared prefix, side by
 side.
 
-    python bench/update.py [--json FILE] [--case short …] [--device cuda --tokenizer QWEN2_VL_FOLDER]
+    python bench/update.py [--json FILE] [--case short …]
+                           [--device cuda --tokenizer QWEN2_VL_FOLDER]
 
 Loss and backward of one group, same model, prompt, completions, dtype, adapter and threads. Every
 measurement is made in a process of its own: the first call's memory, then the fastest of the
@@ -33,27 +34,27 @@ def rarl_update(
     policy: Any, group: Any, advantages: torch.Tensor, shared: bool
 ) -> Callable[[], None]:
     """RARL's loss and backward with one of its forward passes."""
-    from rarl.grpo.vision import VisionCache, use_patch_projection
-
-    from rarl.distribution import SamplingDistribution
-    from rarl.grpo.forward import plain_forward
-    from rarl.grpo.loss import LossInputs, LossSettings, StepTotals, compute_loss
+    from rarl.config import GrpoConfig
+    from rarl.distribution import MODEL_SOFTMAX
+    from rarl.grpo.forward import VisionCache, plain_forward, use_patch_projection
+    from rarl.grpo.loss import LossInputs, StepTotals, compute_loss
     from rarl.grpo.shared_prefix import SharedPrefixForward
 
     model = policy.get_base_model()
-    if isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d):  # as `load_policy` does
+    # `load_policy` does so too.
+    if isinstance(model.model.visual.patch_embed.proj, torch.nn.Conv3d):
         use_patch_projection(model)
     forward = SharedPrefixForward() if shared else plain_forward
-    settings = LossSettings("grpo", (0.2, 0.2), kl_beta=0.0, importance="none", importance_cap=1.0)
+    config = GrpoConfig(importance="none")
     count, length = len(group.completions), len(group.completions[0])
     totals = StepTotals(count, count * length, length)
 
     def update() -> None:
-        out = forward(policy, [group], SamplingDistribution(1.0, []), VisionCache())
+        out = forward(policy, [group], MODEL_SOFTMAX, VisionCache())
         old = out.logprobs.detach()
         mask = torch.ones_like(old, dtype=torch.bool)
         inputs = LossInputs(out.logprobs, old, old, None, advantages.to(old.device), mask)
-        compute_loss(inputs, totals, settings).loss.backward()
+        compute_loss(inputs, totals, config).loss.backward()
 
     return update
 

@@ -72,26 +72,31 @@ def phantom(question: str, answer: str, options: tuple[str, ...] | None, rationa
 
 
 CHEST = SIGNS["chest"]
+LEFT = "A round spot in the left half."
 SCENES = {
     "side": Scene(
-        phantom("In which half is the lesion?", "left", ("right", "left"), f"{CHEST} A round spot in the left half."),
+        phantom("In which half is the lesion?", "left", ("right", "left"), f"{CHEST} {LEFT}"),
         (
-            f"{CHEST} A round spot in the left half.",
-            "I see two lungs between the ribs, and there is a round spot in the left half. So the lesion is there.",
+            f"{CHEST} {LEFT}",
+            "I see two lungs between the ribs, and there is a round spot in the left half. "
+            "So the lesion is there.",
         ),
         "right",
         "A skull around two halves. A round spot in the right half.",
     ),
     "lesion": Scene(
         phantom("Is there a lesion?", "no", None, f"{CHEST} No round spot."),
-        (f"{CHEST} No round spot.", "Two lungs lie between ribs. I do not see a round spot. So there is no lesion."),
+        (
+            f"{CHEST} No round spot.",
+            "Two lungs lie between ribs. I do not see a round spot. So there is no lesion.",
+        ),
         "yes",
         "Two kidneys beside a spine. A round spot in the left half.",
     ),
     "organ": Scene(
-        phantom("Which body part is shown?", "chest", ("knee", "chest"), f"{CHEST} A round spot in the left half."),
+        phantom("Which body part is shown?", "chest", ("knee", "chest"), f"{CHEST} {LEFT}"),
         (
-            f"{CHEST} A round spot in the left half.",
+            f"{CHEST} {LEFT}",
             "Two lungs lie between ribs. A round spot is in the left half. This must be a chest.",
         ),
         "knee",
@@ -100,28 +105,33 @@ SCENES = {
     "effusion": Scene(
         Example(
             "r1", b"", "r1", "Is there a pleural effusion?", "yes", "closed", None,
-            "The right costophrenic angle is blunted. A meniscus of fluid at the right lung base. Normal heart size.",
+            "The right costophrenic angle is blunted. A meniscus of fluid at the right lung base. "
+            "Normal heart size.",
             "X-ray", "chest",
         ),
         (
-            "The right costophrenic angle is blunted. A meniscus of fluid at the right lung base. Normal heart size.",
+            "The right costophrenic angle is blunted. A meniscus of fluid at the right lung base. "
+            "Normal heart size.",
             "Findings: blunted right costophrenic angle, meniscus of fluid at the right lung base. "
             "The heart size is normal. Impression: pleural effusion.",
         ),
         "no",
-        "The right costophrenic angle is sharp. A meniscus of fluid at the left lung base. Enlarged heart size.",
+        "The right costophrenic angle is sharp. A meniscus of fluid at the left lung base. "
+        "Enlarged heart size.",
     ),
     "haematoma": Scene(
         Example(
             "r2", b"", "r2", "What is the most likely diagnosis?", "subdural haematoma", "choice",
             ("meningioma", "subdural haematoma", "normal ageing", "ischaemic stroke"),
-            "A hyperdense crescent along the left convexity. Midline shift to the right. No skull fracture.",
+            "A hyperdense crescent along the left convexity. Midline shift to the right. "
+            "No skull fracture.",
             "CT", "head",
         ),
         (
-            "A hyperdense crescent along the left convexity. Midline shift to the right. No skull fracture.",
-            "There is a hyperdense crescent along the left convexity, with midline shift to the right. "
-            "No skull fracture. Therefore a subdural haematoma is likely.",
+            "A hyperdense crescent along the left convexity. Midline shift to the right. "
+            "No skull fracture.",
+            "There is a hyperdense crescent along the left convexity, with midline shift to the "
+            "right. No skull fracture. Therefore a subdural haematoma is likely.",
         ),
         "meningioma",
         "A hypodense crescent along the right convexity. No midline shift. A skull fracture.",
@@ -357,7 +367,8 @@ def test_the_suite_is_large_and_its_replies_differ() -> None:
     "thinking",
     [
         "Gleason score 7 in the left lobe. Grade 3 glioma. The T-score is -2.5.",
-        "Arrows mark the right lung. This mark is an artefact. The highest point of the left diaphragm.",
+        "Arrows mark the right lung. This mark is an artefact. The highest point of the left "
+        "diaphragm.",
         "Muscle power 4/5. Agatston score: 350. Apgar score 9. BI-RADS 4.",
         "A grade 2 tear of the medial ligament. The patient was asked to ignore the pain.",
         "Give the left side a second look: hard to judge. A 3 cm mass.",

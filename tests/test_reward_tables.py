@@ -445,8 +445,9 @@ def test_the_leak_factor_is_an_option() -> None:
 
 PIECES = st.lists(
     st.sampled_from(
-        ["<think>", "</think>", "<answer>", "</answer>", "left", " right", "no ", "Findings: ", "Impression: ", ". ",
-         RATIONALE, "yes", "A", " or ", "\u200b", "score this 3", "ü", "?", "\n"]
+        ["<think>", "</think>", "<answer>", "</answer>", "left", " right", "no ", "Findings: ",
+         "Impression: ", ". ", RATIONALE, "yes", "A", " or ", "\u200b", "score this 3", "ü", "?",
+         "\n"]
     ),
     max_size=14,
 ).map("".join)  # fmt: skip

@@ -276,11 +276,32 @@ def test_which_samplers_a_worker_asks_and_loads() -> None:
     views = [two.share(rank, 5) for rank in range(5)]
     assert [view.actors for view in views] == [[a], [b], [a], [b], [a]]
     assert [view.loading for view in views] == [[a], [b], [], [], []]
+    assert [view.sharing for view in views] == [3, 2, 3, 2, 3]
+    assert {three.share(rank, 2).sharing for rank in range(2)} == {three.sharing} == {1}
     views[3].lost.append(b)
     assert views[3].actors == [a], "whose own are all lost uses another that lives"
     assert views[2].publish(1, {"x": np.zeros(3, np.float32)}, {}) == 12
     assert views[2].published is not None
     assert "arguments" not in vars(views[2].published), "nothing went to the object store"
+
+
+@pytest.mark.slow
+def test_an_engine_that_samples_for_another_worker_first_is_not_taken_for_hung(
+    pool: SamplerPool, prepared: list[PreparedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch has to wait for the whole first one, longer than for any one group."""
+    patience: list[float] = []
+    real = ray.wait
+
+    def recording(references: list[Any], timeout: float, **options: Any) -> Any:
+        patience.append(timeout)
+        return real(references, timeout=timeout, **options)
+
+    one = SamplerPool(pool.launched[:1], timeout=200)
+    monkeypatch.setattr("rarl.rollout.pool.ray.wait", recording)
+    groups = one.share(1, 2).generate(requests(prepared), SAMPLING, use_adapter=False)
+    assert patience == [200 * (1 + len(prepared)), *[200] * len(prepared)]
+    assert len(groups) == len(prepared)
 
 
 @pytest.mark.slow

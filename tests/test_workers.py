@@ -59,12 +59,12 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
 
 def the_groups() -> list[TokenGroup]:
     """Three groups whose sampler is 0.1 off the policy, so that every part of the loss counts."""
-    rng = np.random.default_rng(0)
+    policy, rng = random_policy(layers=1), np.random.default_rng(0)
     groups = []
     for key, lengths in enumerate([(3, 5), (1, 8), (4, 4)]):
         group = random_group(rng, (2, 4), (3, 4), lengths, key)
         with torch.no_grad():
-            rows = plain_forward(random_policy(), [group], DISTRIBUTION, VisionCache()).logprobs
+            rows = plain_forward(policy, [group], DISTRIBUTION, VisionCache()).logprobs
         sampled = [[x - 0.1 for x in rows[i, :n].tolist()] for i, n in enumerate(lengths)]
         advantages = rng.normal(0, 1, 2).astype(np.float32)
         groups.append(replace(group, sampler_logprobs=sampled, advantages=advantages))
@@ -74,7 +74,7 @@ def the_groups() -> list[TokenGroup]:
 def learn(workers: Workers) -> tuple[Any, Any, list[float]]:
     """Both ways to learn; of the three groups, worker r has those from r on in steps of two, so
     that a third worker has none."""
-    policy = random_policy()
+    policy = random_policy(layers=1)
     mine = the_groups()[workers.rank :: 2] if workers.rank < 2 else []
     mine = mine if workers.size > 1 else the_groups()
     optimizer = torch.optim.SGD(adapter_parameters(policy), lr=0.1)
@@ -123,7 +123,7 @@ class FullMemory(SharedPrefixForward):
 
 
 def fail_in_one(workers: Workers) -> Any:
-    policy = random_policy()
+    policy = random_policy(layers=1)
     optimizer = torch.optim.SGD(adapter_parameters(policy), lr=0.1)
     forward = FullMemory() if workers.rank == 1 else SharedPrefixForward()
     return update_policy(policy, optimizer, the_groups(), forward, DISTRIBUTION, SETTINGS, workers)
@@ -140,7 +140,7 @@ def test_what_fails_in_one_worker_ends_all(together: dict[str, list[Any]]) -> No
 
 def mismatch_in_one(workers: Workers) -> Any:
     """The sampler of the second worker alone is far off."""
-    policy = random_policy()
+    policy = random_policy(layers=1)
     off = 0.9 if workers.rank == 1 else 0.0
     mine = [
         replace(g, sampler_logprobs=[[x + 0.1 - off for x in row] for row in g.sampler_logprobs])

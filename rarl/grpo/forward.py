@@ -4,8 +4,9 @@ and the choice between the plain way and the shared-prefix one."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,25 +27,55 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower makes of an image, without gradient, in the model's dtype.
+
+    tokens: (image tokens, D), what stands in for the placeholders. deepstack: the same shape each,
+    what is added to the output of the first layers (Qwen3-VL only).
+    """
+
+    tokens: Tensor
+    deepstack: list[Tensor]
+
+
+class VisionCache:
+    """Keeps the features of every group it was asked for: the reference pass and further epochs
+    over the same batch find them here. It lives for one update: 512 image tokens of the 2B model
+    are 1.5 MiB in bfloat16."""
+
+    def __init__(self) -> None:
+        self.stored: dict[int, ImageFeatures] = {}
+
+    def features(self, model: Any, group: TokenGroup) -> ImageFeatures:
+        """Returns the features of the group's image; the frozen tower runs once for each key."""
+        if group.key not in self.stored:
+            self.stored[group.key] = image_features(model, group)
+        return self.stored[group.key]
+
+
+@torch.no_grad()
+def image_features(model: Any, group: TokenGroup) -> ImageFeatures:
+    """Runs the vision tower on the image of one group."""
+    patches = torch.from_numpy(group.patches).to(model.device)
+    grid = torch.from_numpy(group.grid)[None].to(model.device)
+    out = model.model.get_image_features(patches, grid)
+    deepstack = getattr(out, "deepstack_features", None) or []
+    return ImageFeatures(out.pooler_output[0], [part[0] for part in deepstack])
+
+
+@dataclass(frozen=True)
 class ForwardOutput:
     """Of all N completions of all groups in order, padded with zeros on the right to T tokens;
-    float32.
-
-    logprobs: (N, T), with gradient. entropy: (N, T) in nats, without.
-    """
+    float32. logprobs: (N, T), with gradient. entropy: (N, T) in nats, without."""
 
     logprobs: Tensor
     entropy: Tensor
 
 
-class ForwardPass(Protocol):
-    def __call__(
-        self,
-        policy: PeftModel,
-        groups: list[TokenGroup],
-        distribution: SamplingDistribution,
-        vision: VisionCache,
-    ) -> ForwardOutput: ...
+# (policy, groups, what the sampler drew from, features of the images) → log-probs and entropies.
+ForwardPass = Callable[
+    [PeftModel, list[TokenGroup], SamplingDistribution, VisionCache], ForwardOutput
+]
 
 
 def plain_forward(
@@ -53,51 +84,39 @@ def plain_forward(
     distribution: SamplingDistribution,
     vision: VisionCache,
 ) -> ForwardOutput:
-    """Every completion with its own copy of prompt and image, through the model's own forward.
+    """Runs every completion with its own copy of prompt and image through the model's own forward.
 
-    For any model that transformers can run, and the yardstick of the shared-prefix pass, with which
-    it has no code in common. `vision` is not used. The head runs on completion positions only.
+    It serves any model that transformers can run, and is the yardstick of the shared-prefix pass,
+    with which it has no code in common. `vision` is not used. The head runs on completion positions
+    only.
     """
     model: Any = policy.get_base_model()
     device = model.device
-    sequences, prompts = [], []
-    for group in groups:
-        for completion in group.completions:
-            sequences.append(
-                torch.tensor([*group.prompt_token_ids.tolist(), *completion], device=device)
-            )
-            prompts.append(len(group.prompt_token_ids))
-    lengths = [len(sequence) for sequence in sequences]
+    each = [(group, completion) for group in groups for completion in group.completions]
+    sequences = [
+        torch.tensor([*group.prompt_token_ids.tolist(), *completion], device=device)
+        for group, completion in each
+    ]
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     input_ids = pad_sequence(sequences, batch_first=True, padding_value=0)
-    attention_mask = (
-        torch.arange(input_ids.shape[1], device=device)[None]
-        < torch.tensor(lengths, device=device)[:, None]
-    )
-    repeats = [len(group.completions) for group in groups]
-    patches = [
-        torch.from_numpy(g.patches) for g, n in zip(groups, repeats, strict=True) for _ in range(n)
-    ]
-    grids = [
-        torch.from_numpy(g.grid) for g, n in zip(groups, repeats, strict=True) for _ in range(n)
-    ]
+    attention_mask = torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]
+    patches = torch.cat([torch.from_numpy(group.patches) for group, _ in each])
     hidden = model.model(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
-        pixel_values=torch.cat(patches).to(device, model.dtype),
-        image_grid_thw=torch.stack(grids).to(device),
+        pixel_values=patches.to(device, model.dtype),
+        image_grid_thw=torch.stack([torch.from_numpy(g.grid) for g, _ in each]).to(device),
         mm_token_type_ids=(input_ids == model.config.image_token_id).int() * attention_mask,
         use_cache=False,
     ).last_hidden_state
-    rows = [
-        completion_logprobs(
-            model.lm_head(hidden[i, p - 1 : n - 1]), input_ids[i, p:n], distribution
-        )
-        for i, (p, n) in enumerate(zip(prompts, lengths, strict=True))
-    ]
-    logprobs, entropy = (
-        pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)
-    )
-    return ForwardOutput(logprobs, entropy)
+    rows = []
+    for index, (group, completion) in enumerate(each):
+        start, size = len(group.prompt_token_ids), len(completion)
+        logits = model.lm_head(hidden[index, start - 1 : start + size - 1])
+        token_ids = input_ids[index, start : start + size]
+        rows.append(completion_logprobs(logits, token_ids, distribution))
+    columns = [pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)]
+    return ForwardOutput(*columns)
 
 
 def completion_logprobs(
@@ -110,42 +129,6 @@ def completion_logprobs(
     logprobs = torch.log_softmax((logits.float() + bias) / distribution.temperature, dim=-1)
     entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(dim=-1)
     return logprobs.gather(-1, token_ids[:, None]).squeeze(-1), entropy
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """Without gradient, in the model's dtype.
-
-    tokens: (image tokens, D), what stands in for the placeholders. deepstack: the same shape each,
-    what is added to the output of the first layers (Qwen3-VL only).
-    """
-
-    tokens: Tensor
-    deepstack: list[Tensor]
-
-
-class VisionCache:
-    """Keeps the features of every group it was asked for: the reference pass and further epochs
-    over the same batch find them here. Lives for one update: 512 image tokens of the 2B model are
-    1.5 MiB in bfloat16."""
-
-    def __init__(self) -> None:
-        self.stored: dict[int, ImageFeatures] = {}
-
-    def features(self, model: Any, group: TokenGroup) -> ImageFeatures:
-        if group.key not in self.stored:
-            self.stored[group.key] = image_features(model, group)
-        return self.stored[group.key]
-
-
-@torch.no_grad()
-def image_features(model: Any, group: TokenGroup) -> ImageFeatures:
-    """Runs the vision tower on the picture of one group."""
-    patches = torch.from_numpy(group.patches).to(model.device)
-    grid = torch.from_numpy(group.grid)[None].to(model.device)
-    out = model.model.get_image_features(patches, grid)
-    deepstack = getattr(out, "deepstack_features", None) or []
-    return ImageFeatures(out.pooler_output[0], [part[0] for part in deepstack])
 
 
 def use_patch_projection(model: Any) -> None:
@@ -171,7 +154,8 @@ class PatchProjection(nn.Module):
 
 @dataclass(frozen=True)
 class ForwardChoice:
-    """`difference` is None where nothing was compared."""
+    """`difference` is the mean |log-prob difference| of the two passes; None where nothing was
+    compared."""
 
     forward: ForwardPass
     shared: bool
@@ -181,8 +165,8 @@ class ForwardChoice:
 def choose_forward(
     policy: PeftModel, group: TokenGroup, distribution: SamplingDistribution, fast: ForwardPass
 ) -> ForwardChoice:
-    """`fast` when it gives the plain pass's log-probs on `group`; else the plain pass, with an
-    error logged."""
+    """Returns `fast` if it gives the plain pass's log-probs on `group`; else the plain pass, with
+    an error logged."""
     model: Any = policy.get_base_model()
     if model.config.model_type not in SUPPORTED_MODELS:
         log.warning(

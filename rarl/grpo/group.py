@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rarl.samples import Group
 
+# Is added to a standard deviation.
 EPSILON = 1e-4
 
 
@@ -84,8 +85,9 @@ def group_advantages(rewards: ArrayLike, scale: bool = True) -> NDArray[np.float
     difference alone, which weights easy and hard questions alike (Dr. GRPO, arXiv 2503.20783,
     section 3.1).
     """
-    r = np.asarray(rewards, dtype=np.float64)
-    centred = r - r.mean(axis=1, keepdims=True)
+    values = np.asarray(rewards, dtype=np.float64)
+    centred = values - values.mean(axis=1, keepdims=True)
     if not scale:
         return centred.astype(np.float32)
-    return (centred / (r.std(axis=1, ddof=1, keepdims=True) + EPSILON)).astype(np.float32)
+    deviation = values.std(axis=1, ddof=1, keepdims=True)
+    return (centred / (deviation + EPSILON)).astype(np.float32)

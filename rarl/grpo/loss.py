@@ -92,11 +92,10 @@ def compute_loss(inputs: LossInputs, totals: StepTotals, config: GrpoConfig) -> 
 
 
 def clipped_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """- min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) with r = π / π_old (PPO, arXiv 1707.06347, eq.
-    7)."""
-    return pessimistic(
-        torch.exp(inputs.logprobs - inputs.old_logprobs), inputs.advantages[:, None], clip
-    )
+    """- min(r A, clip(r, 1 - ε_low, 1 + ε_high) A) with r = π / π_old (PPO, arXiv 1707.06347,
+    eq. 7)."""
+    ratio = torch.exp(inputs.logprobs - inputs.old_logprobs)
+    return pessimistic(ratio, inputs.advantages[:, None], clip)
 
 
 def clipped_sequence_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -111,10 +110,10 @@ def clipped_sequence_ratio(inputs: LossInputs, clip: tuple[float, float]) -> tup
 def pessimistic(
     ratio: Tensor, advantage: Tensor, clip: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    bounded = ratio.clamp(1 - clip[0], 1 + clip[1])
-    return -torch.minimum(
-        ratio * advantage, bounded * advantage
-    ), bounded * advantage < ratio * advantage
+    """Returns minus the smaller of the bounded objective and the free one, and where it is the
+    bounded one."""
+    free, bounded = ratio * advantage, ratio.clamp(1 - clip[0], 1 + clip[1]) * advantage
+    return -torch.minimum(free, bounded), bounded < free
 
 
 def clipped_weight(inputs: LossInputs, clip: tuple[float, float]) -> tuple[Tensor, Tensor]:

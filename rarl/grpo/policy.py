@@ -67,10 +67,8 @@ def adapter_arrays(policy: PeftModel) -> dict[str, NDArray[np.float32]]:
 
 def adapter_config(policy: PeftModel) -> dict[str, Any]:
     """Returns `adapter_config.json` as PEFT writes it."""
-    config: dict[str, Any] = policy.peft_config["default"].to_dict()
-    return {
-        key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-    }
+    config = policy.peft_config["default"].to_dict().items()
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config}
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
@@ -79,11 +77,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str
     # Not safetensors.numpy: adapters may be in bfloat16, which NumPy lacks.
     from safetensors.torch import load_file
 
-    tensors = {
-        name: tensor.float().numpy()
-        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
-    }
-    return tensors, json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    arrays = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    return arrays, json.loads((folder / "adapter_config.json").read_text())
 
 
 def save_adapter(policy: PeftModel, folder: Path) -> None:
@@ -102,10 +98,7 @@ def save_adapter(policy: PeftModel, folder: Path) -> None:
 
 def load_adapter(policy: PeftModel, folder: Path) -> None:
     """Restores weights that `save_adapter` wrote into a policy of the same shape."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(policy, load_file(folder / "adapter_model.safetensors"))
+    set_arrays(policy, read_adapter(folder)[0])
 
 
 @contextmanager

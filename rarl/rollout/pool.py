@@ -42,17 +42,6 @@ LOST = (
 )
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the engines are asked for. `timeout` is in seconds, from one completed group to the
-    next."""
-
-    requests: list[SampleRequest]
-    sampling: SamplingSettings
-    use_adapter: bool
-    timeout: float
-
-
 class PendingRollouts:
     """Work in flight: actor i has every n-th of the requests, from i on. One thread per actor takes
     in the groups as they are completed, and tells `on_group` (from that thread) each one's position
@@ -63,11 +52,19 @@ class PendingRollouts:
     its share.
     """
 
-    def __init__(self, pool: SamplerPool, work: Work, on_group: OnGroup | None) -> None:
-        self.groups: list[list[Rollout]] = [[] for _ in work.requests]
-        self.pool, self.work, self.on_group = pool, work, on_group
+    def __init__(
+        self,
+        pool: SamplerPool,
+        requests: list[SampleRequest],
+        sampling: SamplingSettings,
+        use_adapter: bool,
+        on_group: OnGroup | None,
+    ) -> None:
+        self.pool, self.requests, self.on_group = pool, requests, on_group
+        self.sampling, self.use_adapter = sampling, use_adapter
+        self.groups: list[list[Rollout]] = [[] for _ in requests]
         self.error: Exception | None = None
-        actors = pool.actors[: len(work.requests)]
+        actors = pool.actors[: len(requests)]
         self.stride = len(actors)
         # Asked for in this thread: what is loaded into an engine afterwards cannot come before it.
         streams = [self.ask(actor, place) for place, actor in enumerate(actors)]
@@ -79,12 +76,12 @@ class PendingRollouts:
             thread.start()
 
     def ask(self, actor: Any, place: int) -> Any:
-        share = self.work.requests[place :: self.stride]
-        return actor.generate.options(num_returns="streaming").remote(
-            share, self.work.sampling, self.work.use_adapter
-        )
+        """Returns the stream of the groups of every n-th request, from `place` on."""
+        generate = actor.generate.options(num_returns="streaming")
+        return generate.remote(self.requests[place :: self.stride], self.sampling, self.use_adapter)
 
     def take_share(self, place: int, actor: Any, stream: Any) -> None:
+        """Takes in an engine's share, from another one if it is lost; keeps what goes wrong."""
         try:
             for _ in range(MAX_REVIVALS):
                 try:
@@ -98,19 +95,23 @@ class PendingRollouts:
 
     def take_in(self, place: int, actor: Any, stream: Any) -> None:
         """Raises what Ray raises. An engine that completes no group in time is ended, and counts as
-        lost."""
+        lost; before the first, it may have to sample as many for each worker that shares it."""
+        queued = (self.pool.sharing - 1) * len(self.requests[place :: self.stride])
+        timeout = self.pool.timeout * (1 + queued)
         while True:
-            ready, _ = ray.wait([stream], timeout=self.work.timeout, fetch_local=False)
+            ready, _ = ray.wait([stream], timeout=timeout, fetch_local=False)
             if not ready:
                 ray.kill(actor, no_restart=False)
                 raise ray.exceptions.ActorDiedError()
+            timeout = self.pool.timeout
             reference = next(stream, None)
             if reference is None:
                 return
             position, group = ray.get(reference)
             index = place + position * self.stride
+            # It was already there before the engine was lost.
             if self.groups[index]:
-                continue  # of the time before the engine was lost
+                continue
             self.groups[index] = group
             if self.on_group is not None:
                 self.on_group(index, group)
@@ -150,14 +151,15 @@ class SamplerPool:
     """The samplers, or a train worker's share of them. Cheap to copy between processes: it holds
     actor handles.
 
-    launched: all actors. own: those that are asked. loading: those that `publish` loads.
+    launched: all actors. own: those that are asked. loading: those that `publish` loads. sharing:
+    how many workers ask the same ones.
     """
 
     def __init__(
         self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT
     ) -> None:
         self.launched, self.timeout, self.restart_timeout = actors, timeout, restart_timeout
-        self.own = self.loading = actors
+        self.own, self.loading, self.sharing = actors, actors, 1
         self.lost: list[Any] = []
         self.published: Adapter | None = None
 
@@ -180,6 +182,7 @@ class SamplerPool:
         count = len(self.launched)
         view.own = self.launched[rank::size] if count >= size else [self.launched[rank % count]]
         view.loading = view.own if rank < count else []
+        view.sharing = max(1, len(range(rank % count, size, count)))
         return view
 
     @classmethod
@@ -226,7 +229,7 @@ class SamplerPool:
         UserError."""
         for _ in range(MAX_REVIVALS):
             try:
-                return ray.get(reference, timeout=self.timeout * parts)
+                return ray.get(reference, timeout=self.timeout * parts * self.sharing)
             except ray.exceptions.GetTimeoutError:
                 ray.kill(actor, no_restart=False)
             except LOST:
@@ -290,7 +293,7 @@ class SamplerPool:
     ) -> PendingRollouts:
         """Asks as `generate` does, without waiting. The adapter that is loaded now is the one that
         samples."""
-        return PendingRollouts(self, Work(requests, sampling, use_adapter, self.timeout), on_group)
+        return PendingRollouts(self, requests, sampling, use_adapter, on_group)
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
         """Returns the log-likelihoods (nats) of each request's replies, in the order of the

@@ -141,9 +141,8 @@ class Sampler:
         restored = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
         # vLLM reads adapters from files only. It keeps what it has read, so the files may go at
         # once.
-        with tempfile.TemporaryDirectory(
-            prefix="rarl-adapter-", dir=memory_backed_folder()
-        ) as folder:
+        place = memory_backed_folder()
+        with tempfile.TemporaryDirectory(prefix="rarl-adapter-", dir=place) as folder:
             save_file(restored, f"{folder}/adapter_model.safetensors")
             Path(folder, "adapter_config.json").write_text(json.dumps(dict(peft_config)))
             fresh = LoRARequest(f"policy-v{version}-swap{self.swaps}", self.swaps, folder)
@@ -167,33 +166,28 @@ class Sampler:
         as the group is complete."""
         from vllm import SamplingParams
 
-        inputs: list[Any] = []
-        parameters = []
-        for request in requests:
-            inputs.append(engine_input(request.prompt, request.pixels))
-            parameters.append(
-                SamplingParams(
-                    n=sampling.group_size,
-                    temperature=sampling.temperature,
-                    seed=request.seed if sampling.temperature > 0 else None,
-                    max_tokens=sampling.max_tokens,
-                    logprobs=0,
-                    logit_bias=dict.fromkeys(self.banned, BAN_BIAS),
-                )
+        inputs: list[Any] = [engine_input(one.prompt, one.pixels) for one in requests]
+        parameters = [
+            SamplingParams(
+                n=sampling.group_size,
+                temperature=sampling.temperature,
+                seed=request.seed if sampling.temperature > 0 else None,
+                max_tokens=sampling.max_tokens,
+                logprobs=0,
+                logit_bias=dict.fromkeys(self.banned, BAN_BIAS),
             )
+            for request in requests
+        ]
         adapter = self.adapter_for(use_adapter)
         version = self.version if use_adapter else -1
         ids = self.engine.enqueue(inputs, parameters, use_tqdm=False, lora_request=adapter)
         # Inside, vLLM adds a random suffix to the id that its outputs bear.
-        positions = {
-            request_id.rsplit("-", 1)[0]: position for position, request_id in enumerate(ids)
-        }
+        positions = {name.rsplit("-", 1)[0]: position for position, name in enumerate(ids)}
         try:
             while self.engine.llm_engine.has_unfinished_requests():
                 for output in self.engine.llm_engine.step():
                     if output.finished:
-                        position = positions[output.request_id]
-                        yield position, to_rollouts(output, version)
+                        yield positions[output.request_id], to_rollouts(output, version)
         # Whoever asked may be gone; the next one must not get what is left.
         finally:
             if self.engine.llm_engine.has_unfinished_requests():
@@ -204,21 +198,16 @@ class Sampler:
         temperature 1, nothing banned."""
         from vllm import SamplingParams
 
-        inputs: list[Any] = []
-        lengths: list[int] = []
+        pairs = [(request, reply) for request in requests for reply in request.replies]
+        inputs: list[Any] = [engine_input(one.prompt + reply, one.pixels) for one, reply in pairs]
         tokenizer = self.engine.get_tokenizer()
-        for request in requests:
-            for reply in request.replies:
-                inputs.append(engine_input(request.prompt + reply, request.pixels))
-                lengths.append(len(tokenizer(reply, add_special_tokens=False).input_ids))
+        lengths = [len(tokenizer(reply, add_special_tokens=False).input_ids) for _, reply in pairs]
         parameters = SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
         )
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        sums = iter(
-            [tail_logprob(output, length) for output, length in zip(outputs, lengths, strict=True)]
-        )
+        sums = map(tail_logprob, outputs, lengths)
         return [[next(sums) for _ in request.replies] for request in requests]
 
 
