@@ -21,11 +21,13 @@ import ray
 import yaml
 from ray import serve
 
+from rarl.collect import Collector
 from rarl.config import JudgeConfig
-from rarl.data.stream import PreparerSettings, ordered_stream
+from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
-from rarl.evaluation.predict import Asking, predict
-from rarl.evaluation.summary import summarise
+from rarl.evaluation.measurements import Exam, Measurement, complete, look_up
+from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
+from rarl.evaluation.results import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate
@@ -37,6 +39,7 @@ from rarl.judge.messages import judge_messages
 from rarl.judge.wire import MAX_BATCH, MAX_CHARACTERS, candidate_json
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
+from rarl.rollout.sampler import SamplingSettings
 from rarl.schema import Verdict
 from rarl.training.metrics import read_metrics
 from tests.faults.campaign import JudgeProcess
@@ -423,16 +426,16 @@ def test_a_run_is_scored_by_the_judge(
         assert row["judge/correctness"] == pytest.approx(sum(own) / len(own))
         assert row["judge/unparsable"] == row["judge/unreachable"] == 0
 
-    stream = ordered_stream(
-        PreparerSettings(str(dataset), model_path, plain_prompt()), np.arange(8)
-    )
+    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
+    exam = Exam(preparer, np.arange(8), SamplingSettings(1, 0.0, 48))
+    progress = look_up(Measurement("trained", "d", "plain", judge="serve"), tmp_path, exam)
     with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
-        asking = Asking(48, 256, use_adapter=True)
-        predictions = [p for batch in predict(stream, pool, asking, judge) for p in batch]
-        assert judge.counts().scored == len(predictions) == 8
-    summary = summarise(predictions)["judge"]
+        collector = Collector(pool, GRADES, GRADE_SETTINGS, judge, model_path, 256)
+        samples = complete(progress, collector, judge, lambda _: None)
+        assert judge.counts().scored == len(samples) == 8
+    summary = summarise(samples)["judge"]
     assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)
-    assert {prediction.judge_status for prediction in predictions} == {"scored"}
+    assert {one.verdict and one.verdict.status for one in samples} == {"scored"}
 
 
 @pytest.mark.parametrize("choice", ["continue", "stop"])

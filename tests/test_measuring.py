@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pyarrow.dataset import dataset as dataset_of
 from transformers import AutoModelForImageTextToText
 
 from rarl.collect import Collector
@@ -92,6 +93,10 @@ def test_a_key_is_a_path_and_back(tmp_path: Path, data: str) -> None:
     assert finished_measurements(tmp_path) == [key]
     folder = folder_of(tmp_path, key).relative_to(tmp_path)
     assert len(folder.parts) == 6 and folder.parts[4] == "samples=8"
+    (tmp_path / "summary.json").write_text("{}")
+    ignored = ["summary", "options", "_"]
+    whole = dataset_of(tmp_path, partitioning="hive", ignore_prefixes=ignored)
+    assert whole.to_table().to_pylist()[0]["model"] == "trained"
     table = pq.read_table(tmp_path / "model=trained").to_pylist()[0]
     assert (table["prompt"], table["control"]) == ("reason", "blank")
     assert str(table["data"]) == data

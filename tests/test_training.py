@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ray import cloudpickle
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
+from rarl.evaluation.measurements import Measurement, finished_measurements
 from rarl.grpo.adapter_folder import read_adapter
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.prompts import plain_prompt, rederive_text, render
@@ -178,19 +180,25 @@ def test_a_finished_run_is_not_repeated_and_refuses_another_configuration(finish
 
 
 def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(finished: Path) -> None:
-    before = {path.name for path in (finished / "evaluation").iterdir()}
-    (finished / "evaluation" / "trained-phantoms-seen.parquet").unlink()
+    evaluation = finished / "evaluation"
+    before = {key.prompt for key in finished_measurements(evaluation)}
+    shutil.rmtree(evaluation / "model=trained/data=phantoms-seen")
     done = rarl("eval", finished, "--prompt", "reason,structured")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
     assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
-    assert len(pq.read_table(finished / "evaluation" / "trained-phantoms-seen.parquet")) == 30
-    new = {path.name for path in (finished / "evaluation").iterdir()} - before
-    assert new == {"summary.json", "summary-structured.json"} | {
-        f"{label}-phantoms-{name}-structured.parquet"
+    assert before == {"reason"}
+    assert {path.name for path in evaluation.glob("*.json")} == {
+        "summary.json",
+        "summary-structured.json",
+    }
+    assert set(finished_measurements(evaluation)) == {
+        Measurement(label, f"phantoms-{name}", prompt)
         for label in ("base", "trained")
         for name in ("seen", "unseen")
+        for prompt in ("reason", "structured")
     }
+    assert len(pq.read_table(evaluation / "model=trained/data=phantoms-seen/prompt=reason")) == 30
 
 
 def test_a_measurement_cannot_change_how_the_run_was_made(finished: Path) -> None:
