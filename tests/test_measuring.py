@@ -51,7 +51,7 @@ from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample, read_samples
 from rarl.schema import Example, Verdict
-from tests.records import graded, read_measurement, reply_to, write_measurement
+from tests.records import graded, read_measurement, reply_to, rights, write_measurement
 from tests.runs import RARL, REPOSITORY, environment, rarl
 
 QUESTIONS = 256
@@ -229,7 +229,7 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     assert not data.exists()
     summary = json.loads((evaluation / "summary.json").read_text())
     assert summary["base"]["seen-test"]["n"] == QUESTIONS
-    right = np.mean([one.rewards["correct"] for one in samples])
+    right = np.mean(rights(samples))
     assert summary["base"]["seen-test"]["accuracy"] == pytest.approx(right)
 
     # All is there now, also for another judge: no engine starts.
@@ -328,7 +328,8 @@ def test_option_likelihoods_equal_transformers(
     plan = evaluation_prompts(PromptsConfig(eval="none"))
     asked = exam(dataset, model_path, range(8))
     asked = replace(asked, preparer=replace(asked.preparer, render=plan))
-    key, told = OptionsKey("base", "d"), []
+    key = OptionsKey("base", "d")
+    told: list[int] = []
     assert len(missing_options(key, tmp_path, asked)) == 8
     scores = score_options(key, tmp_path, asked, pool, lambda _: None)
     assert missing_options(key, tmp_path, asked) == []

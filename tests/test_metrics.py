@@ -20,7 +20,7 @@ from rarl.evaluation.metrics import METRICS, measure
 from rarl.evaluation.self_consistency import Sampled, abstention, self_consistency, vote
 from rarl.samples import Sample
 from rarl.schema import Verdict
-from tests.records import example, graded, numbered, reply_to
+from tests.records import example, graded, numbered, reply_to, rights
 
 WORDS = ["left", "right", "lung", "effusion", "normal", "no", "<5", "t2-weighted"]
 texts = st.lists(st.sampled_from(WORDS), max_size=6)
@@ -248,8 +248,7 @@ def test_the_difference_is_clustered_by_image() -> None:
     before, after = (
         answered((rng.random(90) < chance).tolist(), per_image=3) for chance in (0.4, 0.6)
     )
-    right = [[one.rewards["correct"] or 0.0 for one in half] for half in (before, after)]
-    change = [100.0 * (b - a) for a, b in zip(*right, strict=True)]
+    change = [100.0 * (b - a) for a, b in zip(rights(before), rights(after), strict=True)]
     paired = compare(before, after)
     assert paired.ci95 == interval95(change, [one.example.image_id for one in before])
     assert (

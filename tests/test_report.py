@@ -32,7 +32,7 @@ from rarl.evaluation.results import difference, summarise
 from rarl.samples import Sample
 from rarl.schema import Example
 from rarl.tiny.dataset import draw_examples
-from tests.records import reply_to, spoil, write_measurement
+from tests.records import reply_to, rights, spoil, write_measurement
 from tests.report_runs import HOSTILE, STEPS, draw_data, replies, write_comparison, write_run
 
 
@@ -83,11 +83,7 @@ def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> Non
     rarl, lead = found.mean("rarl", "seen"), found.gain("rarl", "seen", against="sft")
     assert rarl and lead
     pooled, other = (
-        [
-            one.rewards["correct"]
-            for seed in (0, 1)
-            for one in replies(comparison, f"{m}-{seed}", "seen")
-        ]
+        [right for seed in (0, 1) for right in rights(replies(comparison, f"{m}-{seed}", "seen"))]
         for m in ("rarl", "sft")
     )
     assert rarl.n == 120
