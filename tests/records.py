@@ -18,7 +18,7 @@ from rarl.evaluation.measurements import (
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
 from rarl.rewards.total import score_groups
 from rarl.samples import Sample
-from rarl.schema import Example, Prompt, Rollout, Score, Verdict
+from rarl.schema import Example, Prompt, ReplyForm, Rollout, Score, Verdict
 
 
 def example(index: int = 0, **changes: Any) -> Example:
@@ -47,7 +47,7 @@ def reply_to(
     """A reply with this answer (None: one without tags); grades that are not given are its own."""
     if text is None:
         text = "no tags" if answer is None else f"<think>Seen.</think><answer>{answer}</answer>"
-    form = "answer" if wording.startswith("none") else "think"
+    form: ReplyForm = "answer" if wording.startswith("none") else "think"
     rollout = Rollout(text, list(range(tokens)), "stop", 0)
     sample = Sample(asked, Prompt("p", wording, form), rollout, number, verdict=verdict)
     given = {name: None if one is None else float(one) for name, one in (grades or {}).items()}
@@ -62,6 +62,11 @@ def graded(index: int, correct: bool, kind: str = "closed", image: str | None = 
     """A reply of which nothing matters but whether it is right."""
     asked = example(index, answer_type=kind, image_id=image or f"image-{index}")
     return reply_to(asked, "yes", {"correct": correct, "reasoning": None})
+
+
+def rights(samples: Sequence[Sample]) -> list[float]:
+    """Which replies are exactly right."""
+    return [one.rewards["correct"] or 0.0 for one in samples]
 
 
 def write_measurement(evaluation: Path, key: Measurement, samples: Sequence[Sample]) -> None:

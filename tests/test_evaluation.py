@@ -14,7 +14,7 @@ from rarl.evaluation.intervals import Clustered, interval95, intervals95, tail
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.results import differences, results, summarise, summary_of
 from rarl.samples import Sample
-from tests.records import graded, numbered, read_measurement, write_measurement
+from tests.records import graded, numbered, read_measurement, rights, write_measurement
 
 
 def test_interval_equals_scipys_bootstrap_for_independent_questions() -> None:
@@ -121,7 +121,7 @@ def test_breakdowns_and_metrics_of_a_summary() -> None:
         "unknown": 1,
     }
     assert "by_organ" not in summary and "judge" not in summary and summary["reasoning"] is None
-    right = [s.rewards["correct"] for s in one[1::2]]
+    right = rights(one[1::2])
     assert summary["by_modality"]["CT"] == {
         "n": 15,
         "accuracy": pytest.approx(np.mean(right)),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rarl.evaluation.measurements import Measurement, finished_measurements
 from tests.judge_faults import free_port
 from tests.runs import REPOSITORY, SHORT, environment
 
@@ -105,15 +106,16 @@ def test_submitted_jobs_train_and_evaluate(
     assert failing.result().returncode == 1
     assert "did you mean 'train.steps'?" in failing.result().stdout + failing.result().stderr
 
-    before = {path.name for path in (run / "evaluation").iterdir()}
+    before = set(finished_measurements(run / "evaluation"))
     measured = ray(variables, *submit, "jobs/evaluate.py", str(run), "prompts.eval=none")
     assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-3000:]
     assert "phantoms-unseen" in measured.stdout
-    new = {path.name for path in (run / "evaluation").iterdir()} - before
-    assert new == {"summary-none.json"} | {
-        f"{label}-phantoms-{name}-none.parquet"
+    assert [path.name for path in (run / "evaluation").glob("*.json")] == ["summary-none.json"]
+    assert set(finished_measurements(run / "evaluation")) - before == {
+        Measurement(label, f"phantoms-{name}", "none")
         for label in ("base", "trained")
         for name in ("seen", "unseen")
     }
-    rows = pq.read_table(run / "evaluation" / "base-phantoms-seen-none.parquet").to_pylist()
-    assert all(row["wording"] == "none/0" and row["reasoning"] is None for row in rows)
+    folder = run / "evaluation" / "model=base" / "data=phantoms-seen" / "prompt=none"
+    for row in pq.read_table(folder).to_pylist():
+        assert row["prompt/wording"] == "none/0" and row["score/rewards/reasoning"] is None

@@ -22,10 +22,11 @@ from ray import serve
 
 from rarl.collect import Collector
 from rarl.config import JudgeConfig
-from rarl.data.parquet import ParquetRows
-from rarl.data.prepared import prepare_example
+from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
+from rarl.evaluation.measurements import Exam, Measurement, complete, look_up
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
+from rarl.evaluation.results import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, candidate_json
@@ -36,7 +37,6 @@ from rarl.judge.rubric import judge_messages
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
-from rarl.samples import flatten
 from rarl.schema import Verdict
 from rarl.training.log import read_metrics
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
@@ -456,9 +456,7 @@ def test_a_run_waits_for_its_judge_and_is_scored_by_it(
     for_this_run = (pool, tmp_path / "run", dataset, model_path, processor, *overrides)
     away = [f"judge.url=http://127.0.0.1:{free_port()}", "judge.retries=0"]
     run_dir, run = train_here(*for_this_run, *away)
-    with pytest.raises(
-        UserError, match=r"training stopped: the judge application at .* cannot be reached"
-    ):
+    with pytest.raises(UserError, match=r"the judge application at .* cannot be reached"):
         run()
     assert read_metrics(run_dir.metrics) == []
     train_here(*for_this_run, "judge.url=app:judge", "judge.retries=6")[1]()
@@ -481,13 +479,16 @@ def test_a_run_waits_for_its_judge_and_is_scored_by_it(
         assert row["judge/correctness"] == pytest.approx(sum(own) / len(own))
         assert row["judge/unparsable"] == row["judge/unreachable"] == 0
 
-    examples = ParquetRows(str(dataset)).read(list(range(8)))
-    prompts = [prepare_example(one, processor, plain_prompt()) for one in examples]
+    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
+    exam = Exam(preparer, np.arange(8), SamplingSettings(1, 0.0, 48))
+    progress = look_up(Measurement("trained", "d", "plain", judge="serve"), tmp_path, exam)
     with open_judge(config(url=judge_service.judge_url), tmp_path / "evaluation.sqlite") as judge:
         collector = Collector(pool, GRADES, GRADE_SETTINGS, judge, model_path, 256)
-        groups = collector.collect(prompts, [0] * 8, SamplingSettings(1, 0.0, 48))
-        assert judge.counts().scored == len(flatten(groups)) == 8
-    assert {one.verdict and one.verdict.status for one in flatten(groups)} == {"scored"}
+        samples = complete(progress, collector, judge, lambda _: None)
+        assert judge.counts().scored == len(samples) == 8
+    summary = summarise(samples)["judge"]
+    assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)
+    assert {one.verdict and one.verdict.status for one in samples} == {"scored"}
 
 
 def test_a_run_without_its_judge(

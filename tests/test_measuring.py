@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pyarrow.dataset import dataset as dataset_of
 from transformers import AutoModelForImageTextToText
 
 from rarl.collect import Collector
@@ -50,7 +51,7 @@ from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample, read_samples
 from rarl.schema import Example, Verdict
-from tests.records import graded, read_measurement, reply_to, write_measurement
+from tests.records import graded, read_measurement, reply_to, rights, write_measurement
 from tests.runs import RARL, REPOSITORY, environment, rarl
 
 QUESTIONS = 256
@@ -92,6 +93,10 @@ def test_a_key_is_a_path_and_back(tmp_path: Path, data: str) -> None:
     assert finished_measurements(tmp_path) == [key]
     folder = folder_of(tmp_path, key).relative_to(tmp_path)
     assert len(folder.parts) == 6 and folder.parts[4] == "samples=8"
+    (tmp_path / "summary.json").write_text("{}")
+    ignored = ["summary", "options", "_"]
+    whole = dataset_of(tmp_path, partitioning="hive", ignore_prefixes=ignored)
+    assert whole.to_table().to_pylist()[0]["model"] == "trained"
     table = pq.read_table(tmp_path / "model=trained").to_pylist()[0]
     assert (table["prompt"], table["control"]) == ("reason", "blank")
     assert str(table["data"]) == data
@@ -224,7 +229,7 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     assert not data.exists()
     summary = json.loads((evaluation / "summary.json").read_text())
     assert summary["base"]["seen-test"]["n"] == QUESTIONS
-    right = np.mean([one.rewards["correct"] for one in samples])
+    right = np.mean(rights(samples))
     assert summary["base"]["seen-test"]["accuracy"] == pytest.approx(right)
 
     # All is there now, also for another judge: no engine starts.
@@ -323,7 +328,8 @@ def test_option_likelihoods_equal_transformers(
     plan = evaluation_prompts(PromptsConfig(eval="none"))
     asked = exam(dataset, model_path, range(8))
     asked = replace(asked, preparer=replace(asked.preparer, render=plan))
-    key, told = OptionsKey("base", "d"), []
+    key = OptionsKey("base", "d")
+    told: list[int] = []
     assert len(missing_options(key, tmp_path, asked)) == 8
     scores = score_options(key, tmp_path, asked, pool, lambda _: None)
     assert missing_options(key, tmp_path, asked) == []

@@ -17,7 +17,7 @@ from PIL import Image
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.evaluation.measurements import own_measurement
-from rarl.evaluation.report import Measure, make_tables, write_report
+from rarl.evaluation.report import Measure, numbers_of, write_report
 from rarl.evaluation.report.charts import curves, decimate
 from rarl.evaluation.report.examples import (
     Asked,
@@ -32,7 +32,7 @@ from rarl.evaluation.results import difference, summarise
 from rarl.samples import Sample
 from rarl.schema import Example
 from rarl.tiny.dataset import draw_examples
-from tests.records import reply_to, spoil, write_measurement
+from tests.records import reply_to, rights, spoil, write_measurement
 from tests.report_runs import HOSTILE, STEPS, draw_data, replies, write_comparison, write_run
 
 
@@ -50,10 +50,10 @@ def test_one_run_has_the_numbers_of_its_summary(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:
     write_run(tmp_path / "mine", data, 0.75)
-    table = make_tables(gather(tmp_path / "mine"))[0]
+    report = gather(tmp_path / "mine")
+    found = numbers_of(report)
     before, after = replies(tmp_path, "mine", "seen", "base"), replies(tmp_path, "mine", "seen")
-    base, trained = table.rows
-    assert (base.model, trained.model) == ("base", "trained")
+    assert [model.name for model in report.models] == ["base", "trained"]
     expected, change = summarise(after), difference(before, after)
 
     def numbers(found: Measure | None) -> list[float]:
@@ -63,33 +63,33 @@ def test_one_run_has_the_numbers_of_its_summary(
     def wanted(found: dict[str, Any], mean: str, times: float = 1.0) -> Any:
         return pytest.approx([times * one for one in (found[mean], *found["ci95"])])
 
-    assert numbers(trained.means["accuracy"]) == wanted(expected, "accuracy", 100.0)
-    assert numbers(trained.change) == wanted(change, "points")
-    assert numbers(trained.reasoning_change) == wanted(change["reasoning"], "points")
-    assert base.change is None
-    assert {kind: m.n for kind, m in trained.by_type.items()} == {
-        kind: sum(one.example.answer_type == kind for one in after) for kind in ("choice", "closed")
-    }
+    accuracy = found.mean("trained", "seen")
+    assert numbers(accuracy) == wanted(expected, "accuracy", 100.0)
+    assert numbers(found.gain("trained", "seen")) == wanted(change, "points")
+    reasoning = found.gain("trained", "seen", "reasoning")
+    assert numbers(reasoning) == wanted(change["reasoning"], "points")
+    assert found.gain("base", "seen") is None
+    assert found.kinds("seen") == ["choice", "closed"] and found.kinds("unseen") == []
+    for kind in found.kinds("seen"):
+        part = found.mean("trained", "seen", group=kind)
+        assert part and part.n == sum(one.example.answer_type == kind for one in after)
 
 
 def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> None:
     report = gather(comparison)
-    table = make_tables(report)[0]
-    assert [row.model for row in table.rows] == ["base (plain)", "base (reason)", "rarl", "sft"]
-    rarl, sft = table.row("rarl"), table.row("sft")
-    assert rarl and sft and sft.lead
+    found = numbers_of(report)
+    names = ["base (plain)", "base (reason)", "rarl", "sft"]
+    assert [model.name for model in report.models] == names
+    rarl, lead = found.mean("rarl", "seen"), found.gain("rarl", "seen", against="sft")
+    assert rarl and lead
     pooled, other = (
-        [
-            one.rewards["correct"]
-            for seed in (0, 1)
-            for one in replies(comparison, f"{m}-{seed}", "seen")
-        ]
+        [right for seed in (0, 1) for right in rights(replies(comparison, f"{m}-{seed}", "seen"))]
         for m in ("rarl", "sft")
     )
-    assert rarl.means["accuracy"].n == 120
-    assert rarl.means["accuracy"].mean == pytest.approx(100 * np.mean(pooled))
-    assert sft.lead.mean == pytest.approx(100 * (np.mean(pooled) - np.mean(other)))
-    assert rarl.lead is None
+    assert rarl.n == 120
+    assert rarl.mean == pytest.approx(100 * np.mean(pooled))
+    assert lead.mean == pytest.approx(100 * (np.mean(pooled) - np.mean(other)))
+    assert found.gain("rarl", "seen", against="rarl") is None
     assert any(note.startswith("rl-0: ") for note in report.notes)
 
 
@@ -99,12 +99,11 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     for seed in (0, 1):
         write_run(tmp_path / f"same-{seed}", one, 0.8, 0)
     write_run(tmp_path / "alone/run", one, 0.8, 0)
-    twice = make_tables(gather(tmp_path))[0].row("same")
-    alone = make_tables(gather(tmp_path / "alone/run"))[0].row("trained")
+    twice = numbers_of(gather(tmp_path)).mean("same", "seen")
+    alone = numbers_of(gather(tmp_path / "alone/run")).mean("trained", "seen")
     assert twice and alone
-    both, one_seed = twice.means["accuracy"], alone.means["accuracy"]
-    assert (both.n, one_seed.n) == (120, 60)
-    assert (both.low, both.high) == pytest.approx((one_seed.low, one_seed.high))
+    assert (twice.n, alone.n) == (120, 60)
+    assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
 
 
 def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(

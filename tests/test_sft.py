@@ -186,10 +186,12 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(
     )
     assert done.returncode == 0, done.stderr
     replies = pq.read_table(
-        tmp_path / "sft" / "evaluation" / "trained-phantoms-seen.parquet"
+        tmp_path / "sft" / "evaluation" / "model=trained" / "data=phantoms-seen"
     ).to_pylist()
     for question in QUESTIONS:
-        right = [row["correct"] for row in replies if row["example_id"].endswith(question)]
+        right = [
+            row["score/rewards/correct"] for row in replies if row["example/id"].endswith(question)
+        ]
         assert len(right) > 40 and sum(right) / len(right) > 0.85, question
     summary = json.loads((tmp_path / "sft" / "summary.json").read_text())
     assert summary["trained"]["phantoms-seen"]["reasoning"]["mean"] > 0.7

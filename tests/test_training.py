@@ -178,7 +178,7 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
 ) -> None:
     evaluation = finished / "evaluation"
     before = set(finished_measurements(evaluation))
-    gone = Measurement("trained", "phantoms-seen", "reason", judge="rules")
+    gone = Measurement("trained", "phantoms-seen", "reason")
     assert gone in before
     shutil.rmtree(folder_of(evaluation, gone))
     done = rarl_here("eval", finished, "--prompt", "reason,structured", pool=pool)
@@ -187,9 +187,10 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
     assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
     assert len(read_finished(evaluation, gone) or []) == 30
     assert set(finished_measurements(evaluation)) - before == {
-        Measurement(model, f"phantoms-{name}", "structured", judge="rules")
+        Measurement(model, f"phantoms-{name}", "structured")
         for model in ("base", "trained")
         for name in ("seen", "unseen")
+        for prompt in ("reason", "structured")
     }
     summaries = {path.name for path in evaluation.glob("summary*")}
     assert summaries == {"summary.json", "summary-structured.json"}

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
@@ -229,9 +230,9 @@ def evaluate_only(
     models = ["base"] if trained is None else ["base", "trained"]
     # What is missing is known only once the data are checked, which needs no engines: if all seems
     # to be there, it is looked up without them first.
-    for engines in [True] if not all(begun(setup, one, models) for one in ways) else [False, True]:
+    for engines in [False, True] if begun(setup, ways, models) else [True]:
         with open_session(setup, display, setup.eval_data, engines=engines) as live:
-            if live.pool is None and any(lacks(setup, live, way, models) for way in ways):
+            if live.pool is None and lacks(setup, live, ways, models):
                 continue
             if live.pool is not None and trained is not None:
                 live.pool.publish(config.train.steps, *read_adapter(trained))
@@ -260,31 +261,28 @@ def measure_ways(
     return summaries
 
 
-def begun(setup: Setup, way: Way, models: Sequence[str]) -> bool:
-    """Tells whether all that a way asks for seems to be on disk, under whichever judge."""
-    for model in models:
-        for name in setup.eval_data:
-            folders = [folder_of(setup.evaluation / FOLDER, OptionsKey(model, name))]
-            if not way.options:
-                folder = folder_of(setup.evaluation, key_of(setup, model, name, way))
-                folders = list(folder.parent.glob("judge=*"))
-            if not any((one / FINISHED).exists() for one in folders):
-                return False
-    return True
+def begun(setup: Setup, ways: Sequence[Way], models: Sequence[str]) -> bool:
+    """Tells whether all that is asked for seems to be on disk, under whichever judge."""
+    folders = [
+        folder_of(setup.evaluation / FOLDER, OptionsKey(model, name))
+        if way.options
+        else folder_of(setup.evaluation, key_of(setup, model, name, way)).parent
+        for way, model, name in product(ways, models, setup.eval_data)
+    ]
+    return all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
 
 
-def lacks(setup: Setup, live: Session, way: Way, models: Sequence[str]) -> bool:
-    """Tells whether engines are needed for a way."""
-    for model in models:
-        for name in setup.eval_data:
-            exam = exam_of(setup, live, name, way)
-            missing = (
-                missing_options(OptionsKey(model, name), setup.evaluation, exam)
-                if way.options
-                else look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
-            )
-            if missing:
-                return True
+def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str]) -> bool:
+    """Tells whether engines are needed."""
+    for way, model, name in product(ways, models, setup.eval_data):
+        exam = exam_of(setup, live, name, way)
+        missing = (
+            missing_options(OptionsKey(model, name), setup.evaluation, exam)
+            if way.options
+            else look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
+        )
+        if missing:
+            return True
     return False
 
 
@@ -318,14 +316,13 @@ def measure_options(
     """Returns what the likelihood of the options says, by model and data set; data sets without
     options are left out."""
     summary: dict[str, Any] = {}
-    for model in models:
-        for name in setup.eval_data:
-            exam = exam_of(setup, live, name, way)
-            key, what = OptionsKey(model, name), f"scoring {model}'s options on {name}"
-            with display.counting(what, len(exam.rows)) as advance:
-                scores = score_options(key, setup.evaluation, exam, live.pool, advance)
-            if scores:
-                summary.setdefault(model, {})[name] = summarise_options(scores)
+    for model, name in product(models, setup.eval_data):
+        exam = exam_of(setup, live, name, way)
+        key, what = OptionsKey(model, name), f"scoring {model}'s options on {name}"
+        with display.counting(what, len(exam.rows)) as advance:
+            scores = score_options(key, setup.evaluation, exam, live.pool, advance)
+        if scores:
+            summary.setdefault(model, {})[name] = summarise_options(scores)
     return summary
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.evaluation.llava_med import llava_med_match, llava_med_recall
@@ -56,72 +55,32 @@ GRADES: dict[str, Reward] = {
 GRADE_SETTINGS = {name: RewardConfig(weight=float(name == "correct")) for name in GRADES}
 
 
-@dataclass(frozen=True)
-class Metric:
-    """`unit` is "share" (in [0, 1], shown in per cent) or "tokens"; `about` says what it is."""
-
-    title: str
-    about: str
-    unit: Literal["share", "tokens"] = "share"
-
-
+# Each metric with what it is. A value is in [0, 1], but for `completion_tokens`.
 METRICS = {
-    "accuracy": Metric("accuracy", "Exactly right, over all types of questions."),
-    "closed": Metric(
-        "accuracy, closed questions",
-        "Closed questions: exactly right; yes or no as a word, once.",
-    ),
-    "choice": Metric(
-        "accuracy, choice questions",
-        "Choice questions: the right option, by its text, its letter or both.",
-    ),
-    "open_exact": Metric(
-        "exact match, open questions",
-        "Open questions: the reference's words and no others, in order, whatever the case, "
-        "articles and punctuation.",
-    ),
-    "open_precision": Metric(
-        "word precision, open questions",
-        "Open questions: the share of the answer's words that the reference has, each as often.",
-    ),
-    "open_recall": Metric(
-        "word recall, open questions",
-        "Open questions: the share of the reference's words that the answer has, each as often.",
-    ),
-    "open_f1": Metric(
-        "word F1, open questions",
-        "Open questions: harmonic mean of precision and recall, question by question (SQuAD).",
-    ),
-    "format": Metric("well formed", "The reply has the form that its prompt asks for."),
-    "judge_correctness": Metric(
-        "judge: correctness",
-        "The judge's correctness over its scale of 3; 0 if its verdict could not be read.",
-    ),
-    "judge_explanation": Metric(
-        "judge: explanation",
-        "The judge's mean of factuality, completeness and relevance; 0 if its verdict could not "
-        "be read.",
-    ),
-    "judge_unparsed": Metric(
-        "judge: verdict unreadable",
-        "Verdicts that could not be read, among those that arrived.",
-    ),
-    "reasoning": Metric(
-        "reasoning",
-        "The reward of that name, if the prompt asks for thinking and something is known to "
-        "compare it with.",
-    ),
-    "completion_tokens": Metric(
-        "tokens", "Length of the whole reply, its end token included.", "tokens"
-    ),
-    "llava_med_closed": Metric(
-        "closed, as LLaVA-Med counts",
-        'The reference is a substring of the answer ("no" is in "normal").',
-    ),
-    "llava_med_open": Metric(
-        "open, as LLaVA-Med counts",
-        "Recall of words, in which a repeated right word counts again.",
-    ),
+    "accuracy": "Exactly right, over all types of questions.",
+    "closed": "Closed questions: exactly right; yes or no as a word, once.",
+    "choice": "Choice questions: the right option, by its text, its letter or both.",
+    "open_exact": "Open questions: the reference's words and no others, in order, whatever the "
+    "case, articles and punctuation.",
+    "open_precision": "Open questions: the share of the answer's words that the reference has, "
+    "each as often as there.",
+    "open_recall": "Open questions: the share of the reference's words that the answer has, each "
+    "as often as there.",
+    "open_f1": "Open questions: harmonic mean of precision and recall, question by question "
+    "(SQuAD).",
+    "format": "The reply has the form that its prompt asks for.",
+    "judge_correctness": "The judge's correctness over its scale of 3; 0 if its verdict could not "
+    "be read.",
+    "judge_explanation": "The judge's mean of factuality, completeness and relevance; 0 if its "
+    "verdict could not be read.",
+    "judge_unparsed": "Verdicts that could not be read, among those that arrived.",
+    "reasoning": "The reward of that name, if the prompt asks for thinking and something is known "
+    "to compare it with.",
+    "completion_tokens": "Length of the whole reply in tokens, its end token included.",
+    "llava_med_closed": "Closed questions as LLaVA-Med counts them: the reference is a substring "
+    'of the answer ("no" is in "normal").',
+    "llava_med_open": "Open questions as LLaVA-Med counts them: recall of words, in which a "
+    "repeated right word counts again.",
 }
 
 

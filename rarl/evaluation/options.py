@@ -19,13 +19,7 @@ import pyarrow.parquet as pq
 
 from rarl.data.parquet import ParquetRows
 from rarl.evaluation.intervals import intervals95
-from rarl.evaluation.measurements import (
-    FINISHED,
-    Exam,
-    folder_of,
-    part_path,
-    parts_of,
-)
+from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
 from rarl.files import replacing, write_text
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tags import target_text

@@ -15,12 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rarl.evaluation.intervals import (
-    Changes,
-    changes_between,
-    intervals95,
-    summarise_changes,
-)
+from rarl.evaluation.intervals import Changes, changes_between, intervals95, summarise_changes
 from rarl.evaluation.measurements import Measurement, in_groups, questions_of, read_finished
 from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, measure
 from rarl.evaluation.self_consistency import Sampled, self_consistency
@@ -175,10 +170,9 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     organ if there is more than one; the reasoning score and the judge's, if there are any;
     `metrics`: `n`, `mean` and `ci95` by the names of METRICS, of those that apply to any reply."""
     table = results({("", ""): {0: samples}}).to_dict("records")
-    metrics = {row["metric"]: mean_and_interval(row) for row in table if row["by"] == "all"}
-    del metrics["accuracy"]
-    [accuracy] = [row for row in table if (row["by"], row["metric"]) == ("all", "accuracy")]
-    summary = accuracy_and_interval(accuracy) | {
+    overall = {row["metric"]: row for row in table if row["by"] == "all"}
+    metrics = {name: in_summary(row) for name, row in overall.items() if name != "accuracy"}
+    summary = in_summary(overall["accuracy"], "accuracy") | {
         "well_formed": metrics["format"]["mean"],
         "reasoning": metrics.get("reasoning"),
         "metrics": metrics,
@@ -187,19 +181,13 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
         groups = [row for row in table if row["by"] == name]
         if len(groups) > 1 or name == "answer_type":
             summary[f"by_{name.removeprefix('answer_')}"] = {
-                row["group"]: accuracy_and_interval(row) for row in groups
+                row["group"]: in_summary(row, "accuracy") for row in groups
             }
     statuses = [one.verdict.status for one in samples if one.verdict is not None]
     if statuses:
-        known = metrics.get("judge_correctness")
+        known = overall.get("judge_correctness")
         summary["judge"] = {
-            # on the judge's own scale
-            "correctness": known
-            and {
-                "n": known["n"],
-                "mean": JUDGE_SCALE * known["mean"],
-                "ci95": [JUDGE_SCALE * bound for bound in known["ci95"]],
-            },
+            "correctness": known and in_summary(known, scale=JUDGE_SCALE),
             "explanation": metrics.get("judge_explanation"),
             "unparsable": statuses.count("unparsable"),
             "unreachable": statuses.count("unreachable"),
@@ -207,14 +195,12 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     return summary
 
 
-def mean_and_interval(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+def in_summary(
+    row: Mapping[Hashable, Any], mean: str = "mean", scale: float = 1.0
+) -> dict[str, Any]:
     """Returns a row of the table as summary.json has it."""
-    return {"n": row["n"], "mean": row["mean"], "ci95": [row["low"], row["high"]]}
-
-
-def accuracy_and_interval(row: Mapping[Hashable, Any]) -> dict[str, Any]:
-    """Returns the same of an accuracy."""
-    return {"n": row["n"], "accuracy": row["mean"], "ci95": [row["low"], row["high"]]}
+    interval = [scale * row["low"], scale * row["high"]]
+    return {"n": row["n"], mean: scale * row["mean"], "ci95": interval}
 
 
 def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
@@ -43,110 +42,71 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model on one data set: its means by metric, and by answer type if there are several. The
-    differences are those to its own base, and of the best model to this one."""
+class Numbers:
+    """The results of a report. `means` are by (model, data set, group, metric), where a group is
+    "all" or an answer type; `gains` are by (model, data set, metric, the model that it is compared
+    with), "" being its own base."""
 
-    model: str
-    is_base: bool
-    means: dict[str, Measure]
-    by_type: dict[str, Measure]
-    change: Measure | None
-    reasoning_change: Measure | None
-    lead: Measure | None
+    means: dict[tuple[str, ...], Measure]
+    gains: dict[tuple[str, ...], Measure]
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds that it was measured with."""
-        return tuple(self.means["accuracy"].seeds)
+    def mean(
+        self, model: str, data: str, metric: str = "accuracy", group: str = "all"
+    ) -> Measure | None:
+        """Returns None for what was not measured."""
+        return self.means.get((model, data, group, metric))
 
+    def gain(
+        self, model: str, data: str, metric: str = "accuracy", against: str = ""
+    ) -> Measure | None:
+        """Returns the difference paired by question; None if there is no such pair."""
+        return self.gains.get((model, data, metric, against))
 
-@dataclass(frozen=True)
-class Table:
-    """One data set: a row for each model, and the difference of every two trained ones."""
-
-    data_set: str
-    best: str
-    rows: list[Row]
-    pairs: list[tuple[str, str, Measure]]
-
-    def row(self, model: str) -> Row | None:
-        """Returns the row of a model."""
-        return next((row for row in self.rows if row.model == model), None)
+    def kinds(self, data: str) -> list[str]:
+        """Returns the answer types of a data set, if there are several."""
+        kinds = sorted({group for _, its, group, _ in self.means if its == data and group != "all"})
+        return kinds if len(kinds) > 1 else []
 
 
-def make_tables(report: Report) -> list[Table]:
-    """Returns the results of a report for its page."""
+def numbers_of(report: Report) -> Numbers:
+    """Computes everything that the page says in numbers."""
     replies: dict[tuple[str, str], BySeed] = {}
     pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
-    best = report.best
-    trained = [model for model in report.models if not model.is_base]
     for data in report.data_sets:
-        measured = [model for model in trained if data in model.replies]
-        for model in report.models:
-            if data in model.replies:
-                replies[model.name, data] = dict(sorted(model.replies[data].items()))
+        measured = [model for model in report.models if data in model.replies]
+        trained = [model for model in measured if not model.is_base]
         for model in measured:
+            replies[model.name, data] = dict(sorted(model.replies[data].items()))
+        for model in trained:
             pairs[model.name, "", data] = (model.before[data], model.replies[data])
-        for first, second in [*combinations(measured, 2), *((best, other) for other in measured)]:
-            if first is not second and not best.is_base and data in first.replies:
+        best = [(report.best, model) for model in trained if report.best in trained]
+        for first, second in [*combinations(trained, 2), *best]:
+            if first is not second:
                 pairs[first.name, second.name, data] = (second.replies[data], first.replies[data])
     means: dict[tuple[str, ...], Measure] = {}
     for row in results(replies, ("all", "answer_type")).to_dict("records"):
-        key = tuple(row[name] for name in ("model", "data", "by", "group", "metric"))
         mean, low, high = (100.0 * row[name] for name in ("mean", "low", "high"))
         seeds = {seed: 100.0 * own for seed, own in row["seeds"].items()}
+        key = (row["model"], row["data"], row["group"], row["metric"])
         means[key] = Measure(row["n"], mean, low, high, seeds)
     gains: dict[tuple[str, ...], Measure] = {}
     for row in differences(pairs).to_dict("records"):
-        key = tuple(row[name] for name in ("model", "against", "data", "metric"))
+        key = (row["model"], row["data"], row["metric"], row["against"])
         gains[key] = Measure(row["n"], row["points"], row["low"], row["high"], {})
-    return [make_table(report, data, means, gains) for data in report.data_sets]
+    return Numbers(means, gains)
 
 
-def make_table(
-    report: Report,
-    data: str,
-    means: Mapping[tuple[str, ...], Measure],
-    gains: Mapping[tuple[str, ...], Measure],
-) -> Table:
-    """Returns the table of one data set."""
-    rows = []
-    for model in report.models:
-        own = {key[2:]: one for key, one in means.items() if key[:2] == (model.name, data)}
-        by_type = {group: one for (by, group, _), one in own.items() if by == "answer_type"}
-        if own:
-            rows.append(
-                Row(
-                    model.name,
-                    model.is_base,
-                    {metric: one for (by, _, metric), one in own.items() if by == "all"},
-                    by_type if len(by_type) > 1 else {},
-                    gains.get((model.name, "", data, "accuracy")),
-                    gains.get((model.name, "", data, "reasoning")),
-                    gains.get((report.best.name, model.name, data, "accuracy")),
-                )
-            )
-    trained = [row.model for row in rows if not row.is_base]
-    pairs = [
-        (first, second, gains[first, second, data, "accuracy"])
-        for first, second in combinations(trained, 2)
-        if (first, second, data, "accuracy") in gains
-    ]
-    return Table(data, report.best.name, rows, pairs)
-
-
-def comparison_charts(report: Report, table: Table) -> list[Chart]:
+def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart]:
     """Draws the means of one data set."""
     colours, charts = colours_of(report), []
     for metric, what in (("accuracy", "accuracy"), ("reasoning", "reasoning score")):
         rows = []
-        for row in table.rows:
-            if found := row.means.get(metric):
-                colour = GREY if row.is_base else colours[row.model]
-                rows.append((row.model, found.mean, found.low, found.high, colour))
+        for model in report.models:
+            if found := numbers.mean(model.name, data, metric):
+                colour = GREY if model.is_base else colours[model.name]
+                rows.append((model.name, found.mean, found.low, found.high, colour))
         if rows:
-            charts.append(dot_chart(f"{table.data_set}: {what}", rows))
+            charts.append(dot_chart(f"{data}: {what}", rows))
     return charts
 
 
@@ -162,20 +122,20 @@ def headline(report: Report) -> str:
     return f"{len(trained)} ways of training, compared"
 
 
-def verdict(report: Report, table: Table) -> str:
+def verdict(report: Report, numbers: Numbers, data: str) -> str:
     """Returns what the numbers of one data set come to, in plain words: the first thing that a
     reader sees. Nothing if the best model was not measured there."""
-    row = table.row(report.best.name)
-    if row is None:
+    best = report.best
+    accuracy, reasoning = (numbers.mean(best.name, data, one) for one in ("accuracy", "reasoning"))
+    if accuracy is None:
         return ""
-    who = "the model" if not report.is_comparison or row.is_base else row.model
-    accuracy, reasoning = row.means["accuracy"], row.means.get("reasoning")
-    right = f"On {table.data_set}, {who} answers {accuracy.mean:.1f} % of the questions right"
-    if row.change is None:
+    who = "the model" if not report.is_comparison or best.is_base else best.name
+    right = f"On {data}, {who} answers {accuracy.mean:.1f} % of the questions right"
+    gain, change = (numbers.gain(best.name, data, one) for one in ("accuracy", "reasoning"))
+    if gain is None:
         return right + "."
-    clear = {1: "a clear gain", 0: "no clear change", -1: "a clear loss"}[row.change.sign]
-    parts = [f"{right}, {in_words(row.change)} against its base: {clear}."]
-    change = row.reasoning_change
+    clear = {1: "a clear gain", 0: "no clear change", -1: "a clear loss"}[gain.sign]
+    parts = [f"{right}, {in_words(gain)} against its base: {clear}."]
     if reasoning and change:
         verb = {1: "rises", -1: "falls"}.get(change.sign)
         parts.append(
@@ -183,14 +143,16 @@ def verdict(report: Report, table: Table) -> str:
             if verb
             else f"Its reasoning score does not clearly change ({signed(change.mean)} points)."
         )
-    others = [one for one in table.rows if not one.is_base and one is not row and one.lead]
+    others = {
+        model.name: (found.mean, lead)
+        for model in report.models
+        if (found := numbers.mean(model.name, data))
+        and (lead := numbers.gain(best.name, data, against=model.name))
+    }
     if others:
-        following = max(others, key=lambda one: one.means["accuracy"].mean)
-        assert following.lead is not None
-        clear = {1: "clearly ahead of", 0: "not clearly apart from", -1: "clearly behind"}[
-            following.lead.sign
-        ]
-        parts.append(f"It is {clear} {following.model}: {in_words(following.lead)}.")
+        following, (_, lead) = max(others.items(), key=lambda other: other[1][0])
+        apart = {1: "clearly ahead of", 0: "not clearly apart from", -1: "clearly behind"}
+        parts.append(f"It is {apart[lead.sign]} {following}: {in_words(lead)}.")
     return " ".join(parts)
 
 
@@ -247,7 +209,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["signed"] = signed
-    tables, examples = make_tables(report), examples_json(report)
+    numbers, examples = numbers_of(report), examples_json(report)
     script, style = (
         (HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
     )
@@ -257,10 +219,10 @@ def render(report: Report) -> str:
     return environment.get_template("template.html.jinja").render(
         report=report,
         headline=headline(report),
-        verdict=[sentence for table in tables if (sentence := verdict(report, table))],
-        tables=tables,
+        verdict=[told for data in report.data_sets if (told := verdict(report, numbers, data))],
+        numbers=numbers,
         colours=colours_of(report),
-        comparison={table.data_set: comparison_charts(report, table) for table in tables},
+        comparison={one: comparison_charts(report, numbers, one) for one in report.data_sets},
         curves=curves(report),
         cards=data_cards(report),
         configurations=[

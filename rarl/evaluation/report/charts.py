@@ -82,8 +82,9 @@ def curves(report: Report) -> list[Chart]:
     """Returns the charts of what `metrics.jsonl` of the runs holds; one whose metric nobody wrote
     is left out."""
     runs, colours = [run for run in report.runs if run.metrics], colours_of(report)
-    keys = {key for run in runs for row in run.metrics for key in row if key.startswith("reward/")}
-    parts = sorted(keys, key=lambda key: (key != "reward/mean", order_of(key, runs)))
+    written = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    parts = [key for key in written if key.startswith("reward/")]
+    parts.sort(key="reward/mean".__ne__)  # the sum comes first
     wanted = [one for one in CURVES if one[0] != "reward/accuracy" or len(runs) == 1]
     charts: list[Chart | None] = []
     if len(runs) == 1 and parts:
@@ -106,11 +107,6 @@ def curves(report: Report) -> list[Chart]:
         own = [run for run in runs if run.config.method in methods]
         charts.append(metric_chart(own, colours, key, title, note))
     return [chart for chart in [*charts, seconds_chart(runs)] if chart is not None]
-
-
-def order_of(key: str, runs: Sequence[Run]) -> int:
-    """Returns the place of a key among those of the runs' metrics."""
-    return list(dict.fromkeys(one for run in runs for row in run.metrics for one in row)).index(key)
 
 
 def metric_chart(
