@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import ray
 import torch
-from rarl.grpo.vision import VisionCache
 
 from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
