@@ -102,7 +102,6 @@ def start_applications(
     from rarl.serving.page.app import build_page
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     judge = build_judge({"backend": "rules", "num_cpus": 0.05})
     targets = [
         serve.RunTarget(build_inference(config.model_dump()), "inference", "/v1"),
@@ -111,8 +110,10 @@ def start_applications(
     ]
     say(f"starting the engine for {config.model}; this takes a minute or more")
     try:
+        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         serve.run_many(targets)
-    except RuntimeError as error:  # "Deploying application inference failed: …"
+    # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
+    except (RuntimeError, TimeoutError) as error:
         reason = last_line(error) or "no reason was given"
         raise UserError(
             f"the service did not start: {reason}; see /tmp/ray/session_latest"

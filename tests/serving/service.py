@@ -145,7 +145,10 @@ def serve_run(folder: Path, other: int, **changes: Any) -> Iterator[Service]:
     try:
         command = ["run", "--non-blocking", str(folder / "serve_config.yaml")]
         done = CliRunner().invoke(serve_command, command)
-        assert done.exit_code == 0, done.output
+        # A busy machine may miss Ray's limit of 60 s for its HTTP server once.
+        if isinstance(done.exception, TimeoutError):
+            done = CliRunner().invoke(serve_command, command)
+        assert done.exit_code == 0, (done.exception, done.output)
         url, adapters = f"http://127.0.0.1:{port}", Path(changes["adapters"])
         service = Service(url, adapters, psutil.Process(), other)
         deadline = time.monotonic() + START_SECONDS
