@@ -187,9 +187,8 @@ def test_the_command_line_says_it_in_one_line_and_by_its_exit_code(
         monkeypatch.setattr(sys, "argv", ["rarl", *arguments])
         with pytest.raises(SystemExit) as ended:
             main()
-        return subprocess.CompletedProcess(
-            arguments, int(ended.value.code or 0), *capfd.readouterr()
-        )
+        code = int(ended.value.code or 0)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
 
     src, out = folder_with(tmp_path / "src", answer=""), tmp_path / "out"
     done = rarl("prepare", "folder", str(src), str(out))
@@ -214,8 +213,8 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
     assert (
-        "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be downloaded"
-        in lines[0]
+        "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be "
+        "downloaded" in lines[0]
     )
     assert not (tmp_path / "out").exists()
 

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from rarl.cli import app
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.show import nearest_answers
-from rarl.prepare.show import show_dataset
+from rarl.prepare.show import nearest_answers, show_dataset
 from tests.pictures import write_folder
 
 

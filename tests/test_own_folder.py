@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from rarl.prepare.convert import counted_reasons, prepare_dataset
 from rarl.data.check import options_fault
-from rarl.prepare.sources.folder import answer_among
+from rarl.prepare.convert import counted_reasons, prepare_dataset
 from rarl.prepare.rows import BadRecord
+from rarl.prepare.sources.folder import answer_among
 from rarl.schema import Example
 from tests.pictures import read, write_folder
 

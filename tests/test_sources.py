@@ -16,8 +16,8 @@ from PIL import Image
 
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.sources import SOURCES
 from rarl.prepare.rows import Choices
+from rarl.prepare.sources import SOURCES
 from tests.pictures import picture, read, write_folder, write_hub_parquet, write_zip
 
 YES_NO = "Is there a fracture?"
