@@ -56,9 +56,8 @@ def main() -> None:
         started = time.perf_counter()
         generate(Path(folder), asked.examples, asked.cores)
         megabytes = sum(p.stat().st_size for p in Path(folder).iterdir()) / 1e6
-        print(
-            f"{asked.examples:,} examples, {megabytes:,.0f} MB, generated in {time.perf_counter() - started:.0f} s"
-        )
+        seconds = time.perf_counter() - started
+        print(f"{asked.examples:,} examples, {megabytes:,.0f} MB, generated in {seconds:.0f} s")
         order = StepOrder(np.arange(asked.examples), PER_STEP, seed=0)
         steps = asked.examples // PER_STEP
         rows = [
@@ -71,13 +70,15 @@ def main() -> None:
         ]
     for row in rows:
         print(
-            f"{row['system']:11} {row['rate']:7.1f} examples/s   largest process {row['peak_mb']:6.0f} MB, "
+            f"{row['system']:11} {row['rate']:7.1f} examples/s   "
+            f"largest process {row['peak_mb']:6.0f} MB, "
             f"of which its own {row['own_mb']:6.0f} MB ({row['largest']})"
         )
     write_rows(asked.json, rows)
     if rows[0]["peak_mb"] > BOUND_MB or not all(row["in_order"] for row in rows):
         sys.exit(
-            f"a process needed more than {BOUND_MB} MB, or the examples are not those that were asked for"
+            f"a process needed more than {BOUND_MB} MB, or the examples are not those that were "
+            "asked for"
         )
 
 

@@ -46,7 +46,8 @@ def main() -> None:
     apart = np.bitwise_count(looks[:, None] ^ looks[None]).sum(-1).astype(int)
     np.fill_diagonal(apart, 256)
     print(
-        f"{len(images)} images; the nearest different ones differ in {apart.min()} of 256 bits; near is up to {NEAR}"
+        f"{len(images)} images; the nearest different ones differ in {apart.min()} of 256 bits; "
+        f"near is up to {NEAR}"
     )
     for name, change in CHANGES.items():
         copies = np.stack([image_print(b"", change(image)).look for image in images[::EVERY]])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rarl.cli import main
 from rarl.commands.resolve import find_data
 from rarl.data.parquet import ParquetRows, parquet_files
 from rarl.errors import UserError
@@ -124,7 +125,7 @@ def test_the_earlier_data_set_comes_back_where_the_new_one_cannot_take_its_place
 def test_what_a_kill_left_aside_comes_back_or_goes(there: bool, tmp_path: Path) -> None:
     """The state that SIGKILL leaves before the new data set is in place, and after it."""
     src, out = folder_with(tmp_path / "src"), tmp_path / "made" / "out"
-    aside = out.parent / ".out.replaced-xyz" / "data"
+    aside = out.parent / ".out.replaced"
     prepare_dataset("folder", src, aside)
     before = contents(aside)
     if there:
@@ -177,8 +178,18 @@ def rarl(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
-def test_the_command_line_says_it_in_one_line_and_by_its_exit_code(tmp_path: Path) -> None:
+def test_the_command_line_says_it_in_one_line_and_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the process of the tests, from the entry point on."""
+
+    def rarl(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["rarl", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = int(ended.value.code or 0)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
     src, out = folder_with(tmp_path / "src", answer=""), tmp_path / "out"
     done = rarl("prepare", "folder", str(src), str(out))
     assert (done.returncode, done.stderr) == (0, "")
@@ -202,8 +213,8 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line]
     assert len(lines) == 1, done.stderr
     assert (
-        "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be downloaded"
-        in lines[0]
+        "BoKelvin/SLAKE: no such folder here, and the hub's data set of that id could not be "
+        "downloaded" in lines[0]
     )
     assert not (tmp_path / "out").exists()
 
@@ -220,7 +231,7 @@ def start_and_kill(src: Path, out: Path) -> None:
         command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL
     )
     try:
-        while not list(out.parent.glob(f".{out.name}.partial-*/.staged.parquet")):
+        while not list(out.parent.glob(f".{out.name}.partial-*/*staged.parquet*")):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,17 +32,18 @@ class SplitCounts:
     def counted(self, examples: Iterable[Example], split: str) -> Iterator[Example]:
         """Yields the examples as those of this split. The counts are whole when all are taken."""
         images: set[str] = set()
+        counters: tuple[Counter[str], ...] = (Counter(), Counter(), Counter())
         for example in examples:
             self.questions += 1
             self.rationales += example.rationale is not None
             images.add(example.image_id)
             values = (example.answer_type, example.modality, example.organ)
-            counters = (self.answer_types, self.modalities, self.organs)
-            for counts, value in zip(counters, values, strict=True):
-                if value:
-                    counts[value] = counts.get(value, 0) + 1
+            for counter, value in zip(counters, values, strict=True):
+                counter.update([value] if value else [])
             yield replace(example, split=split)
         self.images = len(images)
+        ordered = (dict(counter.most_common()) for counter in counters)
+        self.answer_types, self.modalities, self.organs = ordered
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,13 @@ class Files:
         names = self.entries if self.chosen is None else [self.chosen]
         return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
 
+    def require(self, what: str, *patterns: str) -> list[str]:
+        """Returns what `find` does. Raises UserError "holds `what`" if that is nothing."""
+        names = self.find(*patterns)
+        if not names:
+            raise UserError(f"{self.named}: holds {what}")
+        return names
+
     def split_of(self, name: str) -> str:
         """Returns the split that a file's name tells, else that of the nearest folder whose name
         tells one, up to the root. Returns the empty text if none does, or if one names two."""

@@ -47,17 +47,15 @@ def read_vqa_rad(files: Files, choices: Choices) -> Iterator[Item]:
     unknown = [phrase for phrase in choices.phrases if phrase not in PHRASES]
     if unknown:
         raise UserError(f"--phrases '{unknown[0]}': VQA-RAD's JSON has {', '.join(PHRASES)}")
-    parquets, jsons = files.find("*.parquet"), files.find("*.json")
+    parquets = files.find("*.parquet")
     if parquets and set(choices.phrases) != set(Choices.phrases):
         ignored = "the hub's Parquet does not name phrase types; leave --phrases out"
         raise UserError(f"{files.named}: {ignored}")
     if parquets:
         yield from read_hub_parquet(files, parquets, "vqa-rad")
         return
-    if not jsons:
-        wanted = "a JSON file with an image folder nor Parquet files of VQA-RAD"
-        raise UserError(f"{files.named}: holds neither {wanted}")
-    for name in jsons:
+    wanted = "neither a JSON file with an image folder nor Parquet files of VQA-RAD"
+    for name in files.require(wanted, "*.json"):
         rows = list(read_table(files, name, VQA_RAD_KEYS))
         told = any(str(row.values.get("phrase_type")).startswith("test") for row in rows)
         split = files.split_of(name) or ("train" if told else "")
@@ -95,9 +93,7 @@ def published_answer_type(row: Row) -> tuple[AnswerType, tuple[str, ...]]:
 
 def read_path_vqa(files: Files, _: Choices) -> Iterator[Item]:
     """PathVQA (He et al. 2020), from the hub's Parquet files."""
-    names = files.find("*.parquet")
-    if not names:
-        raise UserError(f"{files.named}: holds no Parquet files of PathVQA")
+    names = files.require("no Parquet files of PathVQA", "*.parquet")
     yield from read_hub_parquet(files, names, "path-vqa")
 
 
@@ -140,11 +136,8 @@ def read_slake(files: Files, choices: Choices) -> Iterator[Item]:
     test.json beside imgs.zip, in English and Chinese."""
     if choices.language not in LANGUAGES:
         raise UserError(f"--language {choices.language}: SLAKE has {', '.join(LANGUAGES)}")
-    names = files.find(*SLAKE_FILES)
-    if not names:
-        wanted = "train.json, validation.json and test.json of SLAKE"
-        raise UserError(f"{files.named}: holds none of {wanted}")
-    for name in names:
+    wanted = "none of train.json, validation.json and test.json of SLAKE"
+    for name in files.require(wanted, *SLAKE_FILES):
         make = partial(slake_record, files=files, choices=choices, split=files.split_of(name))
         yield from each(read_table(files, name, SLAKE_KEYS), make)
 
@@ -233,10 +226,8 @@ def pmc_record(row: Row, files: Files, version: int, split: str) -> Record:
 def read_omnimedvqa(files: Files, _: Choices) -> Iterator[Item]:
     """OmniMedVQA (Hu et al. 2024): JSON files with an image folder, or the archive of both. It is
     published for evaluation: every row is in the split `test`."""
-    names = files.find("*.json")
-    if not names:
-        raise UserError(f"{files.named}: holds no JSON file of OmniMedVQA, nor an archive with one")
-    for name in names:
+    wanted = "no JSON file of OmniMedVQA, nor an archive with one"
+    for name in files.require(wanted, "*.json"):
         yield from each(read_table(files, name, OMNI_KEYS), partial(omnimedvqa_record, files=files))
 
 
