@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -579,6 +580,24 @@ def test_the_cache_answers_the_second_time(start: Start) -> None:
     assert judge.score(candidates(20)) == first
     assert len(server.log) == 20
     assert judge.counts().cached == 20 and judge.counts().done == 40
+
+
+def test_a_slow_disk_keeps_no_answer_waiting(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(body: bytes) -> tuple[int, bytes]:
+        await asyncio.sleep(0.3 if "Spot 1 " in message_of(body) else 0)
+        return await praise(body)
+
+    judge, _ = start(answer, cache=True, timeout=1, retries=0)
+    assert judge.cache is not None
+    put = judge.cache.put
+
+    def put_slowly(key: str, verdict: Verdict) -> None:
+        time.sleep(1.5)
+        put(key, verdict)
+
+    monkeypatch.setattr(judge.cache, "put", put_slowly)
+    assert {verdict.status for verdict in judge.score(candidates(2))} == {"scored"}
+    assert len(judge.cache) == 2
 
 
 def test_closing_gives_up_what_is_in_flight(start: Start) -> None:
