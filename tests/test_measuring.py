@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,14 @@ from pyarrow.dataset import dataset as dataset_of
 from transformers import AutoModelForImageTextToText
 
 from rarl.collect import Collector
+from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
+from rarl.commands.session import Session, Setup
 from rarl.config import Config, JudgeConfig, PromptsConfig, load_config
+from rarl.data.check import CheckedRows
 from rarl.data.controls import blank_image, rows_with_other_images
 from rarl.data.parquet import write_examples
 from rarl.data.stream import PreparerSettings, ordered_stream, unpack
+from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation.measurements import (
     Exam,
@@ -180,6 +186,98 @@ def test_questions_with_one_id_are_told_apart_by_their_order(
     assert [one.reply.answer for one in progress.samples] == ["first", "second"]
 
 
+class EnginesStarted(Exception):
+    """In the place of engines."""
+
+
+@pytest.fixture
+def sessions(monkeypatch: pytest.MonkeyPatch, examples: list[Example]) -> list[bool]:
+    """Sessions without Ray, in which all rows are good; whether each had engines."""
+    opened: list[bool] = []
+
+    @contextmanager
+    def open_session(
+        setup: Setup, display: Display, data: dict[str, str], engines: bool = True
+    ) -> Iterator[Session]:
+        opened.append(engines)
+        if engines:
+            raise EnginesStarted
+        good = np.arange(len(examples))
+        judge = open_judge(setup.config.judge, None) if setup.config.judge.evaluate else None
+        yield Session(None, judge, {name: CheckedRows(good, []) for name in data})
+
+    monkeypatch.setattr("rarl.commands.evaluate.open_session", open_session)
+    return opened
+
+
+def evaluate(
+    tmp_path: Path, model_path: str, dataset: Path, judge: str = "", **ways: Any
+) -> dict[str, Any]:
+    run = tmp_path / "run"
+    if (run / "config.yaml").exists():
+        asked = read_target(str(run), [], judge, None)
+    else:
+        asked = read_target(model_path, [str(dataset), "device=cpu"], judge, run)
+    how = ways_to_measure(ways.get("prompt", ""), "", 1, ways.get("options", False))
+    return evaluate_only(asked.config, asked.made_with, how, Display(), asked.adapter)
+
+
+def test_engines_start_only_if_replies_are_missing(
+    tmp_path: Path, model_path: str, dataset: Path, examples: list[Example], sessions: list[bool]
+) -> None:
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    assert sessions == [True], "nothing is there, so nothing is looked up without engines first"
+    sessions.clear()
+
+    evaluation = tmp_path / "run" / "evaluation"
+    key = Measurement("base", "examples", "reason")
+    bare = [replace(one, image=b"") for one in examples]
+    write_measurement(evaluation, key, [reply_to(one, one.answer) for one in bare])
+    summary = evaluate(tmp_path, model_path, dataset)
+    assert sessions == [False]
+    assert summary[""]["base"]["examples"]["accuracy"] == 1.0
+    assert json.loads((evaluation / "summary.json").read_text()) == summary[""]
+
+    judged = evaluate(tmp_path, model_path, dataset, judge="rules")["-judged-by-rules"]
+    assert sessions == [False, False], "another judge reads the replies that are there"
+    assert judged["base"]["examples"]["judge"]["correctness"]["n"] == len(examples)
+    assert (evaluation / "summary-judged-by-rules.json").exists()
+    assert replace(key, judge="rules") in finished_measurements(evaluation)
+    sessions.clear()
+
+    for further in ({"prompt": "none"}, {"options": True}):
+        with pytest.raises(EnginesStarted):
+            evaluate(tmp_path, model_path, dataset, **further)
+    assert sessions == [True, True]
+    sessions.clear()
+
+    [part] = parts_of(folder_of(evaluation, replace(key, judge="rules")))
+    [own] = parts_of(folder_of(evaluation, key))
+    for path in (part, own):
+        write_part(path, read_samples(path)[:-1])
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    assert sessions == [False, True], "a reply is gone, which is seen without engines"
+
+
+def test_a_run_of_an_earlier_version_is_measured_again_and_says_so(
+    tmp_path: Path,
+    model_path: str,
+    dataset: Path,
+    sessions: list[bool],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    evaluation = tmp_path / "run" / "evaluation"
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    evaluation.mkdir()
+    (evaluation / "base-examples.parquet").write_bytes(b"")
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    assert "measured by an earlier version of RARL" in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     tmp_path: Path, model_path: str
@@ -234,8 +332,8 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
 
     # All is there now, also for another judge: no engine starts.
     shutil.rmtree(tmp_path / "run" / "logs")
-    for further in ([], ["--judge", "rules"]):
-        done = rarl("eval", *command, *further)
+    for again in (command, [str(tmp_path / "run"), "--judge", "rules"]):
+        done = rarl("eval", *again)
         assert done.returncode == 0, done.stderr
         assert "starting vLLM" not in done.stdout
         assert "seen-test" in done.stdout
