@@ -161,7 +161,8 @@ def main(
     )
     show("seconds of a step; predicted: an estimate", found["step"], 3)
     print(
-        f"{found['samples']} samples; completions of {found['completion_tokens']:.0f} tokens on average"
+        f"{found['samples']} samples; completions of {found['completion_tokens']:.0f} tokens on "
+        "average"
     )
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1) + "\n")

@@ -104,16 +104,16 @@ class TrainConfig(Section):
     # Mean |log-prob difference| between trainer and sampler above which the run stops. None: 0.001
     # in float32, 0.1 in bfloat16, where rounding alone gives about 0.01.
     max_sampler_mismatch: Annotated[float, Field(gt=0)] | None = None
-    # Equal workers: each samples, scores and learns from its share of a step's prompts; the gradient
-    # is that of all.
+    # Equal workers: each samples, scores and learns from its share of a step's prompts; the
+    # gradient is that of all.
     num_workers: Positive = 1
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
     # Where copies of metrics.jsonl go, through accelerate; `pip install` what is not there. Their
     # own environment variables say where their servers are: WANDB_*, MLFLOW_*, COMET_*, CLEARML_*,
-    # SWANLAB_*, TRACKIO_*; Aim and DVCLive write into the run directory. Never a reason for a run to
-    # fail: what a tracker raises is told once.
+    # SWANLAB_*, TRACKIO_*; Aim and DVCLive write into the run directory. Never a reason for a run
+    # to fail: what a tracker raises is told once.
     trackers: list[
         Literal[
             "tensorboard",
@@ -227,7 +227,7 @@ class Config(Section):
         if self.train.num_workers > self.train.prompts_per_step:
             raise ValueError(
                 f"train.num_workers={self.train.num_workers}, but a step has only "
-                f"train.prompts_per_step={self.train.prompts_per_step} prompts: each worker needs one"
+                f"train.prompts_per_step={self.train.prompts_per_step} prompts: each needs one"
             )
         return self
 

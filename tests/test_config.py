@@ -106,7 +106,8 @@ def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> 
         MINIMAL + "rewards: {format: 0.2, accuracy: 1}\ntrain: {steps: 7}\n"
     )
     (tmp_path / "mine.yaml").write_text(
-        "extends: base.yaml\nrun_dir: runs/y\ntrain: {learning_rate: 0.5}\nrewards: {reasoning: {weight: 1}}\n"
+        "extends: base.yaml\nrun_dir: runs/y\ntrain: {learning_rate: 0.5}\n"
+        "rewards: {reasoning: {weight: 1}}\n"
     )
     config = load_config(tmp_path / "mine.yaml", ["rewards.judge=0.25"])
     assert (config.run_dir, config.train.steps, config.train.learning_rate) == ("runs/y", 7, 0.5)

@@ -101,7 +101,8 @@ def test_the_models_size_is_the_published_one(size: ModelSize, model_path: str) 
     tiny = model_size(model_shapes(model_path), rank=8)
     with safe_open(Path(model_path) / "model.safetensors", "np") as held:
         assert tiny.total == sum(
-            math.prod(held.get_slice(name).get_shape()) for name in held.keys()
+            math.prod(held.get_slice(name).get_shape())
+            for name in held.keys()  # noqa: SIM118
         )
     assert 4 * tiny.adapter == 311_296  # `published_bytes` of the demo's metrics
 

@@ -79,7 +79,11 @@ def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings
         ":env:.index-url='https://own'",
     ]
     body = f"""
-    case "$*" in *"config list"*) echo "{"; ".join(settings)}" | sed 's/; /\\n/g'; exit;; *" -e "*) ;; *) exit;; esac
+    case "$*" in
+        *"config list"*) echo "{"; ".join(settings)}" | sed 's/; /\\n/g'; exit;;
+        *" -e "*) ;;
+        *) exit;;
+    esac
     echo "$@" >> {calls}
     case "$*" in {can.replace(" ", "' '")}*) exit;; esac
     echo "{complaint}"; exit 1"""

@@ -135,8 +135,8 @@ def require_same_run(config: Config, own: Config) -> None:
     for key in sorted({*held, *wanted} - {"run_dir"}):
         if held.get(key) != wanted.get(key) and not key.startswith(FREE_TO_MEASURE):
             raise UserError(
-                f"{key}={wanted.get(key)}: the run was made with {held.get(key)}, and a measurement "
-                f"cannot change it; it may change {', '.join(FREE_TO_MEASURE)}"
+                f"{key}={wanted.get(key)}: the run was made with {held.get(key)}, and a "
+                f"measurement cannot change it; it may change {', '.join(FREE_TO_MEASURE)}"
             )
     for name, path in config.data.eval.items():
         if own.data.eval.get(name, path) != path:

@@ -54,8 +54,8 @@ def open_session(
     trains: bool = False,
     engines: bool = True,
 ) -> Iterator[Session]:
-    """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile. Without
-    `engines`, neither they nor anything that feeds them starts."""
+    """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile.
+    Without `engines`, neither they nor anything that feeds them starts."""
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs), ExitStack() as stack:
         pool = _ready_pool.get() if engines else None
         if engines and pool is None:

@@ -226,9 +226,9 @@ def update(
     step: int,
 ) -> tuple[UpdateStats | None, Mismatch | None]:
     """Makes one update on the groups of all workers. Returns its figures, None if no worker has a
-    group to learn from and the weights stay as they were; and the mismatch of rollouts that an older
-    adapter drew, None if there are none. Raises UserError, with the step's groups saved, if the
-    gradient is no number."""
+    group to learn from and the weights stay as they were; and the mismatch of rollouts that an
+    older adapter drew, None if there are none. Raises UserError, with the step's groups saved, if
+    the gradient is no number."""
     drop_truncated = resolve_loss(inputs.config.grpo).drop_truncated
     kept = [
         [s for s in group if not (drop_truncated and s.rollout.finish_reason == "length")]
