@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,10 +21,11 @@ from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl
 
 CONFIGS = REPOSITORY / "configs" / "compare"
 RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
-SMALL = {
+SFT = {"title": "SFT", "recipe": str(RECIPES / "sft.yaml")}
+SMALL: dict[str, Any] = {
     "seeds": [0],
     "models": {
-        "sft": {"title": "SFT", "recipe": str(RECIPES / "sft.yaml")},
+        "sft": SFT,
         "rarl": {"title": "RARL", "recipe": str(RECIPES / "rarl.yaml")},
         "alone": {"title": "RARL, answer alone", "measured_as": "rarl", "prompt": "none"},
     },
@@ -93,7 +95,7 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
     [
         ({"reference": "rral"}, "'rral' is none of sft, rarl, alone"),
         ({"models": {"a": {"title": "A"}}, "reference": "a"}, "either `recipe` or `measured_as`"),
-        ({"models": {"a b": SMALL["models"]["sft"]}}, "models.a b"),  # type: ignore[index]
+        ({"models": {"a b": SFT}}, "models.a b"),
         (
             {
                 "models": {"a": {"title": "A", "measured_as": "b", "prompt": "none"}},
@@ -102,6 +104,7 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
             "'b' is not a model",
         ),
         ({"sedes": [1]}, "sedes"),
+        ({"models": {"a": SFT, "b": SFT}, "reference": "a"}, "another model is called 'SFT'"),
         ({"data": {"x": "nowhere.parquet"}}, "data.x=nowhere.parquet: no such file"),
         ({"overrides": ["train.stesp=3"]}, "did you mean 'train.steps'"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -205,7 +206,7 @@ def test_json_cannot_end_its_script() -> None:
 
 def test_long_runs_draw_few_points_and_keep_their_gaps() -> None:
     places = np.arange(5000, dtype=np.float64)
-    steps, values = decimate(places, np.where(places < 2500, np.nan, 1.0))
+    steps, values = decimate(pd.Series(np.where(places < 2500, np.nan, 1.0), places))
     assert len(steps) == len(values) <= 400
     assert np.isnan(values[:100]).all()
     assert values[-1] == 1.0

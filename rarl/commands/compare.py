@@ -45,6 +45,7 @@ class ModelEntry(Section):
 
     @model_validator(mode="after")
     def one_source(self) -> ModelEntry:
+        """Raises ValueError unless it is one or the other."""
         if (self.recipe is None) == (self.measured_as is None):
             raise ValueError("either `recipe` or `measured_as` is needed")
         if (self.measured_as is None) != (self.prompt is None):
@@ -74,12 +75,17 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def names_exist(self) -> Comparison:
+        """Raises ValueError for a model that is named and not there, and for a title that two
+        models have, since the tables tell them apart by it."""
+        titles = [entry.title for entry in self.models.values()]
         for name, entry in self.models.items():
             other = self.models.get(entry.measured_as or "")
             if entry.measured_as is not None and (other is None or other.recipe is None):
                 raise ValueError(
                     f"models.{name}.measured_as: '{entry.measured_as}' is not a model with a recipe"
                 )
+            if titles.count(entry.title) > 1:
+                raise ValueError(f"models.{name}.title: another model is called '{entry.title}'")
         if self.reference not in self.models:
             raise ValueError(f"reference: '{self.reference}' is none of {', '.join(self.models)}")
         return self
@@ -223,6 +229,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
 
 
 def read_seeds(value: str) -> list[int]:
+    """Returns the seeds of `0,1` or `[0, 1]`. Raises UserError."""
     try:
         return [int(one) for one in value.strip("[]").split(",")]
     except ValueError:

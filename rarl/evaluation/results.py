@@ -9,7 +9,8 @@ import os
 import platform
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,33 +44,27 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
         measured = [measure(one) for one in samples]
         for name in by:
             groups = groups_of(samples, name)
-            for metric in METRICS if name == "all" else ["accuracy"]:
-                for group in sorted({one for one in groups if one is not None}):
-                    everything = zip(seeds, measured, units, groups, strict=True)
-                    known = [
-                        (seed, found[metric], unit)
-                        for seed, found, unit, its in everything
-                        if its == group and metric in found
-                    ]
-                    if known:
-                        row = [model, data, name, group, metric, len(known)]
-                        rows.append(
-                            [*row, mean_of(found for _, found, _ in known), by_seeds(known)]
-                        )
-                        columns.append(([one[1] for one in known], [one[2] for one in known]))
+            metrics = list(METRICS) if name == "all" else ["accuracy"]
+            for metric, group in product(
+                metrics, sorted({one for one in groups if one is not None})
+            ):
+                known = [
+                    (seed, found[metric], unit)
+                    for seed, found, unit, its in zip(seeds, measured, units, groups, strict=True)
+                    if its == group and metric in found
+                ]
+                if known:
+                    values = [value for _, value, _ in known]
+                    own = {
+                        seed: mean_of(value for _, value, _ in part)
+                        for seed, part in groupby(known, key=itemgetter(0))
+                    }
+                    key = (model, data, name, group, metric)
+                    rows.append((*key, len(known), mean_of(values), own))
+                    columns.append((values, [unit for _, _, unit in known]))
     names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds", "low", "high"]
-    intervals = intervals95(columns)
-    return pd.DataFrame(
-        [[*row, *interval] for row, interval in zip(rows, intervals, strict=True)], columns=names
-    )
-
-
-def by_seeds(known: Iterable[tuple[int, float, str]]) -> dict[int, float]:
-    """Returns each seed's own mean."""
-    return {
-        seed: mean_of(found for _, found, _ in own)
-        for seed, own in groupby(known, key=lambda one: one[0])
-    }
+    whole = [(*row, *interval) for row, interval in zip(rows, intervals95(columns), strict=True)]
+    return pd.DataFrame(whole, columns=names)
 
 
 def mean_of(values: Iterable[float]) -> float:
@@ -219,17 +214,11 @@ def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, A
 
 def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
     """Returns the majority's accuracy, the agreement, and what abstaining gains."""
-    groups = in_groups(samples)
-    found = self_consistency(
-        [
-            Sampled(
-                [one.reply.answer for one in group],
-                group[0].example.answer,
-                group[0].example.options,
-            )
-            for group in groups
-        ]
-    )
+    questions = []
+    for group in in_groups(samples):
+        answers, example = [one.reply.answer for one in group], group[0].example
+        questions.append(Sampled(answers, example.answer, example.options))
+    found = self_consistency(questions)
     curve = found.abstention
     return {
         "n": found.n,

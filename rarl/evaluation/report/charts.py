@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from rarl.evaluation.report.gather import Report, Run
-from rarl.training.log import PHASES, smooth
+from rarl.training.log import PHASES
 
 Values = NDArray[np.float64]
 
@@ -38,24 +39,24 @@ STYLE: Any = {
     "ytick.major.size": 0,
     "axes.linewidth": 0.8,
 }
-# The metrics that have a chart of their own: key, title, note, methods that write it.
+SMOOTHING = 10  # steps
+SMOOTHED = f"Strong: mean of the last {SMOOTHING} steps."
+# The metrics that have a chart of their own: key, title, note, methods that have it.
 CURVES = (
-    ("reward/accuracy", "Accuracy while training", "Of sampled replies.", "grpo"),
-    ("loss", "Loss (supervised)", "Cross-entropy of the target, in nats a token.", "sft"),
-    ("completion_tokens", "Length of replies", "Mean tokens.", "grpo"),
-    ("kl", "KL to the base model", "Estimated, nats a token.", "grpo sft"),
-    ("sampler_mismatch", "Sampler mismatch", "Mean |Δ log-prob|: rounding only.", "grpo sft"),
+    ("loss", "Loss (supervised)", "Cross-entropy of the target, in nats a token.", ["sft"]),
+    ("completion_tokens", "Length of replies", "Mean tokens.", ["grpo"]),
+    ("kl", "KL to the base model", "Estimated, nats a token.", ["grpo", "sft"]),
+    ("sampler_mismatch", "Sampler mismatch", "Mean |Δ log-prob|: rounding only.", ["grpo", "sft"]),
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. `values` holds NaN where a step has none."""
+    """One curve: `values` by step, NaN where a step has none."""
 
     label: str
     colour: str
-    steps: Values
-    values: Values
+    values: pd.Series[float]
 
 
 @dataclass(frozen=True)
@@ -85,28 +86,32 @@ def curves(report: Report) -> list[Chart]:
     written = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
     parts = [key for key in written if key.startswith("reward/")]
     parts.sort(key="reward/mean".__ne__)  # the sum comes first
-    wanted = [one for one in CURVES if one[0] != "reward/accuracy" or len(runs) == 1]
     charts: list[Chart | None] = []
     if len(runs) == 1 and parts:
+        metrics = metrics_of(runs)
+        titles = [one.removeprefix("reward/").replace("mean", "sum, weighted") for one in parts]
         lines = [
-            Line(
-                key.removeprefix("reward/").replace("mean", "sum, weighted"),
-                COLOURS[place % len(COLOURS)],
-                *series(runs[0], key),
-            )
-            for place, key in enumerate(parts)
+            Line(title, COLOURS[place % len(COLOURS)], metrics[key])
+            for place, (title, key) in enumerate(zip(titles, parts, strict=True))
         ]
-        note = "Strong: mean of the last 10 steps."
-        charts = [line_chart("Reward and its parts", note, lines)]
-    elif len(runs) > 1:
+        charts.append(line_chart("Reward and its parts", SMOOTHED, lines))
+        title, note = "Accuracy while training", "Of sampled replies."
+        charts.append(metric_chart(runs, colours, "reward/accuracy", title, note))
+    elif parts:
         # The sum has no chart: it is weighted otherwise in every model.
-        title, note = "Reward: {}", "Of sampled replies, by model."
-        names = [key.removeprefix("reward/") for key in parts if key != "reward/mean"]
-        wanted = [(f"reward/{one}", title.format(one), note, "grpo sft") for one in names] + wanted
-    for key, title, note, methods in wanted:
+        for key in (one for one in parts if one != "reward/mean"):
+            title, note = f"Reward: {key.removeprefix('reward/')}", "Of sampled replies, by model."
+            charts.append(metric_chart(runs, colours, key, title, note))
+    for key, title, note, methods in CURVES:
         own = [run for run in runs if run.config.method in methods]
         charts.append(metric_chart(own, colours, key, title, note))
     return [chart for chart in [*charts, seconds_chart(runs)] if chart is not None]
+
+
+def metrics_of(runs: Sequence[Run]) -> pd.DataFrame:
+    """Returns the metrics by step, a column for each: the mean over the runs that have a value."""
+    rows = pd.DataFrame([row for run in runs for row in run.metrics])
+    return rows.apply(pd.to_numeric, errors="coerce").groupby("step").mean()
 
 
 def metric_chart(
@@ -116,25 +121,12 @@ def metric_chart(
     log = key == "sampler_mismatch"
     lines = []
     for name in dict.fromkeys(run.name for run in runs):
-        by_step: dict[float, list[float]] = {}
-        for run in runs:
-            if run.name == name:
-                for step, value in zip(*series(run, key), strict=True):
-                    by_step.setdefault(step, []).extend([] if np.isnan(value) else [value])
-        steps = np.array(sorted(by_step))
-        values = np.array([np.mean(by_step[step]) if by_step[step] else np.nan for step in steps])
-        if (values > 0).any() if log else not np.isnan(values).all():
-            lines.append(Line(name, colours[name], steps, values))
+        metrics = metrics_of([run for run in runs if run.name == name])
+        if key in metrics and (metrics[key] > 0 if log else metrics[key].notna()).any():
+            lines.append(Line(name, colours[name], metrics[key]))
     seeds = " Mean over seeds." if len(runs) > len(lines) > 0 else ""
     several = len(set(colours.values())) > 1
     return line_chart(title, note + seeds, lines, log, named=several) if lines else None
-
-
-def series(run: Run, key: str) -> tuple[Values, Values]:
-    """Returns steps and values, NaN where there is none."""
-    values = [row.get(key) for row in run.metrics]
-    numbers = [np.nan if value is None else float(value) for value in values]
-    return np.array([row["step"] for row in run.metrics], dtype=float), np.array(numbers)
 
 
 def line_chart(
@@ -144,25 +136,26 @@ def line_chart(
     a legend."""
     with drawing(4.4, 2.35) as (axes, as_svg):
         if log:
-            known = np.concatenate([line.values[line.values > 0] for line in lines])
+            known = pd.concat([line.values[line.values > 0] for line in lines])
             # else a logarithmic axis would have one tick
             decades = bool(len(known) and known.max() >= 30 * known.min())
             axes.set_yscale("log" if decades else "linear")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+        told = []
         for line in lines:
-            values = np.where(line.values > 0, line.values, np.nan) if log else line.values
-            steps, raw = decimate(line.steps, values)
-            _, smoothed = decimate(line.steps, np.array(smooth(values), dtype=float))
-            axes.plot(steps, raw, color=line.colour, alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smoothed, color=line.colour, linewidth=1.7)
+            values = line.values.where(line.values > 0) if log else line.values
+            smoothed = values.rolling(SMOOTHING, min_periods=1).mean()
+            faint, strong = {"alpha": 0.25, "linewidth": 0.8}, {"linewidth": 1.7}
+            for drawn, style in ((values, faint), (smoothed, strong)):
+                axes.plot(*decimate(drawn), color=line.colour, **style)
+            known = line.values.dropna()
+            first_to_last = "no values"
+            if len(known):
+                first_to_last = f"from {known.iloc[0]:.3g} to {known.iloc[-1]:.3g}"
+            told.append(f"{line.label}: {first_to_last}.")
         axes.set_xlabel("step")
         axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
         axes.margins(x=0.01)
-        told = []
-        for line in lines:
-            known = line.values[~np.isnan(line.values)]
-            range_ = f"from {known[0]:.3g} to {known[-1]:.3g}" if len(known) else "no values"
-            told.append(f"{line.label}: {range_}.")
         about = f"{title} over the steps. {' '.join(told)}"
         legend = list(dict.fromkeys((line.label, line.colour) for line in lines)) if named else []
         return Chart(title, note, about, legend, as_svg(about))
@@ -170,37 +163,31 @@ def line_chart(
 
 def seconds_chart(runs: Sequence[Run]) -> Chart | None:
     """Draws where the time goes: over the steps for one run, on average for several."""
-    timed = [run for run in runs if any("seconds/step" in row for row in run.metrics)]
-    names = list(dict.fromkeys(run.name for run in timed))
-    spent = {
-        (name, phase): [
-            np.nan_to_num(series(run, f"seconds/{phase}")[1]) for run in timed if run.name == name
-        ]
-        for name in names
-        for phase in STEP_PHASES
-    }
-    phases = [one for one in STEP_PHASES if any(np.any(spent[name, one][0]) for name in names)]
+    spent = {}
+    for name in dict.fromkeys(run.name for run in runs):
+        metrics = metrics_of([run for run in runs if run.name == name])
+        metrics.columns = metrics.columns.str.removeprefix("seconds/")
+        spent[name] = metrics.reindex(columns=list(STEP_PHASES)).fillna(0.0)
+    phases = [one for one in STEP_PHASES if any(table[one].any() for table in spent.values())]
     if not phases:
         return None
     colours = [COLOURS[place % len(COLOURS)] for place in range(len(phases))]
     title, legend = "Seconds per phase", list(zip(phases, colours, strict=True))
-    height = 2.35 if len(timed) == 1 else 0.7 + 0.32 * len(names)
+    height = 2.35 if len(runs) == 1 else 0.7 + 0.32 * len(spent)
     with drawing(4.4, height) as (axes, as_svg):
-        if len(timed) == 1:
-            steps = series(timed[0], "step")[0]
-            parts = [spent[names[0], phase][0] for phase in phases]
-            drawn = [decimate(steps, part, most=120) for part in parts]
+        if len(runs) == 1:
+            [table] = spent.values()
+            drawn = [decimate(table[phase], most=120) for phase in phases]
             axes.stackplot(drawn[0][0], [one[1] for one in drawn], colors=colours, linewidth=0)
             axes.set_xlabel("step")
             axes.margins(x=0.01)
-            told = [
-                f"{one}: mean {part.mean():.3g}" for one, part in zip(phases, parts, strict=True)
-            ]
+            told = [f"{phase}: mean {table[phase].mean():.3g}" for phase in phases]
             about = f"{title} over the steps. {', '.join(told)}"
             return Chart(title, "Of each step.", about, legend, as_svg(about))
+        names = [name for name, table in spent.items() if table.any(axis=None)]
         left = np.zeros(len(names))
         for phase, colour in legend:
-            means = np.array([np.concatenate(spent[name, phase]).mean() for name in names])
+            means = np.array([spent[name][phase].mean() for name in names])
             axes.barh(np.arange(len(names)), means, left=left, color=colour, height=0.6)
             left += means
         axes.set_yticks(np.arange(len(names)), names)
@@ -270,12 +257,10 @@ def inline(text: str, about: str) -> Markup:
     return Markup(f'<svg {link} {box[0]} role="img" aria-label="{escape(about)}">{rest}')
 
 
-def decimate(steps: Values, values: Values, most: int = MOST_POINTS) -> tuple[Values, Values]:
-    """Returns at most `most` points, each the mean of as many neighbours; gaps stay gaps."""
-    every = -(-len(steps) // most) if len(steps) else 1
-    if every == 1:
-        return steps, values
-    cuts = range(every, len(steps), every)
-    parts = np.split(values, cuts)
-    means = [np.nan if np.isnan(part).all() else float(np.nanmean(part)) for part in parts]
-    return np.array([part.mean() for part in np.split(steps, cuts)]), np.array(means)
+def decimate(values: pd.Series[float], most: int = MOST_POINTS) -> tuple[Values, Values]:
+    """Returns steps and values of at most `most` points, each the mean of as many neighbours; gaps
+    stay gaps."""
+    every = -(-len(values) // most)
+    table = pd.DataFrame({"step": values.index, "value": values.to_numpy()})
+    means = table.groupby(np.arange(len(table)) // max(1, every)).mean()
+    return means["step"].to_numpy(dtype=float), means["value"].to_numpy(dtype=float)
