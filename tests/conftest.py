@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import ray
 from ray import serve
@@ -31,6 +32,9 @@ from tests.judge_service import JudgeService, start_judge_service
 from tests.runs import FINISHED, RARL, REPOSITORY, environment
 
 collect_seldom()  # the test modules import everything
+# The quick lane gives way to the engines, so that seconds on the clock tell nothing of its tests.
+hypothesis.settings.register_profile("lanes", deadline=None)
+hypothesis.settings.load_profile("lanes")
 
 # Fixtures that start something, in the order in which the lane of engines needs them: what stays up
 # until the end comes last.

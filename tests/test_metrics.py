@@ -295,7 +295,7 @@ def test_sign_flips_equal_enumeration(sums: list[int]) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shared_base", [True, False])
 def test_seeds_no_better_than_their_base_are_rarely_found_so(shared_base: bool) -> None:
     """2,000 comparisons of 3 seeds with a base of the same skill, 300 questions: about 5 % below
