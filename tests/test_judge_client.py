@@ -388,7 +388,12 @@ def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
 @pytest.mark.parametrize("fault", ["500", "429", "garbage", "hollow", "dropped", "slow"])
 def test_unreachable_is_none_and_counted(start: Start, fault: str) -> None:
     judge, server = start(
-        faults=[fault], rate=1.0, slow_seconds=60, timeout=0.2, retries=2, cache=True
+        faults=[fault],
+        rate=1.0,
+        slow_seconds=60,
+        timeout=1 if fault == "slow" else 30,
+        retries=2,
+        cache=True,
     )
     (verdict,) = judge.score(candidates(1))
     assert (verdict.status, verdict.correctness, verdict.explanation) == ("unreachable", None, None)
