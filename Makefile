@@ -23,18 +23,18 @@ test: test-engines test-quick
 test-engines: $(READY) browser
 	.venv/bin/python -m pytest -m "engines and not long"
 
-# Gives way to the engines, and reports when it is done.
+# Gives way to the engines, whose processes Ray runs at a niceness of 15, and reports when it is done.
 test-quick: $(READY)
-	@report=$$(OMP_NUM_THREADS=1 nice .venv/bin/python -m pytest -m "not engines and not long" 2>&1); \
+	@report=$$(OMP_NUM_THREADS=1 nice -n 19 .venv/bin/python -m pytest -m "not engines and not long" 2>&1); \
 	status=$$?; echo; echo "$$report"; exit $$status
 
 test-long: $(READY)
 	.venv/bin/python -m pytest -m long
 
 check: $(READY)
-	nice .venv/bin/ruff format --check .
-	nice .venv/bin/ruff check .
-	nice .venv/bin/mypy
+	nice -n 19 .venv/bin/ruff format --check .
+	nice -n 19 .venv/bin/ruff check .
+	nice -n 19 .venv/bin/mypy
 
 campaign: $(READY)
 	.venv/bin/python -m tests.faults.campaign --kills 50 --out runs/faults-$(SEED) --seed $(SEED)
