@@ -308,11 +308,12 @@ def test_advantages_on_the_record_reach_the_update_to_the_bit(
             part = tokens.part([1, 4])
             assert part.sampler_logprobs == [[-0.5, -1.0], [-0.5, -4.0]]
             assert (part.advantages == expected[key][[1, 4]]).all()
+    name = groups[0][0].example.id
     groups[0][2].advantage = None
-    with pytest.raises(ValueError, match="some samples of 'seen-0000' have no advantage"):
+    with pytest.raises(ValueError, match=f"some samples of '{name}' have no advantage"):
         TokenGroup.of(groups[0], 0)
     groups[0][0].prepared = None
-    with pytest.raises(ValueError, match="'seen-0000' hold no prepared example"):
+    with pytest.raises(ValueError, match=f"'{name}' hold no prepared example"):
         TokenGroup.of(groups[0], 0)
     groups[1][0].score = None
     with pytest.raises(ValueError, match="have not been scored"):
