@@ -46,6 +46,7 @@ class FaultyServer:
     rate: float = 0.0
     seed: int = 0
     slow_seconds: float = 0.0
+    most: int | None = None  # of answers that are spoilt; None: no bound
     log: list[Exchange] = field(default_factory=list)
     most_at_once: int = 0
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -55,6 +56,8 @@ class FaultyServer:
         self._random = random.Random(self.seed)
 
     def draw(self) -> str | None:
+        if self.most is not None and len(self.headers) > self.most:
+            return None
         return self._random.choice(list(self.faults)) if self._random.random() < self.rate else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -314,7 +314,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ) -> tuple[RemoteJudge, FaultyServer]:
         server_options = {
             name: options.pop(name)
-            for name in ("faults", "rate", "seed", "slow_seconds")
+            for name in ("faults", "rate", "seed", "slow_seconds", "most")
             if name in options
         }
         server = FaultyServer(answer, **server_options)
@@ -376,12 +376,8 @@ def test_a_refusal_or_no_verdict_is_zero_and_counted(start: Start, body: bytes) 
 
 @pytest.mark.parametrize("fault", ["500", "429", "garbage", "hollow", "dropped", "slow"])
 def test_one_fault_is_mended_by_trying_again(start: Start, fault: str) -> None:
-    judge, server = start(faults=[fault], rate=1.0, slow_seconds=60, timeout=1.5, retries=1)
-    future = judge.submit(candidates(1))[0]
-    while not server.headers:
-        threading.Event().wait(0.01)
-    server.rate = 0.0
-    assert future.result().status == "scored"
+    judge, _ = start(faults=[fault], rate=1.0, most=1, slow_seconds=60, timeout=1.5, retries=1)
+    assert judge.score(candidates(1))[0].status == "scored"
     assert judge.counts().attempts == 2
 
 

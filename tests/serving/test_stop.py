@@ -12,7 +12,7 @@ import pytest
 from rarl.schema import Example
 from tests.serving.service import Command, answer_body, messages
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.engines]
 
 
 def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
