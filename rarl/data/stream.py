@@ -131,6 +131,7 @@ def training_stream(
     start: int,
     stop: int,
     tasks: int | None = None,
+    *,
     rank: int = 0,
     workers: int = 1,
 ) -> Dataset:

@@ -55,7 +55,9 @@ def run_training(
         ),
         # A stream for each worker: its share of every step, in the order of the steps.
         datasets={
-            f"train-{rank}": training_stream(preparer, order, start, most, rank, workers)
+            f"train-{rank}": training_stream(
+                preparer, order, start, most, rank=rank, workers=workers
+            )
             for rank in range(workers)
         },
         dataset_config=DataConfig(datasets_to_split=[]),
