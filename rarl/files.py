@@ -12,50 +12,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The names of hidden folders beside a folder that is being replaced: `.NAME.partial-xyz` is the
-# new one, which is not whole yet; `.NAME.replaced` is the old one between the two renames.
+# Hidden folders beside a folder that is being replaced: `.NAME.partial-xyz` is the new one, which
+# is not whole yet; `.NAME.replaced` is the old one between the two renames.
 PARTIAL, REPLACED = ".partial-", ".replaced"
+
+
+@contextmanager
+def errors_named(path: Path, temporary: Path) -> Iterator[None]:
+    """Names `path` in an OSError of the disk that names `temporary`, something in it, or nothing,
+    whichever library met it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder; on success it is flushed to disk and takes
-    `path`'s name.
-
-    Raises OSError that names `path` for a failure of the disk, whichever library met it.
-    """
+    `path`'s name. Raises OSError that names `path` for a failure of the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        flush(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, name):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        with errors_named(path, temporary):
+            yield temporary
+            flush(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder beside `path`; on success everything in it is flushed to
-    disk and it takes `path`'s name, in place of a folder that was there before.
-
-        with replacing_folder(Path("data/mine")) as folder:
-            (folder / "train.parquet").write_bytes(…)
-
-    On failure the old folder stays as it is and the temporary one is removed. A process that is
-    killed leaves hidden folders, which the next call for the same `path` clears away: the old
-    folder comes back if the kill came between the two renames. A temporary folder of a process
-    that still lives is left alone.
-
-    Raises OSError that names `path` for a failure of the disk.
-    """
+    """Yields an empty temporary folder beside `path`; on success it is flushed to disk and takes
+    `path`'s name, in place of an old folder, which stays on failure. What a killed process leaves
+    is cleared away by the next call for the same `path`; the old folder comes back if the kill came
+    between the two renames. Raises OSError that names `path` for a failure of the disk."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
@@ -66,23 +63,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         # know no locks; leftovers stay there until somebody removes them.
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH)
-        yield temporary
-        flush_folder(temporary)
-        temporary.chmod(0o755)
-        exchange(temporary, path)
-        flush(path.parent)
-    except OSError as error:
-        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        with errors_named(path, temporary):
+            yield temporary
+            flush_folder(temporary)
+            temporary.chmod(0o755)
+            exchange(temporary, path)
+            flush(path.parent)
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def exchange(temporary: Path, path: Path) -> None:
-    """Renames `temporary` to `path`; an old folder there gets the temporary one's name. The old
-    one comes back if the new one cannot take its place."""
+    """Renames `temporary` to `path`. An old folder there gets the temporary one's name, or comes
+    back if the new one cannot take its place."""
     if not path.exists():
         temporary.rename(path)
         return
@@ -111,25 +105,27 @@ def clear_leftovers(path: Path) -> None:
 def is_abandoned(folder: Path) -> bool:
     """Returns whether nobody holds the folder's lock; False where that cannot be known."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        with opened(folder) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
+    return True
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Yields a handle of a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        yield handle
     finally:
         os.close(handle)
-    return True
 
 
 def flush(path: Path) -> None:
     """Waits until the disk holds what was written to the file, or what the folder lists."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with opened(path) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from rarl.commands.evaluate import Way, name_data_sets, read_target, ways_to_measure
 from rarl.commands.resolve import require_same_run
 from rarl.config import load_config
-from rarl.data.controls import blank_image, rows_with_other_images
+from rarl.data.images import blank_image, rows_with_other_images
 from rarl.errors import UserError
 from rarl.prompts import plain_prompt, without_image
 from rarl.schema import Example

@@ -29,7 +29,7 @@ from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
 from rarl.commands.session import Session, Setup
 from rarl.config import Config, JudgeConfig, PromptsConfig, load_config
 from rarl.data.check import CheckedRows
-from rarl.data.controls import blank_image, rows_with_other_images
+from rarl.data.images import blank_image, rows_with_other_images
 from rarl.data.parquet import write_examples
 from rarl.data.stream import PreparerSettings, ordered_stream, unpack
 from rarl.display import Display

@@ -19,7 +19,7 @@ from rarl.collect import Collector
 from rarl.commands.resolve import Setup, find_adapter, resolve
 from rarl.commands.session import Session, open_session
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
-from rarl.data.controls import Control, rows_with_other_images
+from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH, Config, LoraConfig
-from rarl.data.mixture import read_mixture
-from rarl.data.parquet import ParquetRows
+from rarl.data.parquet import ParquetRows, read_mixture
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.evaluation.measurements import judge_name

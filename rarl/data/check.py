@@ -1,5 +1,4 @@
-"""Which rows can be used. Training reads every row once before it starts: a bad one is named now,
-not in step 900."""
+"""Which rows can be used. Training reads every row once before it starts, to name bad ones now."""
 
 from __future__ import annotations
 
@@ -90,8 +89,7 @@ def faults_in(path: str, rows: list[int]) -> Iterator[BadRow]:
 
 def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
     """Checks all rows. Raises UserError for the first bad one under "fail", or if none is good."""
-    # Imported here: `rarl prepare` asks for the faults above and needs no Ray.
-    import ray.data
+    import ray.data  # here, since `rarl prepare` asks for the faults above and needs no Ray
 
     def check_batch(batch: pa.Table) -> pa.Table:
         bad = list(faults_in(path, batch["row"].to_pylist()))
@@ -101,9 +99,8 @@ def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
     numbers = np.arange(len(ParquetRows(path)), dtype=np.int64)
     starts = range(0, len(numbers), ROWS_PER_TASK)
     blocks = [pa.table({"row": numbers[start : start + ROWS_PER_TASK]}) for start in starts]
-    checked = ray.data.from_arrow(blocks).map_batches(
-        check_batch, batch_format="pyarrow", num_cpus=READ_CPUS
-    )
+    data = ray.data.from_arrow(blocks)
+    checked = data.map_batches(check_batch, batch_format="pyarrow", num_cpus=READ_CPUS)
     found = [BadRow(int(r["row"]), str(r["reason"])) for r in checked.iter_rows()]
     bad = sorted(found, key=lambda one: one.row)
     if bad and on_bad_row == "fail":
@@ -112,6 +109,6 @@ def check_rows(path: str, on_bad_row: Literal["fail", "skip"]) -> CheckedRows:
         raise UserError(f"{path}: row {bad[0].row}: {bad[0].reason}{more}{advice}")
     good = np.setdiff1d(numbers, np.array([one.row for one in bad], dtype=np.int64))
     if not len(good):
-        count = f"not one of the {len(numbers)} rows can be used"
-        raise UserError(f"{path}: {count}; the first: {bad[0].reason}")
+        none = f"not one of the {len(numbers)} rows can be used; the first: {bad[0].reason}"
+        raise UserError(f"{path}: {none}")
     return CheckedRows(good, bad)

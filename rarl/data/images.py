@@ -1,15 +1,13 @@
-"""Encoded image → RGB pixels at the exact size the model's image processor would choose.
-
-The shrunk picture goes to trainer and sampler alike, so both see the same pixels and the same
-number of image tokens, and neither resizes again: the processor's size rule leaves a picture alone
-that already obeys it.
-"""
+"""Encoded image → RGB pixels at the exact size the model's image processor would choose, so that
+trainer and sampler see the same pixels and neither resizes again. And the controls: the same
+questions with an image that cannot help; what a model scores there, it knows without looking."""
 
 from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,9 @@ from rarl.errors import UserError
 MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, above this
 SMALLEST_SIDE = 8  # pixels
 BLANK_RANGE = 2  # of 255: what encoding an even picture leaves
+GREY = 128
+# blank: a grey picture of the same size; shuffled: another question's picture; text: none at all
+Control = Literal["blank", "shuffled", "text"]
 
 
 class BadImage(ValueError):
@@ -35,8 +36,8 @@ def load_image(encoded: bytes) -> Image.Image:
     """Decodes to the file's own mode. Raises BadImage."""
     try:
         image: Image.Image = Image.open(io.BytesIO(encoded))
+        size = f"{image.width}x{image.height}"
         if image.width * image.height > MAX_ENCODED_PIXELS:
-            size = f"{image.width}x{image.height}"
             raise BadImage(f"{size} pixels are more than {MAX_ENCODED_PIXELS}")
         image.load()
     except BadImage:
@@ -115,12 +116,29 @@ def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:
-    """Returns the smallest and the largest area that the processor leaves alone, the latter lowered
-    to `max_pixels`. Raises UserError if that is below the smallest."""
+    """Returns the smallest and the largest area that the processor leaves alone, the latter at most
+    `max_pixels`. Raises UserError if that is below the smallest."""
     lower = int(image_processor.size["shortest_edge"])
     upper = int(image_processor.size["longest_edge"])
     if max_pixels is not None and max_pixels < lower:
-        raise UserError(
-            f"data.max_pixels={max_pixels} is below the model's own minimum of {lower}: raise it"
-        )
+        below = f"data.max_pixels={max_pixels} is below the model's own minimum of {lower}"
+        raise UserError(f"{below}: raise it")
     return lower, min(upper, max_pixels or upper)
+
+
+def blank_image(encoded: bytes) -> bytes:
+    """Returns an evenly grey PNG of the same width and height. Raises BadImage."""
+    return png_bytes(Image.new("RGB", decode_image(encoded).size, (GREY, GREY, GREY)))
+
+
+def rows_with_other_images(image_ids: Sequence[str], seed: int = 0) -> NDArray[np.int64]:
+    """Returns for each position that of a question about another image, shape (n,); questions that
+    share an image share the other one too. Raises UserError if there is only one image."""
+    positions: dict[str, int] = {}
+    for position, image in enumerate(image_ids):
+        positions.setdefault(image, position)
+    if len(positions) < 2:
+        raise UserError("the control 'shuffled' needs at least two images")
+    order = np.random.default_rng(seed).permutation(sorted(positions))
+    following = dict(zip(order, np.roll(order, -1), strict=True))
+    return np.array([positions[following[image]] for image in image_ids], dtype=np.int64)

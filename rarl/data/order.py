@@ -4,13 +4,14 @@ needs saving."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.parquet import RowRange
 from rarl.errors import UserError
+
+CYCLE = 1000  # draws in which each data set of a mixture has its exact share
 
 
 class StepOrder:
@@ -36,36 +37,20 @@ class StepOrder:
         return self.at(np.arange(first, first + self.prompts_per_step))
 
 
-CYCLE = 1000  # draws in which each data set of a mixture has its exact share
-
-
-@dataclass(frozen=True)
-class Share:
-    """A data set of a mixture: the order of its usable rows, and its draws in a cycle."""
-
-    order: StepOrder
-    draws: int
-
-
 class MixtureOrder(StepOrder):
-    """Draws from several data sets by weight, each going through its own epochs at its own pace.
-
-    In every cycle of CYCLE draws each data set has exactly its share, at places that the seed
-    chooses.
-    """
+    """Draws from several data sets by weight, each going through its own epochs at its own pace. In
+    every cycle of CYCLE draws each has exactly its share, at places that the seed chooses."""
 
     def __init__(
         self, parts: list[tuple[NDArray[np.int64], float]], prompts_per_step: int, seed: int
     ) -> None:
         """`parts`: row numbers and weight of each data set."""
         super().__init__(np.concatenate([rows for rows, _ in parts]), prompts_per_step, seed)
-        draws = exact_shares(np.array([weight for _, weight in parts]), CYCLE)
-        # Every data set has a seed of its own: equal ones of the same length would otherwise show
-        # their rows in the same order.
-        self.shares = [
-            Share(StepOrder(rows, prompts_per_step, hashed(f"{seed}/{number}")), int(draws[number]))
-            for number, (rows, _) in enumerate(parts)
-        ]
+        # How often each is drawn in a cycle.
+        self.draws = exact_shares(np.array([weight for _, weight in parts]), CYCLE)
+        # Each has a seed of its own: data sets of one length would have their rows in one order.
+        seeds = [hashed(f"{seed}/{number}") for number in range(len(parts))]
+        self.orders = [StepOrder(part[0], 1, own) for part, own in zip(parts, seeds, strict=True)]
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         found = np.empty(len(positions), np.int64)
@@ -73,16 +58,17 @@ class MixtureOrder(StepOrder):
         for cycle in np.unique(cycles):
             sets = self.cycle(int(cycle))
             here = np.flatnonzero(cycles == cycle)
-            for number, share in enumerate(self.shares):
+            for number, order in enumerate(self.orders):
                 drawn_before = np.cumsum(sets == number) - 1  # in this cycle, at each of its places
                 mine = here[sets[offsets[here]] == number]
                 if len(mine):
-                    found[mine] = share.order.at(cycle * share.draws + drawn_before[offsets[mine]])
+                    before = cycle * self.draws[number] + drawn_before[offsets[mine]]
+                    found[mine] = order.at(before)
         return found
 
     def cycle(self, number: int) -> NDArray[np.int64]:
         """Returns which data set each draw of a cycle is from, shape (CYCLE,)."""
-        sets = np.repeat(np.arange(len(self.shares)), [share.draws for share in self.shares])
+        sets = np.repeat(np.arange(len(self.draws)), self.draws)
         return np.random.default_rng([self.seed, number, CYCLE]).permutation(sets)
 
 
@@ -114,16 +100,13 @@ def step_order(
     for part in parts:
         rows = usable[(usable >= part.start) & (usable < part.stop)]
         if not len(rows):
-            reason = "not one of its rows can be used, so the mixture cannot draw from it"
-            raise UserError(f"{part.path}: {reason}")
+            none = f"{part.path}: not one of its rows can be used"
+            raise UserError(f"{none}, so the mixture cannot draw from it")
         chosen.append((rows, part.weight))
     return MixtureOrder(chosen, prompts_per_step, seed)
 
 
 def sampling_seed(seed: int, step: int, position: int, group_size: int) -> int:
     """Returns the seed of the first completion of the prompt at `position` in `step`; completion g
-    of its group uses seed + g.
-
-    It is a hash, because vLLM draws the same random numbers for equal seeds whatever the prompt is.
-    """
+    of its group uses seed + g. vLLM draws the same random numbers for equal seeds."""
     return hashed(f"{seed}/{step}/{position}") // group_size * group_size

@@ -1,13 +1,12 @@
-"""Canonical Parquet: one row for each `Example`, written by `rarl prepare`, read by row number.
-
-The columns are the fields of `rarl.schema.Example`. A new text field of it is written and read with
-no edit here; files that were written before have no such column and are read all the same.
-"""
+"""Canonical Parquet: one row for each `Example`, whose fields are the columns, read by row number.
+A new text field is written and read with no edit here; older files need not have its column.
+A mixture is a YAML file that stands for several data sets, such as `slake/train.parquet: 3`."""
 
 from __future__ import annotations
 
 import bisect
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -17,8 +16,8 @@ from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from rarl.data.mixture import read_mixture
 from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
@@ -43,6 +42,7 @@ ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 4 << 20  # of images, where these are large
 CACHED_ROW_GROUPS = 8
 SHARD_BYTES = 256 << 20  # of images in one file; above it a split is a folder of files
+MIXTURE_ENDINGS = (".yaml", ".yml")
 
 
 def from_row(row: dict[str, Any]) -> Example:
@@ -110,10 +110,9 @@ def open_parquet(
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable Parquet file: {reason}") from None
     has = file.schema_arrow.names
-    missing = [name for name in required if name not in has]
-    if missing:
-        listed = ", ".join(has)
-        raise UserError(f"{path}: column '{missing[0]}' is missing (it has: {listed}){advice}")
+    missing, listed = next((n for n in required if n not in has), None), ", ".join(has)
+    if missing is not None:
+        raise UserError(f"{path}: column '{missing}' is missing (it has: {listed}){advice}")
     return file
 
 
@@ -121,12 +120,11 @@ def open_canonical(path: Path) -> pq.ParquetFile:
     """Opens a file of examples. Raises UserError if a column is missing or of another type."""
     advice = "; convert it with `rarl prepare`"
     file = open_parquet(path, advice=advice)
-    for found in file.schema_arrow:
-        if found.name in SCHEMA.names:
-            wanted = SCHEMA.field(found.name).type
-            if not holds(found.type, wanted):
-                kinds = f"is of type {found.type}, not {wanted}"
-                raise UserError(f"{path}: column '{found.name}' {kinds}{advice}")
+    for found in (one for one in file.schema_arrow if one.name in SCHEMA.names):
+        wanted = SCHEMA.field(found.name).type
+        if not holds(found.type, wanted):
+            kinds = f"is of type {found.type}, not {wanted}"
+            raise UserError(f"{path}: column '{found.name}' {kinds}{advice}")
     return file
 
 
@@ -153,10 +151,8 @@ def damage_named(path: Path, part: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: {part} cannot be read ({reason}); prepare or fetch the file again"
-        ) from None
+        reason = f"{part} cannot be read ({str(error).splitlines()[0]})"
+        raise UserError(f"{path}: {reason}; prepare or fetch the file again") from None
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
@@ -174,9 +170,8 @@ def parquet_files(path: Path) -> list[Path]:
     """Returns the Parquet files of a file, a folder or a folder of folders, in name order. Raises
     UserError if there is none, or if a file is missing that the data set's card names."""
     if not path.exists():
-        raise UserError(
-            f"{path}: no such Parquet file or folder of Parquet files; make one with `rarl prepare`"
-        )
+        none = "no such Parquet file or folder of Parquet files; make one with `rarl prepare`"
+        raise UserError(f"{path}: {none}")
     if not path.is_dir():
         return [path]
     inner = sorted(path.glob("*.parquet"))
@@ -193,6 +188,43 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A data set of a mixture. `weight` is above 0; only the proportions count."""
+
+    path: Path
+    weight: float
+
+
+def read_mixture(path: Path) -> list[Part]:
+    """Returns the data sets that a mixture draws from by weight, with paths relative to its folder;
+    another path is its own only part. Raises UserError."""
+    if path.suffix not in MIXTURE_ENDINGS:
+        return [Part(path, 1.0)]
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the mixture cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or not tree:
+        what = "a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`"
+        raise UserError(f"{path}: {what}")
+    parts = []
+    for name, weight in ((str(name), weight) for name, weight in tree.items()):
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 < float(weight) < math.inf:
+            raise UserError(f"{path}: the weight of '{name}' is {weight!r}, not a number above 0")
+        if Path(name).suffix in MIXTURE_ENDINGS:
+            raise UserError(f"{path}: '{name}' is a mixture itself; name its data sets here")
+        place = path.parent / Path(name).expanduser()
+        if not place.exists():
+            own = f"paths are relative to the mixture's own folder, so this is {place}"
+            raise UserError(f"{path}: {name}: no such Parquet file or folder; {own}")
+        parts.append(Part(place, float(weight)))
+    return parts
+
+
+@dataclass(frozen=True)
 class RowRange:
     """The rows of one data set of a mixture: `start` to `stop` - 1."""
 
@@ -204,11 +236,8 @@ class RowRange:
 
 class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder
-    in name order, or a mixture (see `rarl.data.mixture`), whose data sets follow each other.
-
-    Raises UserError if there is no such file or no row, if a required column is missing or a column
-    is of another type, or if a part of a file cannot be read.
-    """
+    in name order, or a mixture, whose data sets follow each other. Raises UserError if there is no
+    row, if a column is missing or of another type, or if a part of a file cannot be read."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -225,12 +254,12 @@ class ParquetRows:
             self.parts.append(RowRange(part.path, start, start + rows, part.weight))
             self.files += opened
             self.paths += paths
-        self.groups = [
-            (f, g) for f, one in enumerate(self.files) for g in range(one.num_row_groups)
-        ]
+        self.groups: list[tuple[int, int]] = []  # (file, row group in it)
         self.starts = [0]  # row number at which each group starts, and the total
-        for f, g in self.groups:
-            self.starts.append(self.starts[-1] + self.files[f].metadata.row_group(g).num_rows)
+        for number, file in enumerate(self.files):
+            for group in range(file.num_row_groups):
+                self.groups.append((number, group))
+                self.starts.append(self.starts[-1] + file.metadata.row_group(group).num_rows)
         self.read_group = lru_cache(maxsize=CACHED_ROW_GROUPS)(self._read_group)
 
     def __len__(self) -> int:

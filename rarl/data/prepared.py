@@ -45,8 +45,7 @@ def require_room(
     prompt = len(prepared.prompt_token_ids)
     needed = prompt + max_completion_tokens
     if needed > max_model_length:
-        raise UserError(
-            f"example '{prepared.example.id}': its prompt of {prompt} tokens and a completion of "
-            f"up to {max_completion_tokens} do not fit rollout.max_model_length={max_model_length}"
-            f": raise it to {needed}, or lower data.max_pixels or the completion's length"
-        )
+        both = f"its prompt of {prompt} tokens and a completion of up to {max_completion_tokens}"
+        advice = f"raise it to {needed}, or lower data.max_pixels or the completion's length"
+        limit = f"rollout.max_model_length={max_model_length}"
+        raise UserError(f"example '{prepared.example.id}': {both} do not fit {limit}: {advice}")

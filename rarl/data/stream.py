@@ -1,5 +1,4 @@
-"""The Ray Data streams: prepared examples in the order of the steps, or in the order of the
-rows."""
+"""The Ray Data streams: prepared examples in the order of the steps, or of the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import ray.data
 from ray.data import Dataset, ExecutionResources, TaskPoolStrategy
 
-from rarl.data.controls import blank_image
+from rarl.data.images import blank_image
 from rarl.data.order import StepOrder
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import PreparedExample, RenderPrompt, prepare_example
@@ -26,14 +25,11 @@ STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
 MOST_BLOCKS = 1000  # of a stream; above it a block holds several steps
 
-# The environment of every process that prepares examples or trains. Ray gives a task a process
-# that is up, with all that it has imported, only if every variable is the same. So this contains
-# what Ray Train adds for its workers' tasks too.
+# The environment of every process that prepares examples or trains, with what Ray Train adds for
+# its workers' tasks: Ray reuses a warm process only if every variable is the same.
 OF_RAY_TRAIN = {
-    # By default 2 s: how late the end of a run is noticed.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # An actor that would tell the workers, which have no use for it.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how late the end of a run is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that nobody listens to
 }
 SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 WORKER_ENVIRONMENT = {"env_vars": SILENT | OF_RAY_TRAIN}
@@ -72,14 +68,12 @@ def warm_up(model_path: str) -> ray.ObjectRef:
 
 @functools.lru_cache(maxsize=2)
 def open_rows(data_path: str) -> ParquetRows:
-    """Returns the open files with the row groups that were read, since the steps of a stream come
-    back to them. A process serves one Ray job, in which data do not change."""
+    """Returns the open files, which keep the row groups that were read for later steps."""
     return ParquetRows(data_path)
 
 
 def prepare_block(block: pa.Table, settings: PreparerSettings) -> Iterator[pa.Table]:
-    """A Ray Data task: row numbers in, prepared examples out. A few rows at a time, so that a block
-    of large images is never in memory as a whole."""
+    """A Ray Data task: row numbers in, prepared examples out, a few rows at a time."""
     for start in range(0, len(block), ROWS_AT_ONCE):
         yield prepare_rows(block.slice(start, ROWS_AT_ONCE), settings)
 
@@ -88,8 +82,7 @@ def prepare_rows(block: pa.Table, settings: PreparerSettings) -> pa.Table:
     rows, processor = open_rows(settings.data_path), load_processor(settings.model_path)
     examples = rows.read(block["row"].to_pylist())
     if "image_row" in block.column_names:
-        others = rows.read(block["image_row"].to_pylist())
-        pairs = zip(examples, others, strict=True)
+        pairs = zip(examples, rows.read(block["image_row"].to_pylist()), strict=True)
         examples = [replace(example, image=other.image) for example, other in pairs]
     if settings.blank:
         examples = [replace(example, image=blank_image(example.image)) for example in examples]
@@ -107,8 +100,8 @@ def prepared_stream(
     settings: PreparerSettings, blocks: list[pa.Table], tasks: int | None = None, workers: int = 1
 ) -> Dataset:
     """Streams the rows named in `blocks` (column `row`; `image_row` if another row's image is to be
-    shown) through preparers, keeping their order. `tasks` blocks are read and prepared at once; by
-    default as many as the machine has work for, up to half of its cores for all `workers`."""
+    shown) in their order. `tasks` blocks are prepared at once, by default as many as half of the
+    cores for all `workers`."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     most = max(1, int(ray.cluster_resources()["CPU"]) // 2 // workers)
@@ -136,10 +129,8 @@ def training_stream(
     workers: int = 1,
 ) -> Dataset:
     """Streams steps `start` to `stop` - 1 with the columns `step`, `row`, `share` and `prepared`.
-
-    The train worker of this rank gets the rows rank, rank + workers, … of each step's list; `share`
-    is how many these are. What is prepared and not yet taken is bounded by STREAM_BYTES for all
-    workers together, however much data there is."""
+    The train worker of this rank gets the rows rank, rank + workers, … of each step; `share` is
+    their number. What is prepared and not yet taken is bounded by STREAM_BYTES for all workers."""
     blocks = step_blocks(order, start, stop, rank, workers)
     stream = prepared_stream(settings, blocks, tasks, workers)
     limits = ExecutionResources(object_store_memory=STREAM_BYTES // workers)
@@ -169,24 +160,18 @@ def step_batches(
 ) -> Iterator[tuple[int, list[PreparedExample]]]:
     """Yields (number, prompts) of whole steps after the first `first`; numbers count from 1.
 
-    `shard` is this worker's part of a `training_stream`: anything with `iter_batches`. It is read
-    `batch_size` rows at a time, best as many as this worker has of a step; the steps are cut by
-    their own columns. The stream begins where the driver found the run; a worker that was started
-    again skips what was made since.
-
-    Raises UserError if the stream begins later, since a checkpoint was damaged meanwhile.
-    """
+    `shard` is this worker's part of a `training_stream`, which is read `batch_size` rows at a time,
+    best as many as it has of a step. A worker that was started again skips what was made since.
+    Raises UserError if the stream begins later, since a checkpoint was damaged meanwhile."""
     prompts: list[PreparedExample] = []
-    for batch in shard.iter_batches(
-        batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1
-    ):
+    how = {"batch_size": batch_size, "batch_format": "pyarrow", "prefetch_batches": 1}
+    for batch in shard.iter_batches(**how):
         for row in range(len(batch)):
             number = batch["step"][row].as_py() + 1
             if number > first + 1:
-                raise UserError(
-                    f"the data begin with step {number}, but the newest whole checkpoint is of "
-                    f"step {first}; start the same command again"
-                )
+                newest = f"the newest whole checkpoint is of step {first}"
+                advice = "start the same command again"
+                raise UserError(f"the data begin with step {number}, but {newest}; {advice}")
             if number <= first:
                 continue
             prompts += unpack(batch.slice(row, 1))

@@ -1,10 +1,6 @@
 """`rarl prepare`: a published data set, or a folder of your own → canonical Parquet, one per split,
-with its card.
-
-Two passes: every record is read, checked and fingerprinted once, into a temporary file; then, when
-all is known that splits and leaks need, the rows go into their splits. Memory holds no images, only
-their fingerprints.
-"""
+with its card. Every record is read, checked and fingerprinted once, into a temporary file; then the
+rows go into their splits. Memory holds no images, only their fingerprints."""
 
 from __future__ import annotations
 
@@ -14,29 +10,39 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.data.parquet import ParquetRows, read_card, write_examples, write_split
+from rarl.data.check import text_fault
+from rarl.data.images import BadImage, format_of, png_bytes
+from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
-from rarl.prepare.card import SKIPPED, Card, SplitCounts, hashed_files, require_replaceable
-from rarl.prepare.files import Files
-from rarl.prepare.fingerprint import Side, find_leak, image_groups
-from rarl.prepare.inspect import Inspector, Sound, in_threads, language_of
-from rarl.prepare.leaks import leak_lines, leaks_among, read_side
-from rarl.prepare.rows import BadRecord, Choices, Item, LeftOut
+from rarl.prepare.card import SKIPPED, hashed_files, listed, require_replaceable, split_counts
+from rarl.prepare.dicom import has_burned_in_text, is_dicom, render
+from rarl.prepare.files import Fault, Files
+from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
+from rarl.prepare.leaks import clear_language, in_threads, leak_lines, leaks_among, read_side
+from rarl.prepare.metadata import without_metadata
+from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
-from rarl.schema import Example
+from rarl.schema import AnswerType, Example
 
-SPLITS = ("official", "image-disjoint")
+FORMAT = 1  # of the card
+WAYS_TO_SPLIT = ("official", "image-disjoint")
 STAGED = ".staged.parquet"
 SHOWN_COLUMNS, SHOWN_REASONS = 10, 5  # in the report
-# Share of the records: above it something is wrong with all of them, such as a missing image
-# folder.
+# Share of the records. Above it something is wrong with all, such as a missing image folder.
 MOST_SKIPPED = 0.5
+ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "dcm": "DICOM"}
+ENDINGS |= {kind.lower(): kind for kind in ("PNG", "BMP", "GIF", "WEBP")}
+BURNED_IN = "DICOM images say that text is burned into the picture, which may name the patient"
+TAKEN_AWAY = "images held more than pixels (EXIF, comments, texts), which was taken away"
+OTHER_FORMAT = "images are of another format than their names say, which does no harm"
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
 UNTOLD = "questions are in train since neither a column `split` nor the table's name says otherwise"
 # A text in quotes that ends at a blank or mark, so that the apostrophe in 'Crohn's disease' is part
@@ -46,7 +52,7 @@ QUOTED = re.compile(r"\s*(\[.*\]|'.*?'(?=[\s,;:.?)]|$))", re.DOTALL)
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks `rarl prepare` for."""
+    """What the user asks `rarl prepare` for. Raises UserError for what cannot be asked."""
 
     source: Source
     src: str
@@ -57,10 +63,10 @@ class Request:
     against: Path | None
 
     def __post_init__(self) -> None:
-        """Raises UserError for what cannot be asked."""
         self.source.require_taken(self.choices)
-        if self.split not in SPLITS:
-            raise UserError(f"split '{self.split}' is unknown; known are: {', '.join(SPLITS)}")
+        if self.split not in WAYS_TO_SPLIT:
+            known = ", ".join(WAYS_TO_SPLIT)
+            raise UserError(f"split '{self.split}' is unknown; known are: {known}")
         if not 0 < self.test_share < 1:
             raise UserError(f"test share {self.test_share} is not between 0 and 1")
 
@@ -90,13 +96,83 @@ def prepare_dataset(
                 card = finish(folder, staged, asked, protected)
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    return "\n".join(report(card, staged, out, replaced))
+    lines = list(report(card, staged, out))
+    if replaced:
+        lines.append(f"{out}: held a data set before, which this one replaced")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A record that can be used. `notes` says what was put right or is worth knowing; `unused`
+    names the table's columns that say nothing to RARL."""
+
+    where: str
+    example: Example
+    print: ImagePrint
+    notes: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
+    """Reads and checks a record. Splits of another name are faults: they become file names."""
+    if not isinstance(item, Record):
+        return item
+    try:
+        encoded, notes = read_image(item)
+        print_ = seen.look_at(encoded)
+        if item.split not in ("", *SPLITS):
+            raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
+        is_closed = item.answer.lower().rstrip(".") in ("yes", "no")
+        guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
+        example = Example(
+            id=item.id,
+            image=encoded,
+            image_id=item.image_id or print_.content,
+            question=item.question,
+            answer=item.answer,
+            answer_type=item.answer_type or guessed,
+            options=item.options,
+            split=item.split,
+            **{name: value for name, value in item.texts.items() if value is not None},
+        )
+        fault = text_fault(example)
+        if fault:
+            raise Fault(fault)
+    except Fault as fault:
+        return BadRecord(item.where, str(fault))
+    return Sound(item.where, example, print_, item.mended + notes, item.unused)
+
+
+def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
+    """Returns the bytes to keep, nothing but pixels, and notes about them. Raises Fault."""
+    encoded, notes = record.image.read(), []
+    if not encoded:
+        raise Fault(f"image '{record.image.name}' is empty")
+    ending = PurePosixPath(record.image.name).suffix.lower().removeprefix(".")
+    try:
+        if is_dicom(encoded) or ending == "dcm":
+            kept, found = png_bytes(render(encoded, record.frame)), "DICOM"
+            notes.append("DICOM images were rendered to PNG")
+            if has_burned_in_text(encoded):
+                notes.append(BURNED_IN)
+        elif record.frame:
+            raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
+        else:
+            kept, found = without_metadata(encoded), format_of(encoded)
+            if kept != encoded:
+                notes.append(TAKEN_AWAY)
+    except BadImage as error:
+        raise Fault(f"image {error}") from None
+    if ENDINGS.get(ending, found) != found:
+        notes.append(OTHER_FORMAT)
+    return kept, tuple(notes)
 
 
 @dataclass
 class Staged:
-    """What the first pass keeps in memory of the examples that it writes to one temporary file:
-    what the checks and the split need. `side` and `splits` are in their order."""
+    """What the first pass keeps in memory of the examples that it writes to one temporary file.
+    `side` and `splits` are in their order."""
 
     side: Side = field(default_factory=lambda: Side("all"))
     splits: list[str] = field(default_factory=list)  # empty if nothing tells
@@ -113,7 +189,7 @@ class Staged:
         known_ids: dict[str, str] = {}  # id → where
         image_ids: dict[str, str] = {}  # content → image_id
         owners: dict[str, str] = {}  # image_id → content
-        for found in in_threads(Inspector().inspect, items):
+        for found in in_threads(partial(inspect, seen=SeenImages()), items):
             self.records += 1
             if isinstance(found, Sound) and found.example.id in known_ids:
                 reason = f"id '{found.example.id}' is also that of '{known_ids[found.example.id]}'"
@@ -125,25 +201,21 @@ class Staged:
             else:
                 example, content = found.example, found.print.content
                 known_ids[example.id] = found.where
+                self.side.add(found.print, example.question, example.answer)
+                self.splits.append(example.split)
+                self.notes.update(found.notes)
+                self.unused.update(dict.fromkeys(found.unused))
+                self.languages.update(clear_language(example.question))
                 image_id = example.image_id
                 if owners.setdefault(image_id, content) != content:
                     image_id = content  # it was published under the name of another image
                 image_id = image_ids.setdefault(content, image_id)
-                self.note(found)
                 yield replace(example, image_id=image_id, dataset=dataset)
 
-    def note(self, sound: Sound) -> None:
-        self.side.add(sound.print, sound.example.question, sound.example.answer)
-        self.splits.append(sound.example.split)
-        self.notes.update(sound.notes)
-        self.unused.update(dict.fromkeys(sound.unused))
-        language = language_of(sound.example.question)
-        if language:
-            self.languages[language] += 1
 
-
-def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None) -> Card:
-    """The second pass: writes the splits and the card into the folder. Raises UserError."""
+def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None) -> dict[str, Any]:
+    """The second pass: writes the splits and the card into the folder; returns the card. Equal
+    inputs give an equal card. Raises UserError."""
     require_usable(staged, asked)
     splits = np.array(staged.splits, dtype="U10")
     described = asked.split
@@ -159,36 +231,38 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         described = f"image-disjoint, seed {asked.seed}, test share {asked.test_share}"
         published, splits = splits, split_by_image(staged.side, splits, asked)
         staged.notes[TEST_IN_TRAIN] = int(((published == "test") & (splits == "train")).sum())
-    rows, counts = ParquetRows(folder / STAGED), {}
+    data, counts, sides = ParquetRows(folder / STAGED), {}, []
     for name in sorted({*splits.tolist()} - {""}):
-        counts[name] = SplitCounts()
-        examples = (rows.read([row])[0] for row in np.flatnonzero(splits == name).tolist())
-        write_split(folder / f"{name}.parquet", counts[name].counted(examples, name))
+        rows = np.flatnonzero(splits == name).tolist()
+        examples = (replace(data.read([row])[0], split=name) for row in rows)
+        write_split(folder / f"{name}.parquet", examples)
+        counts[name] = split_counts(data, rows)
+        sides.append(staged.side.part(name, rows))
     (folder / STAGED).unlink()
     if staged.skipped:
         lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in staged.skipped]
         # A file name may be of another encoding than UTF-8, which Python holds as lone surrogates.
-        text = "".join(lines).encode("utf-8", "backslashreplace")
-        (folder / SKIPPED).write_bytes(text)
-    sides = [staged.side.part(name, np.flatnonzero(splits == name)) for name in counts]
-    card = Card(
-        source=asked.source.name,
-        read_from=asked.src,
-        licence=asked.source.licence,
-        split=described,
-        choices={name: getattr(asked.choices, name) for name in asked.source.takes},
-        records=staged.records,
-        left_out=dict(staged.left_out),
-        skipped=len(staged.skipped),
-        notes=dict(+staged.notes),
-        languages=dict(staged.languages.most_common()),
-        against=None if asked.against is None else str(asked.against),
-        removed_as_leaks=len(removed),
-        splits=counts,
-        checks=leaks_among(sides),
-        files=hashed_files(folder),
-    )
-    card.write(folder)
+        (folder / SKIPPED).write_bytes("".join(lines).encode("utf-8", "backslashreplace"))
+    card = {
+        "source": asked.source.name,
+        "read_from": asked.src,
+        "licence": asked.source.licence,
+        "split": described,
+        "choices": {name: getattr(asked.choices, name) for name in asked.source.takes},
+        "records": staged.records,  # read from the source
+        "left_out": staged.left_out,  # not asked for
+        "skipped": len(staged.skipped),  # could not be used
+        "notes": +staged.notes,
+        "languages": dict(staged.languages.most_common()),  # of questions where it is clear
+        "against": None if asked.against is None else str(asked.against),
+        "removed_as_leaks": len(removed),
+        "splits": counts,
+        "checks": leaks_among(sides),
+        "files": hashed_files(folder),
+        "format": FORMAT,
+    }
+    text = json.dumps(card, indent=1, ensure_ascii=False)
+    (folder / CARD).write_text(text + "\n", encoding="utf-8")
     return card
 
 
@@ -208,19 +282,17 @@ def told(splits: NDArray[np.str_], staged: Staged, asked: Request) -> str:
 
 def require_usable(staged: Staged, asked: Request) -> None:
     """Raises UserError if nothing is left, or if so much is bad that the data set as a whole is."""
-    wanted, bad = staged.records - sum(staged.left_out.values()), staged.skipped
+    wanted, bad = staged.records - staged.left_out.total(), staged.skipped
     if not wanted:
         kept = ", ".join(staged.left_out) or "what was asked for"
         none = f"none of the {staged.records:,} records is left after keeping those {kept}"
         raise UserError(f"{asked.src}: {none}")
     if len(bad) == wanted:
-        first = f"{bad[0].where}: {bad[0].reason}"
-        raise UserError(f"not one of the {wanted:,} records can be used; the first: {first}")
+        raise UserError(f"not one of the {wanted:,} records can be used; the first: {bad[0]}")
     if len(bad) > MOST_SKIPPED * wanted:
         raise UserError(
             f"{len(bad):,} of {wanted:,} records cannot be used, so something is wrong with all of "
-            f"them (was all of it downloaded?): {counted_reasons(bad)}; the first: {bad[0].where}: "
-            f"{bad[0].reason}"
+            f"them (was all of it downloaded?): {counted_reasons(bad)}; the first: {bad[0]}"
         )
 
 
@@ -237,22 +309,29 @@ def split_by_image(side: Side, splits: NDArray[np.str_], asked: Request) -> NDAr
     return np.where(kept, np.where(np.isin(of_row, chosen), "test", "train"), "")
 
 
-def report(card: Card, staged: Staged, out: Path, replaced: bool) -> Iterator[str]:
-    yield from card.lines(out)
+def report(card: dict[str, Any], staged: Staged, out: Path) -> Iterator[str]:
+    """Yields the lines for people."""
+    kept = f", {staged.records - staged.left_out.total():,} {', '.join(staged.left_out)} kept"
+    yield f"{staged.records:,} records read{kept if staged.left_out else ''}"
+    yield from (f"{count:,} {note}" for note, count in card["notes"].items())
+    if len(card["languages"]) > 1:
+        yield f"questions whose language is clear: {listed(card['languages'])}"
+    if card["against"] is not None:
+        removed = f"{card['removed_as_leaks']:,} questions were removed"
+        yield f"{removed}: {card['against']} has their images too"
+    for name, counts in card["splits"].items():
+        types = listed(dict(sorted(counts["answer_types"].items())))
+        questions = f"{counts['questions']:,} questions ({types})"
+        yield f"{out / name}.parquet: {questions} about {counts['images']:,} images"
     if staged.unused:
         shown, more = list(staged.unused)[:SHOWN_COLUMNS], len(staged.unused) - SHOWN_COLUMNS
         others = f" and {more} more" if more > 0 else ""
         yield f"columns that are not used: {', '.join(shown)}{others}"
     if staged.skipped:
-        first = staged.skipped[0]
-        yield (
-            f"{len(staged.skipped):,} records cannot be used and were left out, listed in "
-            f"{out / SKIPPED}: {counted_reasons(staged.skipped)}; the first: {first.where}: "
-            f"{first.reason}"
-        )
-    yield from leak_lines(card.checks)
-    if replaced:
-        yield f"{out}: held a data set before, which this one replaced"
+        what = f"{len(staged.skipped):,} records cannot be used and were left out"
+        reasons = f"{counted_reasons(staged.skipped)}; the first: {staged.skipped[0]}"
+        yield f"{what}, listed in {out / SKIPPED}: {reasons}"
+    yield from leak_lines(card["checks"])
 
 
 def counted_reasons(skipped: list[BadRecord]) -> str:

@@ -1,14 +1,6 @@
-"""DICOM → the 8-bit picture that a viewer would show first. Only pixels come out: no name, date or
-number of a patient.
-
-The order is that of the standard (PS3.3, C.11): stored values, modality LUT or rescale, window (the
-first one, or a VOI LUT), inversion for MONOCHROME1. Without a window, the frame's own range,
-padding left out. In enhanced multi-frame files the frame's own values come before those that all
-frames share.
-
-The code is our own: `highdicom` (0.28) refuses eight of the files that come with pydicom and are
-shown here, such as those in big endian.
-"""
+"""DICOM → the 8-bit picture that a viewer would show first, and nothing but pixels. The order is
+the standard's (PS3.3, C.11): stored values, modality LUT or rescale, window, inversion. `highdicom`
+(0.28) refuses eight of pydicom's own files that are shown here, such as those in big endian."""
 
 from __future__ import annotations
 
@@ -18,7 +10,8 @@ import os
 import threading
 import warnings
 import zlib
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -49,38 +42,40 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM"
 
 
-def render(data: bytes, frame: int = 0) -> Image.Image:
-    """Returns one frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage."""
+@contextmanager
+def careful_reading(data: bytes) -> Iterator[None]:
+    """Reads in silence. Raises BadImage for whatever pydicom and its decoders raise."""
     try:
         with QUIET:
             require_size(data)
-            return render_dataset(pydicom.dcmread(io.BytesIO(data)), frame)
+            yield
     except BadImage:
         raise
     except InvalidDicomError:
         raise BadImage("is not a DICOM file: the mark DICM is missing") from None
-    except Exception as error:  # pydicom and its decoders raise many kinds
+    except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines[:2]) or type(error).__name__
         raise BadImage(f"cannot be decoded as DICOM ({reason})") from None
 
 
+def render(data: bytes, frame: int = 0) -> Image.Image:
+    """Returns one frame (from 0) of a DICOM file's bytes, in mode L or RGB. Raises BadImage."""
+    with careful_reading(data):
+        return render_dataset(pydicom.dcmread(io.BytesIO(data)), frame)
+
+
 def has_burned_in_text(data: bytes) -> bool:
     """Returns whether the file says that text is part of the picture. Raises BadImage."""
     tag, file = "BurnedInAnnotation", io.BytesIO(data)
-    try:
-        with QUIET:
-            require_size(data)
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag])
-    except Exception as error:
-        raise BadImage(f"cannot be decoded as DICOM ({error})") from None
-    return str(dataset.get(tag, "")).upper() == "YES"
+    with careful_reading(data):
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag])
+        return str(dataset.get(tag, "")).upper() == "YES"
 
 
 class Quiet:
-    """While at least one thread is within, nothing reaches the terminal of what pydicom and the
-    native decoders say of files that bend the standard: neither warnings nor log lines, nor what
-    C code prints on stderr. All of this belongs to the process, hence one for all threads."""
+    """While at least one thread is within, no warning, log line or C code's print on stderr about
+    files that bend the standard is shown. These belong to the process: one for all threads."""
 
     def __init__(self) -> None:
         self.lock, self.threads, self.undo = threading.Lock(), 0, ExitStack()
@@ -136,9 +131,10 @@ def render_dataset(dataset: Dataset, frame: int) -> Image.Image:
     else:
         stored = pixel_array(dataset, index=frame)  # YBR comes as RGB
     if interpretation == "PALETTE COLOR":
-        return Image.fromarray(to_eight_bits(apply_color_lut(stored, dataset)))
+        colours = apply_color_lut(stored, dataset)
+        return Image.fromarray(to_range(colours, 0, 2 ** (8 * colours.dtype.itemsize) - 1))
     if stored.ndim == 3:
-        return Image.fromarray(to_eight_bits(stored, int(dataset.BitsStored)))
+        return Image.fromarray(to_range(stored, 0, 2 ** int(dataset.BitsStored) - 1))
     shown = window(apply_modality_lut(stored, dataset), stored, dataset)
     return Image.fromarray(255 - shown if interpretation == "MONOCHROME1" else shown)
 
@@ -155,12 +151,13 @@ def twelve_bit_jpeg(dataset: Dataset, frame: int) -> NDArray[np.uint16]:
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
     grey = gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    syntax = gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4)
     image = gdcm.Image()
     image.SetNumberOfDimensions(2)
     image.SetDimensions((dataset.Columns, dataset.Rows, 1))
     image.SetDataElement(element)
     image.SetPhotometricInterpretation(grey)
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetTransferSyntax(syntax)
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
     buffer = image.GetBuffer()
     if buffer is None:
@@ -180,8 +177,8 @@ def require_picture(dataset: Dataset, frame: int) -> None:
         raise BadImage(f"has {frames} frames, so there is no frame {frame} (the first is 0)")
     interpretation = str(dataset.get("PhotometricInterpretation", "not given"))
     if interpretation not in (*GREY, *COLOUR) and not interpretation.startswith("YBR_"):
-        kind = f"the photometric interpretation {interpretation}"
-        raise BadImage(f"has {kind}, which cannot be shown")
+        kind = f"photometric interpretation {interpretation}"
+        raise BadImage(f"has the {kind}, which cannot be shown")
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if rows * columns > MAX_ENCODED_PIXELS:
         raise BadImage(f"{columns}x{rows} pixels are more than {MAX_ENCODED_PIXELS}")
@@ -213,18 +210,17 @@ def window(values: NDArray[Any], stored: NDArray[Any], dataset: Dataset) -> NDAr
     if function == "SIGMOID":
         exact = values.astype(np.float64)
         return to_range(1 / (1 + np.exp(-4 * (exact - center) / width)), 0, 1)
-    if function == "LINEAR_EXACT":
-        return to_range(values, center - width / 2, center + width / 2)
-    # LINEAR, C.11.2.1.2: the window's values are whole numbers, hence the halves and the one.
-    return to_range(values, center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2)
+    if function != "LINEAR_EXACT":  # C.11.2.1.2: the window's values are whole numbers
+        center, width = center - 0.5, width - 1
+    return to_range(values, center - width / 2, center + width / 2)
 
 
 def look_up(values: NDArray[Any], dataset: Dataset) -> NDArray[np.uint8]:
-    """Maps by the first VOI LUT, scaled by the bits of its entries. If these are 8, pydicom takes 8
-    for places too."""
+    """Maps by the first VOI LUT, scaled by the bits of its entries."""
     lut = dataset.VOILUTSequence[0]
     count, first_mapped, bits = (int(number) for number in lut.LUTDescriptor)
     table = lut.LUTData
+    # If the entries have 8 bits, pydicom takes 8 for places too.
     if isinstance(table, bytes):
         wide = len(table) >= 2 * (count % 65536 or 65536)
         order = "<" if dataset.original_encoding[1] else ">"
@@ -247,9 +243,3 @@ def to_range(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
     if high <= low:
         return np.where(exact > low, 255, 0).astype(np.uint8)
     return np.rint(np.clip((exact - low) / (high - low) * 255, 0, 255)).astype(np.uint8)
-
-
-def to_eight_bits(colours: NDArray[Any], bits: int | None = None) -> NDArray[np.uint8]:
-    """Scales colours of up to 16 bits a channel by their highest possible value."""
-    bits = bits or colours.dtype.itemsize * 8
-    return to_range(colours, 0, 2**bits - 1) if bits != 8 else colours.astype(np.uint8)

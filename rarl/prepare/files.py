@@ -1,8 +1,5 @@
 """The files of a published data set: a folder and the zip archives in it, as one tree of paths.
-Nothing is unpacked.
-
-What `rarl prepare` made below the folder is not part of it, nor is what macOS adds to archives.
-"""
+Nothing is unpacked. What `rarl prepare` made there is no part of it, nor what macOS adds."""
 
 from __future__ import annotations
 
@@ -23,15 +20,8 @@ from rarl.files import PARTIAL
 
 # What zipfile raises for a broken archive: ValueError for a name that is not of its encoding,
 # NotImplementedError, a RuntimeError, for a newer version.
-BROKEN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    OSError,
-)
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+BROKEN = (*BROKEN_ZIP, EOFError, RuntimeError, ValueError, OSError)
 MAX_FILE_BYTES = 1 << 30  # of one image or table: an archive's member may pretend to any size
 SPLIT_OF_WORD = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -46,8 +36,7 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An encoded image. `read` is called when it is wanted and raises Fault; `name` is that under
-    which it was published, if any, to compare its ending with the content."""
+    """An encoded image; `name` is that under which it was published. `read` raises Fault."""
 
     read: Callable[[], bytes]
     name: str = ""
@@ -87,8 +76,8 @@ class Files:
         try:
             archive = zipfile.ZipFile(path)
         except BROKEN as error:
-            reason = f"not a readable zip archive ({error}); fetch it again"
-            raise UserError(f"{path}: {reason}") from None
+            bad = f"{path}: not a readable zip archive ({error}); fetch it again"
+            raise UserError(bad) from None
         self.archives[path] = archive
         folder = path.parent.relative_to(self.root)
         for info in archive.infolist():
@@ -107,15 +96,15 @@ class Files:
         return sorted(n for n in names if any(fnmatch(PurePosixPath(n).name, p) for p in patterns))
 
     def require(self, what: str, *patterns: str) -> list[str]:
-        """Returns what `find` does. Raises UserError "holds `what`" if that is nothing."""
+        """Like `find`, but raises UserError "holds `what`" if there is nothing."""
         names = self.find(*patterns)
         if not names:
             raise UserError(f"{self.named}: holds {what}")
         return names
 
     def split_of(self, name: str) -> str:
-        """Returns the split that a file's name tells, else that of the nearest folder whose name
-        tells one, up to the root. Returns the empty text if none does, or if one names two."""
+        """Returns the split that the name of a file or of the nearest folder up to the root tells;
+        the empty text if none does, or if one names two."""
         for part in reversed((self.root.resolve().name, *PurePosixPath(name).parts)):
             words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part.rsplit(".", 1)[0])
             told = {SPLIT_OF_WORD[w] for word in words if (w := word.lower()) in SPLIT_OF_WORD}
@@ -172,16 +161,13 @@ class Files:
         if name in self.entries:
             found = [name]
         if not found:
-            raise Fault(f"image '{name}' is nowhere below the source folder{self.advice(name)}")
+            alike = self.by_folded_name.get(path.name.casefold(), [])
+            near = [one for one in alike if f"/{one}".casefold().endswith(f"/{name}".casefold())]
+            advice = f"; did you mean '{(near or alike)[0]}'?" if alike else ""
+            raise Fault(f"image '{name}' is nowhere below the source folder{advice}")
         if len(found) > 1:
             raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
         return ImageFile(partial(self.read, found[0]), given)
-
-    def advice(self, name: str) -> str:
-        """Names a file whose name differs only in case, the one in the same folder first."""
-        alike = self.by_folded_name.get(PurePosixPath(name).name.casefold(), [])
-        same_folder = [n for n in alike if f"/{n}".casefold().endswith(f"/{name}".casefold())]
-        return f"; did you mean '{(same_folder or alike)[0]}'?" if alike else ""
 
     @cached_property
     def by_folded_name(self) -> dict[str, list[str]]:
@@ -205,9 +191,8 @@ def walk(root: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         # Not what `rarl prepare` made there, or left when it was killed.
-        names[:] = [
-            name for name in names if PARTIAL not in name and read_card(Path(folder, name)) is None
-        ]
+        others = [name for name in names if PARTIAL not in name]
+        names[:] = [name for name in others if read_card(Path(folder, name)) is None]
         here = (Path(folder, name) for name in files if not is_of_macos(name))
         yield from (path for path in here if path.is_file())
 

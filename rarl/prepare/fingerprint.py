@@ -1,10 +1,6 @@
-"""What makes two images the same or nearly so, and two questions twins.
-
-Same: equal bytes. Nearly the same: a 256-bit perceptual hash (imagehash's phash: the signs of the
-low frequencies) that differs in at most NEAR bits. That finds copies that were encoded again,
-resized, brightened or windowed a little. It does not find copies that were cropped by more than
-about one percent, padded, turned or mirrored.
-"""
+"""What makes two images the same (equal bytes) or nearly so (a 256-bit perceptual hash, imagehash's
+phash, that differs in at most NEAR bits), and two questions twins. docs/data.md tells which copies
+are found."""
 
 from __future__ import annotations
 
@@ -23,10 +19,12 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rarl.data.images import BadImage, decode_image, require_content
+from rarl.prepare.files import Fault
+
 HASH_SIDE = 16  # bits per side of the hash
 REDUCED_SIDE = 256  # pixels, at least, of the shorter side; the hash itself looks at 64
-# Bits of 256. Over VQA-RAD, copies differ in up to 22, different images in at least 70; see
-# docs/data.md.
+# Bits of 256. Over VQA-RAD, copies differ in up to 22, different images in at least 70.
 NEAR = 32
 CHUNK = 1 << 20  # pairs compared at once, to bound memory
 
@@ -50,14 +48,35 @@ def image_print(encoded: bytes, picture: Image.Image) -> ImagePrint:
     return ImagePrint(content_id(encoded), np.packbits(bits).view(np.uint64).copy())
 
 
-# Signs that can be what an answer is about: "+" and "-", "<5" and ">5", "0.5". A hyphen before a
-# word and a full stop that no digit follows are punctuation.
+class SeenImages:
+    """Remembers the images that it has seen, since many questions share one."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, ImagePrint | str] = {}  # content → print, or what is wrong with it
+
+    def look_at(self, encoded: bytes) -> ImagePrint:
+        """Returns an image's fingerprint. Raises Fault if it cannot be decoded or shows nothing."""
+        content = content_id(encoded)
+        known = self.seen.get(content)
+        if known is None:
+            try:
+                picture = decode_image(encoded)
+                require_content(picture)
+                known = image_print(encoded, picture)
+            except BadImage as error:
+                known = f"image {error}"
+            self.seen[content] = known
+        if isinstance(known, str):
+            raise Fault(known)
+        return known
+
+
+# Words, and signs that can be what an answer is about: "+" and "-", "<5" and ">5", "0.5".
 TOKEN = re.compile(r"\w+|[+<>%=≤≥±]|\.(?=\d)|-(?!\s*[^\W\d])")
 
 
 def text_key(text: str) -> str:
-    """Returns a text that is equal for texts which differ only in case, punctuation, blanks and
-    Unicode form."""
+    """Returns the text without its case, punctuation, blanks and Unicode form."""
     plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-")
     return " ".join(TOKEN.findall(plain))
 
@@ -103,22 +122,12 @@ class Side:
         answers = Counter((image, key.split("\n")[0]) for image, key in set(self.rows))
         return sum(count > 1 for count in answers.values())
 
-    def keys_by_image(self) -> list[set[str]]:
-        """Returns what is asked and answered about each image."""
-        keys: list[set[str]] = [set() for _ in self.looks]
-        for image, key in self.rows:
-            keys[image].add(key)
-        return keys
-
 
 def near_pairs(
     left: NDArray[np.uint64], right: NDArray[np.uint64]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Yields all i and j with left[i] and right[j] at most NEAR bits apart, a bounded number at a
-    time, since they may be too many to be held at once; inputs (n, 4) and (m, 4).
-
-    Every pair is compared: exact, and 100,000 images take about a minute.
-    """
+    time; inputs (n, 4) and (m, 4). Every pair is compared: 100,000 images take about a minute."""
     step = max(1, CHUNK // max(1, len(right)))
     for start in range(0, len(left), step):
         part = left[start : start + step]
@@ -130,8 +139,8 @@ def near_pairs(
 
 
 def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Returns a group number for every image, shape (n,): images that are near, directly or through
-    others, share it. The groups are numbered by their first images."""
+    """Returns a group number for every image, shape (n,), numbered by their first images: images
+    that are near, directly or through others, share it."""
     count = len(looks)
     groups = np.arange(count, dtype=np.int64)
     for i, j in near_pairs(looks, looks):
@@ -149,31 +158,28 @@ class Leak:
     same_images: list[int]
     near_images: list[int]
     questions: list[int]  # about these images
-    # with the same or nearly the same image, and the same question and answer
-    twins: list[int]
-    # asked and answered alike about another image: no leak of an image, but they can be answered
-    # without looking
-    same_text: list[int]
+    twins: list[int]  # with the same question and answer too
+    same_text: list[int]  # asked and answered alike about another image: no need to look
 
 
 def find_leak(left: Side, right: Side) -> Leak:
     """Returns what the sides share, exact over all pairs of images."""
-    asked = left.keys_by_image()
+    asked = set(left.rows)
     # image on the right → its rows that no image has made twins yet
-    waiting: dict[int, list[int]] = {}
+    waiting: dict[int, set[int]] = {}
     for row, (image, _) in enumerate(right.rows):
-        waiting.setdefault(image, []).append(row)
+        waiting.setdefault(image, set()).add(row)
     alike: set[int] = set()
     twins: set[int] = set()
     for lefts, rights in near_pairs(left.stacked(), right.stacked()):
         alike.update(np.unique(rights).tolist())
         for i, j in zip(lefts.tolist(), rights.tolist(), strict=True):
-            found = [row for row in waiting.get(j, ()) if right.rows[row][1] in asked[i]]
-            if found:
-                twins.update(found)
-                waiting[j] = [row for row in waiting[j] if row not in twins]
+            rows = waiting.get(j, set())
+            found = {row for row in rows if (i, right.rows[row][1]) in asked}
+            twins |= found
+            rows -= found
     same = {number for content, number in right.images.items() if content in left.images}
-    told = set().union(*asked)
+    told = {key for _, key in asked}
     keyed = [row for row, (_, key) in enumerate(right.rows) if key in told]
     return Leak(
         same_images=sorted(same),

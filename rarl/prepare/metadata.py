@@ -1,17 +1,13 @@
-"""Image files without what they say beside their pixels: EXIF, comments and texts may name a
-patient.
-
-JPEG and PNG lose the segments or chunks that hold such things, and whatever follows their end; the
-coded pixels stay byte for byte. Other formats stay as they are if they say nothing, and become PNG
-if they do. A picture that is to be turned (EXIF orientation) is turned and becomes PNG, so that it
-is what viewers show.
-"""
+"""Image files without what may name a patient beside their pixels: EXIF, comments, texts. JPEG and
+PNG keep their coded pixels byte for byte. Other formats that say something become PNG, as does a
+picture that EXIF tells to turn, so that it is what viewers show."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -19,14 +15,12 @@ from PIL import Image, ImageOps
 from rarl.data.images import as_rgb, load_image, png_bytes
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-# What decoders need of a JPEG's application segments: which colours it holds. All others go, as do
-# comments.
+# Which colours a JPEG holds, the only application segments that decoders need.
 KEPT_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 SEGMENTS = (*range(0xE0, 0xF0), 0xFE)
-START_OF_SCAN, END = 0xDA, 0xD9
+START_OF_SCAN, END = 0xDA, b"\xff\xd9"
 MARKER_IN_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-# Besides the critical chunks, whose names begin with a capital: transparency, colour and size on
-# paper.
+# Transparency, colour and size on paper, besides chunks whose names begin with a capital.
 KEPT_CHUNKS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs")
 # Of TIFF: how pixels are stored, and the resolution.
 TIFF_TAGS = {*range(254, 260), 262, 266, 273, *range(277, 285), 296, 297, 317, 320}
@@ -38,13 +32,11 @@ ORIENTATION = 0x0112
 
 def without_metadata(encoded: bytes) -> bytes:
     """Returns the same picture; the same bytes if nothing was to be taken away. Raises BadImage."""
-    try:
-        kept = kept_bytes(encoded)
     # Pillow's readers raise many kinds; what cannot be taken apart is encoded again.
-    except Exception:
-        kept = None
-    if kept is not None:
-        return kept
+    with suppress(Exception):
+        kept = kept_bytes(encoded)
+        if kept is not None:
+            return kept
     image = load_image(encoded)
     upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
     shown = upright if upright.mode in DIRECT else as_rgb(upright)
@@ -79,14 +71,14 @@ def jpeg_parts(encoded: bytes) -> Iterator[bytes]:
     while True:
         while encoded[at : at + 2] == b"\xff\xff":  # markers may be padded
             at += 1
-        if len(encoded) < at + 4 and encoded[at : at + 2] != b"\xff\xd9":
+        if encoded[at : at + 2] == END:
+            yield END
+            return
+        if len(encoded) < at + 4:
             return  # a file without an end, which decoders bear
         if encoded[at] != 0xFF:
             raise ValueError(f"no JPEG marker at byte {at}")
         kind = encoded[at + 1]
-        if kind == END:
-            yield encoded[at : at + 2]
-            return
         stop = at + 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
         if kind == START_OF_SCAN:
             following = MARKER_IN_SCAN.search(encoded, stop)

@@ -22,8 +22,7 @@ SPLITS = ("train", "validation", "test")
 MISSING_WORDS = ("nan", "null", "<na>", "#n/a")  # what programs write for a missing value
 TABLE_PATTERNS = ("*.csv", "*.tsv", "*.jsonl", "*.json", "*.parquet")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of equally frequent ones, the first
-# In characters: a quote that is never closed would otherwise take the rest of the file.
-MAX_CELL = 10_000_000
+MAX_CELL = 10_000_000  # characters: a quote that is never closed takes no more
 
 
 class Omitted(Exception):
@@ -58,10 +57,10 @@ class Row:
             raise Fault(f"{name} is empty")
         if not is_scalar(value):
             raise Fault(f"{name} is of type {type(value).__name__}, not text")
-        if cleaned(value).lower() in MISSING_WORDS:
-            written = f"'{cleaned(value)}', which programs write for a missing value"
-            raise Fault(f"{name} is {written}")
-        return cleaned(value)
+        text = cleaned(value)
+        if text.lower() in MISSING_WORDS:
+            raise Fault(f"{name} is '{text}', which programs write for a missing value")
+        return text
 
     def optional(self, key: str) -> str | None:
         """Returns a text that may be absent or empty."""
@@ -69,8 +68,8 @@ class Row:
 
 
 def cleaned(value: Any) -> str:
-    """Returns the text of a cell without blanks around it, empty if it is missing. Whole numbers
-    have no fraction: programs make 1.0 of 1 in a column with gaps."""
+    """Returns the text of a cell without blanks around it, empty if it is missing. Programs make
+    1.0 of 1 in a column with gaps; here it is 1 again."""
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
@@ -90,11 +89,9 @@ class Record:
     image: ImageFile
     question: str
     answer: str
-    # None: choice with options, closed for yes and no, else open
-    answer_type: AnswerType | None = None
+    answer_type: AnswerType | None = None  # choice with options, closed for yes and no, else open
     options: tuple[str, ...] | None = None
-    # further text fields of `Example` by name, such as organ
-    texts: dict[str, str | None] = field(default_factory=dict)
+    texts: dict[str, str | None] = field(default_factory=dict)  # of `Example` by name: organ, …
     split: str = ""  # empty if neither the row nor the name of a file or folder tells
     image_id: str | None = None  # None: from the image's content
     frame: int = 0  # of a DICOM image
@@ -106,6 +103,9 @@ class Record:
 class BadRecord:
     where: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,9 @@ class Columns:
             raise UserError(f"{where}: is empty; its first line must name the columns")
         if twice is not None:
             raise UserError(f"{where}: column '{twice}' is there twice")
-        missing = [column for column in self.required if column not in names]
-        if missing:
-            has = ", ".join(names)
-            raise UserError(f"{where}: column '{missing[0]}' is missing (it has: {has})")
+        missing, has = next((n for n in self.required if n not in names), None), ", ".join(names)
+        if missing is not None:
+            raise UserError(f"{where}: column '{missing}' is missing (it has: {has})")
         return names
 
     def row(self, where: str, number: int, record: Any) -> Row:
@@ -162,14 +161,11 @@ class Columns:
         if not isinstance(record, dict):
             return Row(where, number, {}, f"expected an object, found {type(record).__name__}")
         names, twice = self.names(record)
+        faults = [f"key '{key}' is missing" for key in self.required if key not in names]
+        if twice is not None:
+            faults.insert(0, f"key '{twice}' is there twice")
         values = dict(zip(names, record.values(), strict=True))
-        missing = next((key for key in self.required if key not in values), None)
-        fault = half_character(record)
-        if fault is None and twice is not None:
-            fault = f"key '{twice}' is there twice"
-        if fault is None and missing is not None:
-            fault = f"key '{missing}' is missing"
-        return Row(where, number, values, fault)
+        return Row(where, number, values, half_character(record) or next(iter(faults), None))
 
 
 def read_table(
@@ -181,8 +177,8 @@ def read_table(
     readers[".parquet"] = parquet_rows
     ending = PurePosixPath(name).suffix.lower()
     if ending not in readers:
-        known_endings = f"not a table that can be read; known are {', '.join(readers)}"
-        raise UserError(f"{files.entries[name]}: {known_endings}")
+        endings = ", ".join(readers)
+        raise UserError(f"{files.entries[name]}: not a table that can be read; known are {endings}")
     row = None
     for row in readers[ending](files, name, Columns(required, known)):
         yield row
@@ -206,8 +202,8 @@ def csv_rows(files: Files, name: str, columns: Columns) -> Iterator[Row]:
             place = f"{where}: row {number} (line {reader.line_num})"
             yield Row(place, number, dict(zip(header, cells, strict=False)), fault)
     except csv.Error as error:
-        reason = f"not valid CSV ({error}); check its quotes"
-        raise UserError(f"{where}: line {reader.line_num}: {reason}") from None
+        line = f"{where}: line {reader.line_num}"
+        raise UserError(f"{line}: not valid CSV ({error}); check its quotes") from None
 
 
 def json_rows(files: Files, name: str, columns: Columns) -> Iterator[Row]:

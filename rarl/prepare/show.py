@@ -1,11 +1,6 @@
-"""`rarl data show`: what is in a prepared data set, for a person: tables, floors, and a picture of
-some examples.
-
-The floors are what can be scored without looking, which a model must beat. Majority: the most
-frequent training answer of each answer type. Nearest: the answer of the most similar training
-question (cosine of TF-IDF over words and pairs of words). An answer is right if it is equal but for
-case, punctuation and blanks.
-"""
+"""`rarl data show`: what is in a prepared data set: tables, floors, and a picture of some examples.
+The floors are what can be scored without looking, which a model must beat: the most frequent
+training answer of an answer type, and the answer of the most similar training question."""
 
 from __future__ import annotations
 
@@ -13,9 +8,8 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
@@ -27,7 +21,7 @@ from rarl.data.images import BadImage, decode_image
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.files import replacing
-from rarl.prepare.card import sheet_path
+from rarl.prepare.card import sheet_path, split_counts
 from rarl.prepare.fingerprint import text_key
 from rarl.prepare.leaks import named_parts
 from rarl.schema import Example
@@ -41,8 +35,7 @@ CELL = (3.2, 3.9)  # inches
 LINE, LINES = 38, 4  # characters of a caption's line, and lines
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     question: str
     answer: str
     answer_type: str
@@ -52,11 +45,13 @@ class Question:
 def show_dataset(path: Path) -> Iterator[Table | str]:
     """Yields tables and lines to print, the path of the contact sheet last. Raises UserError."""
     splits = {name: ParquetRows(part) for part, name in named_parts([path])}
-    asked = {name: read_questions(rows) for name, rows in splits.items()}
+    asked = {}
+    for name, rows in splits.items():
+        columns = [rows.column(one) for one in Question._fields]
+        asked[name] = [Question(*values) for values in zip(*columns, strict=True)]
     yield counts_table(splits)
     for name, questions in asked.items():
-        yield types_table(name, questions)
-        yield answers_table(name, questions)
+        yield from answer_tables(name, questions)
     yield floor_table(asked)
     shown, sheet = splits.get("train") or next(iter(splits.values())), sheet_path(path)
     try:
@@ -65,11 +60,6 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
         reason = f"cannot be written: {error.strerror or error}; make room for it there"
         raise UserError(f"{sheet}: {reason}") from None
     yield f"{drawn} random examples with their questions: {sheet}"
-
-
-def read_questions(rows: ParquetRows) -> list[Question]:
-    columns = [rows.column(name) for name in ("question", "answer", "answer_type", "image_id")]
-    return [Question(*values) for values in zip(*columns, strict=True)]
 
 
 class PlainTable(Table):
@@ -89,32 +79,30 @@ class PlainTable(Table):
 def counts_table(splits: dict[str, ParquetRows]) -> Table:
     table = PlainTable("questions", "split", "questions", "images", "with rationale", "modalities")
     for name, rows in splits.items():
-        images = len(set(rows.column("image_id")))
-        rationales = sum(bool(rationale) for rationale in rows.column("rationale"))
-        modalities = Counter(m for m in rows.column("modality") if m).most_common(4)
-        listed = ", ".join(f"{m} {n:,}" for m, n in modalities) or "not given"
-        table.add_row(name, f"{len(rows):,}", f"{images:,}", f"{rationales:,}", listed)
+        counts = split_counts(rows, range(len(rows)))
+        numbers = [f"{counts[kind]:,}" for kind in ("questions", "images", "rationales")]
+        modalities = list(counts["modalities"].items())[:4]
+        listed = ", ".join(f"{modality} {count:,}" for modality, count in modalities)
+        table.add_row(name, *numbers, listed or "not given")
     return table
 
 
-def types_table(name: str, questions: list[Question]) -> Table:
+def answer_tables(name: str, questions: list[Question]) -> Iterator[Table]:
+    """Yields a table of the answer types and one of the most frequent answers, whose case and
+    punctuation do not count."""
     table = PlainTable(f"{name}: answer types", "type", "questions", "share", "")
-    for kind, count in Counter(one.answer_type for one in questions).most_common():
+    totals = Counter(one.answer_type for one in questions)
+    for kind, count in totals.most_common():
         share = count / len(questions)
         table.add_row(kind, f"{count:,}", f"{100 * share:.1f} %", "█" * round(BAR * share))
     table.columns[-1].justify = "left"
-    return table
-
-
-def answers_table(name: str, questions: list[Question]) -> Table:
-    """Case and punctuation of the answers do not count."""
+    yield table
     title = f"{name}: most frequent answers"
     table = PlainTable(title, "answer", "type", "questions", "share of type")
-    totals = Counter(one.answer_type for one in questions)
     counts = Counter((text_key(one.answer), one.answer_type) for one in questions)
     for (answer, kind), count in counts.most_common(COMMON_ANSWERS):
         table.add_row(answer, kind, f"{count:,}", f"{100 * count / totals[kind]:.1f} %")
-    return table
+    yield table
 
 
 def floor_table(asked: dict[str, list[Question]]) -> Table | str:
@@ -148,24 +136,23 @@ def floors(
     train: Sequence[Question], test: Sequence[Question]
 ) -> Iterator[tuple[str, int, float, float]]:
     """Yields (answer type, questions, majority, nearest) of the test questions in the order of
-    frequency; the last two are shares in [0, 1]. Both need at least one question."""
+    frequency; the last two are shares in [0, 1] that are right but for case and punctuation."""
     counts = Counter((one.answer_type, text_key(one.answer)) for one in train).most_common()
     common = {kind: answer for (kind, answer), _ in reversed(counts)}
     known, answers = [one.question for one in train], [one.answer for one in train]
     nearest = nearest_answers(known, answers, [one.question for one in test])
+    by_majority, by_nearest = Counter[str](), Counter[str]()
+    for one, near in zip(test, nearest, strict=True):
+        right, kind = text_key(one.answer), one.answer_type
+        by_majority[kind] += right == common.get(kind)
+        by_nearest[kind] += right == text_key(near)
     for kind, count in Counter(one.answer_type for one in test).most_common():
-        pairs = [
-            (text_key(one.answer), text_key(near))
-            for one, near in zip(test, nearest, strict=True)
-            if one.answer_type == kind
-        ]
-        by_majority = sum(right == common.get(kind) for right, _ in pairs) / count
-        yield kind, count, by_majority, sum(right == near for right, near in pairs) / count
+        yield kind, count, by_majority[kind] / count, by_nearest[kind] / count
 
 
 def nearest_answers(known: list[str], answers: list[str], questions: list[str]) -> list[str]:
-    """Returns for each question the answer of the known one that is most like it; of equally like
-    ones the first, also if not one of them holds a word."""
+    """Returns for each question the answer of the known one that is most like it (cosine of TF-IDF
+    over words and pairs of words); of equally like ones the first."""
     if not any(re.search(WORD, question) for question in known):
         return answers[:1] * len(questions)
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
@@ -180,8 +167,7 @@ def nearest_answers(known: list[str], answers: list[str], questions: list[str]) 
 
 
 def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
-    """Writes a PNG of random examples, each image with its question and answer below it; returns
-    how many they are. The same seed shows the same examples."""
+    """Writes a PNG of random examples with their questions and answers; returns their number."""
     from matplotlib.figure import Figure  # takes a second to import
 
     count = min(COLUMNS * ROWS, len(rows))

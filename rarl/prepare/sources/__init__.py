@@ -10,7 +10,7 @@ from pathlib import Path
 from rarl.errors import UserError
 from rarl.prepare.files import Files
 from rarl.prepare.rows import Choices, Item
-from rarl.prepare.sources import published
+from rarl.prepare.sources import published as pub
 from rarl.prepare.sources.folder import read_folder
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -36,16 +36,12 @@ class Source:
 
 CARD = "see its card on the hub"
 ALL = (
-    Source(
-        "vqa-rad", published.read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)
-    ),
-    Source("slake", published.read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
-    Source("path-vqa", published.read_path_vqa, "MIT", "flaviagiammarino/path-vqa"),
-    Source("pmc-vqa", published.read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
-    Source("omnimedvqa", published.read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
-    Source(
-        "medxpertqa", published.read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)
-    ),
+    Source("vqa-rad", pub.read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)),
+    Source("slake", pub.read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
+    Source("path-vqa", pub.read_path_vqa, "MIT", "flaviagiammarino/path-vqa"),
+    Source("pmc-vqa", pub.read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
+    Source("omnimedvqa", pub.read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
+    Source("medxpertqa", pub.read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)),
     Source("folder", read_folder, "your own", None),
 )
 SOURCES = {source.name: source for source in ALL}

@@ -1,10 +1,6 @@
-"""Your own images with a table (CSV, TSV, JSON lines, JSON or Parquet) of `image`, `question` and
-`answer`.
-
-`image` is a file's path below the folder (PNG, JPEG, DICOM, …) or, in Parquet, its bytes. Further
-columns are optional: `id`, `options`, `split`, `frame` of a DICOM file with several, and the text
-fields of `rarl.schema.Example` such as `rationale`.
-"""
+"""Your own images with a table of `image` (a path below the folder or, in Parquet, the bytes),
+`question` and `answer`. Further columns are optional: `id`, `options`, `split`, `frame` of a DICOM
+file with several, and the text fields of `rarl.schema.Example`."""
 
 from __future__ import annotations
 
@@ -17,20 +13,9 @@ from typing import Any
 
 from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
+from rarl.prepare import rows as tables
 from rarl.prepare.files import Fault, Files
-from rarl.prepare.rows import (
-    SPLITS,
-    TABLE_PATTERNS,
-    Choices,
-    Item,
-    Record,
-    Row,
-    cleaned,
-    each,
-    half_character,
-    is_scalar,
-    read_table,
-)
+from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.sources.published import embedded_image
 
 REQUIRED = ("image", "question", "answer")
@@ -43,18 +28,18 @@ LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liv
 
 
 def read_folder(files: Files, _: Choices) -> Iterator[Item]:
-    names = [name for name in files.find(*TABLE_PATTERNS) if "/" not in name]
+    names = [name for name in files.find(*tables.TABLE_PATTERNS) if "/" not in name]
     workbooks = [name for name in files.find(*WORKBOOKS) if "/" not in name]
     if not names and workbooks:
-        advice = "a workbook cannot be read; export it as CSV UTF-8"
-        raise UserError(f"{files.entries[workbooks[0]]}: {advice}")
+        workbook = files.entries[workbooks[0]]
+        raise UserError(f"{workbook}: a workbook cannot be read; export it as CSV UTF-8")
     if not names:
-        tables = "a CSV, TSV, JSON-lines, JSON or Parquet file"
-        raise UserError(f"{files.named}: holds no table ({tables}) beside images")
+        kinds = "a CSV, TSV, JSON-lines, JSON or Parquet file"
+        raise UserError(f"{files.named}: holds no table ({kinds}) beside images")
     if len(names) > 1:
         listed = f"holds {len(names)} tables ({', '.join(names)})"
         raise UserError(f"{files.named}: {listed}; name the one that is meant")
-    rows = read_table(files, names[0], REQUIRED, known=COLUMNS)
+    rows = tables.read_table(files, names[0], REQUIRED, known=COLUMNS)
     yield from each(rows, partial(folder_record, files=files, split=files.split_of(names[0])))
 
 
@@ -100,7 +85,7 @@ def read_options(value: Any) -> tuple[str, ...] | None:
             listed = json.loads(value)
         except (ValueError, RecursionError):
             listed = None
-        if listed is None or half_character(listed):
+        if listed is None or tables.half_character(listed):
             raise Fault(f"options {value!r} look like a JSON list but are none")
         value = listed
     elif isinstance(value, str) and "|" in value:
@@ -116,40 +101,35 @@ def answer_among(
     answer: str, options: tuple[str, ...] | None
 ) -> tuple[str, tuple[str, ...] | None, tuple[str, ...]]:
     """Returns (answer, options, notes): both without letters before them, and the answer as its
-    option is written. An answer that fits no option, or several, stays as it is: the checks find
-    that."""
+    option is written. An answer that fits no option, or several, stays: the checks find that."""
     if not options:
         return answer, options, ()
-    plain, notes = options, []
-    found = [LETTERED.fullmatch(option) for option in options]
+    notes: tuple[str, ...] = ()
+    found = [match for option in options if (match := LETTERED.fullmatch(option))]
+    letters = "".join(match[1].upper() for match in found)
     # Only if all options have one, in order: `A. baumannii` alone is a name.
-    if len(options) > 1 and all(one and place_of(one[1]) == i for i, one in enumerate(found)):
-        plain = tuple(one[2] for one in found if one)
-        notes = ["questions had letters before their options, which were taken away"]
-    named, note = as_option(answer, plain)
-    return named, plain, tuple(notes + ([note] if note else []))
+    if len(options) > 1 and len(found) == len(options) and ascii_uppercase.startswith(letters):
+        options = tuple(match[2] for match in found)
+        notes = ("questions had letters before their options, which were taken away",)
+    named, note = as_option(answer, options)
+    return named, options, notes + note
 
 
-def as_option(answer: str, options: tuple[str, ...]) -> tuple[str, str | None]:
+def as_option(answer: str, options: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Returns the option that an answer names, and what was put right in it."""
-    if answer in options:
-        return answer, None
     alike = [option for option in options if folded(option) == folded(answer)]
-    if len(alike) == 1:
-        return alike[0], "answers differed from their option in case or blanks"
+    if answer in options or len(alike) > 1:
+        return answer, ()
+    if alike:
+        return alike[0], ("answers differed from their option in case or blanks",)
     letters = dict(zip(ascii_uppercase, options, strict=False))
-    if not alike and answer.upper() in letters:
-        return letters[answer.upper()], "answers were an option's letter and are now its text"
+    if answer.upper() in letters:
+        return letters[answer.upper()], ("answers were an option's letter and are now its text",)
     lettered = LETTERED.fullmatch(answer)
-    option = letters.get(lettered[1].upper()) if lettered and not alike else None
+    option = letters.get(lettered[1].upper()) if lettered else None
     if lettered and option and folded(option) == folded(lettered[2]):  # else they disagree
-        return option, "answers had their option's letter before them, which was taken away"
-    return answer, None
-
-
-def place_of(letter: str) -> int:
-    """Returns 0 for A and a, 1 for B and b, and so on."""
-    return ord(letter.upper()) - ord("A")
+        return option, ("answers had their option's letter before them, which was taken away",)
+    return answer, ()
 
 
 def folded(text: str) -> str:

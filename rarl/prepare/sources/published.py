@@ -24,10 +24,7 @@ VQA_RAD_KEYS = ("image_name", "question", "answer", "answer_type", "phrase_type"
 LANGUAGES = ("en", "zh", "all")
 SLAKE_FILES = ("train.json", "validation.json", "validate.json", "test.json")
 SLAKE_KEYS = ("img_name", "question", "answer", "q_lang", "answer_type")
-PMC_FILES = {
-    1: {"train.csv": "train", "test.csv": "test"},
-    2: {"train_2.csv": "train", "test_2.csv": "test"},
-}
+PMC_FILES = {1: ("train.csv", "test.csv"), 2: ("train_2.csv", "test_2.csv")}
 PMC_OPTIONS = {letter: f"Choice {letter}" for letter in "ABCD"}
 PMC_KEYS = ("Figure_path", "Question", "Answer", *PMC_OPTIONS.values())
 OMNI_OPTIONS = {letter: f"option_{letter}" for letter in "ABCD"}
@@ -39,19 +36,16 @@ GAP = 8  # pixels between images that stand side by side
 
 def read_vqa_rad(files: Files, choices: Choices) -> Iterator[Item]:
     """VQA-RAD (Lau et al. 2018), from JSON with an image folder, or from the hub's Parquet files.
-
-    In the authors' JSON the phrase types of test records are test_freeform and test_para. Most
-    groups pass it on as trainset.json and testset.json with plain phrase types: there the name of
-    the file or folder tells the split. If nothing tells, the split of the record stays empty.
-    """
+    The authors' phrase types test_freeform and test_para tell the split; most groups pass the JSON
+    on as trainset.json and testset.json with plain ones, where the name of file or folder does."""
     unknown = [phrase for phrase in choices.phrases if phrase not in PHRASES]
     if unknown:
         raise UserError(f"--phrases '{unknown[0]}': VQA-RAD's JSON has {', '.join(PHRASES)}")
     parquets = files.find("*.parquet")
-    if parquets and set(choices.phrases) != set(Choices.phrases):
-        ignored = "the hub's Parquet does not name phrase types; leave --phrases out"
-        raise UserError(f"{files.named}: {ignored}")
     if parquets:
+        if set(choices.phrases) != set(Choices.phrases):
+            ignored = "the hub's Parquet does not name phrase types; leave --phrases out"
+            raise UserError(f"{files.named}: {ignored}")
         yield from read_hub_parquet(files, parquets, "vqa-rad")
         return
     wanted = "neither a JSON file with an image folder nor Parquet files of VQA-RAD"
@@ -99,8 +93,7 @@ def read_path_vqa(files: Files, _: Choices) -> Iterator[Item]:
 
 def read_hub_parquet(files: Files, names: list[str], dataset: str) -> Iterator[Item]:
     """Reads Parquet files as the hub writes them for image data: image {bytes, path}, question and
-    answer; one or more per split, named train-00000-of-00002-….parquet, or in a folder of the
-    split's name. Yes and no are closed, everything else is open."""
+    answer; named train-00000-of-00002-….parquet, or in a folder of the split's name."""
     counts: dict[str, int] = {}
 
     def record(row: Row, split: str) -> Record:
@@ -132,8 +125,8 @@ def embedded_image(value: Any) -> ImageFile:
 
 
 def read_slake(files: Files, choices: Choices) -> Iterator[Item]:
-    """SLAKE (Liu et al. 2021): train.json, validation.json (on the authors' page validate.json) and
-    test.json beside imgs.zip, in English and Chinese."""
+    """SLAKE (Liu et al. 2021): JSON files beside imgs.zip, in English and Chinese. On the authors'
+    page validation.json is validate.json."""
     if choices.language not in LANGUAGES:
         raise UserError(f"--language {choices.language}: SLAKE has {', '.join(LANGUAGES)}")
     wanted = "none of train.json, validation.json and test.json of SLAKE"
@@ -163,8 +156,8 @@ def slake_record(row: Row, files: Files, choices: Choices, split: str) -> Record
 
 
 def lettered(row: Row, columns: dict[str, str]) -> dict[str, str]:
-    """Returns the options by letter, from the columns that `columns` names by letter, without the
-    "A:" that some texts begin with. Options that are absent are left out."""
+    """Returns the options by letter, without the "A:" that some texts begin with, from the columns
+    that `columns` names by letter. Options that are absent are left out."""
     given = {letter: row.optional(column) for letter, column in columns.items()}
     return {letter: o.removeprefix(f"{letter}:").strip() for letter, o in given.items() if o}
 
@@ -177,35 +170,31 @@ def pick(options: dict[str, str], letter: str) -> str:
 
 
 def read_pmc_vqa(files: Files, choices: Choices) -> Iterator[Item]:
-    """PMC-VQA (Zhang et al. 2023): CSV files with their archive of figures, in two versions.
-
-    Version 1 is train.csv and test.csv with images.zip; the answer's text is in Answer, its letter
-    in Answer_label. Version 2 is train_2.csv and test_2.csv with images_2.zip (figures cut into
-    their parts); Answer is the letter. A subset that is published beside them (test_clean.csv) is
-    read only if SRC names it.
-    """
+    """PMC-VQA (Zhang et al. 2023): CSV files with their archive of figures, in two versions. In
+    version 1 the answer's text is in Answer, its letter in Answer_label; in version 2 (figures
+    cut into parts) Answer is the letter. test_clean.csv is read only if SRC names it."""
     if files.chosen is not None:
-        version = choices.version or (2 if "_2" in files.chosen else 1)
-        found = {version: {files.chosen: files.split_of(files.chosen)}}
+        found = {choices.version or (2 if "_2" in files.chosen else 1): [files.chosen]}
     else:
-        found = {v: {n: s for n, s in of.items() if files.find(n)} for v, of in PMC_FILES.items()}
-        found = {v: names for v, names in found.items() if names and choices.version in (v, None)}
+        versions = [v for v in PMC_FILES if choices.version in (v, None)]
+        # Training rows come first.
+        found = {v: [n for one in PMC_FILES[v] for n in files.find(one)] for v in versions}
+        found = {version: names for version, names in found.items() if names}
     if not found:
         known = ", ".join(name for names in PMC_FILES.values() for name in names)
         raise UserError(f"{files.named}: holds none of {known} of PMC-VQA")
     if len(found) > 1:
         both = "holds both versions of PMC-VQA; choose with --version 1 or --version 2"
         raise UserError(f"{files.named}: {both}")
-    (version, names), *_ = found.items()
-    for pattern, split in names.items():
-        for name in files.find(pattern):
-            make = partial(pmc_record, files=files, version=version, split=split)
-            yield from each(read_table(files, name, PMC_KEYS), make)
+    ((version, names),) = found.items()
+    for name in names:
+        make = partial(pmc_record, files=files, version=version, split=files.split_of(name))
+        yield from each(read_table(files, name, PMC_KEYS), make)
 
 
 def pmc_record(row: Row, files: Files, version: int, split: str) -> Record:
-    name, options = row.text("Figure_path"), lettered(row, PMC_OPTIONS)
-    given, label = row.text("Answer"), row.optional("Answer_label")
+    options, label = lettered(row, PMC_OPTIONS), row.optional("Answer_label")
+    given = row.text("Answer")
     answer = given.removeprefix("A:").strip()
     if label or given in PMC_OPTIONS:
         answer = pick(options, label or given)
@@ -214,7 +203,7 @@ def pmc_record(row: Row, files: Files, version: int, split: str) -> Record:
     return Record(
         where=row.where,
         id=f"pmc-vqa-{version}-{split}-{row.optional('index') or row.number}",
-        image=files.image(name),
+        image=files.image(row.text("Figure_path")),
         question=row.text("Question"),
         answer=answer,
         answer_type="choice",
@@ -232,12 +221,10 @@ def read_omnimedvqa(files: Files, _: Choices) -> Iterator[Item]:
 
 
 def omnimedvqa_record(row: Row, files: Files) -> Record:
-    """Yes/no questions come with two options, others with up to four."""
-    name = row.text("image_path")
     return Record(
         where=row.where,
         id=f"omnimedvqa-{row.optional('question_id') or row.where.rsplit('/', 1)[-1]}",
-        image=files.image(name),
+        image=files.image(row.text("image_path")),
         question=row.text("question"),
         answer=row.text("gt_answer"),
         answer_type="choice",
@@ -248,12 +235,8 @@ def omnimedvqa_record(row: Row, files: Files) -> Record:
 
 
 def read_medxpertqa(files: Files, choices: Choices) -> Iterator[Item]:
-    """MedXpertQA's multimodal part (Zuo et al. 2025): JSON lines and images.zip. The few questions
-    in dev.jsonl are the split `validation`.
-
-    A question may have several images and an example holds one: `--images first` takes the first;
-    `--images all` sets all side by side in one picture.
-    """
+    """MedXpertQA's multimodal part (Zuo et al. 2025): JSON lines and images.zip. Of several images
+    `--images first` takes the first; `--images all` sets all side by side in one picture."""
     if choices.images not in ("first", "all"):
         raise UserError(f"--images {choices.images}: expected first or all")
     names = [name for name in files.find(*EXPERT_FILES) if "Text/" not in name]
