@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.data.parquet import ParquetRows
-from rarl.evaluation.intervals import intervals95
 from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
 from rarl.files import replacing, write_text
+from rarl.intervals import intervals95
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
