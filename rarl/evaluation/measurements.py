@@ -54,9 +54,8 @@ class Measurement:
 
 def own_measurement(config: Config, model: str, data: str) -> Measurement:
     """Returns the key of what a run measures by itself, before and after training."""
-    return Measurement(
-        model, data, config.prompts.eval, judge=judge_name(config.judge, config.judge)
-    )
+    judge = judge_name(config.judge, config.judge)
+    return Measurement(model, data, config.prompts.eval, judge=judge)
 
 
 def judge_name(judge: JudgeConfig, own: JudgeConfig) -> str:
@@ -78,11 +77,10 @@ def folder_of(root: Path, key: Any) -> Path:
 def finished_measurements(evaluation: Path) -> list[Measurement]:
     """Returns the keys of all measurements that are complete."""
     found = []
-    for marker in sorted(
-        evaluation.glob(f"{'/'.join(['*=*'] * len(fields(Measurement)))}/{FINISHED}")
-    ):
-        levels = (part.partition("=") for part in marker.parent.relative_to(evaluation).parts)
-        values: dict[str, Any] = {name: unquote(value) for name, _, value in levels}
+    levels = "/".join(f"{one.name}=*" for one in fields(Measurement))
+    for marker in sorted(evaluation.glob(f"{levels}/{FINISHED}")):
+        parts = (part.partition("=") for part in marker.parent.relative_to(evaluation).parts)
+        values: dict[str, Any] = {name: unquote(value) for name, _, value in parts}
         found.append(Measurement(**values | {"samples": int(values["samples"])}))
     return found
 
