@@ -74,6 +74,11 @@ def folder_of(root: Path, key: Any) -> Path:
     return root.joinpath(*(f"{name}={value}" for name, value in levels))
 
 
+def marker_of(root: Path, key: Any) -> Path:
+    """Returns the file that is there once all of a key's measurement is."""
+    return folder_of(root, key) / FINISHED
+
+
 def finished_measurements(evaluation: Path) -> list[Measurement]:
     """Returns the keys of all measurements that are complete."""
     found = []
@@ -87,10 +92,10 @@ def finished_measurements(evaluation: Path) -> list[Measurement]:
 
 def read_finished(evaluation: Path, key: Measurement) -> list[Sample] | None:
     """Returns the replies in the order of the questions; None if they are not complete."""
-    folder = folder_of(evaluation, key)
-    if not (folder / FINISHED).exists():
+    marker = marker_of(evaluation, key)
+    if not marker.exists():
         return None
-    return [sample for part in parts_of(folder) for sample in read_samples(part)]
+    return [sample for part in parts_of(marker.parent) for sample in read_samples(part)]
 
 
 def require_readable(run: Path) -> None:
