@@ -234,11 +234,8 @@ def look_up(key: Measurement, evaluation: Path, exam: Exam) -> Progress:
     borrowed: dict[int, Group] = {}
     for other in sorted(folder.parent.glob("judge=*")):
         for part in read_groups(other, exam).values() if other != folder else ():
-            borrowed |= {
-                place: [replace(one, verdict=None) for one in group]
-                for place, group in part.items()
-                if place not in groups
-            }
+            for place in part.keys() - groups.keys():
+                borrowed[place] = [replace(one, verdict=None) for one in part[place]]
     for run in runs_of(sorted(borrowed), JUDGED_AT_ONCE):
         waiting[part_path(folder, run[0])] = run
     groups |= borrowed
@@ -282,7 +279,7 @@ def complete(
     advance(len(groups) - sum(map(len, progress.waiting.values())))
     for path, places in progress.waiting.items():
         samples = flatten(groups[place] for place in places)
-        unjudged = [one for one in samples if is_unjudged(one)] if judge is not None else []
+        unjudged = [one for one in samples if is_unjudged(one)]
         if judge is not None and unjudged:
             asked = [candidate_of(one.example, one.prompt, one.rollout.text) for one in unjudged]
             for sample, verdict in zip(unjudged, judge.score(asked), strict=True):
@@ -294,9 +291,8 @@ def complete(
         size = REQUESTS_PER_ACTOR * len(collector.pool.actors)
         for places, prepared in exam.batches(progress.missing, size):
             seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
-            new = collector.submit(
-                prepared, seeds, exam.sampling, key.model != "base", exam.show_image
-            ).result()
+            asking = (exam.sampling, key.model != "base", exam.show_image)
+            new = collector.submit(prepared, seeds, *asking).result()
             for sample in flatten(new):
                 sample.prepared = None  # pixels and patches
             groups |= zip(places, new, strict=True)
