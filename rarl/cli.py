@@ -7,13 +7,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import collect_seldom
+
+if TYPE_CHECKING:
+    from rarl.display import Display
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -46,15 +49,18 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
     collect_seldom()
     try:
         function(*arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        fault = storage_fault(error, "the disk")
+    except (UserError, OSError) as error:
+        fault = storage_fault(error, "the disk") if isinstance(error, OSError) else error
         if fault is None:
             raise
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
+
+
+def open_display() -> Display:
+    from rarl.display import Display  # takes a while, and `--help` does without
+
+    return Display()
 
 
 @contextmanager
@@ -66,20 +72,11 @@ def interruptible() -> Iterator[None]:
     try:
         with ending_at_once():
             yield
-    except Stopped:
-        print(
-            "stopped as asked; the same command continues where this one stopped",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(0)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; the same command continues where this one stopped",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
+    except (Stopped, KeyboardInterrupt) as end:
+        what, code = ("stopped as asked", 0) if isinstance(end, Stopped) else ("interrupted", 130)
+        told = f"{what}; the same command continues where this one stopped"
+        print(told, file=sys.stderr, flush=True)
+        os._exit(code)  # without Ray's exit handlers, which can crash while its threads are at work
 
 
 @app.command()
@@ -118,15 +115,13 @@ def evaluate(
 ) -> None:
     """Measures a run's adapter beside its base, a configuration's base model, or any model."""
     from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
-    from rarl.display import Display
 
-    display = Display()
+    display = open_display()
     ways = ways_to_measure(prompt, control, samples, options)
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
-        for suffix, summary in evaluate_only(
-            asked.config, asked.made_with, ways, display, asked.adapter
-        ).items():
+        found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter)
+        for suffix, summary in found.items():
             display.measured(suffix.removeprefix("-"), summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
 
@@ -136,10 +131,9 @@ def compare(config: Path, overrides: Overrides = None) -> None:
     """Trains what is missing, measures every model on every data set, and makes one table. `out=…`
     and `seeds=0,1` set the comparison's own keys; other overrides go to every training."""
     from rarl.commands.compare import compare as compare_models
-    from rarl.display import Display
     from rarl.evaluation.report import write_report
 
-    display = Display()
+    display = open_display()
     with interruptible():
         out = compare_models(config, overrides or [], display.note)
         report_path = write_report(out)
@@ -151,10 +145,9 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")],
 ) -> None:
     """Writes report.html: tables, curves, examples, data and configuration in one file."""
-    from rarl.display import Display
     from rarl.evaluation.report import write_report
 
-    Display().note(f"report {write_report(folder)}")
+    open_display().note(f"report {write_report(folder)}")
 
 
 @app.command()
@@ -163,17 +156,16 @@ def demo(
     out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
 ) -> None:
     """Trains the tiny model on phantom radiographs: the whole path in a few minutes on a CPU."""
-    path = REPOSITORY / "configs" / "demo.yaml"
-    train_config(load_config(path, [f"seed={seed}", f"run_dir={out or f'runs/demo-{seed}'}"]))
+    overrides = [f"seed={seed}", f"run_dir={out or f'runs/demo-{seed}'}"]
+    train_config(load_config(REPOSITORY / "configs" / "demo.yaml", overrides))
 
 
 def train_config(config: Config) -> None:
     from rarl.commands.train import train_and_evaluate
-    from rarl.display import Display
     from rarl.evaluation.report import write_report
     from rarl.training.log import draw_curve
 
-    display = Display()
+    display = open_display()
     with interruptible():
         summary = train_and_evaluate(config, display)
     run_dir = Path(config.run_dir)
@@ -205,9 +197,8 @@ def serve(
     """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See
     docs/serving.md."""
     from rarl.commands.serve import serve_until_stopped, serving_of
-    from rarl.display import Display
 
-    serve_until_stopped(serving_of(run, overrides or []), host, port, Display().note)
+    serve_until_stopped(serving_of(run, overrides or []), host, port, open_display().note)
 
 
 @app.command()
@@ -228,11 +219,10 @@ def plan(
 
     loaded = load_config(config, overrides)
     find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
-    from rarl.display import Display
     from rarl.planning.plan import lines, make_plan, memory_table
 
     planned = make_plan(loaded, gpu, gpu_gib)
-    display = Display()
+    display = open_display()
     display.table(memory_table(planned))
     for line in lines(planned):
         display.note(line)
@@ -267,14 +257,12 @@ def prepare(
 ) -> None:
     """Converts a published data set, or your own, to the Parquet files that training reads, and
     checks it."""
-    from rarl.display import Display
     from rarl.prepare.convert import prepare_dataset
     from rarl.prepare.rows import Choices
 
-    display = Display()
-    choices = Choices(
-        tuple(phrase.strip() for phrase in phrases.split(",")), language, images, version
-    )
+    display = open_display()
+    kept = tuple(phrase.strip() for phrase in phrases.split(","))
+    choices = Choices(kept, language, images, version)
     with display.working(f"preparing {src}"):
         report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
     display.note(report)
@@ -289,10 +277,9 @@ def check_data(
 ) -> None:
     """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not
     sound."""
-    from rarl.display import Display
     from rarl.prepare.leaks import check_datasets
 
-    display = Display()
+    display = open_display()
     with display.working("checking"):
         report, sound = check_datasets(paths)
     display.note(report)
@@ -305,10 +292,9 @@ def show(
     path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")],
 ) -> None:
     """Counts, frequent answers, floors, and a contact sheet of random examples."""
-    from rarl.display import Display
     from rarl.prepare.show import show_dataset
 
-    display = Display()
+    display = open_display()
     for part in show_dataset(path):
         if isinstance(part, str):
             display.note(part)
@@ -320,9 +306,8 @@ def show(
 def replay(batch: Annotated[Path, typer.Argument(metavar="RUN/failures/step_….pkl")]) -> None:
     """Shows which group of a batch that stopped a run gives no finite gradient."""
     from rarl.commands.replay import replay as replay_batch
-    from rarl.display import Display
 
-    Display().replayed(list(replay_batch(batch)))
+    open_display().replayed(list(replay_batch(batch)))
 
 
 @judge_commands.command()
@@ -345,10 +330,9 @@ def check(
     rewards."""
     from rarl.commands.evaluate import read_judge
     from rarl.commands.judge_check import judge_check
-    from rarl.display import Display
     from rarl.judge.card import render_markdown
 
-    display = Display()
+    display = open_display()
     config = read_judge(rest or [])
     with interruptible():
         card = judge_check(config, out, vl_rewardbench, repeats, display)
@@ -363,10 +347,9 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("runs/tiny-base"),
 ) -> None:
     """Trains the tiny base model from scratch (about four minutes on two cores)."""
-    from rarl.display import Display
     from rarl.tiny.build import STEPS, build_base
 
-    display = Display()
+    display = open_display()
     with display.counting("building the tiny base", STEPS) as advance:
         build_base(seed, out, advance)
     display.note(f"base model of seed {seed} in {out}")

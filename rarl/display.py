@@ -119,12 +119,10 @@ class Display:
         for label in ("base", "trained"):
             for name, one in summary[label].items():
                 if found := one.get("self_consistency"):
-                    self.note(
-                        f"{label} on {name}: majority of {found['samples']:.0f} samples "
-                        f"{100 * found['accuracy']:.1f} %, agreement "
-                        f"{100 * found['agreement']:.1f} %, the surest half "
-                        f"{100 * found['abstention']['0.5']:.1f} %"
-                    )
+                    majority = f"majority of {found['samples']:.0f} samples {found['accuracy']:.1%}"
+                    told = f"{majority}, agreement {found['agreement']:.1%}, the surest half"
+                    told += f" {found['abstention']['0.5']:.1%}"
+                    self.note(f"{label} on {name}: {told.replace('%', ' %')}")
 
     def options(self, summary: dict[str, Any]) -> None:
         """Prints what the likelihood of the options says."""
@@ -144,11 +142,9 @@ class Display:
         for column in ("group", "loss", "gradient norm", "first completion"):
             table.add_column(column)
         for number, group in enumerate(groups):
-            loss, norm = (
-                "not finite" if value is None else f"{value:.4g}"
-                for value in (group.loss, group.grad_norm)
-            )
-            table.add_row(str(number), loss, norm, escape(group.completions[0]))
+            values = (group.loss, group.grad_norm)
+            cells = ("not finite" if value is None else f"{value:.4g}" for value in values)
+            table.add_row(str(number), *cells, escape(group.completions[0]))
         self.console.print(table)
 
     def table(self, table: Table) -> None:
@@ -186,11 +182,9 @@ def describe(rows: list[dict[str, Any]]) -> str:
     recent = rows[-10:]
     seconds = sum(row["seconds/step"] for row in recent)
     tokens = sum(row["completion_tokens/total"] for row in recent)
-    parts = [
-        f"reward {mean(recent, 'reward/mean'):.2f}"
-        if "reward/mean" in recent[-1]
-        else f"loss {mean(recent, 'loss'):.3f}"
-    ]
+    rewarded = "reward/mean" in recent[-1]
+    reward = f"reward {mean(recent, 'reward/mean'):.2f}" if rewarded else ""
+    parts = [reward or f"loss {mean(recent, 'loss'):.3f}"]
     for name in ("accuracy", "reasoning"):
         if recent[-1].get(f"reward/{name}") is not None:
             parts.append(f"{name} {mean(recent, f'reward/{name}'):.2f}")

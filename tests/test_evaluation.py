@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rarl.evaluation.intervals import Clustered, interval95, intervals95, tail
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.results import differences, results, summarise, summary_of
+from rarl.intervals import Clustered, interval95, intervals95, tail
 from rarl.samples import Sample
 from tests.records import graded, numbered, read_measurement, rights, write_measurement
 

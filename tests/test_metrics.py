@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
-from rarl.evaluation.intervals import Paired, compare_pairs, interval95, sign_flip_test
-from rarl.evaluation.llava_med import llava_med_text
-from rarl.evaluation.metrics import METRICS, measure
+from rarl.evaluation.metrics import METRICS, llava_med_text, measure
+from rarl.evaluation.paired import Paired, changes_between, sign_flip_test, summarise_changes
 from rarl.evaluation.self_consistency import Sampled, abstention, self_consistency, vote
+from rarl.intervals import interval95
 from rarl.samples import Sample
 from rarl.schema import Verdict
 from tests.records import example, graded, numbered, reply_to, rights
@@ -189,6 +189,10 @@ def split(won: int, lost: int, both: int, neither: int) -> tuple[Half, Half]:
     before = [False] * won + [True] * lost + [True] * both + [False] * neither
     after = [True] * won + [False] * lost + [True] * both + [False] * neither
     return answered(before), answered(after)
+
+
+def compare_pairs(runs: list[tuple[Half, Half]], shared_images: bool = False) -> Paired:
+    return summarise_changes([changes_between(runs, "correct", shared_images)])[0]
 
 
 def compare(before: Half, after: Half) -> Paired:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
@@ -52,12 +53,13 @@ def tables(
     lines: list[Line], data_set: str = "here"
 ) -> tuple[dict[tuple[str, str], dict[Any, Any]], dict[str, dict[Any, Any]], dict[str, Any]]:
     """Means by model and metric, leads by model, and the lines of the table as readers see it."""
-    means, leads = (one.to_dict("records") for one in compare_lines(lines, [data_set], "RARL"))
-    table = comparison_table(means, leads)
+    found = compare_lines(lines, [data_set], "RARL")
+    means, leads = (one.to_dict("records") for one in found)
+    table = comparison_table(*found) if means else pd.DataFrame()
     return (
         {(row["model"], row["metric"]): row for row in means},
         {row["against"]: row for row in leads},
-        {str(row[""]): row for row in table.to_dict("records")} if means else {},
+        {str(row[""]): row for row in table.to_dict("records")},
     )
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from rarl.commands.resolve import find_data
 from rarl.config import Config, Section, describe, load_config, read_yaml
 from rarl.errors import UserError
-from rarl.evaluation.measurements import (
-    FINISHED,
-    Measurement,
-    folder_of,
-    own_measurement,
-    require_readable,
-)
+from rarl.evaluation import measurements
 from rarl.evaluation.results import Line, compare_lines, write_tables
 from rarl.training.run_dir import RunDir, changed_key
 
@@ -46,17 +41,15 @@ class ModelEntry(Section):
     @model_validator(mode="after")
     def one_source(self) -> ModelEntry:
         """Raises ValueError unless it is one or the other."""
+        fault = None
         if (self.recipe is None) == (self.measured_as is None):
-            raise ValueError("either `recipe` or `measured_as` is needed")
-        if (self.measured_as is None) != (self.prompt is None):
-            raise ValueError(
-                "`prompt` is for `measured_as`, and needed there; a recipe has its own in "
-                "prompts.eval"
-            )
-        if self.measured_as is not None and self.overrides:
-            raise ValueError(
-                "`overrides` are for a recipe: they would not change the adapter of `measured_as`"
-            )
+            fault = "either `recipe` or `measured_as` is needed"
+        elif (self.measured_as is None) != (self.prompt is None):
+            fault = "`prompt` is for `measured_as`, which needs it; recipes have prompts.eval"
+        elif self.measured_as is not None and self.overrides:
+            fault = "`overrides` are for a recipe: `measured_as` asks an adapter that is trained"
+        if fault:
+            raise ValueError(fault)
         return self
 
 
@@ -99,11 +92,6 @@ class Task:
     arguments: list[str]
     makes: list[Path]
 
-    @property
-    def done(self) -> bool:
-        """Whether it need not run."""
-        return all(path.is_file() for path in self.makes)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -123,20 +111,18 @@ class Plan:
         """Returns the run directory."""
         return self.out / f"{self.trained_as(name)}-{seed}"
 
-    def recipe(self, name: str) -> Path:
-        """Returns the recipe that the model is trained by."""
-        return self.where / str(self.comparison.models[self.trained_as(name)].recipe)
+    def training(self, name: str, seed: int) -> list[str]:
+        """Returns what `rarl train` is given: the recipe, the model's own overrides, those of the
+        comparison and of the command line, and the run directory and seed."""
+        entry = self.comparison.models[self.trained_as(name)]
+        fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
+        overrides = [*entry.overrides, *self.comparison.overrides, *self.overrides, *fixed]
+        return [str(self.where / str(entry.recipe)), *overrides]
 
     def config(self, name: str, seed: int) -> Config:
         """Returns what the model is trained with."""
-        return load_config(self.recipe(name), self.training_overrides(name, seed))
-
-    def training_overrides(self, name: str, seed: int) -> list[str]:
-        """Returns the model's own overrides, those of the comparison and of the command line, and
-        its run directory and seed."""
-        own = self.comparison.models[self.trained_as(name)].overrides
-        fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
-        return [*own, *self.comparison.overrides, *self.overrides, *fixed]
+        recipe, *overrides = self.training(name, seed)
+        return load_config(recipe, overrides)
 
     def data_sets(self) -> dict[str, str]:
         """Returns the paths by name: those of the recipes, and further ones."""
@@ -145,14 +131,15 @@ class Plan:
             found |= self.config(name, self.comparison.seeds[0]).data.eval
         return found | self.comparison.data
 
-    def key(self, name: str, data: str) -> Measurement:
+    def key(self, name: str, data: str) -> measurements.Measurement:
         """Returns the key of a model's measurement."""
-        key = own_measurement(self.config(name, self.comparison.seeds[0]), "trained", data)
+        config = self.config(name, self.comparison.seeds[0])
+        key = measurements.own_measurement(config, "trained", data)
         return replace(key, prompt=self.comparison.models[name].prompt or key.prompt)
 
     def tasks(self) -> list[Task]:
         """Returns everything, in order: each model's training and measurements, seed by seed."""
-        pairs = [(name, seed) for name in self.comparison.models for seed in self.comparison.seeds]
+        pairs = product(self.comparison.models, self.comparison.seeds)
         return [task for name, seed in pairs for task in self.tasks_of(name, seed)]
 
     def tasks_of(self, name: str, seed: int) -> list[Task]:
@@ -161,7 +148,7 @@ class Plan:
         label = f"{entry.title}, seed {seed}"
         tasks = []
         if entry.recipe:
-            arguments = ["train", str(self.recipe(name)), *self.training_overrides(name, seed)]
+            arguments = ["train", *self.training(name, seed)]
             tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
         own = {} if entry.recipe else self.config(name, seed).data.eval
         asked = ["--prompt", entry.prompt] if entry.prompt else []
@@ -169,7 +156,7 @@ class Plan:
         for data, overrides in ((own, []), (self.comparison.data, further)):
             if data:
                 keys = [self.key(name, one) for one in data]
-                makes = [folder_of(folder / "evaluation", key) / FINISHED for key in keys]
+                makes = [measurements.marker_of(folder / "evaluation", key) for key in keys]
                 arguments = ["eval", str(folder), *overrides, *asked]
                 tasks.append(Task(f"{label}: measuring on {', '.join(data)}", arguments, makes))
         return tasks
@@ -186,11 +173,9 @@ class Plan:
                 find_data("data.train", config.data.train)
                 begun = run_dir.config.exists() and run_dir.holds_results()
                 if begun and (changed := changed_key(run_dir, config)):
-                    raise UserError(
-                        f"{run_dir.path}: holds a run of another configuration ({changed}); "
-                        "delete it, or set another `out`"
-                    )
-                require_readable(run_dir.path)
+                    held = f"holds a run of another configuration ({changed})"
+                    raise UserError(f"{run_dir.path}: {held}; delete it, or set another `out`")
+                measurements.require_readable(run_dir.path)
 
     def write(self) -> None:
         """Writes the tables of what is finished by now."""
@@ -210,15 +195,16 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
     training. Raises UserError."""
     tree = read_yaml(path)
-    rest = []
+    rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "out":
             tree["out"] = value
         elif key == "seeds":
-            tree["seeds"] = read_seeds(value)
-        else:
-            rest.append(override)
+            try:
+                tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]
+            except ValueError:
+                raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
     try:
         comparison = Comparison.model_validate(tree)
     except ValidationError as error:
@@ -228,21 +214,13 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     return plan
 
 
-def read_seeds(value: str) -> list[int]:
-    """Returns the seeds of `0,1` or `[0, 1]`. Raises UserError."""
-    try:
-        return [int(one) for one in value.strip("[]").split(",")]
-    except ValueError:
-        raise UserError(f"seeds={value}: expected numbers, such as seeds=0,1,2") from None
-
-
 def compare(path: Path, overrides: list[str], note: Callable[[str], Any]) -> Path:
     """Does what is missing, each part in a process of its own; returns the folder with the
     tables."""
     plan = read_plan(path, overrides)
     tasks = plan.tasks()
     for number, task in enumerate(tasks, start=1):
-        if task.done:
+        if all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
         done = subprocess.run([sys.executable, "-m", "rarl", *task.arguments], check=False)

@@ -23,6 +23,7 @@ from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
+from rarl.evaluation import options
 from rarl.evaluation.measurements import (
     FINISHED,
     Exam,
@@ -33,13 +34,6 @@ from rarl.evaluation.measurements import (
     require_readable,
 )
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
-from rarl.evaluation.options import (
-    FOLDER,
-    OptionsKey,
-    missing_options,
-    score_options,
-    summarise_options,
-)
 from rarl.evaluation.results import summary_of
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
@@ -66,10 +60,9 @@ def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> A
     if data_sets:
         overrides.insert(0, f"data.eval={json.dumps(data_sets)}")
     folder = Path(target)
-    if (folder / "config.yaml").is_file():
-        own = [f"run_dir={target}"]
-        made_with = load_config(folder / "config.yaml", own)
-        return Asked(load_config(folder / "config.yaml", [*overrides, *own]), made_with, None)
+    held, own = folder / "config.yaml", [f"run_dir={target}"]
+    if held.is_file():
+        return Asked(load_config(held, [*overrides, *own]), load_config(held, own), None)
     if target.endswith((".yaml", ".yml")):
         config = load_config(target, [*overrides, *([f"run_dir={out}"] if out else [])])
         return Asked(config, config, None)
@@ -86,10 +79,8 @@ def read_model(
     """Returns the same for MODEL or MODEL+ADAPTER, with defaults for all else."""
     model, _, adapter_path = target.partition("+")
     if not data_sets:
-        raise UserError(
-            f"{target}: name the data sets to measure it on, as in "
-            f"`rarl eval {target} data/test.parquet`"
-        )
+        advice = f"as in `rarl eval {target} data/test.parquet`"
+        raise UserError(f"{target}: name the data sets to measure it on, {advice}")
     parts = [Path(part).name for part in (model, adapter_path) if part]
     name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
     lora: dict[str, int] = {}
@@ -110,8 +101,7 @@ def read_model(
 def read_judge(rest: list[str]) -> JudgeConfig:
     """Returns the judge of a configuration, or the rules, with `judge.…=…` overrides. Raises
     UserError."""
-    files = [one for one in rest if "=" not in one]
-    overrides = [one for one in rest if "=" in one]
+    files, overrides = [[one for one in rest if ("=" in one) == has] for has in (False, True)]
     if len(files) > 1:
         raise UserError(f"{files[1]}: one configuration at a time")
     if files:
@@ -182,16 +172,13 @@ class Way:
 
     def suffix(self, own_prompt: str) -> str:
         """Returns the end of its summary's name: nothing for the run's own measurement."""
-        parts = [
-            self.prompt if self.prompt != own_prompt else None,
-            self.control,
-            f"samples{self.samples}" if self.samples > 1 else None,
-            "options" if self.options else None,
-        ]
+        prompt = self.prompt if self.prompt != own_prompt else None
+        samples = f"samples{self.samples}" if self.samples > 1 else None
+        parts = (prompt, self.control, samples, "options" if self.options else None)
         return "".join(f"-{part}" for part in parts if part)
 
 
-def ways_to_measure(prompts: str, controls: str, samples: int, options: bool) -> list[Way]:
+def ways_to_measure(prompts: str, controls: str, samples: int, likelihood: bool) -> list[Way]:
     """Returns every prompt with the image and with every control, and the samples and the options
     once for each prompt. Raises UserError for an unknown control."""
     families = [one.strip() for one in prompts.split(",")] if prompts else [None]
@@ -204,7 +191,7 @@ def ways_to_measure(prompts: str, controls: str, samples: int, options: bool) ->
     for family in families:
         ways += [Way(prompt=family, control=one) for one in known if one in wanted]
         ways += [Way(prompt=family, samples=samples)] if samples > 1 else []
-    return [*ways, Way(prompt="none", options=True)] if options else ways
+    return [*ways, Way(prompt="none", options=True)] if likelihood else ways
 
 
 def evaluate_only(
@@ -229,8 +216,15 @@ def evaluate_only(
     trained = setup.run_dir.adapter if setup.run_dir.adapter.is_dir() else adapter
     models = ["base"] if trained is None else ["base", "trained"]
     # What is missing is known only once the data are checked, which needs no engines: if all seems
-    # to be there, it is looked up without them first.
-    for engines in [False, True] if begun(setup, ways, models) else [True]:
+    # to be on disk, under whichever judge, it is looked up without them first.
+    folders = [
+        folder_of(setup.evaluation / options.FOLDER, options.OptionsKey(model, name))
+        if way.options
+        else folder_of(setup.evaluation, key_of(setup, model, name, way)).parent
+        for way, model, name in product(ways, models, setup.eval_data)
+    ]
+    begun = all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
+    for engines in [False, True] if begun else [True]:
         with open_session(setup, display, setup.eval_data, engines=engines) as live:
             if live.pool is None and lacks(setup, live, ways, models):
                 continue
@@ -248,11 +242,11 @@ def measure_ways(
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     for way in ways:
         suffix = way.suffix(setup.own_prompt)
-        if setup.judge != setup.own_judge and not way.options:
-            suffix += f"-judged-by-{quote(setup.judge, safe='')}"
         if way.options:
             summary = measure_options(setup, live, models, display, way)
         else:
+            if setup.judge != setup.own_judge:
+                suffix += f"-judged-by-{quote(setup.judge, safe='')}"
             replies = {one: measure_all(setup, live, one, display, way) for one in models}
             summary = summary_of(replies["base"], replies.get("trained", {}), skipped)
         path = setup.evaluation / f"summary{suffix}.json"
@@ -261,26 +255,15 @@ def measure_ways(
     return summaries
 
 
-def begun(setup: Setup, ways: Sequence[Way], models: Sequence[str]) -> bool:
-    """Tells whether all that is asked for seems to be on disk, under whichever judge."""
-    folders = [
-        folder_of(setup.evaluation / FOLDER, OptionsKey(model, name))
-        if way.options
-        else folder_of(setup.evaluation, key_of(setup, model, name, way)).parent
-        for way, model, name in product(ways, models, setup.eval_data)
-    ]
-    return all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
-
-
 def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str]) -> bool:
     """Tells whether engines are needed."""
     for way, model, name in product(ways, models, setup.eval_data):
         exam = exam_of(setup, live, name, way)
-        missing = (
-            missing_options(OptionsKey(model, name), setup.evaluation, exam)
-            if way.options
-            else look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
-        )
+        if way.options:
+            key = options.OptionsKey(model, name)
+            missing = options.missing_options(key, setup.evaluation, exam)
+        else:
+            missing = look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
         if missing:
             return True
     return False
@@ -291,13 +274,10 @@ def measure_all(
 ) -> dict[str, list[Sample]]:
     """Returns the replies of "base" or "trained" by data set, from disk as far as they are there.
     The adapter is the one that the engines hold."""
-    way = way or Way()
-    collector = None
+    way, collector, replies = way or Way(), None, {}
     if live.pool is not None:
-        longest = setup.config.rollout.max_model_length
-        path, judge = setup.model_path, live.judge
-        collector = Collector(live.pool, GRADES, GRADE_SETTINGS, judge, path, longest)
-    replies = {}
+        path, longest = setup.model_path, setup.config.rollout.max_model_length
+        collector = Collector(live.pool, GRADES, GRADE_SETTINGS, live.judge, path, longest)
     for name in setup.eval_data:
         exam = exam_of(setup, live, name, way)
         progress = look_up(key_of(setup, model, name, way), setup.evaluation, exam)
@@ -318,11 +298,11 @@ def measure_options(
     summary: dict[str, Any] = {}
     for model, name in product(models, setup.eval_data):
         exam = exam_of(setup, live, name, way)
-        key, what = OptionsKey(model, name), f"scoring {model}'s options on {name}"
+        key, what = options.OptionsKey(model, name), f"scoring {model}'s options on {name}"
         with display.counting(what, len(exam.rows)) as advance:
-            scores = score_options(key, setup.evaluation, exam, live.pool, advance)
+            scores = options.score_options(key, setup.evaluation, exam, live.pool, advance)
         if scores:
-            summary.setdefault(model, {})[name] = summarise_options(scores)
+            summary.setdefault(model, {})[name] = options.summarise_options(scores)
     return summary
 
 
@@ -342,18 +322,12 @@ def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
         image_rows = rows[rows_with_other_images(image_ids.tolist(), config.seed)]
     most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     temperature = config.rollout.temperature if way.samples > 1 else 0.0
-    return Exam(
-        setup.preparer(setup.eval_data[name], prompts_of(config, way), way.control == "blank"),
-        rows,
-        SamplingSettings(way.samples, temperature, most),
-        config.seed,
-        image_rows,
-        show_image=way.control != "text",
-    )
+    prompts, sampling = prompts_of(config, way), SamplingSettings(way.samples, temperature, most)
+    preparer = setup.preparer(setup.eval_data[name], prompts, way.control == "blank")
+    return Exam(preparer, rows, sampling, config.seed, image_rows, way.control != "text")
 
 
 def prompts_of(config: Config, way: Way) -> PromptPlan:
     """Returns how the questions are asked. Raises UserError for a family that there is not."""
-    return evaluation_prompts(
-        config.prompts.model_copy(update={"eval": way.prompt or config.prompts.eval})
-    )
+    asked = {"eval": way.prompt or config.prompts.eval}
+    return evaluation_prompts(config.prompts.model_copy(update=asked))

@@ -54,9 +54,8 @@ class Measurement:
 
 def own_measurement(config: Config, model: str, data: str) -> Measurement:
     """Returns the key of what a run measures by itself, before and after training."""
-    return Measurement(
-        model, data, config.prompts.eval, judge=judge_name(config.judge, config.judge)
-    )
+    judge = judge_name(config.judge, config.judge)
+    return Measurement(model, data, config.prompts.eval, judge=judge)
 
 
 def judge_name(judge: JudgeConfig, own: JudgeConfig) -> str:
@@ -75,24 +74,28 @@ def folder_of(root: Path, key: Any) -> Path:
     return root.joinpath(*(f"{name}={value}" for name, value in levels))
 
 
+def marker_of(root: Path, key: Any) -> Path:
+    """Returns the file that is there once all of a key's measurement is."""
+    return folder_of(root, key) / FINISHED
+
+
 def finished_measurements(evaluation: Path) -> list[Measurement]:
     """Returns the keys of all measurements that are complete."""
     found = []
-    for marker in sorted(
-        evaluation.glob(f"{'/'.join(['*=*'] * len(fields(Measurement)))}/{FINISHED}")
-    ):
-        levels = (part.partition("=") for part in marker.parent.relative_to(evaluation).parts)
-        values: dict[str, Any] = {name: unquote(value) for name, _, value in levels}
+    levels = "/".join(f"{one.name}=*" for one in fields(Measurement))
+    for marker in sorted(evaluation.glob(f"{levels}/{FINISHED}")):
+        parts = (part.partition("=") for part in marker.parent.relative_to(evaluation).parts)
+        values: dict[str, Any] = {name: unquote(value) for name, _, value in parts}
         found.append(Measurement(**values | {"samples": int(values["samples"])}))
     return found
 
 
 def read_finished(evaluation: Path, key: Measurement) -> list[Sample] | None:
     """Returns the replies in the order of the questions; None if they are not complete."""
-    folder = folder_of(evaluation, key)
-    if not (folder / FINISHED).exists():
+    marker = marker_of(evaluation, key)
+    if not marker.exists():
         return None
-    return [sample for part in parts_of(folder) for sample in read_samples(part)]
+    return [sample for part in parts_of(marker.parent) for sample in read_samples(part)]
 
 
 def require_readable(run: Path) -> None:
@@ -231,11 +234,8 @@ def look_up(key: Measurement, evaluation: Path, exam: Exam) -> Progress:
     borrowed: dict[int, Group] = {}
     for other in sorted(folder.parent.glob("judge=*")):
         for part in read_groups(other, exam).values() if other != folder else ():
-            borrowed |= {
-                place: [replace(one, verdict=None) for one in group]
-                for place, group in part.items()
-                if place not in groups
-            }
+            for place in part.keys() - groups.keys():
+                borrowed[place] = [replace(one, verdict=None) for one in part[place]]
     for run in runs_of(sorted(borrowed), JUDGED_AT_ONCE):
         waiting[part_path(folder, run[0])] = run
     groups |= borrowed
@@ -279,7 +279,7 @@ def complete(
     advance(len(groups) - sum(map(len, progress.waiting.values())))
     for path, places in progress.waiting.items():
         samples = flatten(groups[place] for place in places)
-        unjudged = [one for one in samples if is_unjudged(one)] if judge is not None else []
+        unjudged = [one for one in samples if is_unjudged(one)]
         if judge is not None and unjudged:
             asked = [candidate_of(one.example, one.prompt, one.rollout.text) for one in unjudged]
             for sample, verdict in zip(unjudged, judge.score(asked), strict=True):
@@ -291,9 +291,8 @@ def complete(
         size = REQUESTS_PER_ACTOR * len(collector.pool.actors)
         for places, prepared in exam.batches(progress.missing, size):
             seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
-            new = collector.submit(
-                prepared, seeds, exam.sampling, key.model != "base", exam.show_image
-            ).result()
+            asking = (exam.sampling, key.model != "base", exam.show_image)
+            new = collector.submit(prepared, seeds, *asking).result()
             for sample in flatten(new):
                 sample.prepared = None  # pixels and patches
             groups |= zip(places, new, strict=True)

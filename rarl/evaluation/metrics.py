@@ -1,20 +1,24 @@
 """What is measured of one reply: the grades that are stored with it, and the metrics by name.
 
 Closed, choice and open questions have metrics of their own: they are never averaged without saying
-so. LLaVA-Med's own arithmetic is beside them under its own names, faults included.
+so. LLaVA-Med's own arithmetic is beside them under its own names, faults included. Word lists and
+descriptions are in metrics.yaml.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rarl.config import RewardConfig
-from rarl.evaluation.llava_med import llava_med_match, llava_med_recall
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
-from rarl.replies.words import same_words, token_f1, words
+from rarl.replies.words import ARTICLES, same_words, token_f1, words
 from rarl.rewards.registry import Reward
 from rarl.rewards.thinking import reasoning_reward
 from rarl.samples import Sample
@@ -31,19 +35,16 @@ def correct_grade(
     **columns: Any,
 ) -> list[float | None]:
     """Pays 1 for an answer that is exactly right: option, yes or no, or the reference's words."""
-    rows = zip(completions, form, answer, options, strict=True)
-    return [
-        float(is_correct(parse_reply(text, how).answer, wanted, choices))
-        for text, how, wanted, choices in rows
-    ]
+    answers = (parse_reply(*row).answer for row in zip(completions, form, strict=True))
+    rows = zip(answers, answer, options, strict=True)
+    return [float(is_correct(*row)) for row in rows]
 
 
 def well_formed_grade(
     completions: Sequence[str], form: Sequence[ReplyForm], **columns: Any
 ) -> list[float | None]:
     """Pays 1 for a reply that has the form that its prompt asks for."""
-    rows = zip(completions, form, strict=True)
-    return [float(parse_reply(text, how).well_formed) for text, how in rows]
+    return [float(parse_reply(*row).well_formed) for row in zip(completions, form, strict=True)]
 
 
 # What a measurement scores replies by; the total is the grade `correct`.
@@ -53,35 +54,10 @@ GRADES: dict[str, Reward] = {
     "reasoning": reasoning_reward,
 }
 GRADE_SETTINGS = {name: RewardConfig(weight=float(name == "correct")) for name in GRADES}
-
-
-# Each metric with what it is. A value is in [0, 1], but for `completion_tokens`.
-METRICS = {
-    "accuracy": "Exactly right, over all types of questions.",
-    "closed": "Closed questions: exactly right; yes or no as a word, once.",
-    "choice": "Choice questions: the right option, by its text, its letter or both.",
-    "open_exact": "Open questions: the reference's words and no others, in order, whatever the "
-    "case, articles and punctuation.",
-    "open_precision": "Open questions: the share of the answer's words that the reference has, "
-    "each as often as there.",
-    "open_recall": "Open questions: the share of the reference's words that the answer has, each "
-    "as often as there.",
-    "open_f1": "Open questions: harmonic mean of precision and recall, question by question "
-    "(SQuAD).",
-    "format": "The reply has the form that its prompt asks for.",
-    "judge_correctness": "The judge's correctness over its scale of 3; 0 if its verdict could not "
-    "be read.",
-    "judge_explanation": "The judge's mean of factuality, completeness and relevance; 0 if its "
-    "verdict could not be read.",
-    "judge_unparsed": "Verdicts that could not be read, among those that arrived.",
-    "reasoning": "The reward of that name, if the prompt asks for thinking and something is known "
-    "to compare it with.",
-    "completion_tokens": "Length of the whole reply in tokens, its end token included.",
-    "llava_med_closed": "Closed questions as LLaVA-Med counts them: the reference is a substring "
-    'of the answer ("no" is in "normal").',
-    "llava_med_open": "Open questions as LLaVA-Med counts them: recall of words, in which a "
-    "repeated right word counts again.",
-}
+WORDS: dict[str, Any] = yaml.safe_load(
+    Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+)
+METRICS: dict[str, str] = WORDS["metrics"]  # each with what it is
 
 
 def measure(sample: Sample) -> dict[str, float]:
@@ -110,3 +86,61 @@ def measure(sample: Sample) -> dict[str, float]:
     if verdict is not None and verdict.status != "unreachable":
         found["judge_unparsed"] = float(verdict.status == "unparsable")
     return {name: value for name, value in found.items() if value is not None}
+
+
+# LLaVA-Med's arithmetic, faults included, so that numbers that were published with it can be
+# compared. It is that of its public repository, llava/eval/run_eval.py with
+# eval_metrics/evaluate_metrics.py and eval_metrics/glossary.py at commit b9a98a7 (11 December 2023,
+# the last to touch them; version 1.5 dropped the files). Its normalisation is that of the VQA
+# challenge with its own list of marks. There a reply is an answer and nothing else, so here the
+# tagged answer is scored, not the thinking before it, in which nearly any word could be found.
+#
+# Known faults, kept on purpose:
+# - closed: "no" is found in "normal" and "not"; an answer with both "yes" and "no" is always right;
+#   a reference that is neither counts only if the answer also contains "yes" or "no" somewhere
+#   ("left" in "left abnormality").
+# - open: shared words count as often as the answer has them, so that repetition raises recall, and
+#   a word that the reference has twice is found by having it once.
+# - normalisation: marks become spaces or nothing depending on what else is in the text
+#   ("t2-weighted" is two words alone and one beside "- " or "1,000"); "none" becomes "0".
+
+# removed at most: the original passes re.UNICODE, which is 32, where the count belongs
+PERIODS = 32
+NUMBERS = {word: str(number) for number, word in enumerate(WORDS["numbers"].split())}
+NUMBERS["none"] = "0"
+SPELLINGS = {
+    word[:at] + word[at + 1 :]: word
+    for word in WORDS["contractions"].split()
+    for at, sign in enumerate(word)
+    if sign == "'"
+} | {"somebody'd": "somebodyd"}  # the one entry that goes the other way
+
+
+def llava_med_text(text: str) -> str:
+    """Returns a text as LLaVA-Med compares it: lower case, marks removed if one of that kind has a
+    space beside it or a comma stands between digits, else turned into spaces; no periods but
+    decimal ones; number words as digits; no articles; contractions with their apostrophes."""
+    text = text.lower()
+    stripped, grouped = text, re.search(r"\d,\d", text) is not None
+    for mark in WORDS["marks"]:
+        loose = grouped or f"{mark} " in text or f" {mark}" in text
+        stripped = stripped.replace(mark, "" if loose else " ")
+    stripped = re.sub(r"\.(?!\d)", "", stripped, count=PERIODS)
+    found = (NUMBERS.get(word, word) for word in stripped.split())
+    return " ".join(SPELLINGS.get(word, word) for word in found if word not in ARTICLES)
+
+
+def llava_med_match(answer: str, reference: str) -> float:
+    """Returns 1 if the reference is a substring of an answer that holds "yes" or "no", else 0."""
+    given, wanted = llava_med_text(answer), llava_med_text(reference)
+    return float(("yes" in given or "no" in given) and wanted in given)
+
+
+def llava_med_recall(answer: str, reference: str) -> float:
+    """Returns tp / (tp + fn), where tp counts the shared words in the answer and fn the reference's
+    missing ones in the reference. Both are normalised twice, as in the original."""
+    given = Counter(llava_med_text(llava_med_text(answer)).split())
+    wanted = Counter(llava_med_text(llava_med_text(reference)).split())
+    found = sum(times for word, times in given.items() if word in wanted)
+    missing = sum(times for word, times in wanted.items() if word not in given)
+    return found / (found + missing) if found else 0.0

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.data.parquet import ParquetRows
-from rarl.evaluation.intervals import intervals95
 from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
 from rarl.files import replacing, write_text
+from rarl.intervals import intervals95
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
@@ -57,12 +57,12 @@ class OptionScores:
     @property
     def chosen_right(self) -> bool:
         """Whether the reference is the most likely."""
-        return max(range(len(self.logprobs)), key=self.logprobs.__getitem__) == self.correct
+        return self.logprobs.index(max(self.logprobs)) == self.correct
 
     @property
     def margin(self) -> float:
         """Nats by which the reference leads the best other option; negative if it does not."""
-        others = [one for place, one in enumerate(self.logprobs) if place != self.correct]
+        others = self.logprobs[: self.correct] + self.logprobs[self.correct + 1 :]
         return self.logprobs[self.correct] - max(others)
 
     @property
@@ -73,19 +73,17 @@ class OptionScores:
         return shares[self.correct] / sum(shares)
 
 
-def options_of(answer: str, options: Sequence[str] | None) -> list[str] | None:
-    """Returns the options that a question can be scored by: its own, or yes and no. None for open
-    questions."""
-    if options:
-        return list(options)
-    return ["yes", "no"] if is_yes_no(answer) else None
+def options_of(answer: str, options: Sequence[str] | None) -> list[str]:
+    """Returns the options that a question can be scored by: its own, or yes and no, or nothing if
+    it is open."""
+    return list(options or (["yes", "no"] if is_yes_no(answer) else []))
 
 
 def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
     """Returns the scores on disk by place. Raises UserError if the questions have changed."""
-    rows = [row for part in parts_of(folder) for row in pq.ParquetFile(part).read().to_pylist()]
     names = [one.name for one in fields(OptionScores)]
-    stored = [OptionScores(**{name: row[name] for name in names}) for row in rows]
+    tables = [pq.ParquetFile(part).read(columns=names) for part in parts_of(folder)]
+    stored = [OptionScores(**row) for table in tables for row in table.to_pylist()]
     places = exam.places_of([(one.id, one.question, one.answer) for one in stored], folder)
     return dict(zip(places, stored, strict=True))
 
@@ -117,9 +115,8 @@ def score_options(
         assert pool is not None, "scores are missing, and there is nobody to ask"
         for places, prepared in exam.batches(missing, QUESTIONS_PER_ACTOR * len(pool.actors)):
             new = score_batch(prepared, pool, key.model != "base")
-            rows = [
-                vars(one) | {"margin": one.margin, "probability": one.probability} for one in new
-            ]
+            told = [{"margin": one.margin, "probability": one.probability} for one in new]
+            rows = [vars(one) | more for one, more in zip(new, told, strict=True)]
             with replacing(part_path(folder, places[0])) as temporary:
                 pq.write_table(pa.Table.from_pylist(rows), temporary)
             scores |= zip(places, new, strict=True)
@@ -132,16 +129,14 @@ def score_batch(
     prepared: Sequence[PreparedExample], pool: SamplerPool, use_adapter: bool
 ) -> list[OptionScores]:
     """Returns the scores of questions that all have options."""
-    asked = [(one, options_of(one.example.answer, one.example.options) or []) for one in prepared]
-    requests = []
-    for one, options in asked:
+    requests, scores = [], []
+    asked = [(one.example, options_of(one.example.answer, one.example.options)) for one in prepared]
+    for one, (_, options) in zip(prepared, asked, strict=True):
         replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
         requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
-    scores = []
-    for (one, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
-        example = one.example
-        right = [same_words(option, example.answer) for option in options].index(True)
-        known = (example.id, example.image_id, example.question, example.answer)
+    for (its, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
+        right = [same_words(option, its.answer) for option in options].index(True)
+        known = (its.id, its.image_id, its.question, its.answer)
         scores.append(OptionScores(*known, options, logprobs, right))
     return scores
 

@@ -9,23 +9,24 @@ import os
 import platform
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from rarl.evaluation.intervals import Changes, changes_between, intervals95, summarise_changes
 from rarl.evaluation.measurements import Measurement, in_groups, questions_of, read_finished
-from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, measure
+from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, WORDS, measure
+from rarl.evaluation.paired import changes_between, summarise_changes
 from rarl.evaluation.self_consistency import Sampled, self_consistency
 from rarl.files import write_text
+from rarl.intervals import intervals95
 from rarl.samples import Sample
 
 BySeed = Mapping[int, Sequence[Sample]]
 GROUPS = ("all", "answer_type", "modality", "organ")
 UNKNOWN = "unknown"  # the group of what has no modality or organ, beside those that have
+COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 
 
 def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUPS) -> pd.DataFrame:
@@ -38,30 +39,21 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
     """
     rows, columns = [], []
     for (model, data), by_seed in replies.items():
-        seeds = [seed for seed, samples in by_seed.items() for _ in samples]
         samples = [one for own in by_seed.values() for one in own]
-        units = units_of(by_seed)
-        measured = [measure(one) for one in samples]
+        seeds = np.array([seed for seed, own in by_seed.items() for _ in own])
+        units = np.array([one.example.image_id for one in samples], dtype=object)
+        if not same_questions(by_seed):  # equal ids are then other images
+            units = np.array([f"{seed}/{its}" for seed, its in zip(seeds, units, strict=True)])
+        measured = pd.DataFrame([measure(one) for one in samples], columns=list(METRICS))
         for name in by:
-            groups = groups_of(samples, name)
-            metrics = list(METRICS) if name == "all" else ["accuracy"]
-            for metric, group in product(
-                metrics, sorted({one for one in groups if one is not None})
-            ):
-                known = [
-                    (seed, found[metric], unit)
-                    for seed, found, unit, its in zip(seeds, measured, units, groups, strict=True)
-                    if its == group and metric in found
-                ]
-                if known:
-                    values = [value for _, value, _ in known]
-                    own = {
-                        seed: mean_of(value for _, value, _ in part)
-                        for seed, part in groupby(known, key=itemgetter(0))
-                    }
+            groups = pd.Series(groups_of(samples, name), dtype=object)
+            for metric in METRICS if name == "all" else ["accuracy"]:
+                for group, known in measured[metric].dropna().groupby(groups):
+                    by_seed_here = known.groupby(seeds[known.index], sort=False)
+                    own = {seed: mean_of(part) for seed, part in by_seed_here}
                     key = (model, data, name, group, metric)
-                    rows.append((*key, len(known), mean_of(values), own))
-                    columns.append((values, [unit for _, _, unit in known]))
+                    rows.append((*key, len(known), mean_of(known), own))
+                    columns.append((known, units[known.index].tolist()))
     names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds", "low", "high"]
     whole = [(*row, *interval) for row, interval in zip(rows, intervals95(columns), strict=True)]
     return pd.DataFrame(whole, columns=names)
@@ -90,20 +82,9 @@ def same_questions(by_seed: BySeed) -> bool:
     return all(one == questions[0] for one in questions)
 
 
-def units_of(by_seed: BySeed) -> list[str]:
-    """Returns the bootstrap's unit for each reply: its image. If each seed has made its own data,
-    equal ids are other images."""
-    shared = same_questions(by_seed)
-    return [
-        one.example.image_id if shared else f"{seed}/{one.example.image_id}"
-        for seed, own in by_seed.items()
-        for one in own
-    ]
-
-
 def differences(
     pairs: Mapping[tuple[str, str, str], tuple[BySeed, BySeed]],
-    metrics: Sequence[Literal["accuracy", "reasoning"]] = ("accuracy", "reasoning"),
+    metrics: Sequence[str] = ("accuracy", "reasoning"),
 ) -> pd.DataFrame:
     """Returns one row for each difference: model, against, data, metric, n, points, low, high, won,
     lost, p. `points` is how far `model` is above `against`; see `Paired`.
@@ -111,8 +92,7 @@ def differences(
     `pairs` maps (model, against, data set) to the replies of `against` and of `model`. Only those
     seeds are compared in which both answered the same questions; without any there is no row.
     """
-    keys: list[tuple[str, ...]] = []
-    found: list[Changes] = []
+    found = {}
     for key, (before, after) in pairs.items():
         runs = {
             seed: (before[seed], after[seed])
@@ -124,12 +104,11 @@ def differences(
             grade = "correct" if metric == "accuracy" else metric
             changes = changes_between(list(runs.values()), grade, shared)
             if changes.values:
-                keys.append((*key, metric))
-                found.append(changes)
+                found[*key, metric] = changes
     names = ["model", "against", "data", "metric", "n", "points", "low", "high", "won", "lost", "p"]
     rows = [
         (*key, one.pairs, one.points, *one.ci95, one.won, one.lost, one.p)
-        for key, one in zip(keys, summarise_changes(found), strict=True)
+        for key, one in zip(found, summarise_changes(list(found.values())), strict=True)
     ]
     return pd.DataFrame(rows, columns=names)
 
@@ -172,12 +151,11 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
         "reasoning": metrics.get("reasoning"),
         "metrics": metrics,
     }
-    for name in ("answer_type", "modality", "organ"):
+    for name in GROUPS[1:]:
         groups = [row for row in table if row["by"] == name]
         if len(groups) > 1 or name == "answer_type":
-            summary[f"by_{name.removeprefix('answer_')}"] = {
-                row["group"]: in_summary(row, "accuracy") for row in groups
-            }
+            parts = {row["group"]: in_summary(row, "accuracy") for row in groups}
+            summary[f"by_{name.removeprefix('answer_')}"] = parts
     statuses = [one.verdict.status for one in samples if one.verdict is not None]
     if statuses:
         known = overall.get("judge_correctness")
@@ -260,11 +238,12 @@ def compare_lines(
     lead of the line titled `reference` over each. Data sets without a measurement are left out."""
     replies: dict[tuple[str, str], BySeed] = {}
     for data in data_sets:
-        models = {line.title: line.read("trained", data) for line in lines}
         for line in lines:
             if base := line.read("base", data):
                 replies.setdefault((f"base ({line.prompt})", data), base)
-        replies |= {(title, data): own for title, own in models.items() if own}
+        for line in lines:
+            if own := line.read("trained", data):
+                replies[line.title, data] = own
     pairs = {
         (reference, title, data): (own, replies[reference, data])
         for (title, data), own in replies.items()
@@ -273,126 +252,97 @@ def compare_lines(
     return results(replies, ("all",)), differences(pairs, ("accuracy",))
 
 
-# The metrics in a comparison's table, with their titles there.
-COLUMNS = {
-    "accuracy": "accuracy",
-    "closed": "closed",
-    "choice": "choice",
-    "open_exact": "open, exact",
-    "open_f1": "open, F1",
-    "reasoning": "reasoning",
-    "judge_correctness": "judge: correctness",
-    "judge_explanation": "judge: explanation",
-    "format": "well formed",
-    "completion_tokens": "tokens",
-}
-ABOUT = (
-    "Greedy answers in %; seeds pooled, as far as they are in the column of the seeds (accuracy / "
-    "reasoning). Brackets are 95 % bootstrap intervals over images, which leave out what other "
-    "seeds would have given: see that column. `base` is the model before training, asked with the "
-    "prompt in brackets. Accuracy is exact, over all types of question; closed, choice and open "
-    "ones stand beside it. `reasoning` is the reward of that name (docs/rewards.md), which an "
-    "answer alone does not have. The last three columns are paired by question: the lead in "
-    "accuracy, the questions won and lost, and McNemar's exact p."
-)
-Row = dict[Hashable, Any]  # of `results` or `differences`
-
-
 def write_tables(out: Path, command: str, means: pd.DataFrame, leads: pd.DataFrame) -> None:
-    """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`."""
-    rows, ahead = means.to_dict("records"), leads.to_dict("records")
-    text = ["# Results", "", f"`{command}`, {machine()}.", "", ABOUT]
-    for data in dict.fromkeys(row["data"] for row in rows):
-        own, lead = ([row for row in side if row["data"] == data] for side in (rows, ahead))
+    """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`, from what
+    `compare_lines` returns; they were made by `command`."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    machine = f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
+    text = ["# Results", "", f"`{command}`, {machine}.", "", WORDS["about"]]
+    for data in means["data"].unique():
+        own, lead = (side[side["data"] == data] for side in (means, leads))
         table = comparison_table(own, lead).to_markdown(index=False, disable_numparse=True)
         text += ["", f"## {data}", "", table]
     write_text(out / "results.md", "\n".join(text) + "\n")
-    write_text(out / "results.csv", to_csv(rows, ahead))
-    write_text(out / "results.tex", to_latex(rows))
+    write_text(out / "results.csv", to_csv(means, leads))
+    write_text(out / "results.tex", to_latex(means))
 
 
-def shown(row: Row | None, form: str = "{:.1f} [{:.1f}, {:.1f}]", missing: str = "–") -> str:
-    """Returns mean and interval in per cent, or in tokens."""
-    if row is None:
-        return missing
-    scale = 1.0 if row["metric"] == "completion_tokens" else 100.0
-    return form.format(*(scale * row[name] for name in ("mean", "low", "high")))
+def shown(means: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows that a comparison shows, in per cent but for the tokens, with the titles of
+    their metrics."""
+    rows = means[means["metric"].isin(COLUMNS.keys())].copy()
+    scale = np.where(rows["metric"] == "completion_tokens", 1.0, 100.0)
+    for name in ("mean", "low", "high"):
+        rows[name] *= scale
+    return rows.assign(metric=rows["metric"].map(COLUMNS))
 
 
-def comparison_table(rows: list[Row], leads: list[Row]) -> pd.DataFrame:
+def texts(rows: pd.DataFrame, form: str) -> list[str]:
+    """Returns mean and interval of each row in a form such as "{:.1f} [{:.1f}, {:.1f}]"."""
+    columns = (rows[name] for name in ("mean", "low", "high"))
+    return [form.format(*numbers) for numbers in zip(*columns, strict=True)]
+
+
+def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
     """Returns one data set's table as text: a line for each model, a column for each metric that
     any has. `leads` are those of the reference model."""
-    cells = {(row["model"], row["metric"]): row for row in rows}
-    models = list(dict.fromkeys(model for model, _ in cells))
-    metrics = [name for name in COLUMNS if any((model, name) in cells for model in models)]
-    table = []
-    for model in models:
-        accuracy, reasoning = cells[model, "accuracy"], cells.get((model, "reasoning"))
+    rows = shown(means)
+    rows["text"] = texts(rows, "{:.1f} [{:.1f}, {:.1f}]")
+    table = rows.pivot(index="model", columns="metric", values="text").fillna("–")
+    table = table[[title for title in COLUMNS.values() if title in table]]
+    accuracy, reasoning = (
+        means[means["metric"] == metric].set_index("model") for metric in ("accuracy", "reasoning")
+    )
+    table = table.loc[accuracy.index]
+    table.insert(0, "n", accuracy["n"].astype(str))
+    for model, by_seed in accuracy["seeds"].items():
+        further = reasoning["seeds"].get(model, {})
         seeds = [
-            f"{seed}: {100 * mean:.1f}"
-            + (f" / {100 * reasoning['seeds'][seed]:.1f}" if reasoning else "")
-            for seed, mean in accuracy["seeds"].items()
+            f"{seed}: {100 * mean:.1f}" + (f" / {100 * further[seed]:.1f}" if further else "")
+            for seed, mean in by_seed.items()
         ]
-        line = {"": model, "n": str(accuracy["n"])}
-        line |= {COLUMNS[name]: shown(cells.get((model, name))) for name in metrics}
-        line["by seed"] = "; ".join(seeds)
-        for lead in leads:
-            found = lead["against"] == model
-            points, low, high = (lead[name] for name in ("points", "low", "high"))
-            p = f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001"
-            name = f"{lead['model']} − this"
-            if found or name not in line:
-                line[name] = f"{points:+.1f} [{low:+.1f}, {high:+.1f}]" if found else ""
-                line["won / lost"] = f"{lead['won']} / {lead['lost']}" if found else ""
-                line["p"] = p if found else ""
-        table.append(line)
-    return pd.DataFrame(table)
+        table.loc[model, "by seed"] = "; ".join(seeds)
+    for _, lead in leads.iterrows():
+        points, low, high = lead[["points", "low", "high"]]
+        cells = (
+            f"{points:+.1f} [{low:+.1f}, {high:+.1f}]",
+            f"{lead['won']} / {lead['lost']}",
+            f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001",
+        )
+        table.loc[lead["against"], [f"{lead['model']} − this", "won / lost", "p"]] = cells
+    return table.fillna("").rename_axis(index="", columns=None).reset_index()
 
 
-def to_csv(rows: list[Row], leads: list[Row]) -> str:
+def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
     """Returns one line for each number: data set, model, metric, n, mean and interval."""
-    table = []
-    for row in rows:
-        if row["metric"] in COLUMNS:
-            scale = 1.0 if row["metric"] == "completion_tokens" else 100.0
-            numbers = [round(scale * row[name], 4) for name in ("mean", "low", "high")]
-            table.append([row["data"], row["model"], COLUMNS[row["metric"]], row["n"], *numbers])
-    for row in leads:
-        numbers = [round(row[name], 4) for name in ("points", "low", "high")]
-        key = [row["data"], row["against"], f"{row['model']} - this", row["n"]]
-        table.append([*key, *numbers, row["won"], row["lost"], f"{row['p']:.4g}"])
-    names = ["data_set", "model", "metric", "n", "mean", "low95", "high95", "won", "lost", "p"]
-    frame = pd.DataFrame(table, columns=names if leads else names[:7])
-    whole = {name: "Int64" for name in ("won", "lost") if leads}
-    return str(frame.astype(whole).to_csv(index=False, lineterminator="\n"))
+    ahead = leads.assign(metric=leads["model"] + " - this", model=leads["against"])
+    ahead["p"] = [f"{p:.4g}" for p in leads["p"]]
+    table = pd.concat([shown(means), ahead.rename(columns={"points": "mean"})])
+    names = {"data": "data_set", "model": "model", "metric": "metric", "n": "n", "mean": "mean"}
+    names |= {"low": "low95", "high": "high95"}
+    if len(leads):
+        names |= {name: name for name in ("won", "lost", "p")}
+        table = table.astype({"won": "Int64", "lost": "Int64"})
+    table = table[list(names)].rename(columns=names).round(4)
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
-def to_latex(rows: list[Row]) -> str:
+def to_latex(means: pd.DataFrame) -> str:
     """Returns one table: accuracy and reasoning with their intervals, a pair of columns for each
     data set (booktabs)."""
-    form = "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}"
-    cells = {(row["data"], row["metric"], row["model"]): row for row in rows}
-    models = list(dict.fromkeys(model for _, _, model in cells))
-    columns = {
-        (escape(data), metric): [
-            shown(cells.get((data, metric, model)), form, "--") for model in models
-        ]
-        for data in dict.fromkeys(data for data, _, _ in cells)
-        for metric in ("accuracy", "reasoning")
-    }
-    frame = pd.DataFrame(columns, index=[escape(model) for model in models])
+    rows = shown(means)
+    rows["text"] = texts(rows, "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}")
+    columns = [(data, one) for data in means["data"].unique() for one in ("accuracy", "reasoning")]
+    table = rows.pivot(index="model", columns=["data", "metric"], values="text")
+    table = table.reindex(index=means["model"].unique(), columns=columns).fillna("--")
+    table = table.rename(index=escape, columns=escape, level=0).rename_axis((None, None), axis=1)
     form = "l" + "r" * len(columns)
-    return str(frame.to_latex(column_format=form, multicolumn_format="c", escape=False))
+    table = table.rename_axis(None)
+    return str(table.to_latex(column_format=form, multicolumn_format="c", escape=False))
 
 
 def escape(text: str) -> str:
     """Returns a text for LaTeX."""
     return "".join(f"\\{char}" if char in "&%$#_{}" else char for char in text)
-
-
-def machine() -> str:
-    """Returns what the figures were made on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"

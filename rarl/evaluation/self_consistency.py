@@ -3,9 +3,9 @@ tells when to abstain (self-consistency; Wang et al. 2023)."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from rarl.replies.grading import is_correct, same_answer
 
@@ -60,10 +60,9 @@ class SelfConsistency:
 def self_consistency(questions: Sequence[Sampled]) -> SelfConsistency:
     """Raises ValueError for no questions, and for one without any replies."""
     votes = tuple(vote(question) for question in questions)
-    curve = abstention([one.agreement for one in votes], [one.correct for one in votes])
-    accuracy = sum(one.correct for one in votes) / len(votes)
-    agreement = sum(one.agreement for one in votes) / len(votes)
-    return SelfConsistency(len(votes), accuracy, agreement, curve, votes)
+    agreement, correct = [one.agreement for one in votes], [one.correct for one in votes]
+    curve, n = abstention(agreement, correct), len(votes)
+    return SelfConsistency(n, sum(correct) / n, sum(agreement) / n, curve, votes)
 
 
 def vote(question: Sampled) -> Vote:
@@ -71,16 +70,17 @@ def vote(question: Sampled) -> Vote:
     if not question.answers:
         raise ValueError("a question without replies has no majority")
     groups: list[list[str]] = []
+    reference, options = question.reference, question.options
     for answer in (one for one in question.answers if one is not None):
         for group in groups:
-            if same_answer(group[0], answer, question.reference, question.options):
+            if same_answer(group[0], answer, reference, options):
                 group.append(answer)
                 break
         else:
             groups.append([answer])
     largest = max(groups, key=len, default=[])  # the first of the largest
     chosen = largest[0] if largest else None
-    correct = is_correct(chosen, question.reference, question.options)
+    correct = is_correct(chosen, reference, options)
     return Vote(chosen, len(largest) / len(question.answers), correct)
 
 
@@ -90,12 +90,13 @@ def abstention(agreement: Sequence[float], correct: Sequence[bool]) -> Abstentio
     expectation over all orders. Raises ValueError for no questions."""
     if not correct:
         raise ValueError("no questions to answer")
+    by_agreement: dict[float, list[bool]] = defaultdict(list)
+    for level, hit in zip(agreement, correct, strict=True):
+        by_agreement[level].append(hit)
     # the expected accuracy of the m questions with the highest agreement, for m = 1 … n
     accuracy: list[float] = []
     right = 0.0
-    ordered = sorted(zip(agreement, correct, strict=True), key=lambda pair: -pair[0])
-    for _, tied in groupby(ordered, key=lambda pair: pair[0]):
-        hits = [hit for _, hit in tied]
+    for _, hits in sorted(by_agreement.items(), reverse=True):
         before, total = len(accuracy), sum(hits)
         for place in range(1, len(hits) + 1):
             accuracy.append((right + total * place / len(hits)) / (before + place))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter
 
-from rarl.evaluation.intervals import interval95
+from rarl.intervals import interval95
 
 MISSING = "not measured"
 

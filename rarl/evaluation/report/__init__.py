@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,7 +21,6 @@ from rarl.evaluation.results import BySeed, differences, results
 from rarl.files import write_text
 
 HERE = Path(__file__).parent
-METHODS = {"grpo": "reinforcement learning (GRPO)", "sft": "supervised fine-tuning"}
 
 
 @dataclass(frozen=True)
@@ -100,93 +98,27 @@ def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart
     """Draws the means of one data set."""
     colours, charts = colours_of(report), []
     for metric, what in (("accuracy", "accuracy"), ("reasoning", "reasoning score")):
-        rows = []
-        for model in report.models:
-            if found := numbers.mean(model.name, data, metric):
-                colour = GREY if model.is_base else colours[model.name]
-                rows.append((model.name, found.mean, found.low, found.high, colour))
+        measured = [(model, numbers.mean(model.name, data, metric)) for model in report.models]
+        rows = [
+            (
+                model.name,
+                one.mean,
+                one.low,
+                one.high,
+                GREY if model.is_base else colours[model.name],
+            )
+            for model, one in measured
+            if one
+        ]
         if rows:
             charts.append(dot_chart(f"{data}: {what}", rows))
     return charts
-
-
-def headline(report: Report) -> str:
-    """Returns what the report is about."""
-    trained = [model for model in report.models if not model.is_base]
-    if not trained:
-        return f"{report.folder.name}: the base model, before training"
-    if not report.is_comparison:
-        return f"{report.folder.name}: before and after training"
-    if len(trained) == 1:
-        return f"{trained[0].name} beside its base"
-    return f"{len(trained)} ways of training, compared"
-
-
-def verdict(report: Report, numbers: Numbers, data: str) -> str:
-    """Returns what the numbers of one data set come to, in plain words: the first thing that a
-    reader sees. Nothing if the best model was not measured there."""
-    best = report.best
-    accuracy, reasoning = (numbers.mean(best.name, data, one) for one in ("accuracy", "reasoning"))
-    if accuracy is None:
-        return ""
-    who = "the model" if not report.is_comparison or best.is_base else best.name
-    right = f"On {data}, {who} answers {accuracy.mean:.1f} % of the questions right"
-    gain, change = (numbers.gain(best.name, data, one) for one in ("accuracy", "reasoning"))
-    if gain is None:
-        return right + "."
-    clear = {1: "a clear gain", 0: "no clear change", -1: "a clear loss"}[gain.sign]
-    parts = [f"{right}, {in_words(gain)} against its base: {clear}."]
-    if reasoning and change:
-        verb = {1: "rises", -1: "falls"}.get(change.sign)
-        parts.append(
-            f"Its reasoning score {verb} by {abs(change.mean):.1f} points to {reasoning.mean:.1f}."
-            if verb
-            else f"Its reasoning score does not clearly change ({signed(change.mean)} points)."
-        )
-    others = {
-        model.name: (found.mean, lead)
-        for model in report.models
-        if (found := numbers.mean(model.name, data))
-        and (lead := numbers.gain(best.name, data, against=model.name))
-    }
-    if others:
-        following, (_, lead) = max(others.items(), key=lambda other: other[1][0])
-        apart = {1: "clearly ahead of", 0: "not clearly apart from", -1: "clearly behind"}
-        parts.append(f"It is {apart[lead.sign]} {following}: {in_words(lead)}.")
-    return " ".join(parts)
-
-
-def in_words(change: Measure) -> str:
-    """Returns a difference with its interval."""
-    low, high = signed(change.low), signed(change.high)
-    return f"{signed(change.mean)} points (95 % interval {low} to {high})"
 
 
 def signed(value: float) -> str:
     """Returns a number with a minus sign, not a hyphen, and no sign before zero."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def facts(report: Report) -> list[tuple[str, str]]:
-    """Returns what a reader wants to know before the numbers."""
-    runs = report.runs
-
-    def listed(values: list[Any]) -> str:
-        return ", ".join(dict.fromkeys(map(str, values)))
-
-    found = [
-        ("Model", listed([run.config.model.path for run in runs])),
-        ("Method", listed([METHODS.get(run.config.method, run.config.method) for run in runs])),
-        ("Seeds", listed(sorted(run.seed for run in runs))),
-        ("Steps", listed([run.config.train.steps for run in runs])),
-    ]
-    summaries = [run.summary for run in runs if run.summary]
-    seconds = [one["seconds"]["train"] for one in summaries if "seconds" in one]
-    if seconds:
-        each = "" if len(seconds) == 1 else f" in {len(seconds)} runs"
-        found.append(("Training time", f"{sum(seconds) / 60:.1f} min{each}"))
-    return found
 
 
 def write_report(folder: Path) -> Path:
@@ -199,8 +131,8 @@ def write_report(folder: Path) -> Path:
 
 
 def render(report: Report) -> str:
-    """Returns the page. Jinja escapes all values but those marked here, which are our own files,
-    charts, and JSON made safe for HTML."""
+    """Returns the page; its words are in the template. Jinja escapes all values but those marked
+    here, which are our own files, charts, and JSON made safe for HTML."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -213,22 +145,18 @@ def render(report: Report) -> str:
     script, style = (
         (HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
     )
-    first = {run.name: run for run in reversed(report.runs)}  # of each model, the first seed
+    # of each model, the first seed
+    first = sorted({run.name: run for run in reversed(report.runs)}.items())
     # The only script that the page lets run: whatever a reply smuggles in does not.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("template.html.jinja").render(
         report=report,
-        headline=headline(report),
-        verdict=[told for data in report.data_sets if (told := verdict(report, numbers, data))],
         numbers=numbers,
         colours=colours_of(report),
         comparison={one: comparison_charts(report, numbers, one) for one in report.data_sets},
         curves=curves(report),
         cards=data_cards(report),
-        configurations=[
-            (run.path.name, dump_config(run.config)) for _, run in sorted(first.items())
-        ],
-        facts=facts(report),
+        configurations=[(run.path.name, dump_config(run.config)) for _, run in first],
         examples=examples,
         data=Markup(safe_json(examples)),
         script=Markup(script),

@@ -88,20 +88,18 @@ def curves(report: Report) -> list[Chart]:
     parts.sort(key="reward/mean".__ne__)  # the sum comes first
     charts: list[Chart | None] = []
     if len(runs) == 1 and parts:
-        metrics = metrics_of(runs)
-        titles = [one.removeprefix("reward/").replace("mean", "sum, weighted") for one in parts]
-        lines = [
-            Line(title, COLOURS[place % len(COLOURS)], metrics[key])
-            for place, (title, key) in enumerate(zip(titles, parts, strict=True))
-        ]
+        metrics, lines = metrics_of(runs), []
+        for place, key in enumerate(parts):
+            title = key.removeprefix("reward/").replace("mean", "sum, weighted")
+            lines.append(Line(title, COLOURS[place % len(COLOURS)], metrics[key]))
         charts.append(line_chart("Reward and its parts", SMOOTHED, lines))
         title, note = "Accuracy while training", "Of sampled replies."
         charts.append(metric_chart(runs, colours, "reward/accuracy", title, note))
-    elif parts:
-        # The sum has no chart: it is weighted otherwise in every model.
-        for key in (one for one in parts if one != "reward/mean"):
-            title, note = f"Reward: {key.removeprefix('reward/')}", "Of sampled replies, by model."
-            charts.append(metric_chart(runs, colours, key, title, note))
+        parts = []
+    # The sum has no chart of its own: it is weighted otherwise in every model.
+    for key in (one for one in parts if one != "reward/mean"):
+        title, note = f"Reward: {key.removeprefix('reward/')}", "Of sampled replies, by model."
+        charts.append(metric_chart(runs, colours, key, title, note))
     for key, title, note, methods in CURVES:
         own = [run for run in runs if run.config.method in methods]
         charts.append(metric_chart(own, colours, key, title, note))
@@ -136,9 +134,9 @@ def line_chart(
     a legend."""
     with drawing(4.4, 2.35) as (axes, as_svg):
         if log:
-            known = pd.concat([line.values[line.values > 0] for line in lines])
+            positive = pd.concat([line.values[line.values > 0] for line in lines])
             # else a logarithmic axis would have one tick
-            decades = bool(len(known) and known.max() >= 30 * known.min())
+            decades = bool(len(positive) and positive.max() >= 30 * positive.min())
             axes.set_yscale("log" if decades else "linear")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
         told = []
@@ -146,13 +144,11 @@ def line_chart(
             values = line.values.where(line.values > 0) if log else line.values
             smoothed = values.rolling(SMOOTHING, min_periods=1).mean()
             faint, strong = {"alpha": 0.25, "linewidth": 0.8}, {"linewidth": 1.7}
-            for drawn, style in ((values, faint), (smoothed, strong)):
-                axes.plot(*decimate(drawn), color=line.colour, **style)
-            known = line.values.dropna()
-            first_to_last = "no values"
-            if len(known):
-                first_to_last = f"from {known.iloc[0]:.3g} to {known.iloc[-1]:.3g}"
-            told.append(f"{line.label}: {first_to_last}.")
+            axes.plot(*decimate(values), color=line.colour, **faint)
+            axes.plot(*decimate(smoothed), color=line.colour, **strong)
+            known = line.values.dropna().tolist()
+            course = f"from {known[0]:.3g} to {known[-1]:.3g}" if known else "no values"
+            told.append(f"{line.label}: {course}.")
         axes.set_xlabel("step")
         axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
         axes.margins(x=0.01)

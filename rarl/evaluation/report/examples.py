@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -54,10 +54,8 @@ def all_questions(report: Report) -> list[Asked]:
         for data_set in report.data_sets:
             replies = model.replies.get(data_set, {}).get(report.example_seed, [])
             for question, reply in zip(questions_of(replies), replies, strict=True):
-                one = found.setdefault(
-                    (data_set, *question), Asked(data_set, [None] * len(report.models))
-                )
-                one.replies[position] = reply
+                new = Asked(data_set, [None] * len(report.models))
+                found.setdefault((data_set, *question), new).replies[position] = reply
     return sorted(found.values(), key=lambda one: report.data_sets.index(one.data_set))  # stable
 
 
@@ -78,13 +76,18 @@ def choose(report: Report, questions: list[Asked], most: int = MOST_EXAMPLES) ->
 
 def examples_json(report: Report) -> dict[str, Any]:
     """Returns what the page's script reads: models, pictures by key, examples, and how many there
-    would have been."""
+    would have been. Texts are cut so that all together keep within `TEXT_BUDGET`."""
     questions = all_questions(report)
     chosen = choose(report, questions)
     pairs = dict.fromkeys((one.data_set, one.example.image_id) for one in chosen)
     # one key for each picture, however many questions are about it
     pictures = {pair: str(number) for number, pair in enumerate(pairs)}
-    longest = text_limit(reply for one in chosen for reply in one.replies if reply)
+    replies = [reply for one in chosen for reply in one.replies if reply]
+    lengths = [len(one.rollout.text) for one in replies]
+    lengths += [len(one.verdict.reason) for one in replies if one.verdict]
+    longest = LONGEST_TEXT
+    while longest > 100 and sum(min(length, longest) for length in lengths) > TEXT_BUDGET:
+        longest = longest * 3 // 4
     shown = {one.data_set for one in chosen}
     return {
         "models": [model.name for model in report.models],
@@ -149,8 +152,9 @@ def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str
         if source is not None:
             rows = {image_id: row for row, image_id in enumerate(source.column("image_id"))}
             wanted = {rows[i]: key for (d, i), key in keys.items() if d == data_set and i in rows}
-            for row, encoded in read_images(source, list(wanted)):
-                if url := thumbnail(encoded):
+            # ascending and one at a time: row groups of photographs are large
+            for row in sorted(wanted):
+                if url := thumbnail(source.read([row])[0].image):
                     embedded[wanted[row]] = url
     return embedded
 
@@ -159,23 +163,9 @@ def open_rows(report: Report, data_set: str) -> ParquetRows | None:
     """Returns the measured data of the examples' seed, if they are still to be found."""
     for run in report.runs:
         if run.seed == report.example_seed and (data_set in run.base or data_set in run.trained):
-            try:
+            with suppress(UserError):
                 return ParquetRows(run.data_path(f"data.eval.{data_set}", run.source(data_set)))
-            except UserError:
-                continue
     return None
-
-
-def read_images(rows: ParquetRows, wanted: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """Yields row number and encoded picture, with one row group in memory at a time: photographs
-    are large."""
-    numbers = set(wanted)
-    for (file, group), start, end in zip(rows.groups, rows.starts, rows.starts[1:], strict=False):
-        here = [number for number in range(start, end) if number in numbers]
-        if here:
-            column = rows.files[file].read_row_group(group, columns=["image"])["image"]
-            for number in here:
-                yield number, column[number - start].as_py()
 
 
 def thumbnail(encoded: bytes) -> str | None:
@@ -189,17 +179,6 @@ def thumbnail(encoded: bytes) -> str | None:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def text_limit(replies: Iterable[Sample]) -> int:
-    """Returns the most characters of one text, so that all together keep within `TEXT_BUDGET`."""
-    lengths = []
-    for one in replies:
-        lengths += [len(one.rollout.text), len(one.verdict.reason) if one.verdict else 0]
-    limit = LONGEST_TEXT
-    while limit > 100 and sum(min(length, limit) for length in lengths) > TEXT_BUDGET:
-        limit = limit * 3 // 4
-    return limit
 
 
 def shorten(text: str, longest: int) -> str:

@@ -3,13 +3,14 @@ metrics, notes, and what the data sets hold."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
@@ -86,8 +87,7 @@ class Model:
         return mean_of(one.rewards["correct"] or 0.0 for own in everything for one in own)
 
 
-@dataclass(frozen=True)
-class JudgeCard:
+class JudgeCard(BaseModel):
     """What the examination of the judge came to."""
 
     fit: bool
@@ -124,10 +124,8 @@ def gather(folder: Path) -> Report:
     there is no measurement in it."""
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder; name a run directory, or a folder of run directories "
-            "NAME-SEED"
-        )
+        wanted = "name a run directory, or a folder of run directories NAME-SEED"
+        raise UserError(f"{folder}: no such folder; {wanted}")
     is_comparison = not RunDir(folder).config.is_file()
     paths = sorted(p.parent for p in folder.glob("*/config.yaml")) if is_comparison else [folder]
     if not paths:
@@ -136,13 +134,12 @@ def gather(folder: Path) -> Report:
             "run directories NAME-SEED; make one with `rarl train CONFIG`"
         )
     found = [read_run(path, is_comparison) for path in paths]
-    runs = [run for run in found if run.base or run.trained]
+    runs = sorted(
+        (run for run in found if run.base or run.trained), key=lambda run: (run.name, run.seed)
+    )
     if not runs:
-        raise UserError(
-            f"{folder}: no measurement in evaluation/ yet; finish the run (`rarl train` continues "
-            "it)"
-        )
-    runs.sort(key=lambda run: (run.name, run.seed))
+        advice = "finish the run (`rarl train` continues it)"
+        raise UserError(f"{folder}: no measurement in evaluation/ yet; {advice}")
     data_sets = list(dict.fromkeys(name for run in runs for name in (*run.base, *run.trained)))
     models, judge = models_of(runs, is_comparison), read_judge_card(folder)
     return Report(folder, is_comparison, runs, models, data_sets, notes_on(found), judge)
@@ -202,10 +199,8 @@ def notes_on(found: list[Run]) -> list[str]:
     for run in found:
         missing = [name for name in run.config.data.eval if name not in run.trained]
         if not run.trained:
-            notes.append(
-                f"{run.path.name}: not trained and measured to the end, so only its base model is "
-                "shown."
-            )
+            what = "not trained and measured to the end, so only its base model is shown"
+            notes.append(f"{run.path.name}: {what}.")
         elif missing:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
     return notes
@@ -216,9 +211,8 @@ def read_judge_card(folder: Path) -> JudgeCard | None:
     for path in (folder / name for name in JUDGE_CARDS):
         if path.is_file():
             try:
-                card = json.loads(path.read_text(encoding="utf-8"))
-                return JudgeCard(bool(card["fit"]), [str(line) for line in card["failures"]])
-            except (ValueError, KeyError, TypeError):
+                return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
+            except ValueError:
                 raise UserError(
                     f"{path}: not a judge card (a JSON object with 'fit' and 'failures')"
                 ) from None
