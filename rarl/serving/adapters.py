@@ -70,16 +70,13 @@ class AdapterFolder:
         folder = self.peft_folder(name)
         if folder is None or self.path is None:
             shown = f"'{name}'" if NAME.fullmatch(name) else "of this name"
-            message = f"there is no model {shown}; GET /v1/models lists those that there are"
-            raise Refusal(404, "model_not_found", message, "model")
+            raise Refusal("model_not_found", "model", shown=shown)
         try:
             digest, rank = identity(folder, stamp(folder))
         except (OSError, ValueError, KeyError, TypeError):
-            message = f"adapter '{name}' is not a complete PEFT folder now"
-            raise Refusal(409, "adapter_unreadable", message) from None
+            raise Refusal("adapter_unreadable", name=name) from None
         if rank > self.max_rank:
-            message = f"adapter '{name}' has rank {rank}; this server takes {self.max_rank}"
-            raise Refusal(409, "adapter_too_large", message)
+            raise Refusal("adapter_too_large", name=name, rank=rank, most=self.max_rank)
         run = self.path / name
         is_run = (run / "config.yaml").is_file()
         return Adapter(name, folder, f"{name}@{digest}", run if is_run else None)

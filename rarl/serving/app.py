@@ -28,7 +28,7 @@ from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
 from rarl.serving.asking import Engines, answer
-from rarl.serving.guard import FAILED, Guard, Metrics, read_cluster_metrics
+from rarl.serving.guard import Guard, Metrics, read_cluster_metrics
 from rarl.serving.images import decode, png, read_bytes
 from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
 from rarl.serving.settings import (
@@ -52,11 +52,7 @@ DEPLOYMENT: dict[str, Any] = {
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
-ROUTE_ERRORS = {
-    404: ("unknown_route", "there is no such route"),
-    405: ("method_not_allowed", "this route takes another method"),
-}
-NOT_READY = Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5)
+ROUTE_ERRORS = {404: "unknown_route", 405: "wrong_method"}
 routes = APIRouter()
 
 
@@ -161,7 +157,7 @@ async def ready(engines: Service) -> Response:
     try:
         await asyncio.wait_for(engines.handle.check_health.remote(), READY_SECONDS)
     except Exception:  # whatever the reason is: there is no engine that could answer now
-        return NOT_READY.response()
+        return Refusal("not_ready").response()
     return JSONResponse({"status": "ready"})
 
 
@@ -186,9 +182,10 @@ async def refuse(request: Request, error: Exception) -> Response:
     """Every error in the form of a Refusal. Starlette raises an unexpected one again behind this
     reply, and the guard logs its kind."""
     if isinstance(error, HTTPException):
-        code, message = ROUTE_ERRORS.get(error.status_code, ("invalid_request", "it is wrong"))
-        error = Refusal(error.status_code, code, message)
-    return (error if isinstance(error, Refusal) else FAILED).response()
+        refusal = Refusal(ROUTE_ERRORS.get(error.status_code, "invalid_request"))
+        refusal.status = error.status_code
+        return refusal.response()
+    return (error if isinstance(error, Refusal) else Refusal("internal_error")).response()
 
 
 def build_api(engines: Engines, key: ApiKey | None, metrics: Metrics) -> ASGIApp:

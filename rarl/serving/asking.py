@@ -32,7 +32,7 @@ from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
 from rarl.serving.images import data_url, decode, read_bytes
-from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts, invalid
+from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts
 from rarl.serving.settings import ServiceConfig
 
 # A replica may die, or an adapter be replaced, between our looking it up and the engine's.
@@ -100,8 +100,7 @@ class Engines:
             own = run.prompts.model_copy(update={"templates": str(kept)} if kept.is_file() else {})
             family = evaluation_prompts(own).families[own.eval]
         except UserError:
-            message = f"adapter '{adapter.name}': its run's config.yaml cannot be read"
-            raise Refusal(409, "adapter_unreadable", message) from None
+            raise Refusal("run_unreadable", name=adapter.name) from None
         bounds = [one for one in (run.data.max_pixels, self.config.max_pixels) if one is not None]
         return family, min(bounds, default=None)
 
@@ -120,16 +119,18 @@ class Engines:
         """Yields as `ask` does. Raises Refusal."""
         limits = self.config.limits
         if request.n > limits.replies:
-            raise invalid("n", f"at most {limits.replies} replies to one request")
+            reason = f"at most {limits.replies} replies to one request"
+            raise Refusal("invalid_value", "n", reason=reason)
         model = self.model(request.model)
         tokens = request.max_completion_tokens or request.max_tokens or limits.completion_tokens
         if tokens > limits.completion_tokens:
-            raise invalid("max_tokens", f"at most {limits.completion_tokens} tokens in one reply")
+            reason = f"at most {limits.completion_tokens} tokens in one reply"
+            raise Refusal("invalid_value", "max_tokens", reason=reason)
         parts = [part for message in request.messages for part in message.content]
         check_texts([part.text for part in parts if part.text is not None], limits, "messages")
         images = [part.image_url for part in parts if part.image_url is not None]
         if len(images) > 1:
-            raise Refusal(400, "too_many_images", "messages: one image in one request", "messages")
+            raise Refusal("too_many_images", "messages")
         for image in images:
             image.url = await self.image(image.url, model.max_pixels, "image_url")
             image.detail = None
@@ -151,10 +152,9 @@ class Engines:
                     yield item
                 return
             except RayActorError:
-                refusal = refusal_of({"code": "engine_died"}, model)
+                refusal = Refusal("engine_died")
             except RayError:
-                message = "the engine failed to answer this request"
-                raise Refusal(500, "engine_failed", message) from None
+                raise Refusal("engine_failed") from None
             except Refusal as raised:
                 refusal = raised
             is_lasting = refusal.code not in ("engine_died", "adapter_replaced")
@@ -180,16 +180,13 @@ class Engines:
 
 def refusal_of(error: dict[str, Any], model: Model) -> Refusal:
     """Returns what an engine's {status, code, message} is to the client."""
-    code = error["code"]
-    if code == "engine_died":
-        return Refusal(503, code, "the engine stopped; send it again", retry_after=5)
-    if code == "adapter_replaced":
-        return Refusal(409, code, f"adapter '{model.name}' keeps being replaced")
+    if error["code"] != "engine_refused":  # it died, or the adapter was replaced
+        return Refusal(error["code"], name=model.name)
     if error["status"] == 409:
-        message = "the engine cannot load this adapter; is it for this base model?"
-        return Refusal(409, "adapter_unusable", message)
-    status = error["status"] if 400 <= error["status"] < 500 else 500
-    return Refusal(status, code, error["message"][:300])
+        return Refusal("adapter_unusable")
+    refusal = Refusal("engine_refused", reason=error["message"][:300])
+    refusal.status = error["status"] if 400 <= error["status"] < 500 else 500
+    return refusal
 
 
 def renamed_line(line: str, model: Model) -> str:
@@ -235,7 +232,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     config, limits = engines.config, engines.config.limits
     samples = request.samples or config.samples
     if samples > limits.replies:
-        raise invalid("samples", f"at most {limits.replies}")
+        raise Refusal("invalid_value", "samples", reason=f"at most {limits.replies}")
     texts = [request.question, *(request.options or []), request.reference or ""]
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
@@ -293,8 +290,7 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
             if text and text != "[DONE]":
                 line: dict[str, Any] = json.loads(text)
                 if "error" in line:
-                    message = "the engine failed in the middle of its reply"
-                    raise Refusal(500, "engine_failed", message)
+                    raise Refusal("engine_failed_midway")
                 yield line
 
 
@@ -307,11 +303,7 @@ def read_answer(
     answers = [one.answer or None for one in parsed]
     voted = vote(Sampled(answers, question.reference, question.options))
     if voted.answer is None:
-        message = (
-            f"none of {len(replies)} replies of '{model.name}' holds an <answer>; "
-            "ask for more samples, ask otherwise, or choose another adapter"
-        )
-        raise Refusal(422, "no_answer", message)
+        raise Refusal("no_answer", number=len(replies), name=model.name)
     chosen = next(
         index
         for index, given in enumerate(answers)
