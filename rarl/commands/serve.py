@@ -22,6 +22,7 @@ from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, re
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 
+Say = Callable[[str], None]
 ENGINES = Path(settings.__file__).with_name("engines.yaml")
 RANKS = (16, 32, 64, 128, 256)  # maxima that vLLM accepts and that are worth their memory
 
@@ -62,9 +63,7 @@ def engine_of(config: Config, device: Device) -> dict[str, Any]:
     return engine
 
 
-def serve_until_stopped(
-    config: ServiceConfig, host: str, port: int, say: Callable[[str], None]
-) -> None:
+def serve_until_stopped(config: ServiceConfig, host: str, port: int, say: Say) -> None:
     """Starts Ray, engine, judge and page here, and returns after Ctrl-C or SIGTERM, when the
     requests in flight are answered. Raises UserError."""
     require_key_for(host, read_api_key(config), config)
@@ -73,8 +72,7 @@ def serve_until_stopped(
     import ray
 
     try:
-        say(f"starting the engine for {config.model}; this takes a minute or more")
-        start_applications(config, {"host": host, "port": port})
+        start_applications(config, {"host": host, "port": port}, say)
         stop = threading.Event()
         # Only now, since Ray has handlers of its own until it is up.
         for one in (signal.SIGINT, signal.SIGTERM):
@@ -90,7 +88,7 @@ def serve_until_stopped(
         ray.shutdown()
 
 
-def start_applications(config: ServiceConfig, http: dict[str, Any]) -> None:
+def start_applications(config: ServiceConfig, http: dict[str, Any], say: Say) -> None:
     """Returns when all three run. Raises UserError."""
     from ray import serve
 
@@ -105,6 +103,7 @@ def start_applications(config: ServiceConfig, http: dict[str, Any]) -> None:
         serve.RunTarget(judge, "judge", None),
         serve.RunTarget(build_page({"num_cpus": 0.05}), "page", "/"),
     ]
+    say(f"starting the engine for {config.model}; this takes a minute or more")
     try:
         serve.start(proxy_location="HeadOnly", http_options=http)
         serve.run_many(targets)

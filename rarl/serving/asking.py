@@ -31,7 +31,7 @@ from rarl.replies.words import yes_or_no
 from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
-from rarl.serving.images import data_url, decode, read_bytes
+from rarl.serving.images import data_url, read_image
 from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts
 from rarl.serving.settings import ServiceConfig
 
@@ -82,17 +82,13 @@ class Engines:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
+        family, most = read_families()[self.config.prompt], self.config.max_pixels
         if name == self.config.name:
-            family = read_families()[self.config.prompt]
-            return Model(name, name, None, family, self.config.max_pixels)
+            return Model(name, name, None, family, most)
         adapter = self.adapters.find(name)
-        family, max_pixels = self._as_trained(adapter)
-        return Model(name, adapter.version, adapter, family, max_pixels)
-
-    def _as_trained(self, adapter: Adapter) -> tuple[Family, int | None]:
-        """Returns the prompt that the adapter's run is measured with, and its bound on images."""
         if adapter.run is None:
-            return read_families()[self.config.prompt], self.config.max_pixels
+            return Model(name, adapter.version, adapter, family, most)
+        # As the adapter's run is measured: its prompt, and its bound on images.
         try:
             run = load_config(adapter.run / "config.yaml")
             # The run's own wordings, as they were.
@@ -100,16 +96,16 @@ class Engines:
             own = run.prompts.model_copy(update={"templates": str(kept)} if kept.is_file() else {})
             family = evaluation_prompts(own).families[own.eval]
         except UserError:
-            raise Refusal("run_unreadable", name=adapter.name) from None
-        bounds = [one for one in (run.data.max_pixels, self.config.max_pixels) if one is not None]
-        return family, min(bounds, default=None)
+            raise Refusal("run_unreadable", name=name) from None
+        bounds = [one for one in (run.data.max_pixels, most) if one is not None]
+        return Model(name, adapter.version, adapter, family, min(bounds, default=None))
 
     async def image(self, text: str, max_pixels: int | None, param: str, bare: bool = False) -> str:
         """Returns the image as the engine gets it: a fresh PNG in a data: URL. Raises Refusal."""
         limits = self.config.limits
 
         def rebuild() -> str:
-            image = decode(*read_bytes(text, limits, param, bare), limits, param)
+            image = read_image(text, limits, param, bare)
             return data_url(image, self.processor.image_processor, max_pixels)
 
         async with self.decoding:
@@ -213,15 +209,9 @@ def pose(request: AnswerRequest, model: Model) -> Question:
     reference = "yes" if is_closed else ""
     options = tuple(request.options) if request.options and not is_closed else None
     kind: Any = "closed" if is_closed else "choice" if options else "open"
-    example = Example(
-        id="",
-        image=b"",
-        image_id="",
-        question=request.question,
-        answer=reference,
-        answer_type=kind,
-        options=options,
-    )
+    nothing: dict[str, Any] = {"id": "", "image": b"", "image_id": ""}
+    asked = {"question": request.question, "answer": reference, "answer_type": kind}
+    example = Example(**nothing, **asked, options=options)
     text = question_text(example, model.family, model.family.wordings[0])
     return Question(text, options, reference)
 
@@ -240,10 +230,8 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question.text},
-    ]
+    image = {"type": "image_url", "image_url": {"url": url}}
+    content = [image, {"type": "text", "text": question.text}]
     body = {
         "messages": [{"role": "user", "content": content}],
         "n": samples,
@@ -268,15 +256,9 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:
-        candidate = Candidate(
-            question=request.question,
-            options=question.options,
-            reference=request.reference,
-            rationale=None,
-            reply=reply,
-            thinking=result["thinking"],
-            answer=result["answer"],
-        )
+        texts = {"question": request.question, "reference": request.reference, "reply": reply}
+        given = {"thinking": result["thinking"], "answer": result["answer"]}
+        candidate = Candidate(**texts, **given, options=question.options, rationale=None)
         result["verdict"] = await judged(config.judge, candidate)
     yield {"type": "result", **result}
 

@@ -13,8 +13,6 @@ import io
 import re
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from rarl.data.images import BadImage, decode_image, fit_image
@@ -37,9 +35,13 @@ JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
 
+def read_image(text: str, limits: Limits, param: str, bare: bool = False) -> Image.Image:
+    """Returns the image of a data: URL, or with `bare` of base64 alone, in RGB. Slow for large
+    images: call it in a thread. Raises Refusal."""
+    return decode(*read_bytes(text, limits, param, bare), limits, param)
+
+
 def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tuple[bytes, Kind]:
-    """Returns the file in a data: URL and its kind; with `bare`, base64 alone is taken, too. Raises
-    Refusal."""
     match = DATA_URL.match(text)
     if match is None and (not bare or ":" in text[:64]):
         raise Refusal("unsupported_image_url", param)
@@ -71,7 +73,6 @@ def kind_of(data: bytes) -> Kind | None:
 
 
 def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
-    """Returns RGB. Slow for large images: call it in a thread. Raises Refusal."""
     most, reason = limits.image_pixels, "it cannot be read; is the file complete?"
     try:
         if kind == "dicom":
@@ -141,11 +142,10 @@ def data_url(image: Image.Image, image_processor: Any, max_pixels: int | None) -
         pixels = fit_image(image, image_processor, max_pixels)
     except BadImage as error:
         raise Refusal("invalid_image", "image", reason=error) from None
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
 
 
-def png(image: NDArray[np.uint8] | Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    shown.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
