@@ -41,15 +41,10 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
     if not NAME.fullmatch(name):
         allowed = "an adapter's name may hold letters, digits, '.', '_' and '-' only"
         raise UserError(f"{run}: {allowed}; rename the folder")
-    tree: dict[str, Any] = {
-        "model": config.model.path,
-        "name": "base",
-        "adapters": str(run.resolve().parent),
-        "default": name,
-        "prompt": config.prompts.eval,
-        "max_pixels": config.data.max_pixels,
-        "llm": engine_of(config, resolve_device(config)),
-    }
+    tree: dict[str, Any] = {"model": config.model.path, "name": "base", "default": name}
+    tree |= {"adapters": str(run.resolve().parent), "prompt": config.prompts.eval}
+    tree |= {"max_pixels": config.data.max_pixels}
+    tree["llm"] = engine_of(config, resolve_device(config))
     for override in overrides:
         apply_override(tree, override)
     return read_settings(tree)
@@ -114,8 +109,7 @@ def start_applications(config: ServiceConfig, http: dict[str, Any], say: Say) ->
 
 
 def finish_and_stop() -> None:
-    """Takes the inference application away while the HTTP server still stands, so that its replicas
-    finish what they have."""
+    """Takes the inference application away first, so that its replicas finish what they have."""
     from ray import serve
 
     deadline = time.monotonic() + settings.DRAIN_SECONDS

@@ -47,13 +47,10 @@ LOST = (RayActorError, NodeDiedError, ObjectLostError, NotPublished)
 
 class PendingRollouts:
     """Work in flight: actor i has every n-th of the requests, from i on. One thread per actor takes
-    in the groups as they are completed, and tells `on_group` (from that thread) each one's position
-    among the requests, once.
+    in the groups as they are completed, and tells `on_group` each one's position, once.
 
     An engine that is lost meanwhile is given its whole share again when it is back, so that it
-    samples under the same conditions, to the bit; where it does not come back, another engine does
-    its share.
-    """
+    samples under the same conditions, to the bit; or else another engine does its share."""
 
     def __init__(
         self,
@@ -121,14 +118,12 @@ class PendingRollouts:
                 self.on_group(index, group)
 
     def wait(self) -> None:
-        """Returns when all is done, well or not."""
         for thread in self.threads:
             thread.join()
 
     def result(self) -> list[list[Rollout]]:
-        """Waits; returns a group per request, in the order of the requests. An error inside an
-        engine is final, since it may hold half-finished requests and would fail again: it is raised
-        as UserError."""
+        """Waits; returns a group per request, in their order. An error inside an engine is final,
+        since it may hold half-finished requests and would fail again: it is a UserError."""
         self.wait()
         if isinstance(self.error, RayError):
             raise engine_failed(self.error)
@@ -152,12 +147,8 @@ class Adapter:
 
 
 class SamplerPool:
-    """The samplers, or a train worker's share of them. Cheap to copy between processes: it holds
-    actor handles.
-
-    launched: all actors. own: those that are asked. loading: those that `publish` loads. sharing:
-    how many workers ask the same ones.
-    """
+    """The samplers, or a train worker's share of them. launched: all actors. own: those that are
+    asked. loading: those that `publish` loads. sharing: how many workers ask the same ones."""
 
     def __init__(
         self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT
@@ -169,19 +160,16 @@ class SamplerPool:
 
     @property
     def actors(self) -> list[Any]:
-        """The actors to ask: its own, but for those that were given up; any others that live, when
-        none of its own is left."""
+        """The actors to ask: its own that live; when none is left, any others that do."""
         living = [actor for actor in self.launched if actor not in self.lost]
         return [actor for actor in living if actor in self.own] or living
 
     def share(self, rank: int, size: int) -> SamplerPool:
-        """Returns the view of one of `size` train workers that ask and publish side by side.
-
-        With at least as many samplers as workers, each worker has samplers of its own. With fewer,
-        workers ask the same one, and the first of these publishes to it; the others remember what
-        was published, for an engine that is started anew. Workers must wait for each other before
-        they publish and after: another's batch must not be in flight, nor come too early.
-        """
+        """Returns the view of one of `size` train workers that ask and publish side by side. With
+        fewer samplers than workers, some ask the same one, and the first of these publishes to it;
+        the others remember what was published, for an engine that is started anew. Workers must
+        wait for each other before they publish and after: another's batch must not be in flight,
+        nor come too early."""
         view = SamplerPool(self.launched, self.timeout, self.restart_timeout)
         count = len(self.launched)
         view.own = self.launched[rank::size] if count >= size else [self.launched[rank % count]]
@@ -193,9 +181,8 @@ class SamplerPool:
     def launch(
         cls, settings: SamplerSettings, num_actors: int, log_folder: Path, timeout: float
     ) -> SamplerPool:
-        """Starts the actors without waiting for them; see `wait_until_ready`. `timeout` (seconds)
-        is how long an engine may take from one completed group to the next before it counts as
-        hung and is started anew."""
+        """Does not wait for the actors. `timeout` (seconds) is how long an engine may take from one
+        completed group to the next before it counts as hung and is started anew."""
         actors, gpus = [], SAMPLER_GPUS if settings.device == "cuda" else 0
         for index in range(num_actors):
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
@@ -256,9 +243,8 @@ class SamplerPool:
         return sum(array.nbytes for array in tensors.values())
 
     def revive(self, actor: Any) -> Any:
-        """Waits until Ray has restarted a lost actor, gives it the adapter that all hold and
-        returns it; returns another one if it does not come back. Raises UserError when none is
-        left."""
+        """Waits until Ray has restarted a lost actor, gives it the adapter and returns it, or
+        another one if it does not come back. Raises UserError when none is left."""
         try:
             wait_for_restart(actor, self.restart_timeout)
             if self.published is not None:

@@ -42,8 +42,8 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image;
-    completion g of the group is drawn with `seed` + g."""
+    """One prompt. `pixels` is (height, width, 3) uint8; None: it has no image. Completion g of the
+    group is drawn with `seed` + g."""
 
     prompt: str
     pixels: NDArray[np.uint8] | None

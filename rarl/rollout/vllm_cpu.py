@@ -1,4 +1,4 @@
-"""Replaces the LoRA operators of vLLM's CPU build (0.29), which take `weights[slot]` for each token,
+"""Replaces the LoRA operators of vLLM's CPU build (0.29), which take `weights[slot]` of each token,
 with slot -1 for the base model. That is slow: it copies the adapter's matrices for every token, two
 thirds of the sampling time in training, where all tokens use the one adapter. And it is wrong: in
 PyTorch -1 is the *last* slot, so that with an adapter there, the base model is answered with it as

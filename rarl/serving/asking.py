@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -61,9 +61,8 @@ class Engines:
     def __init__(
         self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics
     ) -> None:
-        self.config, self.model_path = config, model_path
+        self.config, self.model_path, self.started = config, model_path, int(time.time())
         self.handle, self.metrics = handle, metrics
-        self.started = int(time.time())
         self.adapters = AdapterFolder(config.adapters, config.model, max_rank)
         self.decoding = asyncio.Semaphore(config.limits.decoding)
 
@@ -130,8 +129,7 @@ class Engines:
         for image in images:
             image.url = await self.image(image.url, model.max_pixels, "image_url")
             image.detail = None
-        unused = {"max_tokens", "user"}
-        unused |= set() if request.logprobs else {"top_logprobs"}
+        unused = {"max_tokens", "user"} | (set() if request.logprobs else {"top_logprobs"})
         unused |= set() if request.stream else {"stream_options"}
         body = request.model_dump(exclude_none=True, by_alias=True, exclude=unused)
         async for item in self.ask(model, {**body, "max_completion_tokens": tokens}):
@@ -256,9 +254,9 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:
-        texts = {"question": request.question, "reference": request.reference, "reply": reply}
-        given = {"thinking": result["thinking"], "answer": result["answer"]}
-        candidate = Candidate(**texts, **given, options=question.options, rationale=None)
+        given = {"question": request.question, "reference": request.reference, "reply": reply}
+        given |= {"thinking": result["thinking"], "answer": result["answer"]}
+        candidate = Candidate(**given, options=question.options, rationale=None)
         result["verdict"] = await judged(config.judge, candidate)
     yield {"type": "result", **result}
 
@@ -276,9 +274,7 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
                 yield line
 
 
-def read_answer(
-    replies: Sequence[str], question: Question, model: Model
-) -> tuple[dict[str, Any], str]:
+def read_answer(replies: list[str], question: Question, model: Model) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
     sample. Raises Refusal without any answer."""
     parsed = [parse_reply(text, model.family.form) for text in replies]
@@ -291,13 +287,9 @@ def read_answer(
         for index, given in enumerate(answers)
         if given and same_answer(given, voted.answer, question.reference, question.options)
     )
-    result = {
-        "thinking": parsed[chosen].thinking,
-        "answer": voted.answer,
-        "confidence": voted.agreement if len(replies) > 1 else None,
-        "samples": [one.answer for one in parsed],
-    }
-    return result, replies[chosen]
+    confidence = voted.agreement if len(replies) > 1 else None
+    result = {"thinking": parsed[chosen].thinking, "answer": voted.answer, "confidence": confidence}
+    return {**result, "samples": [one.answer for one in parsed]}, replies[chosen]
 
 
 async def judged(application: str | None, candidate: Candidate) -> dict[str, Any]:
