@@ -41,10 +41,15 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
     if not NAME.fullmatch(name):
         allowed = "an adapter's name may hold letters, digits, '.', '_' and '-' only"
         raise UserError(f"{run}: {allowed}; rename the folder")
-    tree: dict[str, Any] = {"model": config.model.path, "name": "base", "default": name}
-    tree |= {"adapters": str(run.resolve().parent), "prompt": config.prompts.eval}
-    tree |= {"max_pixels": config.data.max_pixels}
-    tree["llm"] = engine_of(config, resolve_device(config))
+    tree: dict[str, Any] = {
+        "model": config.model.path,
+        "name": "base",
+        "adapters": str(run.resolve().parent),
+        "default": name,
+        "prompt": config.prompts.eval,
+        "max_pixels": config.data.max_pixels,
+        "llm": engine_of(config, resolve_device(config)),
+    }
     for override in overrides:
         apply_override(tree, override)
     return read_settings(tree)

@@ -47,7 +47,8 @@ LOST = (RayActorError, NodeDiedError, ObjectLostError, NotPublished)
 
 class PendingRollouts:
     """Work in flight: actor i has every n-th of the requests, from i on. One thread per actor takes
-    in the groups as they are completed, and tells `on_group` each one's position, once.
+    in the groups as they are completed, and tells `on_group` (from that thread) each one's position
+    among the requests, once.
 
     An engine that is lost meanwhile is given its whole share again when it is back, so that it
     samples under the same conditions, to the bit; or else another engine does its share."""

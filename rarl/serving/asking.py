@@ -207,9 +207,15 @@ def pose(request: AnswerRequest, model: Model) -> Question:
     reference = "yes" if is_closed else ""
     options = tuple(request.options) if request.options and not is_closed else None
     kind: Any = "closed" if is_closed else "choice" if options else "open"
-    nothing: dict[str, Any] = {"id": "", "image": b"", "image_id": ""}
-    asked = {"question": request.question, "answer": reference, "answer_type": kind}
-    example = Example(**nothing, **asked, options=options)
+    example = Example(
+        id="",
+        image=b"",
+        image_id="",
+        question=request.question,
+        answer=reference,
+        answer_type=kind,
+        options=options,
+    )
     text = question_text(example, model.family, model.family.wordings[0])
     return Question(text, options, reference)
 
@@ -254,9 +260,15 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:
-        given = {"question": request.question, "reference": request.reference, "reply": reply}
-        given |= {"thinking": result["thinking"], "answer": result["answer"]}
-        candidate = Candidate(**given, options=question.options, rationale=None)
+        candidate = Candidate(
+            question=request.question,
+            options=question.options,
+            reference=request.reference,
+            rationale=None,
+            reply=reply,
+            thinking=result["thinking"],
+            answer=result["answer"],
+        )
         result["verdict"] = await judged(config.judge, candidate)
     yield {"type": "result", **result}
 
