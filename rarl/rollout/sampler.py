@@ -197,22 +197,25 @@ class Sampler:
         inputs: list[Any] = [engine_input(one.prompt + reply, one.pixels) for one, reply in pairs]
         tokenizer = self.engine.get_tokenizer()
         lengths = [len(tokenizer(reply, add_special_tokens=False).input_ids) for _, reply in pairs]
-        once = {"max_tokens": 1, "temperature": 0.0}
-        parameters = SamplingParams(**once, prompt_logprobs=0, detokenize=False)
+        parameters = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False
+        )
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        sums = []
-        for output, length in zip(outputs, lengths, strict=True):
-            scored = zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
-            sums.append(float(sum(entry[token].logprob for token, entry in [*scored][-length:])))
-        rest = iter(sums)
-        return [[next(rest) for _ in request.replies] for request in requests]
+        sums = map(tail_logprob, outputs, lengths)
+        return [[next(sums) for _ in request.replies] for request in requests]
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
     if pixels is None:
         return {"prompt": prompt}
     return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+
+
+def tail_logprob(output: Any, length: int) -> float:
+    """Returns the sum over the last `length` tokens of a scored prompt."""
+    tail = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-length:]
+    return float(sum(entry[token].logprob for token, entry in tail))
 
 
 def to_rollouts(output: Any, version: int) -> list[Rollout]:

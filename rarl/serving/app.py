@@ -118,9 +118,15 @@ def card(engines: Engines, name: str) -> dict[str, Any]:
 async def about(engines: Service) -> Response:
     """What the page needs to know."""
     config, adapters = engines.config, await asyncio.to_thread(engines.adapters.names)
-    shown = {"base": config.name, "adapters": adapters, "default": config.default or config.name}
-    shown |= {"samples": config.samples, "judge": config.judge is not None}
-    return JSONResponse({**shown, "limits": config.limits.model_dump()})
+    shown = {
+        "base": config.name,
+        "adapters": adapters,
+        "default": config.default or config.name,
+        "samples": config.samples,
+        "judge": config.judge is not None,
+        "limits": config.limits.model_dump(),
+    }
+    return JSONResponse(shown)
 
 
 @routes.api_route("/metrics", methods=READ)
