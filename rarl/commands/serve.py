@@ -22,6 +22,7 @@ from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, re
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 
+Say = Callable[[str], None]
 ENGINES = Path(settings.__file__).with_name("engines.yaml")
 RANKS = (16, 32, 64, 128, 256)  # maxima that vLLM accepts and that are worth their memory
 
@@ -30,8 +31,7 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
     """Returns the settings for a run directory with an adapter; the runs beside it are served by
     their names, too. Raises UserError."""
     if not (run / "config.yaml").is_file():
-        missing = "not a run directory, since it holds no config.yaml"
-        raise UserError(f"{run}: {missing}; `rarl train` makes one")
+        raise UserError(f"{run}: not a run directory: no config.yaml; `rarl train` makes one")
     config = load_config(run / "config.yaml")
     try:
         find_adapter(str(run))
@@ -39,8 +39,8 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
         raise UserError(f"{run}: the run has no adapter yet; let `rarl train` finish it") from None
     name = run.resolve().name
     if not NAME.fullmatch(name):
-        allowed = "letters, digits, '.', '_' and '-' only"
-        raise UserError(f"{run}: an adapter's name may hold {allowed}; rename the folder")
+        allowed = "an adapter's name may hold letters, digits, '.', '_' and '-' only"
+        raise UserError(f"{run}: {allowed}; rename the folder")
     tree: dict[str, Any] = {
         "model": config.model.path,
         "name": "base",
@@ -58,15 +58,12 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
 def engine_of(config: Config, device: Device) -> dict[str, Any]:
     """Returns the keys of LLMConfig for a run's own precision and rank."""
     engine: dict[str, Any] = read_yaml(ENGINES)[device]
-    wanted = config.model.lora.rank
-    rank = next((one for one in RANKS if one >= wanted), wanted)
+    rank = min([one for one in RANKS if one >= config.model.lora.rank] or [config.model.lora.rank])
     engine["engine_kwargs"] |= {"dtype": resolve_dtype(config, device), "max_lora_rank": rank}
     return engine
 
 
-def serve_until_stopped(
-    config: ServiceConfig, host: str, port: int, say: Callable[[str], None]
-) -> None:
+def serve_until_stopped(config: ServiceConfig, host: str, port: int, say: Say) -> None:
     """Starts Ray, engine, judge and page here, and returns after Ctrl-C or SIGTERM, when the
     requests in flight are answered. Raises UserError."""
     require_key_for(host, read_api_key(config), config)
@@ -75,7 +72,7 @@ def serve_until_stopped(
     import ray
 
     try:
-        start_applications(config, host, port, say)
+        start_applications(config, {"host": host, "port": port}, say)
         stop = threading.Event()
         # Only now, since Ray has handlers of its own until it is up.
         for one in (signal.SIGINT, signal.SIGTERM):
@@ -91,9 +88,7 @@ def serve_until_stopped(
         ray.shutdown()
 
 
-def start_applications(
-    config: ServiceConfig, host: str, port: int, say: Callable[[str], None]
-) -> None:
+def start_applications(config: ServiceConfig, http: dict[str, Any], say: Say) -> None:
     """Returns when all three run. Raises UserError."""
     from ray import serve
 
@@ -110,19 +105,16 @@ def start_applications(
     ]
     say(f"starting the engine for {config.model}; this takes a minute or more")
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+        serve.start(proxy_location="HeadOnly", http_options=http)
         serve.run_many(targets)
     # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
     except (RuntimeError, TimeoutError) as error:
-        reason = last_line(error) or "no reason was given"
-        raise UserError(
-            f"the service did not start: {reason}; see /tmp/ray/session_latest"
-        ) from None
+        reason = f"the service did not start: {last_line(error) or 'no reason was given'}"
+        raise UserError(f"{reason}; see /tmp/ray/session_latest") from None
 
 
 def finish_and_stop() -> None:
-    """Takes the inference application away while the HTTP server still stands, so that its replicas
-    finish what they have."""
+    """Takes the inference application away first, so that its replicas finish what they have."""
     from ray import serve
 
     deadline = time.monotonic() + settings.DRAIN_SECONDS
@@ -135,8 +127,7 @@ def finish_and_stop() -> None:
 
 def require_free(host: str, port: int) -> None:
     """Raises UserError where something else listens, which Serve would say in a log only."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,14 @@ from threading import Thread
 from typing import Any
 
 import ray
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+)
 
 from rarl.errors import UserError, last_line
 from rarl.rollout.sampler import (
@@ -25,21 +34,15 @@ from rarl.schema import Rollout
 from rarl.system.placement import SAMPLER_CPUS, SAMPLER_GPUS
 from rarl.system.processes import sampler_environment
 
-# Seconds until the engines are up: loading several GB from a slow disk included.
-START_TIMEOUT = 900
-# How often one engine is started again for one batch.
-MAX_REVIVALS = 3
-# Seconds for a lost engine to come back, before the others do its work.
-RESTART_TIMEOUT = 300.0
+START_TIMEOUT = 900  # seconds until the engines are up, also from a slow disk
+MAX_REVIVALS = 3  # of one engine for one batch
+RESTART_TIMEOUT = 300.0  # seconds for a lost engine to come back, before the others do its work
+LOGS = "see sampler-*.log in the run's logs"
+CONTINUES = "The same command continues from the last finished step"
 
 OnGroup = Callable[[int, list[Rollout]], Any]
 # An engine that is gone, with its process or its node: it can be started again.
-LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.ObjectLostError,
-    NotPublished,
-)
+LOST = (RayActorError, NodeDiedError, ObjectLostError, NotPublished)
 
 
 class PendingRollouts:
@@ -48,9 +51,7 @@ class PendingRollouts:
     among the requests, once.
 
     An engine that is lost meanwhile is given its whole share again when it is back, so that it
-    samples under the same conditions, to the bit; where it does not come back, another engine does
-    its share.
-    """
+    samples under the same conditions, to the bit; or else another engine does its share."""
 
     def __init__(
         self,
@@ -83,13 +84,14 @@ class PendingRollouts:
     def take_share(self, place: int, actor: Any, stream: Any) -> None:
         """Takes in an engine's share, from another one if it is lost; keeps what goes wrong."""
         try:
-            for _ in range(MAX_REVIVALS):
+            for revivals in itertools.count():
                 try:
                     return self.take_in(place, actor, stream)
                 except LOST:
+                    if revivals == MAX_REVIVALS:
+                        raise
                     actor = self.pool.revive(actor)
                     stream = self.ask(actor, place)
-            self.take_in(place, actor, stream)
         except Exception as error:
             self.error = error
 
@@ -102,7 +104,7 @@ class PendingRollouts:
             ready, _ = ray.wait([stream], timeout=timeout, fetch_local=False)
             if not ready:
                 ray.kill(actor, no_restart=False)
-                raise ray.exceptions.ActorDiedError()
+                raise ActorDiedError()
             timeout = self.pool.timeout
             reference = next(stream, None)
             if reference is None:
@@ -117,16 +119,14 @@ class PendingRollouts:
                 self.on_group(index, group)
 
     def wait(self) -> None:
-        """Returns when all is done, well or not."""
         for thread in self.threads:
             thread.join()
 
     def result(self) -> list[list[Rollout]]:
-        """Waits; returns a group per request, in the order of the requests. An error inside an
-        engine is final, since it may hold half-finished requests and would fail again: it is raised
-        as UserError."""
+        """Waits; returns a group per request, in their order. An error inside an engine is final,
+        since it may hold half-finished requests and would fail again: it is a UserError."""
         self.wait()
-        if isinstance(self.error, ray.exceptions.RayError):
+        if isinstance(self.error, RayError):
             raise engine_failed(self.error)
         if self.error is not None:
             raise self.error
@@ -148,12 +148,8 @@ class Adapter:
 
 
 class SamplerPool:
-    """The samplers, or a train worker's share of them. Cheap to copy between processes: it holds
-    actor handles.
-
-    launched: all actors. own: those that are asked. loading: those that `publish` loads. sharing:
-    how many workers ask the same ones.
-    """
+    """The samplers, or a train worker's share of them. launched: all actors. own: those that are
+    asked. loading: those that `publish` loads. sharing: how many workers ask the same ones."""
 
     def __init__(
         self, actors: list[Any], timeout: float, restart_timeout: float = RESTART_TIMEOUT
@@ -165,19 +161,16 @@ class SamplerPool:
 
     @property
     def actors(self) -> list[Any]:
-        """The actors to ask: its own, but for those that were given up; any others that live, when
-        none of its own is left."""
+        """The actors to ask: its own that live; when none is left, any others that do."""
         living = [actor for actor in self.launched if actor not in self.lost]
         return [actor for actor in living if actor in self.own] or living
 
     def share(self, rank: int, size: int) -> SamplerPool:
-        """Returns the view of one of `size` train workers that ask and publish side by side.
-
-        With at least as many samplers as workers, each worker has samplers of its own. With fewer,
-        workers ask the same one, and the first of these publishes to it; the others remember what
-        was published, for an engine that is started anew. Workers must wait for each other before
-        they publish and after: another's batch must not be in flight, nor come too early.
-        """
+        """Returns the view of one of `size` train workers that ask and publish side by side. With
+        fewer samplers than workers, some ask the same one, and the first of these publishes to it;
+        the others remember what was published, for an engine that is started anew. Workers must
+        wait for each other before they publish and after: another's batch must not be in flight,
+        nor come too early."""
         view = SamplerPool(self.launched, self.timeout, self.restart_timeout)
         count = len(self.launched)
         view.own = self.launched[rank::size] if count >= size else [self.launched[rank % count]]
@@ -189,13 +182,11 @@ class SamplerPool:
     def launch(
         cls, settings: SamplerSettings, num_actors: int, log_folder: Path, timeout: float
     ) -> SamplerPool:
-        """Starts the actors without waiting for them; see `wait_until_ready`. `timeout` (seconds)
-        is how long an engine may take from one completed group to the next before it counts as
-        hung and is started anew."""
-        actors = []
+        """Does not wait for the actors. `timeout` (seconds) is how long an engine may take from one
+        completed group to the next before it counts as hung and is started anew."""
+        actors, gpus = [], SAMPLER_GPUS if settings.device == "cuda" else 0
         for index in range(num_actors):
             own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
-            gpus = SAMPLER_GPUS if settings.device == "cuda" else 0
             environment = {"env_vars": sampler_environment(settings.device, index)}
             placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
             remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
@@ -206,20 +197,17 @@ class SamplerPool:
         """Returns when every engine is up. Raises UserError when one does not come up."""
         try:
             ray.get([actor.ready.remote() for actor in self.actors], timeout=START_TIMEOUT)
-        except ray.exceptions.GetTimeoutError:
-            raise UserError(
-                f"the vLLM engines were not up after {START_TIMEOUT} s; see sampler-*.log"
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise UserError(
-                f"a vLLM engine did not start: {last_line(error)}; see sampler-*.log"
-            ) from None
+        except GetTimeoutError:
+            late = f"the vLLM engines were not up after {START_TIMEOUT} s"
+            raise UserError(f"{late}; {LOGS}") from None
+        except RayError as error:
+            reason = f"a vLLM engine did not start: {last_line(error)}"
+            raise UserError(f"{reason}; {LOGS}") from None
 
     def banned_token_ids(self) -> list[int]:
         """Returns the tokens that are never sampled. Raises UserError."""
-        actor, method = self.actors[0], "banned_token_ids"
-        banned: list[int] = self.result_of(actor, actor.banned_token_ids.remote(), method)
-        return banned
+        actor = self.actors[0]
+        return list(self.result_of(actor, actor.banned_token_ids.remote(), "banned_token_ids"))
 
     def result_of(
         self, actor: Any, reference: Any, method: str, *arguments: Any, parts: int = 1
@@ -230,18 +218,17 @@ class SamplerPool:
         for _ in range(MAX_REVIVALS):
             try:
                 return ray.get(reference, timeout=self.timeout * parts * self.sharing)
-            except ray.exceptions.GetTimeoutError:
+            except GetTimeoutError:
                 ray.kill(actor, no_restart=False)
             except LOST:
                 pass
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 raise engine_failed(error) from None
             actor = self.revive(actor)
             reference = getattr(actor, method).remote(*arguments)
         raise UserError(
             f"a vLLM engine was lost or silent for rollout.timeout_seconds={self.timeout:g}, "
-            f"{MAX_REVIVALS} times in a row; see sampler-*.log in the run's logs. The same command "
-            "continues from the last finished step"
+            f"{MAX_REVIVALS} times in a row; {LOGS}. {CONTINUES}"
         )
 
     def publish(
@@ -257,31 +244,27 @@ class SamplerPool:
         return sum(array.nbytes for array in tensors.values())
 
     def revive(self, actor: Any) -> Any:
-        """Waits until Ray has restarted a lost actor, gives it the adapter that all hold and
-        returns it; returns another one if it does not come back. Raises UserError when none is
-        left."""
+        """Waits until Ray has restarted a lost actor, gives it the adapter and returns it, or
+        another one if it does not come back. Raises UserError when none is left."""
         try:
             wait_for_restart(actor, self.restart_timeout)
             if self.published is not None:
                 loading = actor.load_adapter.remote(*self.published.arguments)
                 ray.get(loading, timeout=self.restart_timeout)
             return actor
-        except (*LOST, ray.exceptions.GetTimeoutError):
+        except (*LOST, GetTimeoutError):
             self.lost.append(actor)
             if not self.actors:
-                raise UserError(
-                    "the last vLLM engine was lost and did not come back in "
-                    f"{self.restart_timeout:.0f} s; see sampler-*.log in the run's logs. The same "
-                    "command continues from the last finished step"
-                ) from None
+                gone = "the last vLLM engine was lost and did not come back in"
+                message = f"{gone} {self.restart_timeout:.0f} s; {LOGS}. {CONTINUES}"
+                raise UserError(message) from None
             print(f"a sampler was lost and did not come back; {len(self.actors)} left", flush=True)
             return self.actors[0]
 
     def generate(
         self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool = True
     ) -> list[list[Rollout]]:
-        """Returns a group of rollouts per request, in the order of the requests. Raises
-        UserError."""
+        """Returns a group per request, in their order. Raises UserError."""
         return self.submit(requests, sampling, use_adapter).result()
 
     def submit(
@@ -291,13 +274,11 @@ class SamplerPool:
         use_adapter: bool = True,
         on_group: OnGroup | None = None,
     ) -> PendingRollouts:
-        """Asks as `generate` does, without waiting. The adapter that is loaded now is the one that
-        samples."""
+        """Does not wait; the adapter that is loaded now samples."""
         return PendingRollouts(self, requests, sampling, use_adapter, on_group)
 
     def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Returns the log-likelihoods (nats) of each request's replies, in the order of the
-        requests. Raises UserError."""
+        """Returns the log-likelihoods (nats) of each request's replies. Raises UserError."""
         actors = self.actors[: len(requests)]
         parts = [requests[index :: len(actors)] for index in range(len(actors))]
         pending = [a.score.remote(p, use_adapter) for a, p in zip(actors, parts, strict=True)]
@@ -308,28 +289,23 @@ class SamplerPool:
         return results
 
     def stop(self) -> None:
-        """Ends all engines."""
         for actor in self.launched:
             ray.kill(actor)
 
 
 def wait_for_restart(actor: Any, patience: float) -> None:
-    """Returns when the actor is up. Raises what the last attempt raised when it is not in
-    time."""
+    """Raises what the last attempt raised when the actor is not up in time (seconds)."""
     deadline = time.monotonic() + patience
     while True:
         try:
             ray.get(actor.ready.remote(), timeout=max(1.0, deadline - time.monotonic()))
             return
         # Ray refuses calls while it restarts the actor.
-        except ray.exceptions.RayActorError:
+        except RayActorError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
 
 
 def engine_failed(error: Exception) -> UserError:
-    """Returns the error that the user is told when Ray raises this one."""
-    return UserError(
-        f"a vLLM engine failed: {last_line(error)}; see sampler-*.log in the run's logs"
-    )
+    return UserError(f"a vLLM engine failed: {last_line(error)}; {LOGS}")

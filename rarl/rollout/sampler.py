@@ -31,8 +31,6 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What an engine needs to start."""
-
     model_path: str
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
@@ -44,8 +42,8 @@ class SamplerSettings:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt. `pixels` is (height, width, 3) uint8, or None for a prompt without an image;
-    completion g of the group is drawn with `seed` + g."""
+    """One prompt. `pixels` is (height, width, 3) uint8; None: it has no image. Completion g of the
+    group is drawn with `seed` + g."""
 
     prompt: str
     pixels: NDArray[np.uint8] | None
@@ -71,8 +69,7 @@ class SamplingSettings:
 
 
 class NotPublished(RuntimeError):
-    """The engine was started anew and has not been given the adapter yet that it is to sample
-    with."""
+    """The engine was started anew, and lacks the adapter that it is to sample with."""
 
 
 class Sampler:
@@ -117,15 +114,13 @@ class Sampler:
         )
         self.banned = banned_token_ids(self.engine.get_tokenizer())
         self.adapter: Any = None
-        self.version = -1
-        self.swaps = 0
+        self.version, self.swaps = -1, 0
 
     def ready(self) -> bool:
         """Returns once the engine is up."""
         return True
 
     def banned_token_ids(self) -> list[int]:
-        """Returns the tokens that are never sampled."""
         return self.banned
 
     def load_adapter(
@@ -139,9 +134,9 @@ class Sampler:
 
         self.swaps += 1
         restored = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-        # vLLM reads adapters from files only. It keeps what it has read, so the files may go at
-        # once.
-        place = memory_backed_folder()
+        # vLLM reads adapters from files only, and keeps what it has read. In memory they cost no
+        # disk; None is the default temporary folder.
+        place = "/dev/shm" if Path("/dev/shm").is_dir() else None
         with tempfile.TemporaryDirectory(prefix="rarl-adapter-", dir=place) as folder:
             save_file(restored, f"{folder}/adapter_model.safetensors")
             Path(folder, "adapter_config.json").write_text(json.dumps(dict(peft_config)))
@@ -154,7 +149,7 @@ class Sampler:
         return sum(tensor.nbytes for tensor in restored.values())
 
     def adapter_for(self, use_adapter: bool) -> Any:
-        """Returns the adapter, or None for the base model. Raises NotPublished."""
+        """Returns None for the base model. Raises NotPublished."""
         if use_adapter and self.adapter is None:
             raise NotPublished("no adapter was loaded since this engine started")
         return self.adapter if use_adapter else None
@@ -212,7 +207,6 @@ class Sampler:
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
-    """Returns what vLLM takes: text, and the image where there is one."""
     if pixels is None:
         return {"prompt": prompt}
     return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
@@ -224,27 +218,18 @@ def tail_logprob(output: Any, length: int) -> float:
     return float(sum(entry[token].logprob for token, entry in tail))
 
 
-def memory_backed_folder() -> Path | None:
-    """Returns where small files cost no disk; None (the default temporary folder) where the system
-    has no such place."""
-    shared_memory = Path("/dev/shm")
-    return shared_memory if shared_memory.is_dir() else None
-
-
 def to_rollouts(output: Any, version: int) -> list[Rollout]:
-    """Returns a finished group of vLLM's as rollouts."""
     rollouts = []
     for completion in sorted(output.outputs, key=lambda c: c.index):
         ids = list(completion.token_ids)
         entries = zip(ids, completion.logprobs, strict=True)
-        rollouts.append(
-            Rollout(
-                prompt_token_ids=list(output.prompt_token_ids),
-                completion_token_ids=ids,
-                sampler_logprobs=[entry[token].logprob for token, entry in entries],
-                text=completion.text,
-                finish_reason="stop" if completion.finish_reason == "stop" else "length",
-                adapter_version=version,
-            )
+        rollout = Rollout(
+            prompt_token_ids=list(output.prompt_token_ids),
+            completion_token_ids=ids,
+            sampler_logprobs=[entry[token].logprob for token, entry in entries],
+            text=completion.text,
+            finish_reason="stop" if completion.finish_reason == "stop" else "length",
+            adapter_version=version,
         )
+        rollouts.append(rollout)
     return rollouts

@@ -1,13 +1,8 @@
-"""Replaces the LoRA operators of vLLM's CPU build (0.29), which are slow and, where the base model
-is asked beside adapters, wrong.
-
-vLLM takes each token's matrices as `weights[slot]`, where a token of the base model has slot -1.
-
-* This copies the adapter's matrices for every token, which takes two thirds of the sampling time
-  in training. There all tokens use the one adapter, so one product without copies is enough.
-* In PyTorch -1 is the *last* slot. With an adapter there, requests to the base model are answered
-  with it as soon as another request of the batch uses any adapter. GPUs have other operators,
-  which skip -1.
+"""Replaces the LoRA operators of vLLM's CPU build (0.29), which take `weights[slot]` of each token,
+with slot -1 for the base model. That is slow: it copies the adapter's matrices for every token, two
+thirds of the sampling time in training, where all tokens use the one adapter. And it is wrong: in
+PyTorch -1 is the *last* slot, so that with an adapter there, the base model is answered with it as
+soon as another request of the batch uses any adapter. GPUs have other operators, which skip -1.
 
 Nothing here imports torch or vLLM before it is called: a driver imports this module, too.
 """

@@ -1,2 +1,1 @@
-"""The trained adapters behind Ray Serve beside the judge, with a page for people. Every limit is
-ours and is applied before anything reaches the engine."""
+"""The trained adapters behind Ray Serve. Every limit is applied before the engine is reached."""

@@ -40,8 +40,7 @@ class Adapter:
 
 
 class AdapterFolder:
-    """`path` may not exist yet; with None there are no adapters. `base` is the model that they must
-    have been made for."""
+    """`path` may not exist yet; None: no adapters. `base` is the model they were made for."""
 
     def __init__(self, path: str | None, base: str, max_rank: int) -> None:
         self.path = Path(path).expanduser().resolve() if path is not None else None
@@ -65,21 +64,17 @@ class AdapterFolder:
         return folder
 
     def find(self, name: str) -> Adapter:
-        """Returns the adapter as it is now. Raises Refusal if there is none, or it cannot be
-        served."""
+        """Raises Refusal if there is no such adapter now, or it cannot be served."""
         folder = self.peft_folder(name)
         if folder is None or self.path is None:
             shown = f"'{name}'" if NAME.fullmatch(name) else "of this name"
-            message = f"there is no model {shown}; GET /v1/models lists those that there are"
-            raise Refusal(404, "model_not_found", message, "model")
+            raise Refusal("model_not_found", "model", shown=shown)
         try:
             digest, rank = identity(folder, stamp(folder))
         except (OSError, ValueError, KeyError, TypeError):
-            message = f"adapter '{name}' is not a complete PEFT folder now"
-            raise Refusal(409, "adapter_unreadable", message) from None
+            raise Refusal("adapter_unreadable", name=name) from None
         if rank > self.max_rank:
-            message = f"adapter '{name}' has rank {rank}; this server takes {self.max_rank}"
-            raise Refusal(409, "adapter_too_large", message)
+            raise Refusal("adapter_too_large", name=name, rank=rank, most=self.max_rank)
         run = self.path / name
         is_run = (run / "config.yaml").is_file()
         return Adapter(name, folder, f"{name}@{digest}", run if is_run else None)
@@ -94,8 +89,7 @@ def find_peft(entry: Path) -> Path | None:
 
 
 def is_for(base: str, config: Path) -> bool:
-    """Compares `model.path` of a run's configuration with the base model, by text or by the folder
-    that they mean."""
+    """Compares a run's `model.path` with the base model, by text or by the folder meant."""
     try:
         path = str(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["path"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
@@ -110,8 +104,7 @@ def stamp(folder: Path) -> Stamp:
 
 
 def read_files(folder: Path) -> tuple[bytes, bytes]:
-    """Returns configuration and weights of one and the same version. Raises OSError where it keeps
-    changing."""
+    """Returns configuration and weights of one version. Raises OSError if it keeps changing."""
     for _ in range(READS):
         before = stamp(folder)
         config, weights = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
@@ -122,7 +115,7 @@ def read_files(folder: Path) -> tuple[bytes, bytes]:
 
 @lru_cache(maxsize=1024)
 def identity(folder: Path, unchanged: Stamp) -> tuple[str, int]:
-    """Returns digest and rank. They are kept for as long as the folder's stamp is the same. Raises
+    """Returns digest and rank, which are kept as long as the folder's stamp is the same. Raises
     OSError and what a broken configuration raises."""
     config, weights = read_files(folder)
     return digest_of(config, weights), int(json.loads(config)["r"])
@@ -138,16 +131,14 @@ class AdapterReplaced(UserError):
 
 
 class Snapshots:
-    """An engine's own copies, since vLLM reads an adapter's files again whenever it had to put it
-    aside."""
+    """An engine's own copies: vLLM reads an adapter again whenever it had to put it aside."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self._copies = tempfile.TemporaryDirectory(prefix="rarl-adapters-")
 
     def take(self, version: str) -> Path:
-        """Returns a PEFT folder that holds exactly `version`. Raises AdapterReplaced when it was
-        replaced in the meantime."""
+        """Returns a PEFT folder that holds exactly `version`. Raises AdapterReplaced."""
         name, _, digest = version.partition("@")
         copy = Path(self._copies.name) / version
         if copy.is_dir():

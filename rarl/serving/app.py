@@ -28,18 +28,10 @@ from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
 from rarl.serving.asking import Engines, answer
-from rarl.serving.guard import FAILED, Guard, Metrics, read_cluster_metrics
-from rarl.serving.images import decode, png, read_bytes
+from rarl.serving.guard import Guard, Metrics, read_cluster_metrics
+from rarl.serving.images import png, read_image
 from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
-from rarl.serving.settings import (
-    DRAIN_SECONDS,
-    ApiKey,
-    ServiceConfig,
-    read_api_key,
-    read_settings,
-    require_key_for,
-)
-from rarl.system.ray_internals import served_host
+from rarl.serving.settings import DRAIN_SECONDS, ApiKey, ServiceConfig, needed_key, read_settings
 
 READY_SECONDS = 3.0
 PREVIEW_SIDE = 1024  # pixels
@@ -52,17 +44,12 @@ DEPLOYMENT: dict[str, Any] = {
     "health_check_period_s": 5.0,
     "ray_actor_options": {"num_cpus": 0.1},
 }
-ROUTE_ERRORS = {
-    404: ("unknown_route", "there is no such route"),
-    405: ("method_not_allowed", "this route takes another method"),
-}
-NOT_READY = Refusal(503, "not_ready", "no engine answers; it may be starting", retry_after=5)
+ROUTE_ERRORS = {404: "unknown_route", 405: "wrong_method"}
 routes = APIRouter()
 
 
 async def engines_of(request: Request) -> Engines:
-    engines: Engines = request.app.state.engines
-    return engines
+    return request.app.state.engines
 
 
 Service = Annotated[Engines, Depends(engines_of)]
@@ -75,7 +62,6 @@ async def chat(request: Request, engines: Service) -> Response:
     first = await anext(items)
     if isinstance(first, dict):
         return JSONResponse(first)
-
     return event_stream("".join(first), ("".join(item) async for item in items))
 
 
@@ -98,7 +84,7 @@ async def preview(request: Request, engines: Service) -> Response:
     limits = engines.config.limits
 
     def shown() -> bytes:
-        image = decode(*read_bytes(text, limits, "image", bare=True), limits, "image")
+        image = read_image(text, limits, "image", bare=True)
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return png(image)
 
@@ -131,10 +117,10 @@ def card(engines: Engines, name: str) -> dict[str, Any]:
 @routes.api_route("/about", methods=READ)
 async def about(engines: Service) -> Response:
     """What the page needs to know."""
-    config = engines.config
+    config, adapters = engines.config, await asyncio.to_thread(engines.adapters.names)
     shown = {
         "base": config.name,
-        "adapters": await asyncio.to_thread(engines.adapters.names),
+        "adapters": adapters,
         "default": config.default or config.name,
         "samples": config.samples,
         "judge": config.judge is not None,
@@ -145,8 +131,7 @@ async def about(engines: Service) -> Response:
 
 @routes.api_route("/metrics", methods=READ)
 async def metrics() -> Response:
-    text = await read_cluster_metrics()
-    return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+    return PlainTextResponse(await read_cluster_metrics(), media_type="text/plain; version=0.0.4")
 
 
 @routes.api_route("/health", methods=READ)
@@ -161,7 +146,7 @@ async def ready(engines: Service) -> Response:
     try:
         await asyncio.wait_for(engines.handle.check_health.remote(), READY_SECONDS)
     except Exception:  # whatever the reason is: there is no engine that could answer now
-        return NOT_READY.response()
+        return Refusal("not_ready").response()
     return JSONResponse({"status": "ready"})
 
 
@@ -186,9 +171,10 @@ async def refuse(request: Request, error: Exception) -> Response:
     """Every error in the form of a Refusal. Starlette raises an unexpected one again behind this
     reply, and the guard logs its kind."""
     if isinstance(error, HTTPException):
-        code, message = ROUTE_ERRORS.get(error.status_code, ("invalid_request", "it is wrong"))
-        error = Refusal(error.status_code, code, message)
-    return (error if isinstance(error, Refusal) else FAILED).response()
+        refusal = Refusal(ROUTE_ERRORS.get(error.status_code, "invalid_request"))
+        refusal.status = error.status_code
+        return refusal.response()
+    return (error if isinstance(error, Refusal) else Refusal("internal_error")).response()
 
 
 def build_api(engines: Engines, key: ApiKey | None, metrics: Metrics) -> ASGIApp:
@@ -209,7 +195,7 @@ class Ingress:
     def __init__(self, config: ServiceConfig, model_path: str, max_rank: int, engine: Any) -> None:
         logging.getLogger("httpx").setLevel(logging.WARNING)
         # Again: the key may be in the builder's environment and not in ours.
-        self.key = read_needed_key(config)
+        self.key = needed_key(config)
         self.metrics = Metrics()
         self.engines = Engines(config, model_path, max_rank, engine, self.metrics)
         self.engines.banned  # noqa: B018  # loads the processor now, not with the first request
@@ -226,7 +212,7 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
     if config.prompt not in read_families():
         known = ", ".join(read_families())
         raise UserError(f"inference application: prompt={config.prompt}: known are {known}")
-    read_needed_key(config)
+    needed_key(config)
     model_path = find_model(config.model)
     if config.adapters is not None:
         folder = str(Path(config.adapters).expanduser().resolve())
@@ -243,13 +229,3 @@ def find_model(model: str) -> str:
     is_path = model.startswith((".", "/", "~")) or Path(model).exists()
     is_hub_id = model.count("/") == 1 and not is_path and not IMPORT_PATH.match(model)
     return model if is_hub_id else resolve_model(model)
-
-
-def read_needed_key(config: ServiceConfig) -> ApiKey | None:
-    """Raises UserError where Serve is running, listens on an address that others reach, and there
-    is no key."""
-    key = read_api_key(config)
-    host = served_host()
-    if host is not None:
-        require_key_for(host, key, config)
-    return key

@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -31,8 +31,8 @@ from rarl.replies.words import yes_or_no
 from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
-from rarl.serving.images import data_url, decode, read_bytes
-from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts, invalid
+from rarl.serving.images import data_url, read_image
+from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts
 from rarl.serving.settings import ServiceConfig
 
 # A replica may die, or an adapter be replaced, between our looking it up and the engine's.
@@ -61,9 +61,8 @@ class Engines:
     def __init__(
         self, config: ServiceConfig, model_path: str, max_rank: int, handle: Any, metrics: Metrics
     ) -> None:
-        self.config, self.model_path = config, model_path
+        self.config, self.model_path, self.started = config, model_path, int(time.time())
         self.handle, self.metrics = handle, metrics
-        self.started = int(time.time())
         self.adapters = AdapterFolder(config.adapters, config.model, max_rank)
         self.decoding = asyncio.Semaphore(config.limits.decoding)
 
@@ -82,17 +81,13 @@ class Engines:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
+        family, most = read_families()[self.config.prompt], self.config.max_pixels
         if name == self.config.name:
-            family = read_families()[self.config.prompt]
-            return Model(name, name, None, family, self.config.max_pixels)
+            return Model(name, name, None, family, most)
         adapter = self.adapters.find(name)
-        family, max_pixels = self._as_trained(adapter)
-        return Model(name, adapter.version, adapter, family, max_pixels)
-
-    def _as_trained(self, adapter: Adapter) -> tuple[Family, int | None]:
-        """Returns the prompt that the adapter's run is measured with, and its bound on images."""
         if adapter.run is None:
-            return read_families()[self.config.prompt], self.config.max_pixels
+            return Model(name, adapter.version, adapter, family, most)
+        # As the adapter's run is measured: its prompt, and its bound on images.
         try:
             run = load_config(adapter.run / "config.yaml")
             # The run's own wordings, as they were.
@@ -100,17 +95,16 @@ class Engines:
             own = run.prompts.model_copy(update={"templates": str(kept)} if kept.is_file() else {})
             family = evaluation_prompts(own).families[own.eval]
         except UserError:
-            message = f"adapter '{adapter.name}': its run's config.yaml cannot be read"
-            raise Refusal(409, "adapter_unreadable", message) from None
-        bounds = [one for one in (run.data.max_pixels, self.config.max_pixels) if one is not None]
-        return family, min(bounds, default=None)
+            raise Refusal("run_unreadable", name=name) from None
+        bounds = [one for one in (run.data.max_pixels, most) if one is not None]
+        return Model(name, adapter.version, adapter, family, min(bounds, default=None))
 
     async def image(self, text: str, max_pixels: int | None, param: str, bare: bool = False) -> str:
         """Returns the image as the engine gets it: a fresh PNG in a data: URL. Raises Refusal."""
         limits = self.config.limits
 
         def rebuild() -> str:
-            image = decode(*read_bytes(text, limits, param, bare), limits, param)
+            image = read_image(text, limits, param, bare)
             return data_url(image, self.processor.image_processor, max_pixels)
 
         async with self.decoding:
@@ -120,21 +114,22 @@ class Engines:
         """Yields as `ask` does. Raises Refusal."""
         limits = self.config.limits
         if request.n > limits.replies:
-            raise invalid("n", f"at most {limits.replies} replies to one request")
+            reason = f"at most {limits.replies} replies to one request"
+            raise Refusal("invalid_value", "n", reason=reason)
         model = self.model(request.model)
         tokens = request.max_completion_tokens or request.max_tokens or limits.completion_tokens
         if tokens > limits.completion_tokens:
-            raise invalid("max_tokens", f"at most {limits.completion_tokens} tokens in one reply")
+            reason = f"at most {limits.completion_tokens} tokens in one reply"
+            raise Refusal("invalid_value", "max_tokens", reason=reason)
         parts = [part for message in request.messages for part in message.content]
         check_texts([part.text for part in parts if part.text is not None], limits, "messages")
         images = [part.image_url for part in parts if part.image_url is not None]
         if len(images) > 1:
-            raise Refusal(400, "too_many_images", "messages: one image in one request", "messages")
+            raise Refusal("too_many_images", "messages")
         for image in images:
             image.url = await self.image(image.url, model.max_pixels, "image_url")
             image.detail = None
-        unused = {"max_tokens", "user"}
-        unused |= set() if request.logprobs else {"top_logprobs"}
+        unused = {"max_tokens", "user"} | (set() if request.logprobs else {"top_logprobs"})
         unused |= set() if request.stream else {"stream_options"}
         body = request.model_dump(exclude_none=True, by_alias=True, exclude=unused)
         async for item in self.ask(model, {**body, "max_completion_tokens": tokens}):
@@ -151,10 +146,9 @@ class Engines:
                     yield item
                 return
             except RayActorError:
-                refusal = refusal_of({"code": "engine_died"}, model)
+                refusal = Refusal("engine_died")
             except RayError:
-                message = "the engine failed to answer this request"
-                raise Refusal(500, "engine_failed", message) from None
+                raise Refusal("engine_failed") from None
             except Refusal as raised:
                 refusal = raised
             is_lasting = refusal.code not in ("engine_died", "adapter_replaced")
@@ -180,16 +174,13 @@ class Engines:
 
 def refusal_of(error: dict[str, Any], model: Model) -> Refusal:
     """Returns what an engine's {status, code, message} is to the client."""
-    code = error["code"]
-    if code == "engine_died":
-        return Refusal(503, code, "the engine stopped; send it again", retry_after=5)
-    if code == "adapter_replaced":
-        return Refusal(409, code, f"adapter '{model.name}' keeps being replaced")
+    if error["code"] != "engine_refused":  # it died, or the adapter was replaced
+        return Refusal(error["code"], name=model.name)
     if error["status"] == 409:
-        message = "the engine cannot load this adapter; is it for this base model?"
-        return Refusal(409, "adapter_unusable", message)
-    status = error["status"] if 400 <= error["status"] < 500 else 500
-    return Refusal(status, code, error["message"][:300])
+        return Refusal("adapter_unusable")
+    refusal = Refusal("engine_refused", reason=error["message"][:300])
+    refusal.status = error["status"] if 400 <= error["status"] < 500 else 500
+    return refusal
 
 
 def renamed_line(line: str, model: Model) -> str:
@@ -235,7 +226,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     config, limits = engines.config, engines.config.limits
     samples = request.samples or config.samples
     if samples > limits.replies:
-        raise invalid("samples", f"at most {limits.replies}")
+        raise Refusal("invalid_value", "samples", reason=f"at most {limits.replies}")
     texts = [request.question, *(request.options or []), request.reference or ""]
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
@@ -243,10 +234,8 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
-    content = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question.text},
-    ]
+    image = {"type": "image_url", "image_url": {"url": url}}
+    content = [image, {"type": "text", "text": question.text}]
     body = {
         "messages": [{"role": "user", "content": content}],
         "n": samples,
@@ -293,37 +282,26 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
             if text and text != "[DONE]":
                 line: dict[str, Any] = json.loads(text)
                 if "error" in line:
-                    message = "the engine failed in the middle of its reply"
-                    raise Refusal(500, "engine_failed", message)
+                    raise Refusal("engine_failed_midway")
                 yield line
 
 
-def read_answer(
-    replies: Sequence[str], question: Question, model: Model
-) -> tuple[dict[str, Any], str]:
+def read_answer(replies: list[str], question: Question, model: Model) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
     sample. Raises Refusal without any answer."""
     parsed = [parse_reply(text, model.family.form) for text in replies]
     answers = [one.answer or None for one in parsed]
     voted = vote(Sampled(answers, question.reference, question.options))
     if voted.answer is None:
-        message = (
-            f"none of {len(replies)} replies of '{model.name}' holds an <answer>; "
-            "ask for more samples, ask otherwise, or choose another adapter"
-        )
-        raise Refusal(422, "no_answer", message)
+        raise Refusal("no_answer", number=len(replies), name=model.name)
     chosen = next(
         index
         for index, given in enumerate(answers)
         if given and same_answer(given, voted.answer, question.reference, question.options)
     )
-    result = {
-        "thinking": parsed[chosen].thinking,
-        "answer": voted.answer,
-        "confidence": voted.agreement if len(replies) > 1 else None,
-        "samples": [one.answer for one in parsed],
-    }
-    return result, replies[chosen]
+    confidence = voted.agreement if len(replies) > 1 else None
+    result = {"thinking": parsed[chosen].thinking, "answer": voted.answer, "confidence": confidence}
+    return {**result, "samples": [one.answer for one in parsed]}, replies[chosen]
 
 
 async def judged(application: str | None, candidate: Candidate) -> dict[str, Any]:

@@ -100,21 +100,17 @@ def max_lora_rank(config: ServiceConfig) -> int:
 def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
     """Returns what the settings say, and what must be so for the replies to be the trained model's.
     Raises UserError for wrong keys of `llm`."""
+    draining = {"graceful_shutdown_timeout_s": DRAIN_SECONDS}
     tree = {
         **config.llm,
         "model_loading_config": {"model_id": config.name, "model_source": model_path},
-        "deployment_config": {
-            "graceful_shutdown_timeout_s": DRAIN_SECONDS,
-            **config.llm.get("deployment_config", {}),
-        },
-        "engine_kwargs": {
-            **config.llm.get("engine_kwargs", {}),
-            "limit_mm_per_prompt": {"image": 1, "video": 0},
-            # Without it vLLM samples with the temperature and penalties of the model's
-            # generation_config.json.
-            "generation_config": "vllm",
-        },
+        "deployment_config": draining | config.llm.get("deployment_config", {}),
+        "engine_kwargs": dict(config.llm.get("engine_kwargs", {})),
     }
+    # Without the second vLLM samples with the temperature and penalties of the model's
+    # generation_config.json.
+    only_images = {"image": 1, "video": 0}
+    tree["engine_kwargs"] |= {"limit_mm_per_prompt": only_images, "generation_config": "vllm"}
     if config.adapters is not None:
         tree["engine_kwargs"] |= {
             "enable_lora": True,
@@ -123,19 +119,17 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
         }
         tree["lora_config"] = {"max_num_adapters_per_replica": LOADED_ADAPTERS}
     try:
-        made: LLMConfig = LLMConfig.model_validate(tree)
+        return LLMConfig.model_validate(tree)
     except ValueError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"inference application: llm: {reason}") from None
-    return made
 
 
 def build_engine(config: ServiceConfig, model_path: str) -> serve.Application:
     """Raises UserError for wrong keys of `llm`."""
-    application: serve.Application = build_llm_deployment(
+    return build_llm_deployment(
         engine_config(config, model_path),
         name_prefix="Engine:",
         bind_kwargs={"adapters": config.adapters},
         deployment_cls=EngineServer,
     )
-    return application

@@ -17,7 +17,7 @@ import httpx
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,15 +27,8 @@ from rarl.serving.settings import ApiKey, ServiceConfig, is_loopback
 LOG = logging.getLogger("ray.serve")
 OPEN = ("/health", "/ready")
 ROUTES = ("/chat/completions", "/answer", "/preview", "/models", "/about", "/metrics", *OPEN)
-RETRY_AFTER = 2  # seconds: about what one reply takes
 BUCKETS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]  # seconds
 SHOWN = ("ray_rarl_", "ray_serve_", "ray_vllm_")
-FAILED = Refusal(500, "internal_error", "the server failed to answer; it may be sent again")
-
-
-class TooLarge(Refusal):
-    def __init__(self, most: int) -> None:
-        super().__init__(413, "request_too_large", f"a request may have {most:,} bytes")
 
 
 class Guard:
@@ -64,7 +57,7 @@ class Guard:
             raise
         except Exception as error:  # by its kind alone: its words may be a patient's
             LOG.error("a request to %s failed: %s", route[:40], type(error).__name__)
-            await answer.refuse(FAILED, scope, receive)
+            await answer.refuse(Refusal("internal_error"), scope, receive)
         finally:
             self.metrics.answered(route, answer.status, time.monotonic() - started)
 
@@ -75,23 +68,23 @@ class Guard:
         headers = Headers(scope=scope)
         self.check_caller(scope, headers)
         if scope["method"] not in ("GET", "HEAD", "POST"):
-            message = f"{scope['method'][:16]} is not supported here"
-            raise Refusal(405, "method_not_allowed", message)
+            raise Refusal("method_not_allowed", method=scope["method"][:16])
         if scope["method"] != "POST":
             return await self.app(scope, receive, answer)
         check_content(headers, self.config.limits.body_bytes)
         if self.at_work >= self.config.limits.concurrent:
-            message = f"{self.at_work} requests are at work already; wait, and send it again"
-            raise Refusal(429, "overloaded", message, retry_after=RETRY_AFTER)
-        self.at_work += 1
-        self.metrics.at_work.set(self.at_work)
+            raise Refusal("overloaded", at_work=self.at_work)
+        self.count(1)
         try:
             await self.work(scope, receive, answer)
         except ClientDisconnect:  # before its body was complete
             return
         finally:
-            self.at_work -= 1
-            self.metrics.at_work.set(self.at_work)
+            self.count(-1)
+
+    def count(self, change: int) -> None:
+        self.at_work += change
+        self.metrics.at_work.set(self.at_work)
 
     async def work(self, scope: Scope, receive: Receive, answer: Answer) -> None:
         """Reads the body and has it answered, each within its time. Raises Refusal, and
@@ -101,31 +94,26 @@ class Guard:
             async with asyncio.timeout(limits.body_seconds):
                 body = await read_body(scope, receive, limits.body_bytes)
         except TimeoutError:
-            message = f"the body was not there within {limits.body_seconds:g} s"
-            raise Refusal(408, "body_timeout", message) from None
+            raise Refusal("body_timeout", seconds=limits.body_seconds) from None
         try:
             async with asyncio.timeout(limits.request_seconds):
                 await self.app(scope, replaying(body, receive), answer)
         except TimeoutError:
-            late = f"no complete reply within {limits.request_seconds:g} s"
-            message = f"{late}; ask for fewer tokens or samples"
-            raise Refusal(504, "request_timeout", message) from None
+            raise Refusal("request_timeout", seconds=limits.request_seconds) from None
 
     def check_caller(self, scope: Scope, headers: Headers) -> None:
         """Raises Refusal unless the key is right; or, without a key, unless the caller is on this
         machine and a browser was not led here under another name (DNS rebinding)."""
         if self.key is not None:
             if not self.key.matches(headers.get("authorization")):
-                message = "send the API key as 'Authorization: Bearer KEY'"
-                raise Refusal(401, "invalid_api_key", message)
+                raise Refusal("invalid_api_key")
             return
         if self.config.open_without_key:
             return
         client = scope.get("client")
         name = urlsplit("//" + headers.get("host", "")).hostname or ""
         if not client or not is_loopback(str(client[0])) or not is_loopback(name):
-            message = "without an API key, this machine alone is answered, by its own address"
-            raise Refusal(403, "local_only", message)
+            raise Refusal("local_only")
 
 
 class Answer:
@@ -140,13 +128,9 @@ class Answer:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            given = message.get("headers", [])
-            self.streaming = any(
-                b"event-stream" in value for name, value in given if name == b"content-type"
-            )
-            kept = [pair for pair in given if pair[0] != b"cache-control"]
-            fixed = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-            message = {**message, "headers": [*kept, *fixed]}
+            headers = MutableHeaders(scope=message)
+            self.streaming = "event-stream" in headers.get("content-type", "")
+            headers.update({"x-content-type-options": "nosniff", "cache-control": "no-store"})
         await self._send(message)
 
     async def refuse(self, refusal: Refusal, scope: Scope, receive: Receive) -> None:
@@ -161,15 +145,14 @@ def check_content(headers: Headers, most: int) -> None:
     """Raises Refusal for a body that need not be read to be refused."""
     content_type = headers.get("content-type", "").split(";")[0].strip().lower()
     if content_type != "application/json":
-        message = "send JSON, with the header 'Content-Type: application/json'"
-        raise Refusal(415, "unsupported_media_type", message)
+        raise Refusal("body_type")
     if headers.get("content-encoding") not in (None, "identity"):
-        raise Refusal(415, "unsupported_encoding", "compressed bodies are not accepted")
+        raise Refusal("unsupported_encoding")
     length = headers.get("content-length", "0")
     if not (length.isascii() and length.isdigit()):
-        raise Refusal(400, "invalid_length", "Content-Length is not a number")
+        raise Refusal("invalid_length")
     if len(length) > 15 or int(length) > most:
-        raise TooLarge(most)
+        raise Refusal("request_too_large", most=most)
 
 
 async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
@@ -179,7 +162,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     async for part in Request(scope, receive).stream():
         body += part
         if len(body) > most:
-            raise TooLarge(most)
+            raise Refusal("request_too_large", most=most)
     return bytes(body)
 
 
@@ -199,18 +182,15 @@ class Metrics:
     that a client made up. Every ingress replica counts through Ray."""
 
     def __init__(self) -> None:
-        from ray.serve import metrics
+        from ray.serve.metrics import Counter, Gauge, Histogram
 
-        self._requests = metrics.Counter(
-            "rarl_requests", "Requests by route and status.", ("route", "status")
-        )
-        self._seconds = metrics.Histogram(
-            "rarl_request_seconds", "Until the reply's end.", BUCKETS, ("route",)
-        )
-        self.at_work = metrics.Gauge("rarl_requests_at_work", "Requests at work in a replica.")
-        self._tokens = metrics.Counter(
-            "rarl_completion_tokens", "Tokens of replies by adapter.", ("adapter",)
-        )
+        told = "Requests by route and status."
+        self._requests = Counter("rarl_requests", told, ("route", "status"))
+        told = "Until the reply's end."
+        self._seconds = Histogram("rarl_request_seconds", told, BUCKETS, ("route",))
+        self.at_work = Gauge("rarl_requests_at_work", "Requests at work in a replica.")
+        told = "Tokens of replies by adapter."
+        self._tokens = Counter("rarl_completion_tokens", told, ("adapter",))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         if route not in ROUTES:
@@ -228,17 +208,13 @@ async def read_cluster_metrics() -> str:
     sees all replicas: ours, Ray Serve's, and vLLM's where `log_engine_metrics` is on."""
     import ray
 
-    nodes = await asyncio.to_thread(ray.nodes)
-    addresses = [
-        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-        for node in nodes
-        if node["Alive"]
-    ]
+    nodes = [node for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+    hosts = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
     async with httpx.AsyncClient(timeout=5) as client:
-        replies = await asyncio.gather(*map(client.get, addresses), return_exceptions=True)
-    return merge(
-        [reply.text for reply in replies if isinstance(reply, httpx.Response) and reply.is_success]
-    )
+        asked = [client.get(f"http://{host}/metrics") for host in hosts]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+    given = [reply for reply in replies if isinstance(reply, httpx.Response)]
+    return merge(reply.text for reply in given if reply.is_success)
 
 
 class Families(Collector):

@@ -13,8 +13,6 @@ import io
 import re
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from rarl.data.images import BadImage, decode_image, fit_image
@@ -37,45 +35,36 @@ JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
 
-def bad_image(message: str, param: str, status: int = 400, code: str = "invalid_image") -> Refusal:
-    return Refusal(status, code, f"{param}: {message}", param)
-
-
-def unsupported(message: str, param: str) -> Refusal:
-    return bad_image(message, param, 415, "unsupported_media_type")
+def read_image(text: str, limits: Limits, param: str, bare: bool = False) -> Image.Image:
+    """Returns the image of a data: URL, or with `bare` of base64 alone, in RGB. Slow for large
+    images: call it in a thread. Raises Refusal."""
+    return decode(*read_bytes(text, limits, param, bare), limits, param)
 
 
 def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tuple[bytes, Kind]:
-    """Returns the file in a data: URL and its kind; with `bare`, base64 alone is taken, too. Raises
-    Refusal."""
     match = DATA_URL.match(text)
     if match is None and (not bare or ":" in text[:64]):
-        message = (
-            "send it as data:image/png;base64,… (or image/jpeg, application/dicom); "
-            "no address is fetched, and no file is opened"
-        )
-        raise bad_image(message, param, code="unsupported_image_url")
+        raise Refusal("unsupported_image_url", param)
     declared = MEDIA_TYPES.get(match["type"].lower()) if match else None
     if match is not None and declared is None:
-        raise unsupported("PNG, JPEG and DICOM are accepted", param)
+        raise Refusal("image_type", param)
     start = match.end() if match else 0
     if (len(text) - start) * 3 // 4 > limits.image_bytes + 2:
-        message = f"the file is larger than {limits.image_bytes:,} bytes"
-        raise bad_image(message, param, 413, "image_too_large")
+        raise Refusal("image_too_large", param, most=limits.image_bytes)
     try:
         data = base64.b64decode(text[start:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise bad_image("not valid base64", param) from None
+        raise Refusal("invalid_image", param, reason="not valid base64") from None
     kind = kind_of(data)
     if kind is None:
-        raise unsupported("the content is neither PNG, nor JPEG, nor DICOM", param)
+        raise Refusal("image_content", param)
     if declared is not None and kind != declared:
-        raise bad_image(f"said to be {declared}, but the content is {kind}", param)
+        reason = f"said to be {declared}, but the content is {kind}"
+        raise Refusal("invalid_image", param, reason=reason)
     return data, kind
 
 
 def kind_of(data: bytes) -> Kind | None:
-    """Tells the kind by the first bytes of the file."""
     if data.startswith(PNG_HEAD):
         return "png"
     if data.startswith(JPEG_HEAD):
@@ -84,53 +73,52 @@ def kind_of(data: bytes) -> Kind | None:
 
 
 def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
-    """Returns RGB. Slow for large images: call it in a thread. Raises Refusal."""
+    most, reason = limits.image_pixels, "it cannot be read; is the file complete?"
     try:
         if kind == "dicom":
-            return decode_dicom(data, limits, param)
+            return decode_dicom(data, most, param)
         if not ends_where_it_should(data, kind):
-            raise bad_image("there is something else behind the end of the image", param)
+            reason = "there is something else behind the end of the image"
+            raise Refusal("invalid_image", param, reason=reason)
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as head:
-            require_area(head.width, head.height, limits, param)
+            require_area(head.width, head.height, most, param)
         return decode_image(data)
-    except BadImage:
-        raise bad_image("it cannot be decoded; is the file complete?", param) from None
     except Refusal:
         raise
+    except BadImage:
+        reason = "it cannot be decoded; is the file complete?"
     except Image.DecompressionBombError:  # Pillow's own bound, far above ours
-        raise too_many_pixels("its head promises", limits, param) from None
+        what = "its head promises"
+        raise Refusal("image_too_many_pixels", param, what=what, most=most) from None
     # Decoders raise many kinds for broken files, and their words may hold the file's content.
     except Exception:
-        raise bad_image("it cannot be read; is the file complete?", param) from None
+        pass
+    raise Refusal("invalid_image", param, reason=reason)
 
 
-def decode_dicom(data: bytes, limits: Limits, param: str) -> Image.Image:
+def decode_dicom(data: bytes, most: int, param: str) -> Image.Image:
     """Returns the first frame. Raises Refusal, or whatever the reader raises."""
     from pydicom import dcmread
 
+    reason = "this DICOM image cannot be shown; its transfer syntax may need another decoder"
     if DEFLATED_DICOM in data:
-        message = "DICOM that is deflated as a whole is not accepted; use another transfer syntax"
-        raise bad_image(message, param)
+        reason = "DICOM that is deflated as a whole is not accepted; use another transfer syntax"
+        raise Refusal("invalid_image", param, reason=reason)
     head = dcmread(io.BytesIO(data), stop_before_pixels=True)
     if "Rows" not in head or "Columns" not in head:
-        raise bad_image("this DICOM file holds no image", param)
-    require_area(int(head.Columns), int(head.Rows), limits, param)
+        raise Refusal("invalid_image", param, reason="this DICOM file holds no image")
+    require_area(int(head.Columns), int(head.Rows), most, param)
     try:
         return render(data).convert("RGB")
     except (UserError, ValueError):
-        message = "this DICOM image cannot be shown; its transfer syntax may need another decoder"
-        raise bad_image(message, param) from None
+        raise Refusal("invalid_image", param, reason=reason) from None
 
 
-def require_area(width: int, height: int, limits: Limits, param: str) -> None:
+def require_area(width: int, height: int, most: int, param: str) -> None:
     """Raises Refusal. Called with what the file's head says, before its pixels are unpacked."""
-    if width * height > limits.image_pixels:
-        raise too_many_pixels(f"{width}x{height} is", limits, param)
-
-
-def too_many_pixels(what: str, limits: Limits, param: str) -> Refusal:
-    message = f"{what} more than {limits.image_pixels:,} pixels"
-    return bad_image(message, param, 413, "image_too_many_pixels")
+    if width * height > most:
+        what = f"{width}x{height} is"
+        raise Refusal("image_too_many_pixels", param, what=what, most=most)
 
 
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:
@@ -153,12 +141,11 @@ def data_url(image: Image.Image, image_processor: Any, max_pixels: int | None) -
     try:
         pixels = fit_image(image, image_processor, max_pixels)
     except BadImage as error:
-        raise bad_image(str(error), "image") from None
-    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+        raise Refusal("invalid_image", "image", reason=error) from None
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
 
 
-def png(image: NDArray[np.uint8] | Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    shown = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    shown.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

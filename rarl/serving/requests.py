@@ -8,6 +8,7 @@ boolean is no number, and a text is neither.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -21,36 +22,29 @@ from pydantic import (
 )
 from starlette.responses import JSONResponse
 
+from rarl.config import read_yaml
 from rarl.prompts import SPECIAL_TOKEN
 from rarl.serving.settings import Limits
 
 SCHEMA_CHARACTERS, SCHEMA_DEPTH, SCHEMA_BOUND = 8000, 12, 1024
-# One name for each status, so that the official client's exceptions and its `code` say the same.
-ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    408: "timeout_error",
-    409: "conflict_error",
-    422: "unprocessable_error",
-    429: "rate_limit_error",
-}
+TABLE = read_yaml(Path(__file__).with_name("refusals.yaml"))
 
 
 class Refusal(Exception):
     """A request that gets an error, in the form that OpenAI's clients know: a status, and {"error":
-    {message, type, param, code}}. `message` says what was wrong and what to do, and repeats nothing
-    of the request's texts: it may be logged. `retry_after` is in seconds."""
+    {message, type, param, code}}. `key` is its row in refusals.yaml, whose message `facts`
+    complete."""
 
-    def __init__(
-        self, status: int, code: str, message: str, param: str | None = None, retry_after: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param, self.retry_after = status, code, param, retry_after
+    def __init__(self, key: str, param: str | None = None, /, **facts: Any) -> None:
+        row = TABLE["refusals"][key]
+        super().__init__(row["message"].format(param=param, **facts))
+        self.status, self.code, self.param = row["status"], row.get("code", key), param
+        # In seconds; None tells the client nothing.
+        self.retry_after: int | None = row.get("retry_after")
 
     def response(self) -> JSONResponse:
         default = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = ERROR_TYPES.get(self.status, default)
+        kind = TABLE["types"].get(self.status, default)
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
         headers = {"cache-control": "no-store"}
         if self.retry_after:
@@ -62,10 +56,6 @@ class Refusal(Exception):
     def event(self) -> bytes:
         """Returns the error as the last event of a stream; the official client raises it."""
         return b"data: " + bytes(self.response().body) + b"\n\n"
-
-
-def invalid(param: str, reason: str) -> Refusal:
-    return Refusal(400, "invalid_value", f"{param}: {reason}", param)
 
 
 def not_blank(text: str) -> str:
@@ -205,25 +195,24 @@ def parse(kind: type[Parsed], body: bytes) -> Parsed:
     place = ".".join(map(str, first["loc"]))[:80]
     reason = str(first["msg"]).removeprefix("Value error, ").removeprefix("Invalid JSON: ")
     if first["type"] == "json_invalid":
-        raise Refusal(400, "invalid_json", f"the body is not valid JSON: {reason}")
+        raise Refusal("invalid_json", reason=reason)
     if not place:
-        raise Refusal(400, "invalid_json", "the body must be a JSON object")
+        raise Refusal("no_object")
     if first["type"] == "extra_forbidden":
-        raise Refusal(400, "unknown_parameter", f"'{place}' is not supported here", place)
-    raise invalid(place, reason)
+        raise Refusal("unknown_parameter", place)
+    raise Refusal("invalid_value", place, reason=reason)
 
 
 def check_texts(texts: list[str], limits: Limits, param: str) -> None:
     """Raises Refusal for too much text, and for what the chat template would read as its own
     tokens."""
-    most = limits.prompt_characters
-    if sum(map(len, texts)) > most:
-        message = f"{param}: at most {most:,} characters in one request"
-        raise Refusal(413, "prompt_too_long", message, param)
+    if sum(map(len, texts)) > limits.prompt_characters:
+        raise Refusal("prompt_too_long", param, most=limits.prompt_characters)
     if any(SPECIAL_TOKEN.search(text) for text in texts):
-        raise invalid(param, "special tokens such as <|im_start|> may not be part of a text")
+        reason = "special tokens such as <|im_start|> may not be part of a text"
+        raise Refusal("invalid_value", param, reason=reason)
     if any("\0" in text for text in texts):
-        raise invalid(param, "not valid text")
+        raise Refusal("invalid_value", param, reason="not valid text")
 
 
 def check_schema(tree: Any, depth: int = 1) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rarl.config import Positive, Section, describe
 from rarl.errors import UserError
+from rarl.system.ray_internals import served_host
 
 # Seconds that a replica which is to go has for its requests: a little more than one may take.
 DRAIN_SECONDS = 130.0
@@ -129,3 +130,12 @@ def require_key_for(host: str, key: ApiKey | None, config: ServiceConfig) -> Non
             f"http_options.host={host}: other machines reach this address, and there is no API "
             f"key; set {config.api_key_env}, or api_key_file, or say open_without_key: true"
         )
+
+
+def needed_key(config: ServiceConfig) -> ApiKey | None:
+    """Raises UserError where Serve is running, listens on an address that others reach, and there
+    is no key."""
+    key, host = read_api_key(config), served_host()
+    if host is not None:
+        require_key_for(host, key, config)
+    return key

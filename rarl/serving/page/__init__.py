@@ -1,2 +1,1 @@
-"""The page for people: files alone, so that it keeps no state and can do nothing that the API does
-not allow."""
+"""The page for people: files alone, which can do nothing that the API does not allow."""
