@@ -154,4 +154,4 @@ def render_markdown(card: JudgeCard) -> str:
 
 def main_table(card: JudgeCard) -> str:
     """Returns the card's main table alone."""
-    return str(TEMPLATE.make_module({"bars": BARS, "card": card}).main_table(card))  # type: ignore[attr-defined]
+    return str(TEMPLATE.make_module({"bars": BARS, "card": card}).main_table(card))
