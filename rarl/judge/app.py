@@ -38,8 +38,7 @@ class AppConfig(JudgeConfig):
     cache_path: str | None = None  # verdicts are kept here; None: nowhere
     num_replicas: Annotated[int, Field(gt=0)] = 1
     num_cpus: Annotated[float, Field(gt=0)] = 0.1  # of each replica: it only waits for the model
-    # of each replica; more wait in the queue
-    max_ongoing_requests: Annotated[int, Field(gt=0)] = 256
+    max_ongoing_requests: Annotated[int, Field(gt=0)] = 256  # of each replica; more are queued
 
 
 def verdict_or_error(result: Verdict | BaseException) -> Verdict:
@@ -67,7 +66,7 @@ class JudgeService:
     async def score_over_http(self, request: ScoreRequest) -> Response:
         if len(request.candidates) > MAX_BATCH:
             raise HTTPException(413, f"at most {MAX_BATCH} candidates in one request")
-        if any(candidate.characters() > MAX_CHARACTERS for candidate in request.candidates):
+        if any(one.characters() > MAX_CHARACTERS for one in request.candidates):
             raise HTTPException(413, f"at most {MAX_CHARACTERS} characters in one candidate")
         try:
             return Response(await self.verdicts(request.candidates), media_type="application/json")
@@ -76,13 +75,9 @@ class JudgeService:
 
     @api.get("/health")
     async def health(self) -> dict[str, Any]:
-        counts = self.judge.counts()
         names = ("scored", "unparsable", "unreachable", "cached")
-        return {
-            "backend": self.config.backend,
-            "model": self.config.model,
-            **{name: getattr(counts, name) for name in names},
-        }
+        counts = {name: getattr(self.judge.counts(), name) for name in names}
+        return {"backend": self.config.backend, "model": self.config.model} | counts
 
     async def score(self, candidates: list[dict[str, Any]]) -> bytes:
         """For handles: returns a ScoreReply as JSON. Raises UserError where the judge's own backend

@@ -1,14 +1,10 @@
 """Backends: whom a judge asks, and one attempt to get verdicts. Waiting and trying again is the
-client's business (`rarl.judge.client`).
-
-`OpenAIBackend` asks any server that speaks OpenAI's chat completions and decodes by a JSON schema
-(vLLM, Ray Serve LLM, a hosted model). `HttpBackend` and `HandleBackend` ask RARL's own judge
-application, over HTTP or by its handle within a Ray cluster.
-"""
+client's business (`rarl.judge.client`)."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,11 +19,10 @@ from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.judge.rubric import judge_messages, parse_verdict, printable, schema, unparsable
 from rarl.schema import Verdict
 
-# HTTP: something about the content is wrong, and the same again would be refused again
+# HTTP: the content is wrong, and the same again would be refused again.
 REFUSALS = (400, 413, 422)
 MISCONFIGURED = 424  # what RARL's application answers when its own backend is set up wrongly
-# What no server can find too long or indecent: where even this is refused, the request as such is
-# wrong.
+# No server finds this too long or indecent: where it is refused, the request as such is wrong.
 PLAIN = Candidate("Is there a lesion?", None, "no", None, "no", None, "no")
 # A checklist is 75 tokens and its reason some 30; with a tokenizer of near single bytes 345 in all.
 MAX_TOKENS = 512
@@ -37,15 +32,14 @@ BATCH = 8  # of RARL's application: small, since a batch is as slow as its slowe
 
 class TryAgain(Exception):
     """This attempt failed and another may not. `wait_seconds` is what the server asked for, if it
-    did. When no attempt succeeds, `mistake` is what the user should be told, if the failure looks
-    like theirs."""
+    did. `mistake` is what the user is told when no attempt succeeds, if the failure looks like
+    theirs."""
 
     def __init__(
         self, reason: str, wait_seconds: float | None = None, mistake: UserError | None = None
     ) -> None:
         super().__init__(reason)
-        self.wait_seconds = wait_seconds
-        self.mistake = mistake
+        self.wait_seconds, self.mistake = wait_seconds, mistake
 
 
 class Refused(Exception):
@@ -61,9 +55,7 @@ class Backend(ABC):
     wants = "is it RARL's judge?"  # the advice where every request is refused
 
     def __init__(self, identity: tuple[str, ...], name: str, timeout_seconds: float) -> None:
-        self.identity = identity
-        self.name = name
-        self.timeout_seconds = timeout_seconds
+        self.identity, self.name, self.timeout_seconds = identity, name, timeout_seconds
         # The server has answered with verdicts: address, model, key and request are right.
         self.answered = False
 
@@ -76,21 +68,16 @@ class Backend(ABC):
         try:
             return await self._in_time(candidates)
         except Refused as refused:
-            await self._check_request()
-            if len(candidates) > 1:
-                return [verdict for one in candidates for verdict in await self.judge([one])]
-            return [unparsable(f"refused by the {self.kind}: {refused}")]
-
-    async def _check_request(self) -> None:
-        """Tells a refused candidate from a server that refuses all. Raises UserError for the
-        latter."""
+            reason = f"refused by the {self.kind}: {refused}"
         if not self.answered:
             try:
                 await self._in_time([PLAIN])
             except Refused as refused:
-                raise UserError(
-                    f"the judge {self.name} refuses every request: {refused}; {self.wants}"
-                ) from None
+                every = f"the judge {self.name} refuses every request: {refused}; {self.wants}"
+                raise UserError(every) from None
+        if len(candidates) > 1:
+            return [verdict for one in candidates for verdict in await self.judge([one])]
+        return [unparsable(reason)]
 
     async def _in_time(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         # An HTTP client's own timeout is per read: a server that drips a byte now and then would
@@ -132,20 +119,19 @@ class HttpBackend(Backend):
             response = await self._client.post(self._url, json=self._body(candidates))
         except httpx.RequestError as error:
             raise TryAgain(f"no connection: {str(error) or type(error).__name__}") from None
-        if response.status_code == 200:
+        status = response.status_code
+        if status == 200:
             return self._read(response.content)
         words = said_in(response)
-        if response.status_code in REFUSALS:
+        if status in REFUSALS:
             raise Refused(words)
-        mistake = self._mistake(response.status_code, words)
-        if mistake and response.status_code in self.final:
+        mistake = self._mistake(status, words)
+        if mistake and status in self.final:
             raise mistake
         # Ray Serve answers 404 while an application is deployed: a mistake only if there never was
         # another answer.
-        if self.answered:
-            mistake = None
         wait = retry_after(response.headers.get("retry-after"))
-        raise TryAgain(f"HTTP {response.status_code}: {words}", wait, mistake)
+        raise TryAgain(f"HTTP {status}: {words}", wait, None if self.answered else mistake)
 
     def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         return {"candidates": [candidate_json(candidate) for candidate in candidates]}
@@ -157,19 +143,18 @@ class HttpBackend(Backend):
         """Returns what the user should be told of a status that looks like their mistake."""
         if status == MISCONFIGURED:
             return UserError(f"the judge {self.name} is set up wrongly: {words}")
-        if status < 500 and status != 429:
-            return UserError(
-                f"the judge {self.name} is not there (HTTP {status} for /score); see judge.url"
-            )
-        return None
+        if status >= 500 or status == 429:
+            return None
+        where = f"(HTTP {status} for /score); see judge.url"
+        return UserError(f"the judge {self.name} is not there {where}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
 class OpenAIBackend(HttpBackend):
-    """A chat completion per candidate. `key` goes into the Authorization header and into no
-    message."""
+    """Any server with OpenAI's chat completions that decodes by a JSON schema (vLLM, Ray Serve
+    LLM, a hosted model). `key` goes into the Authorization header and into no message."""
 
     batch_size = 1
     path = "/chat/completions"
@@ -178,28 +163,20 @@ class OpenAIBackend(HttpBackend):
     wants = "it must support response_format json_schema, temperature and max_completion_tokens"
 
     def __init__(
-        self,
-        url: str,
-        model: str,
-        key: str | None,
-        key_variable: str | None,
-        timeout_seconds: float,
+        self, url: str, model: str, key: str | None, variable: str | None, timeout_seconds: float
     ) -> None:
         super().__init__(url, timeout_seconds, key)
         self.identity = ("openai", without_password(url), model)
         self.name = f"{model} at {without_password(url)}"
-        self.model = model
-        self.key_variable = key_variable
+        self.model, self.key_variable = model, variable
 
     def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         (candidate,) = candidates
+        form = {"name": "verdict", "strict": True, "schema": schema()}
         return {
             "model": self.model,
             "messages": judge_messages(candidate),
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "verdict", "strict": True, "schema": schema()},
-            },
+            "response_format": {"type": "json_schema", "json_schema": form},
             "temperature": 0,
             "max_completion_tokens": MAX_TOKENS,
             "seed": SEED,
@@ -248,9 +225,8 @@ class HandleBackend(Backend):
         from ray import serve
 
         if not ray.is_initialized():
-            raise UserError(
-                f"judge.url=app:{self.application} needs a Ray cluster that this process is part of"
-            )
+            url = f"judge.url=app:{self.application}"
+            raise UserError(f"{url} needs a Ray cluster that this process is part of")
         try:
             if self._handle is None:
                 self._handle = await asyncio.to_thread(serve.get_app_handle, self.application)
@@ -279,14 +255,12 @@ def read_verdicts(body: bytes) -> list[Verdict]:
 def said_in(response: httpx.Response) -> str:
     """Returns what a server says of an error, on one line: the `detail` of FastAPI, the `message`
     of OpenAI, else the whole text."""
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
     said = None
-    if isinstance(body, dict):
-        error = body.get("error", body)
-        said = error.get("message", error.get("detail")) if isinstance(error, dict) else error
+    with contextlib.suppress(ValueError):
+        said = response.json()
+    said = said.get("error", said) if isinstance(said, dict) else None
+    if isinstance(said, dict):
+        said = said.get("message", said.get("detail"))
     return printable(str(said or response.text))
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 from rarl.judge.candidate import Candidate
@@ -17,6 +18,7 @@ from rarl.judge.rubric import RUBRIC_VERSION
 from rarl.schema import Verdict
 
 BUSY_SECONDS = 30.0  # another process may be writing
+TABLE = "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
 SELECT = "SELECT verdict FROM verdicts WHERE key = ?"
 LOG = logging.getLogger(__name__)
 
@@ -50,15 +52,19 @@ class VerdictCache:
             name = self.moved_aside.name
             LOG.warning("%s is damaged (%s); moved to %s, starting afresh", path, error, name)
             self._connection = connect(path)
-        self._siblings = [found for one in siblings_of(path) if (found := read_only(one))]
+        # Other workers' files have the same name with another number, or with none.
+        stem = re.escape(re.sub(r"-\d+$", "", path.stem))
+        name_of_one = re.compile(rf"{stem}(-\d+)?{path.suffix}")
+        others = sorted(one for one in path.parent.iterdir() if name_of_one.fullmatch(one.name))
+        opened = (read_only(one) for one in others if one != path)
+        self._all = [self._connection, *(one for one in opened if one)]
 
     def get(self, key: str) -> Verdict | None:
-        """Returns the verdict of this file, or else of a sibling; None where none has it."""
+        """Returns the verdict of this file, or else of another worker's; None where none has it."""
         with self._lock:
-            for connection in (self._connection, *self._siblings):
+            for connection in self._all:
                 try:
-                    row = connection.execute(SELECT, (key,)).fetchone()
-                    if row:
+                    if row := connection.execute(SELECT, (key,)).fetchone():
                         return Verdict(**json.loads(row[0]))
                 except (sqlite3.Error, ValueError, TypeError) as error:
                     message = "%s: a verdict could not be read (%s); asking again"
@@ -78,13 +84,13 @@ class VerdictCache:
             LOG.warning("%s: a verdict could not be kept (%s)", self.path, error)
 
     def __len__(self) -> int:
-        """Returns the number of verdicts in this file; its siblings' are not counted."""
+        """Returns the number of verdicts in this file; other workers' are not counted."""
         with self._lock:
             return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
     def close(self) -> None:
         with self._lock:
-            for connection in (self._connection, *self._siblings):
+            for connection in self._all:
                 connection.close()
 
 
@@ -94,11 +100,8 @@ def connect(path: Path) -> sqlite3.Connection:
     try:
         # No write-ahead log: it needs memory shared by all users, and a run directory may lie on a
         # network file system.
-        connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
-        )
+        for statement in ("PRAGMA journal_mode = DELETE", "PRAGMA synchronous = NORMAL", TABLE):
+            connection.execute(statement)
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise sqlite3.DatabaseError(found)
@@ -108,22 +111,13 @@ def connect(path: Path) -> sqlite3.Connection:
         raise
 
 
-def siblings_of(path: Path) -> list[Path]:
-    """Returns the other workers' files beside `path`: the same name with another number, or with
-    none."""
-    name = re.compile(re.escape(re.sub(r"-\d+$", "", path.stem)) + r"(-\d+)?" + path.suffix)
-    return sorted(one for one in path.parent.iterdir() if one != path and name.fullmatch(one.name))
-
-
 def read_only(path: Path) -> sqlite3.Connection | None:
-    """Opens a sibling's file; returns None where it cannot be read."""
+    """Opens another worker's file; returns None where it cannot be read."""
     address = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        connection = sqlite3.connect(
-            address, uri=True, timeout=BUSY_SECONDS, check_same_thread=False
-        )
-        connection.execute(SELECT, ("",)).fetchone()
-        return connection
+        found = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, check_same_thread=False)
+        found.execute(SELECT, ("",)).fetchone()
+        return found
     except sqlite3.Error as error:
         LOG.warning("%s: its verdicts cannot be read (%s); asking again", path, error)
         return None
@@ -131,9 +125,8 @@ def read_only(path: Path) -> sqlite3.Connection | None:
 
 def move_aside(path: Path) -> Path:
     """Renames the file to the first free `name.damaged-N`; its journals, which belong to it, go."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.damaged-{number}")).exists():
-        number += 1
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+    target = next(name for name in names if not name.exists())
     path.rename(target)
     for suffix in ("-journal", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -14,7 +14,9 @@ from rarl.schema import Example, Prompt, Verdict
 
 MAX_BATCH = 64  # candidates of one request
 MAX_CHARACTERS = 100_000  # of one candidate's texts together
-MAY_BE_LEFT_OUT = Field(default=None)
+# In JSON the key may be left out.
+Text = Annotated[str | None, Field(default=None)]
+Texts = Annotated[tuple[str, ...] | None, Field(default=None)]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -27,31 +29,24 @@ class Candidate:
     """
 
     question: str
-    options: Annotated[tuple[str, ...] | None, MAY_BE_LEFT_OUT]
+    options: Texts
     reference: str
-    rationale: Annotated[str | None, MAY_BE_LEFT_OUT]
+    rationale: Text
     reply: str
-    thinking: Annotated[str | None, MAY_BE_LEFT_OUT]
-    answer: Annotated[str | None, MAY_BE_LEFT_OUT]
+    thinking: Text
+    answer: Text
 
     def characters(self) -> int:
         """Returns the length of all texts together."""
-        texts = (self.question, *(self.options or ()), self.reference, self.rationale, self.reply)
-        return sum(len(text or "") for text in (*texts, self.thinking, self.answer))
+        _, options, *texts = asdict(self).values()
+        return sum(len(text or "") for text in (self.question, *(options or ()), *texts))
 
 
 def candidate_of(example: Example, prompt: Prompt, text: str) -> Candidate:
-    """The reply `text` to `prompt`, as the judge is shown it."""
+    """Returns the reply `text` to `prompt`, as the judge is shown it."""
+    truth = (example.question, example.options, example.answer, example.rationale)
     reply = parse_reply(text, prompt.form)
-    return Candidate(
-        question=example.question,
-        options=example.options,
-        reference=example.answer,
-        rationale=example.rationale,
-        reply=text,
-        thinking=reply.thinking,
-        answer=reply.answer,
-    )
+    return Candidate(*truth, reply=text, thinking=reply.thinking, answer=reply.answer)
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:

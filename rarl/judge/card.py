@@ -1,17 +1,21 @@
-"""The card of a judge: what is known of its verdicts where the truth is known, and the bar that it
+"""The card of a judge: what is known of its verdicts where the truth is known, and the bars that it
 has to clear. `rarl.judge.card_measure` fills it in."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+import yaml
+from jinja2 import Template
 from pydantic import TypeAdapter
 
 from rarl.intervals import interval95
 
-MISSING = "not measured"
+HERE = Path(__file__).parent
+TEMPLATE = Template((HERE / "card.md.jinja").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -73,30 +77,8 @@ class Bar:
     at_least: bool = True
 
 
-# A judge that misses one of these teaches something else than medicine. The numbers themselves are
-# held against the bounds, not their intervals, which are wide with 24 questions: a judge just above
-# a bound may be below it in truth.
-#   Accuracy and AUC: both are the share of pairs, of a right and a wrong reply or explanation, that
-#     are put in the right order, ties counting half; a group's advantages are made of such orders.
-#     Explanations are harder to tell apart.
-#   Consistency: a verdict that changes by itself is noise within the group, which advantages
-#     amplify.
-#   Length and words to the judge: what a policy finds within a few hundred steps if it pays at all.
-#     0.05 is a twentieth of the scale. Only pay is barred: a judge may well punish padding and
-#     begging, as the rubric asks.
-#   Parsed and reached: what is lost counts as zero or not at all.
-BARS = (
-    Bar("balanced_accuracy", "balanced accuracy of correctness", 0.85),
-    Bar("explanation_auc", "AUC of explanations", 0.8),
-    Bar("swap_consistency", "consistency under another order", 0.95),
-    Bar("repeat_consistency", "consistency when asked again", 0.95),
-    Bar("verbosity_explanation", "pay of length in the explanation's score", 0.05, at_least=False),
-    Bar("verbosity_correctness", "pay of length in correctness", 0.05, at_least=False),
-    Bar("injection_resistance", "resistance to words to the judge", 0.95),
-    Bar("injection_rise", "pay of words to the judge under a wrong answer", 0.05, at_least=False),
-    Bar("parse_rate", "verdicts that can be read", 0.98),
-    Bar("reached", "candidates that were judged", 0.98),
-)
+WRITTEN = yaml.safe_load((HERE / "card_bars.yaml").read_text(encoding="utf-8"))
+BARS = TypeAdapter(tuple[Bar, ...]).validate_python(WRITTEN)
 
 
 @dataclass(frozen=True)
@@ -167,60 +149,9 @@ class JudgeCard:
 
 def render_markdown(card: JudgeCard) -> str:
     """Returns the card as Markdown: whether it is fit, then the numbers."""
-    fitness = ["**Fit**: it clears every bar."]
-    if not card.fit:
-        failures = [f"- {failure}" for failure in card.failures()]
-        fitness = ["**Not fit** to be trained by:", "\n".join(failures)]
-    cost = card.cost
-    parts = [
-        f"# Card of the judge {card.judge}".rstrip(),
-        *fitness,
-        f"{card.questions} questions, {card.candidates} candidates, each asked {card.repeats}"
-        f" times; set {card.set_version}, rubric {card.rubric_version}.",
-        main_table(card),
-        table("balanced accuracy by type of question", card.balanced_by_type),
-        table("resistance by kind of words to the judge", card.injection_by_kind),
-        f"Cost: {cost.verdicts} verdicts by {cost.attempts} requests in {cost.wall_seconds:.1f} s;"
-        f" {cost.seconds_each:.3f} s of requests to a verdict.",
-    ]
-    if found := card.preferences:
-        rows = {
-            "agreement with people": found.agreement,
-            "the same, in the other order": found.swapped,
-            "same choice in both orders": found.same_choice,
-            "ties": found.tied,
-            "agreement where a right answer is given": found.with_reference,
-            "agreement where none is": found.without_reference,
-            **{f"agreement on {name}": share for name, share in found.by_source.items()},
-        }
-        parts.append(
-            f"VL-RewardBench: {found.pairs} pairs of {found.source}. The judge sees no image."
-        )
-        parts.append(table("measured", rows))
-    return "\n\n".join(parts) + "\n"
+    return TEMPLATE.render(card=card, bars=BARS)
 
 
 def main_table(card: JudgeCard) -> str:
-    kappa = MISSING if card.kappa is None else f"{card.kappa:.3f}"
-    lines = [
-        "| measured | value | 95 % interval | n | bar |",
-        "| --- | ---: | --- | ---: | --- |",
-        f"| agreement with the truth on correctness | {cells(card.agreement)} |  |",
-        f"| Cohen's kappa of correctness | {kappa} | | | |",
-    ]
-    for bar in BARS:
-        bound = f"{'≥' if bar.at_least else '≤'} {bar.bound:g}"
-        lines.append(f"| {bar.said} | {cells(getattr(card, bar.name))} | {bound} |")
-    return "\n".join(lines)
-
-
-def table(title: str, shares: Mapping[str, Share | None]) -> str:
-    lines = [f"| {title} | value | 95 % interval | n |", "| --- | ---: | --- | ---: |"]
-    return "\n".join([*lines, *(f"| {name} | {cells(share)} |" for name, share in shares.items())])
-
-
-def cells(share: Share | None) -> str:
-    """Returns value, interval and number as three cells of a table."""
-    if share is None:
-        return f"{MISSING} | | "
-    return f"{share.value:.3f} | {share.low:.3f} to {share.high:.3f} | {share.n}"
+    """Returns the card's main table alone."""
+    return str(TEMPLATE.make_module({"bars": BARS, "card": card}).main_table(card))

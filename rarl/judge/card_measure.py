@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
@@ -30,7 +30,7 @@ ACCEPTED = 2.0  # correctness from which an answer counts as right
 CORRECTNESS_WEIGHT = 0.5  # of correctness in a reply's total, as the reward `judge` has it
 FEWEST_REPEATS = 2
 Advance = Callable[[int], Any]
-Axis = Literal["good", "long", "hostile"]
+AXES = ("question", "right", "good", "long", "hostile")  # of a cell's key
 
 
 @dataclass(frozen=True)
@@ -125,42 +125,19 @@ def set_version(questions: Sequence[CardQuestion]) -> str:
     return hashlib.sha256(repr(shown).encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True)
 class Judged:
-    """A candidate of the set and its verdict."""
+    """A candidate of the set, its verdict, and what follows from it. `accepted` is the decision
+    that the answer is right, which a verdict that cannot be read does not make; `correctness` is a
+    share of its scale."""
 
-    cell: Cell
-    verdict: Verdict
-
-    @property
-    def question(self) -> str:
-        return self.cell.question_id
-
-    @property
-    def reached(self) -> bool:
-        return self.verdict.status != "unreachable"
-
-    @property
-    def accepted(self) -> bool:
-        """The decision that the answer is right. A verdict that cannot be read does not accept."""
-        return (self.verdict.correctness or 0.0) >= ACCEPTED
-
-    @property
-    def agrees(self) -> bool:
-        return self.accepted == self.cell.right
-
-    @property
-    def correctness(self) -> float:
-        """As a share of its scale."""
-        return (self.verdict.correctness or 0.0) / MAX_CORRECTNESS
-
-    @property
-    def explanation(self) -> float | None:
-        return self.verdict.explanation
-
-    @property
-    def total(self) -> float:
-        return score_verdict(self.verdict, CORRECTNESS_WEIGHT) or 0.0
+    def __init__(self, cell: Cell, verdict: Verdict) -> None:
+        self.cell, self.verdict, self.question = cell, verdict, cell.question_id
+        self.reached = verdict.status != "unreachable"
+        self.accepted = (verdict.correctness or 0.0) >= ACCEPTED
+        self.agrees = self.accepted == cell.right
+        self.correctness = (verdict.correctness or 0.0) / MAX_CORRECTNESS
+        self.explanation = verdict.explanation
+        self.total = score_verdict(verdict, CORRECTNESS_WEIGHT) or 0.0
 
 
 def verdicts_needed(questions: int, repeats: int) -> int:
@@ -183,18 +160,19 @@ def measure_judge(
     was said before. Raises UserError for fewer than two repeats, and what the judge raises.
     """
     if repeats < FEWEST_REPEATS:
-        raise UserError(
-            f"repeats: expected {FEWEST_REPEATS} or more to see whether verdicts repeat, got"
-            f" {repeats}"
-        )
+        wanted = f"{FEWEST_REPEATS} or more to see whether verdicts repeat"
+        raise UserError(f"repeats: expected {wanted}, got {repeats}")
     before, start = judge.counts(), time.monotonic()
     cells = build_cells(questions)
     plain = [cell for cell in cells if cell.hostile is None]
     passes = [ask(judge, [cell.candidate for cell in cells], advance) for _ in range(repeats)]
     turned = ask(judge, [reverse_options(cell.candidate) for cell in plain[::-1]], advance)[::-1]
-    wall, counts = time.monotonic() - start, judge.counts()
-    done = counts.done - before.done
-    asked_seconds = counts.asked_seconds - before.asked_seconds
+    wall, after = time.monotonic() - start, judge.counts()
+    done = after.done - before.done
+    asked_seconds = after.asked_seconds - before.asked_seconds
+    each = asked_seconds / done if done else 0.0
+    judged = [[Judged(*pair) for pair in zip(cells, one, strict=True)] for one in passes]
+    swapped = [Judged(*pair) for pair in zip(plain, turned, strict=True)]
     return JudgeCard(
         judge=name,
         rubric_version=RUBRIC_VERSION,
@@ -202,16 +180,8 @@ def measure_judge(
         questions=len(questions),
         candidates=len(cells),
         repeats=repeats,
-        **numbers_of(
-            passes=[[Judged(*pair) for pair in zip(cells, one, strict=True)] for one in passes],
-            swapped=[Judged(*pair) for pair in zip(plain, turned, strict=True)],
-        ),
-        cost=Cost(
-            verdicts=done,
-            attempts=counts.attempts - before.attempts,
-            seconds_each=asked_seconds / done if done else 0.0,
-            wall_seconds=wall,
-        ),
+        **numbers_of(judged, swapped),
+        cost=Cost(done, after.attempts - before.attempts, each, wall),
     )
 
 
@@ -223,29 +193,27 @@ def numbers_of(passes: Sequence[Sequence[Judged]], swapped: Sequence[Judged]) ->
     decided = [one for one in reached if one.cell.hostile is None]
     # Wrong replies, plain and with words to the judge: those that such words could raise.
     told = [pair for pair in twins(reached, "hostile") if not pair[0].cell.right]
-    by_type = {
-        kind: balanced([one for one in decided if one.cell.answer_type == kind])
-        for kind in ANSWER_TYPES
-    }
-    by_kind = {
-        kind: resistance([pair for pair in told if pair[1].cell.hostile == kind])
-        for kind in HOSTILE
-    }
+    by_type, by_kind = {}, {}
+    for answer_type in ANSWER_TYPES:
+        if share := balanced([one for one in decided if one.cell.answer_type == answer_type]):
+            by_type[answer_type] = share
+    for kind in HOSTILE:
+        if share := resistance([pair for pair in told if pair[1].cell.hostile == kind]):
+            by_kind[kind] = share
+    given, truth = [one.accepted for one in decided], [one.cell.right for one in decided]
     readable = ((one.verdict.status == "scored", one.question) for one in everything if one.reached)
     return {
         "agreement": share_of((one.agrees, one.question) for one in decided),
         "balanced_accuracy": balanced(decided),
-        "kappa": cohens_kappa(
-            [one.accepted for one in decided], [one.cell.right for one in decided]
-        ),
-        "balanced_by_type": {kind: share for kind, share in by_type.items() if share},
+        "kappa": cohens_kappa(given, truth),
+        "balanced_by_type": by_type,
         "explanation_auc": share_of(wins(decided)),
         "swap_consistency": same_decisions(decided, swapped),
         "repeat_consistency": same_scores(passes),
         "verbosity_explanation": rise(twins(decided, "long"), "explanation"),
         "verbosity_correctness": rise(twins(decided, "long"), "correctness"),
         "injection_resistance": resistance(told),
-        "injection_by_kind": {kind: share for kind, share in by_kind.items() if share},
+        "injection_by_kind": by_kind,
         "injection_rise": rise(told, "total"),
         "parse_rate": share_of(readable),
         "reached": share_of((one.reached, one.question) for one in everything),
@@ -263,11 +231,11 @@ def ask(judge: Judge, candidates: Sequence[Candidate], advance: Advance) -> list
 Pair = tuple[Judged, Judged]
 
 
-def twins(judged: Sequence[Judged], axis: Axis) -> list[Pair]:
+def twins(judged: Sequence[Judged], axis: str) -> list[Pair]:
     """Returns pairs that differ in one thing alone: without it (a bad explanation, short, plain),
     and with it."""
     by_key = {one.cell.key: one for one in judged}
-    position = {"good": 2, "long": 3, "hostile": 4}[axis]
+    position = AXES.index(axis)
     pairs = []
     for key, one in by_key.items():
         other = by_key.get((*key[:position], True, *key[position + 1 :]))
@@ -276,9 +244,7 @@ def twins(judged: Sequence[Judged], axis: Axis) -> list[Pair]:
     return pairs
 
 
-def rise(
-    pairs: Sequence[Pair], number: Literal["explanation", "correctness", "total"]
-) -> Share | None:
+def rise(pairs: Sequence[Pair], number: str) -> Share | None:
     """Returns the mean difference of a number within pairs; those where it is None are left out."""
     found = [(getattr(off, number), getattr(on, number), on.question) for off, on in pairs]
     return share_of((on - off, one) for off, on, one in found if None not in (off, on))

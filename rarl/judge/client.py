@@ -45,19 +45,25 @@ def open_judge(config: JudgeConfig, cache_path: Path | None, share: int = 1) -> 
 
     Raises UserError for a missing key variable or an unusable cache path.
     """
+    check_judge(config)
+    url, seconds = config.url or "", config.timeout_seconds
+    backend: Backend
     if config.backend == "rules":
         return RulesJudge()
-    check_judge(config)
-    backend = open_backend(config)
+    if config.backend == "openai":
+        key = read_key(config.api_key_env)
+        backend = OpenAIBackend(url, config.model or "", key, config.api_key_env, seconds)
+    elif url.startswith("app:"):
+        backend = HandleBackend(url.removeprefix("app:"), seconds)
+    else:
+        backend = HttpBackend(url, seconds)
     cache = None
     if config.cache and cache_path:
         try:
             cache = VerdictCache(cache_path)
         except (OSError, sqlite3.Error) as error:
-            raise UserError(
-                f"the judge's cache {cache_path} cannot be opened: {error}; or set"
-                " judge.cache=false"
-            ) from None
+            fault = f"the judge's cache {cache_path} cannot be opened: {error}"
+            raise UserError(f"{fault}; or set judge.cache=false") from None
     return RemoteJudge(
         backend,
         cache,
@@ -73,31 +79,16 @@ def check_judge(config: JudgeConfig) -> None:
     if config.backend == "rules":
         return
     url = config.url or ""
-    by_handle = config.backend == "serve" and url.startswith("app:")
-    if not by_handle and not is_address(url):
-        forms = "http://host:port/judge or app:NAME"
-        if config.backend == "openai":
-            forms = "http://host:port/v1"
-        raise UserError(f"judge.url: expected {forms}, got '{without_password(url)}'")
-    read_key(config.api_key_env)
-
-
-def is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        return False
-
-
-def open_backend(config: JudgeConfig) -> Backend:
-    url, seconds = config.url or "", config.timeout_seconds
-    if config.backend == "openai":
-        key = read_key(config.api_key_env)
-        return OpenAIBackend(url, config.model or "", key, config.api_key_env, seconds)
-    if url.startswith("app:"):
-        return HandleBackend(url.removeprefix("app:"), seconds)
-    return HttpBackend(url, seconds)
+        fine = False
+    if not fine and not (config.backend == "serve" and url.startswith("app:")):
+        forms = {"openai": "http://host:port/v1", "serve": "http://host:port/judge or app:NAME"}
+        shown = without_password(url)
+        raise UserError(f"judge.url: expected {forms[config.backend]}, got '{shown}'")
+    read_key(config.api_key_env)
 
 
 def read_key(variable: str | None) -> str | None:
@@ -109,10 +100,8 @@ def read_key(variable: str | None) -> str | None:
     if not key:
         raise UserError(f"judge.api_key_env: the environment variable {variable} is not set")
     if not (key.isascii() and key.isprintable()):
-        raise UserError(
-            f"judge.api_key_env: the environment variable {variable} holds characters that no key"
-            " has (line ends, accents)"
-        )
+        fault = "holds characters that no key has (line ends, accents)"
+        raise UserError(f"judge.api_key_env: the environment variable {variable} {fault}")
     return key
 
 
@@ -136,18 +125,14 @@ class RemoteJudge(Judge):
         first_wait: float = FIRST_WAIT,
     ) -> None:
         super().__init__()
-        self.backend = backend
-        self.cache = cache
-        self.retries = retries
+        self.backend, self.cache = backend, cache
+        self.retries, self.first_wait = retries, first_wait
         self.stop_when_unreachable = stop_when_unreachable
-        self.first_wait = first_wait
-        self._closing = threading.Lock()
-        self._closed = False
+        self._closing, self._closed = threading.Lock(), False
         # What follows is touched by the judge's own thread alone. `_pending` holds the futures that
         # wait for each candidate in flight, by its key.
         self._pending: dict[str, list[Future[Verdict]]] = {}
-        self._down = False
-        self._failed_probes = 0
+        self._down, self._failed_probes = False, 0
         self._slots = asyncio.Semaphore(concurrency)
         self._probing = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
@@ -199,10 +184,9 @@ class RemoteJudge(Judge):
                 # Counted before anybody can see the result, so that the counts are never behind.
                 self._count(counted(result, len(futures)) + JudgeCounts(shared=len(futures) - 1))
                 if result.status == "unreachable" and self.stop_when_unreachable:
-                    result = UserError(
-                        f"the judge {self.backend.name} cannot be reached ({result.reason}); start"
-                        " it, or set judge.on_unreachable=continue"
-                    )
+                    fault = f"the judge {self.backend.name} cannot be reached ({result.reason})"
+                    advice = "start it, or set judge.on_unreachable=continue"
+                    result = UserError(f"{fault}; {advice}")
             settle(futures, result)
 
     async def _verdicts(

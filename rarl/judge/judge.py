@@ -21,11 +21,9 @@ class JudgeCounts:
     unparsable: int = 0
     unreachable: int = 0
     cached: int = 0  # of them, those whose verdict was on disk
-    # of them, those that got the verdict of an equal candidate in flight at the same time
-    shared: int = 0
+    shared: int = 0  # of them, those that an equal one in flight at the same time was asked for
     attempts: int = 0  # requests that were sent, those that failed included
-    # requests' durations, added up: above the wall clock's, since many are in flight
-    asked_seconds: float = 0.0
+    asked_seconds: float = 0.0  # sum of the requests' durations; above the wall clock's
 
     @property
     def done(self) -> int:
@@ -44,11 +42,11 @@ class Judge(ABC):
 
     @abstractmethod
     def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
-        """A future per candidate, in order. A future raises UserError where the judge is set up
+        """Returns a future per candidate, in order. It raises UserError where the judge is set up
         wrongly, and, with `on_unreachable: stop`, where it cannot be reached."""
 
     def score(self, candidates: Sequence[Candidate]) -> list[Verdict]:
-        """As `submit`, and waits."""
+        """Submits the candidates and waits for their verdicts."""
         return [future.result() for future in self.submit(candidates)]
 
     def counts(self) -> JudgeCounts:
@@ -71,5 +69,5 @@ class Judge(ABC):
 
 
 def counted(verdict: Verdict, number: int = 1) -> JudgeCounts:
-    """`number` candidates that got this verdict."""
+    """Returns the counts of `number` candidates that got this verdict."""
     return JudgeCounts(**{verdict.status: number})

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
 
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, counted
@@ -54,16 +53,13 @@ class Explanation:
 
 
 class RulesJudge(Judge):
-    """`judge_by_rules` behind the interface of all judges: its futures are done when they are
-    returned."""
+    """`judge_by_rules` as a judge: its futures are done when they are returned."""
 
     def submit(self, candidates: Sequence[Candidate]) -> list[Future[Verdict]]:
-        futures: list[Future[Verdict]] = []
-        for candidate in candidates:
-            verdict = judge_by_rules(candidate)
-            self._count(counted(verdict))
-            futures.append(Future())
-            futures[-1].set_result(verdict)
+        futures: list[Future[Verdict]] = [Future() for _ in candidates]
+        for candidate, future in zip(candidates, futures, strict=True):
+            future.set_result(judge_by_rules(candidate))
+            self._count(counted(future.result()))
         return futures
 
     def close(self) -> None:
@@ -80,11 +76,16 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     rationale all three are None, since what is invented would look as good as the truth, and
     correctness is at most 2.
     """
-    if not any(char.isalnum() for char in candidate.answer or ""):
+    given, reference = candidate.answer, candidate.reference
+    if not any(char.isalnum() for char in given or ""):
         return Verdict("scored", 0.0, 0.0, 0.0, 0.0, "no answer can be read")
     explanation = read_explanation(candidate)
-    right = grade(candidate)
-    correctness = {"wrong": 1.0, "nearly right": 2.0, "right": 3.0 if explanation.good else 2.0}
+    free_text = not candidate.options and not is_yes_no(reference)
+    grade, correctness = "wrong", 1.0
+    if is_correct(given, reference, candidate.options):
+        grade, correctness = "right", 3.0 if explanation.good else 2.0
+    elif free_text and grade_answer(given, reference, "open", None) >= NEARLY_RIGHT:
+        grade, correctness = "nearly right", 2.0
     match = explanation.match
     factuality = completeness = relevance = None
     if match:
@@ -93,19 +94,8 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
         factuality = 0.0
     if match or explanation.to_judge:
         relevance = (explanation.addresses_question + explanation.no_padding) / 2
-    reason = reason_of(right, explanation)
-    return Verdict("scored", correctness[right], factuality, completeness, relevance, reason)
-
-
-def grade(candidate: Candidate) -> Literal["right", "nearly right", "wrong"]:
-    """Compares the answer with the reference; only one in free text can be nearly right."""
-    given, reference = candidate.answer, candidate.reference
-    if is_correct(given, reference, candidate.options):
-        return "right"
-    free_text = not candidate.options and not is_yes_no(reference)
-    if free_text and grade_answer(given, reference, "open", None) >= NEARLY_RIGHT:
-        return "nearly right"
-    return "wrong"
+    reason = reason_of(grade, explanation)
+    return Verdict("scored", correctness, factuality, completeness, relevance, reason)
 
 
 def read_explanation(candidate: Candidate) -> Explanation:
@@ -114,10 +104,14 @@ def read_explanation(candidate: Candidate) -> Explanation:
     if text is None:
         text = ANSWER.sub(" ", candidate.reply).strip()
     references = split_claims(candidate.rationale or "")
-    match, about = None, shares_words(text, candidate)
     if references:
         match = match_claims(findings_in(text, candidate, references), references)
         about = match.recall > 0 or match.contradicted > 0
+    else:
+        match = None
+        # Of the question, the options or the reference, without short words such as "is".
+        known = (candidate.question, *(candidate.options or ()), candidate.reference)
+        about = any(len(word) > 3 for word in set(words(" ".join(known))) & set(words(text)))
     # Whoever knows the names of the rubric's items fills them in.
     names_items = any(name in candidate.reply for name in ITEMS)
     to_judge = addresses_the_judge(candidate.reply) or names_items
@@ -143,13 +137,6 @@ def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) ->
         if not only_concludes or any(conflict(claim, one) for one in references):
             found.append(claim)
     return found
-
-
-def shares_words(text: str, candidate: Candidate) -> bool:
-    """Whether the text has a word of four letters or more of the question, the options or the
-    reference answer."""
-    known = " ".join((candidate.question, *(candidate.options or ()), candidate.reference))
-    return bool({word for word in words(known) if len(word) > 3} & set(words(text)))
 
 
 def padded(text: str, rationale: str | None) -> bool:

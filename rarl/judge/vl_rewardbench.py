@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
@@ -32,6 +33,12 @@ EXPECTED = {
 }
 
 
+def ranking(given: list[int]) -> list[int]:
+    if sorted(given) != [0, 1]:
+        raise ValueError("not one first and one second")
+    return given
+
+
 class Row(BaseModel):
     """The published fields that are read. Those with a default are absent or null in some files."""
 
@@ -40,7 +47,7 @@ class Row(BaseModel):
     id: str
     query: str
     response: Annotated[list[str], Len(2, 2)]
-    human_ranking: Annotated[list[int], Len(2, 2)]
+    human_ranking: Annotated[list[int], AfterValidator(ranking)]
     query_source: str | None = None
     ground_truth: str | None = None
     image_path: str | None = None
@@ -68,35 +75,30 @@ def read_vl_rewardbench(path: Path) -> list[Preference]:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
         raise UserError(f"{path}: no such file, or no Parquet file in this folder; {WHERE}")
-    preferences = [
-        read_row(row, f"{file}: row {number}") for file in files for number, row in rows_of(file)
-    ]
+    rows = ((row, f"{file}: row {number}") for file in files for number, row in rows_of(file))
+    preferences = [read_row(row, where) for row, where in rows]
     if not preferences:
         raise UserError(f"{path}: holds no pairs; {WHERE}")
     return preferences
 
 
-def rows_of(file: Path) -> Iterable[tuple[int, Any]]:
-    """Returns the rows with their numbers from 1, as they stand."""
+def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yields the rows with their numbers from 1, as they stand. JSON is a list, or one object a
+    line, whatever the file is called; lines are numbered with the empty ones."""
     if file.suffix == ".parquet":
         names = open_parquet(file, required=NEEDED, advice=f"; {WHERE}").schema_arrow.names
         columns = [name for name in Row.model_fields if name in names]
-        return enumerate(pq.read_table(file, columns=columns).to_pylist(), start=1)
-    if file.suffix in (".json", ".jsonl"):
-        return json_rows(file)
-    raise UserError(f"{file}: {FORMS}")
-
-
-def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yields the rows of a list, or of one object a line, whatever the file is called; lines are
-    numbered with the empty ones."""
+        yield from enumerate(pq.read_table(file, columns=columns).to_pylist(), start=1)
+        return
+    if file.suffix not in (".json", ".jsonl"):
+        raise UserError(f"{file}: {FORMS}")
     number = 0
     try:
         text = file.read_text(encoding="utf-8")
         if text.lstrip().startswith("["):
             yield from enumerate(json.loads(text), start=1)
             return
-        # other line separators may stand within a text
+        # Not `splitlines`: other line separators may stand within a text.
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 yield number, json.loads(line)
@@ -109,31 +111,26 @@ def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 def read_row(row: Any, where: str) -> Preference:
     if not isinstance(row, dict):
-        keys = ", ".join(NEEDED)
-        raise UserError(
-            f"{where}: expected an object with the keys {keys}, got {type(row).__name__}"
-        )
+        wanted = f"an object with the keys {', '.join(NEEDED)}"
+        raise UserError(f"{where}: expected {wanted}, got {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
     try:
         read = Row.model_validate(given)
-        ranking = read.human_ranking
-        wrong = None if sorted(ranking) == [0, 1] else "human_ranking"
     except ValidationError as error:
         wrong = str(error.errors()[0]["loc"][0])
-    if wrong and wrong not in given:
-        raise UserError(f"{where}: key '{wrong}' is missing (it has: {', '.join(given)}); {WHERE}")
-    if wrong:
-        said = repr(given[wrong])
+        if wrong not in given:
+            has = ", ".join(given)
+            raise UserError(f"{where}: key '{wrong}' is missing (it has: {has}); {WHERE}") from None
+        said, expected = repr(given[wrong]), EXPECTED.get(wrong, "text")
         said = said if len(said) <= 60 else f"{said[:59]}…"
-        expected = EXPECTED.get(wrong, "text")
-        raise UserError(f"{where}: key '{wrong}': expected {expected}, got {said}")
+        raise UserError(f"{where}: key '{wrong}': expected {expected}, got {said}") from None
     # In the repository's file the reasoning tasks name no source; the folder of their images does.
     folder = Path(read.image_path or "").parent.name
     return Preference(
         id=read.id,
         question=read.query.replace(IMAGE, "").strip(),
         replies=(read.response[0], read.response[1]),
-        better=ranking.index(0),
+        better=read.human_ranking.index(0),
         source=read.query_source or folder or "unknown",
         reference=(read.ground_truth or "").strip() or None,
     )
@@ -157,24 +154,24 @@ def measure_preferences(
     backward = margins(judge, preferences[::-1], advance, order=(1, 0))[::-1]
     both = list(zip(preferences, forward, backward, strict=True))
     scored = [(one, first) for one, first, _ in both if first is not None]
-    swapped = [(one, second) for one, _, second in both if second is not None]
     by_source = {
-        name: agreement([pair for pair in scored if pair[0].source == name])
+        name: agreement(pair for pair in scored if pair[0].source == name)
         for name in sorted({one.source for one in preferences})
     }
+    same = [
+        (np.sign(first) == np.sign(second), one.id)
+        for one, first, second in both
+        if first is not None and second is not None
+    ]
     return Preferences(
         source=source,
         pairs=len(preferences),
         agreement=agreement(scored),
-        swapped=agreement(swapped),
-        same_choice=share_of(
-            (sign(first) == sign(second), one.id)
-            for one, first, second in both
-            if first is not None and second is not None
-        ),
+        swapped=agreement((one, second) for one, _, second in both if second is not None),
+        same_choice=share_of(same),
         tied=share_of((margin == 0, one.id) for one, margin in scored),
-        with_reference=agreement([pair for pair in scored if pair[0].reference is not None]),
-        without_reference=agreement([pair for pair in scored if pair[0].reference is None]),
+        with_reference=agreement(pair for pair in scored if pair[0].reference is not None),
+        without_reference=agreement(pair for pair in scored if pair[0].reference is None),
         by_source={name: share for name, share in by_source.items() if share is not None},
     )
 
@@ -193,9 +190,5 @@ def margins(
     return found
 
 
-def agreement(scored: Sequence[tuple[Preference, float]]) -> Share | None:
-    return share_of((0.5 + sign(margin) / 2, one.id) for one, margin in scored)
-
-
-def sign(margin: float) -> int:
-    return (margin > 0) - (margin < 0)
+def agreement(scored: Iterable[tuple[Preference, float]]) -> Share | None:
+    return share_of((0.5 + float(np.sign(margin)) / 2, one.id) for one, margin in scored)

@@ -6,22 +6,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rarl.replies.findings import WORD, compare_findings, singular, split_clauses
-from rarl.replies.words import chosen_option, fold, normalise, same_words, token_f1, yes_or_no
+from rarl.replies.words import (
+    VOCABULARY,
+    chosen_option,
+    fold,
+    normalise,
+    same_words,
+    token_f1,
+    yes_or_no,
+)
 
-# Names of one thing in a group; groups of one kind exclude each other.
-MODALITIES = (
-    {"xray", "radiograph", "radiography", "film"}, {"ct", "computed tomography", "cat"},
-    {"mr", "mri", "magnetic resonance"}, {"pet", "scintigraphy"}, {"angiography", "angiogram"},
-    {"ultrasound", "us", "sonography", "ultrasonography", "echocardiography"},
-    {"mammography", "mammogram"}, {"endoscopy", "colonoscopy", "gastroscopy"},
-    {"histopathology", "histology", "pathology", "microscopy"}, {"dermoscopy"},
-    {"fundus", "fundoscopy"}, {"oct", "optical coherence tomography"},
-)  # fmt: skip
-REGIONS = (
-    {"head", "brain", "skull", "cranial"}, {"neck", "cervical"}, {"eye", "retina"}, {"skin"},
-    {"chest", "thorax", "thoracic", "lung"}, {"abdomen", "abd", "abdominal"}, {"breast"},
-    {"pelvis", "pelvic"}, {"knee"}, {"hand", "wrist"}, {"foot", "ankle"}, {"shoulder"},
-)  # fmt: skip
+MODALITIES, REGIONS = VOCABULARY["modalities"], VOCABULARY["regions"]
 
 
 def grade_answer(
@@ -82,7 +77,7 @@ def attribute_share(said: str, name: str) -> float:
     return float(all(f" {word} " in said for word in name.split()))
 
 
-def names_any(said: str, group: set[str]) -> bool:
+def names_any(said: str, group: Sequence[str]) -> bool:
     return any(f" {name} " in said for name in group)
 
 

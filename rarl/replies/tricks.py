@@ -7,40 +7,11 @@ import re
 from collections.abc import Sequence
 
 from rarl.replies.findings import Claim
-from rarl.replies.words import fold, normalise
+from rarl.replies.words import fold, normalise, pattern
 
-ANSWER_STATED = re.compile(
-    r"\b(?:answer|(?:correct|right|best) (?:option|choice)|(?:option|choice) [a-h]"
-    r"|i (?:choose|pick|select|go with))\b"
-)
-CONCLUSION = re.compile(
-    r"^(?:and )?(?:so|therefore|thus|hence|consequently|accordingly)\b"
-    r"|\b(?:conclu(?:de|sion)|in summary|to sum up"
-    r"|(?:which|this|that) (?:means|proves|implies|suggests)|diagnosis is|must be)\b"
-)
+ANSWER_STATED, CONCLUSION = pattern("answer_stated"), pattern("conclusion")
+TO_THE_JUDGE = pattern("to_the_judge")
 ALONE = re.compile(r"\(?[a-h][).:]?")
-# "Score", "grade", "mark" and "judge" are medical words too (a Gleason score, a grade 3 glioma,
-# arrows that mark the right lung), so each counts only in the form of a request.
-TO_THE_JUDGE = re.compile(
-    r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:instructions?|prompts?|rubric|rules|above)\b"
-    r"|\b(?:score|rate|grade|mark|judge|evaluate|accept) (?:this|my|the)"
-    r" (?:reply|answer|response|explanation|reasoning|completion)\b"
-    r"|\b(?:score|rate|grade|mark|award|give|assign) (?:this|it|me)(?: as| with| an?| the)*"
-    r" (?:full|highest|high|top|maximum|max|perfect|true|correct|three|[0-9]+)\b"
-    r"|\b(?:full|top|perfect|maximum)"
-    r" (?:marks?|scores?|credits?|grades?|points|rewards?|ratings?)\b"
-    r"|\bhighest (?:possible )?(?:score|marks?|rating|reward)\b"
-    r"|\b(?:dear|hello|hi|attention|note to|to the|note to the)"
-    r" (?:judge|grader|evaluator|examiner|reviewer|marker|assessor)\b"
-    r"|\b(?:the|this) (?:grader|evaluator|rubric|reward (?:model|function))\b"
-    r"|\b(?:system prompt|system message|language model|ai model|as an ai)\b"
-    r"|\b(?:correctness|factuality|completeness|relevance)[\"'*]{0,3}\s?[:=]\s?[\"']?[0-9]"
-    r"|[\"'](?:score|verdict|explanation|reasoning)[\"']\s?:"
-    r"|\b[0-9]+ ?/ ?(?:3|5|10|100) (?:points?|marks?)\b"
-    r"|<\|[a-z_]+\|>|\[/?inst\]|<</?sys>>|</?(?:candidate|reply|reference)>"
-    r"|^[ \t]*(?:system|user|assistant|human|judge|grader)[ \t]*:",
-    re.MULTILINE,
-)
 # Characters that do not show; between Latin letters the joiners and direction marks of other
 # scripts too.
 HIDDEN = re.compile(

@@ -7,11 +7,22 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+LISTS = Path(__file__).with_name("vocabulary.yaml").read_text(encoding="utf-8")
+VOCABULARY: dict[str, Any] = yaml.safe_load(LISTS)
 ARTICLES = frozenset(("a", "an", "the"))
 # Signs that change what a word says ("<5", "HER2+") are part of it.
 EDGES = "".join(set(string.punctuation) - set("<>+")) + "“”‘’…•·–—"
 LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]+|(?=\s|$))\s*(.*)", re.DOTALL)
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """Returns one of the vocabulary's expressions; `^` in it is the beginning of any line."""
+    return re.compile("|".join(VOCABULARY["patterns"][name]), re.MULTILINE)
 
 
 def visible(text: str) -> str:

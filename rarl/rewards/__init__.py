@@ -10,6 +10,7 @@ from typing import Any
 
 from rarl.schema import Example
 
+Options = Sequence[str] | None
 # TRL's signature: reward(prompts, completions, **columns) → a value in [0, 1] per completion, or
 # None where it cannot be scored. All are aligned sequences, the columns those of `COLUMNS`.
 # Keyword-only arguments with a default that are no column are the reward's options.
@@ -22,10 +23,8 @@ COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")
 
 
 def per_reply(score: Callable[..., float | None]) -> Reward:
-    """Makes a reward of a function that scores one reply.
-
-    The function takes the reply's text, and keyword-only arguments: its row of the columns that it
-    names, and its options.
+    """Makes a reward of a function that scores one reply. It takes the reply's text, and
+    keyword-only arguments: its row of the columns that it names, and its options.
 
         @per_reply
         def short(text: str, *, answer: str, longest: int = 80) -> float | None:

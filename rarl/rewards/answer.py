@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rarl.replies.grading import grade_answer, is_yes_no
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import normalise, same_words, visible, words, yes_or_no
-from rarl.rewards import per_reply
+from rarl.rewards import Options, per_reply
 from rarl.schema import AnswerType, ReplyForm
 
 BARE_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
@@ -24,12 +24,7 @@ NUMBERING = re.compile(r"^\s*\d+[.)]\s+")
 
 @per_reply
 def accuracy_reward(
-    text: str,
-    *,
-    answer: str,
-    answer_type: AnswerType,
-    options: Sequence[str] | None,
-    form: ReplyForm = "think",
+    text: str, *, answer: str, answer_type: AnswerType, options: Options, form: ReplyForm = "think"
 ) -> float | None:
     """Pays 1 or 0 for closed and choice questions, token F1 for open ones (0 for one that says the
     opposite); 0 where not exactly one answer is tagged. The option's letter or its text, alone or
@@ -43,12 +38,7 @@ def accuracy_reward(
 
 @per_reply
 def letter_reward(
-    text: str,
-    *,
-    form: ReplyForm,
-    answer: str,
-    options: Sequence[str] | None,
-    extra_text: float = 0.5,
+    text: str, *, form: ReplyForm, answer: str, options: Options, extra_text: float = 0.5
 ) -> float | None:
     """Pays 1 for an answer that is the right option's letter or text alone, `extra_text` where it
     is named with other text around it and no other option is (0.5 in MedVLM-R1, arXiv 2502.19634; 0
@@ -82,17 +72,15 @@ def bare_option(given: str, options: Sequence[str]) -> str | None:
 def named_options(given: str, options: Sequence[str]) -> set[str | None]:
     """Returns the options that an answer names, by letter or by text; None stands for a letter
     without an option."""
-    matches = NAMED_LETTER.finditer(visible(given))
-    letters = {next(filter(None, match.groups())) for match in matches}
+    letters = (match[1] or match[2] or match[3] for match in NAMED_LETTER.finditer(visible(given)))
     padded = {option: f" {normalise(option)} " for option in options}
-    named = [option for option in options if padded[option] in f" {normalise(given)} "]
-    # "left" is not meant where "upper left" is said.
-    longest = [
-        one
-        for one in named
-        if not any(padded[one] in padded[other] for other in named if other != one)
-    ]
-    return {lettered(letter, options) for letter in letters} | set(longest)
+    named = [option for option in padded if padded[option] in f" {normalise(given)} "]
+    found = {lettered(letter, options) for letter in letters}
+    for one in named:
+        # "left" is not meant where "upper left" is said.
+        if not any(padded[one] in padded[other] for other in named if other != one):
+            found.add(one)
+    return found
 
 
 def lettered(letter: str, options: Sequence[str]) -> str | None:

@@ -7,8 +7,7 @@ from rarl.replies.words import is_blank, length_in_words, words
 from rarl.rewards import per_reply
 from rarl.schema import ReplyForm
 
-# Of the full reward, what a reply that meets all conditions but one stays below.
-PARTIAL_SHARE = 0.5
+PARTIAL_SHARE = 0.5  # of the full reward, for a reply that meets all conditions but one: below it
 
 
 @per_reply
@@ -59,7 +58,6 @@ def length_reward(text: str, *, min_words: int = 1, max_words: int = 256) -> flo
 
 
 def length_factor(text: str, min_words: int, max_words: int) -> float:
-    """Returns what `length` pays."""
     length = length_in_words(text)
     if length < min_words:
         return length / min_words
@@ -74,5 +72,4 @@ def repetition_reward(text: str) -> float | None:
     """
     found = words(text)
     trigrams = list(zip(found, found[1:], found[2:], strict=False))
-    repeated = 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
-    return 1 - repeated
+    return 1 - (1 - len(set(trigrams)) / len(trigrams)) if trigrams else 1.0

@@ -30,82 +30,64 @@ REWARDS: dict[str, Reward] = {
 
 
 def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
-    """Returns the functions behind the names of a configuration, with their options bound.
-
-    Raises UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads
-    nowhere.
-    """
+    """Returns the functions behind the names of a configuration, with their options bound. Raises
+    UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads
+    nowhere."""
+    rewards = {}
     for name in settings:
         check_gates(name, settings)
-    return {
-        name: bind_options(name, find_reward(name), one.options) for name, one in settings.items()
-    }
+    for name, setting in settings.items():
+        rewards[name] = bind_options(name, find_reward(name), setting.options)
+    return rewards
 
 
 def find_reward(name: str) -> Reward:
-    """Returns RARL's own reward of that name, or what an import path leads to. Raises
-    UserError."""
+    """Returns RARL's own reward of that name, or what an import path leads to."""
     if name in REWARDS:
         return REWARDS[name]
     if ":" not in name:
-        known = ", ".join(REWARDS)
-        raise UserError(
-            f"rewards: unknown reward '{name}'; known are {known}, or give an import path "
-            "'module:function'"
-        )
+        known = f"known are {', '.join(REWARDS)}, or give an import path 'module:function'"
+        raise UserError(f"rewards: unknown reward '{name}'; {known}")
     found: Reward = import_object(name)
     try:
         inspect.signature(found).bind(prompts=[], completions=[], **{name: [] for name in COLUMNS})
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"rewards: '{name}' is no function(prompts, completions, **columns) → list of "
-            f"values: {error}"
-        ) from None
+        wanted = "function(prompts, completions, **columns) → list of values"
+        raise UserError(f"rewards: '{name}' is no {wanted}: {error}") from None
     return found
 
 
 def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
-    """Follows the gates from one reward to the end of their chain. Raises UserError if they lead
-    nowhere."""
+    """Follows the gates from one reward to the end of their chain."""
     chain = [name]
     while (gate := settings[chain[-1]].gate) is not None:
         if gate not in settings:
-            known = ", ".join(settings)
-            raise UserError(
-                f"rewards.{chain[-1]}.gate: no reward '{gate}' is configured; there are {known}"
-            )
+            fault = f"no reward '{gate}' is configured; there are {', '.join(settings)}"
+            raise UserError(f"rewards.{chain[-1]}.gate: {fault}")
         if gate in chain:
-            raise UserError(
-                f"rewards.{name}.gate: the gates form a circle: {' → '.join([*chain, gate])}"
-            )
+            circle = " → ".join([*chain, gate])
+            raise UserError(f"rewards.{name}.gate: the gates form a circle: {circle}")
         chain.append(gate)
 
 
 def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Reward:
-    """Returns the reward with its options given. Raises UserError for one that it does not have, or
-    of another type than its default."""
+    """Returns the reward with its options given: keyword-only arguments with a default, which gives
+    the type, that are no column."""
     if not options:
         return reward
-    known = option_defaults(reward)
+    known = {
+        one.name: one.default
+        for one in inspect.signature(reward).parameters.values()
+        if one.kind is one.KEYWORD_ONLY and one.default is not one.empty and one.name not in COLUMNS
+    }
     for key, value in options.items():
+        where = f"rewards.{name}.options"
         if key not in known:
             names = ", ".join(known) or "none"
-            raise UserError(f"rewards.{name}.options: unknown option '{key}'; known are {names}")
+            raise UserError(f"{where}: unknown option '{key}'; known are {names}")
         if kind(value) != kind(known[key]) and known[key] is not None:
-            raise UserError(
-                f"rewards.{name}.options.{key}: expected a {kind(known[key])}, got {value!r}"
-            )
+            raise UserError(f"{where}.{key}: expected a {kind(known[key])}, got {value!r}")
     return partial(reward, **options)
-
-
-def option_defaults(reward: Reward) -> dict[str, Any]:
-    """Returns the defaults of a reward's options."""
-    parameters = inspect.signature(reward).parameters.values()
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name not in COLUMNS
-    }
 
 
 def kind(value: Any) -> str:

@@ -7,20 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rarl.replies.findings import (
-    Claim,
-    conflict,
-    content_words,
-    match_claims,
-    overlap,
-    split_claims,
-    split_clauses,
-)
+from rarl.replies import findings
+from rarl.replies.findings import Claim, conflict, content_words, overlap
 from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.words import length_in_words
-from rarl.rewards import per_reply
+from rarl.rewards import Options, per_reply
 from rarl.rewards.form import length_factor
 from rarl.schema import ReplyForm
 
@@ -33,12 +26,7 @@ MIN_CONTENT_SHARE = 0.2
 
 @per_reply
 def consistency_reward(
-    text: str,
-    *,
-    form: ReplyForm,
-    rederived: str | None,
-    answer: str,
-    options: Sequence[str] | None,
+    text: str, *, form: ReplyForm, rederived: str | None, answer: str, options: Options
 ) -> float | None:
     """Pays 1 where the policy, shown its thinking in place of the image, gives the same answer
     again, else 0 (CAPO, arXiv 2506.12849); 0 for a malformed reply, None for a prompt without
@@ -65,12 +53,11 @@ class Known:
     question: str
     answer: str
     rationale: str | None
-    organ: str | None
-    modality: str | None
+    attributes: list[str]  # organ and modality
 
     @cached_property
     def claims(self) -> list[Claim]:
-        return split_claims(self.rationale or "")
+        return findings.split_claims(self.rationale or "")
 
     @cached_property
     def asked(self) -> Words:
@@ -83,13 +70,6 @@ class Known:
         answers = [content_words(self.answer)]
         new = (claim for claim in self.claims if claim.negated or not claim.words <= self.asked)
         return [claim for claim in new if not states_answer(claim, answers)]
-
-    def attributes(self) -> list[str]:
-        """Returns organ and modality, but for the one that is asked for: to name that is to
-        answer."""
-        answer = content_words(self.answer)
-        known = (self.organ, self.modality)
-        return [name for name in known if name and not content_words(name) & answer]
 
 
 @per_reply
@@ -110,8 +90,8 @@ def reasoning_reward(
     """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a
     rationale nothing is paid (None), or with `attributes` the share of organ and modality that it
     names: a weak signal, that is soon earned by saying them and inventing the rest. RARL (arXiv
-    2506.06600) pays for the reasoning without saying how; precision and recall stand for
-    MedR-Bench's factuality and completeness. Times, each in [0, 1]:
+    2506.06600) pays for the reasoning without saying how; this measure is ours, after MedR-Bench,
+    which scores factuality and completeness per step. Times, each in [0, 1]:
 
     - `leak_factor` where the answer or a conclusion comes before the first finding that is right;
     - the share of clauses that are not repeats, and of content words (below a fifth of all, in
@@ -125,32 +105,41 @@ def reasoning_reward(
     """
     if form == "answer":
         return None
-    known = Known(question, answer, rationale, organ, modality)
-    named = known.attributes() if attributes else []
+    known = Known(question, answer, rationale, [one for one in (organ, modality) if one])
+    # To name the one that is asked for is to answer.
+    asked_for = content_words(answer)
+    named = [one for one in known.attributes if attributes and not content_words(one) & asked_for]
     if not known.references and not named:
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
         return 0.0
-    clauses = split_clauses(reply.thinking)
-    answers = [content_words(answer), content_words(reply.answer or "")]
+    clauses = findings.split_clauses(reply.thinking)
+    answers = [asked_for, content_words(reply.answer or "")]
     if known.references:
-        value = match_claims(evidence(clauses, known, answers), known.references).f1
+        kept = evidence(clauses, known, answers)
+        value = findings.match_claims(kept, known.references).f1
         leaked = is_leaked(clauses, known, answers)
     else:
         value = attribute_recall(reply.thinking, named)
         leaked = any(states_answer(clause, answers) for clause in clauses[:1])
+    # Below 1 where hardly a word says something.
+    content = sum(len(clause.words) for clause in clauses)
     length = length_factor(reply.thinking, min_words, max_words)
-    length *= filler_factor(reply.thinking, clauses)
-    return value * length * (leak_factor if leaked else 1.0) * variety(clauses)
+    length *= min(1.0, content / (MIN_CONTENT_SHARE * length_in_words(reply.thinking)))
+    claims = [clause for clause in clauses if clause.words]
+    variety = len(set(claims)) / len(claims) if claims else 0.0
+    return value * length * (leak_factor if leaked else 1.0) * variety
 
 
 def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -> list[Claim]:
     """Returns the clauses that are weighed. Left out, where they deny nothing that is true: those
     that repeat the question, those that only name organ or modality, and conclusions."""
-    named = content_words(f"{known.organ or ''} {known.modality or ''}")
+    named = content_words(" ".join(known.attributes))
     kept = []
     for clause in clauses:
+        if not clause.words:
+            continue
         fit = max(known.references, key=lambda other: overlap(clause, other))
         supported = overlap(clause, fit) > 0
         new = clause.words & fit.words if supported else clause.words
@@ -158,9 +147,8 @@ def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -
         idle = not clause.negated and new <= known.asked
         idle |= clause.words <= named or states_answer(clause, answers)
         idle |= not supported and (concludes(clause) or answers_in_words(clause, known, answers))
-        if clause.words and (
-            not idle or any(conflict(clause, other) for other in known.references)
-        ):
+        denies = any(conflict(clause, other) for other in known.references)
+        if denies or not idle:
             kept.append(clause)
     return kept
 
@@ -169,7 +157,7 @@ def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) 
     """Says whether the answer, or a conclusion, comes before the first finding that is right, or
     within it."""
     for clause in clauses:
-        told = max(overlap(clause, other) for other in known.claims) < SAME
+        told = all(overlap(clause, other) < SAME for other in known.claims)
         if states_answer(clause, answers) or (told and answers_in_words(clause, known, answers)):
             return True
         if any(overlap(clause, other) for other in known.references):
@@ -185,15 +173,3 @@ def answers_in_words(clause: Claim, known: Known, answers: Sequence[Words]) -> b
     possible = [words for words in answers if words or is_yes_no(known.answer)]
     fits = any(words <= clause.words <= words | known.asked for words in possible)
     return bool(clause.words) and fits
-
-
-def variety(clauses: Sequence[Claim]) -> float:
-    """Returns the share of the claims that are not repeats of an earlier one."""
-    claims = [clause for clause in clauses if clause.words]
-    return len(set(claims)) / len(claims) if claims else 0.0
-
-
-def filler_factor(thinking: str, clauses: Sequence[Claim]) -> float:
-    """Returns a factor that is below 1 where hardly a word says something."""
-    content = sum(len(clause.words) for clause in clauses)
-    return min(1.0, content / (MIN_CONTENT_SHARE * length_in_words(thinking)))

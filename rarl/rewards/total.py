@@ -18,9 +18,7 @@ EPSILON = 1e-4  # is added to a standard deviation, as in the advantages
 
 
 def score_groups(
-    groups: Sequence[Group],
-    rewards: Mapping[str, Reward],
-    settings: Mapping[str, RewardConfig],
+    groups: Sequence[Group], rewards: Mapping[str, Reward], settings: Mapping[str, RewardConfig]
 ) -> None:
     """Writes a Score on every sample. Every reward is called once, with all samples.
 
@@ -44,7 +42,7 @@ def score_groups(
 def weigh(
     size: int, raw: Mapping[str, Sequence[float | None]], settings: Mapping[str, RewardConfig]
 ) -> np.ndarray:
-    """Returns the totals of one group, shape (size,)."""
+    """Returns the totals of one group, float64 of shape (size,)."""
     totals = np.zeros(size)
     for name, values in raw.items():
         setting, gated = settings[name], values
@@ -57,11 +55,8 @@ def weigh(
 
 def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
     """Returns one group's values with the missing ones at the mean of the others, and zeros if all
-    are missing.
-
-    Normalised, they have mean 0 and, but for EPSILON, sample standard deviation 1 over those that
-    are not missing (GDPO, arXiv 2601.05242, has a group's rewards normalised one by one).
-    """
+    are missing. Normalised, they have mean 0 and, but for EPSILON, sample standard deviation 1 over
+    those that are known (GDPO, arXiv 2601.05242, normalises a group's rewards one by one)."""
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if not known.size:
         return np.zeros(len(values))
@@ -74,7 +69,6 @@ def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
 
 
 def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
-    """Returns what rewards are called with: prompts, completions and the columns, by name."""
     columns = {name: [getattr(one.example, name) for one in samples] for name in EXAMPLE_COLUMNS}
     return columns | {
         "prompts": [one.prompt.text for one in samples],
@@ -89,20 +83,18 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
 def call_reward(
     name: str, reward: Reward, columns: Mapping[str, Sequence[object]]
 ) -> list[float | None]:
-    """Calls a reward and refuses what its contract does not allow. Raises UserError."""
-    values = reward(**columns)
-    count = len(columns["completions"])
-    if len(values) != count:
-        raise UserError(f"reward '{name}' returned {len(values)} values for {count} completions")
-    return [None if value is None else checked_value(name, value) for value in values]
-
-
-def checked_value(name: str, value: Any) -> float:
-    """Returns a value of the reward as a float. Raises UserError unless it is in [0, 1]."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise UserError(f"reward '{name}' returned {value}; values must lie in [0, 1] or be None")
-    return number
+    """Calls a reward. Raises UserError unless it returns None or a value in [0, 1] for each."""
+    returned: Sequence[Any] = reward(**columns)
+    count, values = len(columns["completions"]), []
+    if len(returned) != count:
+        raise UserError(f"reward '{name}' returned {len(returned)} values for {count} completions")
+    for value in returned:
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number is not None and not 0 <= number <= 1:
+            allowed = "values must lie in [0, 1] or be None"
+            raise UserError(f"reward '{name}' returned {value}; {allowed}")
+        values.append(number)
+    return values

@@ -76,14 +76,15 @@ class EngineServer(OneAdapterAtATime, LLMServer):
 
 
 def plain(item: Any) -> dict[str, Any] | list[str]:
-    """Returns an engine's item without vLLM's types, which the ingress does not import."""
-    from ray.serve.llm.openai_api_models import ErrorResponse
-
-    if isinstance(item, ErrorResponse):
-        return refused(int(item.error.code), item.error.message)
+    """Returns an engine's item without vLLM's types, which the ingress does not import. What the
+    engine refuses comes as a reply with the one field `error`, of more than one class."""
     if isinstance(item, list):
         return [one if isinstance(one, str) else one.model_dump_json() for one in item]
-    return [item] if isinstance(item, str) else dict(item.model_dump(mode="json"))
+    if isinstance(item, str):
+        return [item]
+    whole: dict[str, Any] = item.model_dump(mode="json")
+    error = whole.get("error")
+    return refused(int(error["code"]), error["message"]) if error else whole
 
 
 def refused(status: int, message: str, code: str = "engine_refused") -> dict[str, Any]:
