@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from rarl.commands.resolve import resolve_model
 from rarl.config import load_config
 from rarl.planning.memory import DEFAULT_CARD, find_card
 from rarl.planning.seconds import (
@@ -34,6 +33,7 @@ from rarl.planning.seconds import (
     worker_seconds,
 )
 from rarl.planning.sizes import ModelSize, Work, model_shapes, model_size, step_work
+from rarl.system.models import resolve_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GPUS = (1, 2, 4, 8, 16, 32, 64)

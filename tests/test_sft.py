@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rarl.commands.resolve import resolve_adapter
 from rarl.commands.train import require_rationales
 from rarl.config import LoraConfig, PromptsConfig
 from rarl.data.parquet import write_examples
@@ -28,6 +27,7 @@ from rarl.grpo.update import ImitationStats, imitate, micro_batches
 from rarl.prompts import evaluation_prompts, plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example, Prompt
+from rarl.system.models import resolve_adapter
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.inputs import Progress
 from rarl.training.learner import Learner

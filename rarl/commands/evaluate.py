@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rarl.collect import Collector
-from rarl.commands.resolve import Setup, find_adapter, resolve
+from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
 from rarl.data.images import Control, rows_with_other_images
@@ -40,6 +40,7 @@ from rarl.grpo.policy import read_adapter
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
+from rarl.system.models import find_adapter
 
 
 @dataclass(frozen=True)

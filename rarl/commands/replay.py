@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor
 
-from rarl.commands.resolve import resolve_model
 from rarl.config import Config, load_config
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
@@ -19,6 +18,7 @@ from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite, UpdateSettings, imitate, update_policy
 from rarl.system.device import resolve_device, resolve_dtype
+from rarl.system.models import resolve_model
 from rarl.training.checkpoint import find_checkpoint
 from rarl.training.learner import read_failure
 from rarl.training.run_dir import RunDir

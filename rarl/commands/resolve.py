@@ -3,11 +3,10 @@ Everything that can fail before Ray starts fails here."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.config import IMPORT_PATH, Config, LoraConfig
+from rarl.config import IMPORT_PATH, Config
 from rarl.data.parquet import ParquetRows, read_mixture
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
@@ -20,6 +19,7 @@ from rarl.prompts import PromptPlan, training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object
+from rarl.system.models import require_known_model, resolve_adapter, resolve_model
 from rarl.training.run_dir import RunDir, flatten, open_run_dir
 
 
@@ -160,92 +160,6 @@ def keep_templates(run_dir: RunDir, config: Config) -> None:
             "choose another run_dir"
         )
     write_text(kept, text)
-
-
-def resolve_model(path: str) -> str:
-    """A local folder with a model. Hub ids are looked up in the local cache, then downloaded.
-
-    Raises UserError when it cannot be had.
-    """
-    if IMPORT_PATH.match(path):
-        return str(import_object(path)())
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"model.path={path}: the folder holds no config.json, so it is not a model"
-            )
-        return str(folder.resolve())
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            f"model.path={path}: no such folder, and not a Hub id of the form owner/name"
-        )
-    return download_model(path)
-
-
-# Those whose processor gives `image_grid_thw`, which the data streams and the update need.
-MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-def require_known_model(path: str, folder: str) -> None:
-    """Raises UserError when the model in `folder`, which `path` names, is not of the Qwen-VL kind:
-    a data worker would meet it first, as a KeyError."""
-    try:
-        held = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        kind = held.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"model.path={path}: its config.json cannot be read: {error}") from None
-    if kind not in MODEL_TYPES:
-        raise UserError(
-            f"model.path={path}: its model_type is {kind}, and RARL works with models whose "
-            f"processor gives image_grid_thw, which are {', '.join(MODEL_TYPES)}; choose one of "
-            "these"
-        )
-
-
-def find_adapter(path: str) -> Path:
-    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is
-    none."""
-    folder = Path(path).expanduser().resolve()
-    for one in (folder / "adapter", folder):
-        if (one / "adapter_model.safetensors").is_file():
-            return one
-    raise UserError(
-        f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter"
-    )
-
-
-def resolve_adapter(path: str, lora: LoraConfig) -> Path:
-    """The PEFT folder of a run directory, or the folder itself. Raises UserError when there is
-    none, or when it is of another shape: PEFT would load what fits and say nothing."""
-    folder = find_adapter(path)
-    held = json.loads((folder / "adapter_config.json").read_text())
-    for key, wanted in (("r", lora.rank), ("lora_alpha", lora.alpha)):
-        if held.get(key) != wanted:
-            name = {"r": "rank", "lora_alpha": "alpha"}[key]
-            raise UserError(
-                f"model.adapter={path}: its {name} is {held.get(key)}; set model.lora.{name} to it"
-            )
-    return folder
-
-
-def download_model(hub_id: str) -> str:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(hub_id, local_files_only=True)
-    # absent or incomplete in the cache, in whatever way: the download below says what is wrong
-    except Exception:
-        pass
-    try:
-        return snapshot_download(hub_id)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model.path={hub_id}: not in the local cache, and it could not be downloaded "
-            f"({reason}); "
-            "copy the model to a folder and set model.path to it"
-        ) from None
 
 
 def find_data(key: str, path: str) -> None:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rarl.commands.resolve import find_adapter
 from rarl.config import Config, apply_override, load_config, read_yaml
 from rarl.errors import UserError, last_line
 from rarl.serving import settings
@@ -21,6 +20,7 @@ from rarl.serving.adapters import NAME
 from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, require_key_for
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
+from rarl.system.models import find_adapter
 
 Say = Callable[[str], None]
 ENGINES = Path(settings.__file__).with_name("engines.yaml")

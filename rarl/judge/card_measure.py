@@ -19,10 +19,9 @@ from pydantic import TypeAdapter
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Cost, JudgeCard, Share, share_of
-from rarl.judge.judge import Judge
+from rarl.judge.judge import MAX_CORRECTNESS, Judge, score_verdict
 from rarl.judge.rubric import ITEMS, RUBRIC_VERSION
 from rarl.replies.tags import parse_reply, target_text
-from rarl.rewards.judge import MAX_CORRECTNESS, score_verdict
 from rarl.schema import ANSWER_TYPES, AnswerType, Verdict
 
 FILLERS_EACH = 5  # sentences that make a short explanation long

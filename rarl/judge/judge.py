@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from rarl.judge.candidate import Candidate
 from rarl.schema import Verdict
 
+MAX_CORRECTNESS = 3
+
 
 @dataclass(frozen=True)
 class JudgeCounts:
@@ -71,3 +73,15 @@ class Judge(ABC):
 def counted(verdict: Verdict, number: int = 1) -> JudgeCounts:
     """Returns the counts of `number` candidates that got this verdict."""
     return JudgeCounts(**{verdict.status: number})
+
+
+def score_verdict(verdict: Verdict | None, weight: float) -> float | None:
+    """Returns what `judge` pays for a verdict, with `weight` for the correctness grade."""
+    if verdict is None or verdict.status == "unreachable":
+        return None
+    if verdict.status == "unparsable":
+        return 0.0
+    graded = None if verdict.correctness is None else verdict.correctness / MAX_CORRECTNESS
+    if graded is None or verdict.explanation is None:
+        return verdict.explanation if graded is None else graded
+    return weight * graded + (1 - weight) * verdict.explanation

@@ -20,8 +20,7 @@ from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Preferences, Share, share_of
 from rarl.judge.card_measure import CORRECTNESS_WEIGHT, Advance, ask
-from rarl.judge.judge import Judge
-from rarl.rewards.judge import score_verdict
+from rarl.judge.judge import Judge, score_verdict
 
 WHERE = "get data/test-*.parquet from huggingface.co/datasets/MMInstruction/VL-RewardBench"
 FORMS = "expected .jsonl, .json (a list of objects), .parquet, or a folder of Parquet files"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from rarl.judge.judge import score_verdict
 from rarl.rewards import per_reply
 from rarl.schema import Verdict
-
-MAX_CORRECTNESS = 3
 
 
 @per_reply
@@ -19,15 +18,3 @@ def judge_reward(text: str, *, verdict: Verdict | None, correctness: float = 0.5
     was not reached.
     """
     return score_verdict(verdict, correctness)
-
-
-def score_verdict(verdict: Verdict | None, weight: float) -> float | None:
-    """Returns what `judge` pays for a verdict, with `weight` for the correctness grade."""
-    if verdict is None or verdict.status == "unreachable":
-        return None
-    if verdict.status == "unparsable":
-        return 0.0
-    graded = None if verdict.correctness is None else verdict.correctness / MAX_CORRECTNESS
-    if graded is None or verdict.explanation is None:
-        return verdict.explanation if graded is None else graded
-    return weight * graded + (1 - weight) * verdict.explanation

@@ -23,7 +23,6 @@ from ray import serve
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from rarl.commands.resolve import resolve_model
 from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.prompts import read_families
@@ -32,6 +31,7 @@ from rarl.serving.guard import Guard, Metrics, read_cluster_metrics
 from rarl.serving.images import png, read_image
 from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
 from rarl.serving.settings import DRAIN_SECONDS, ApiKey, ServiceConfig, needed_key, read_settings
+from rarl.system.models import resolve_model
 
 READY_SECONDS = 3.0
 PREVIEW_SIDE = 1024  # pixels
