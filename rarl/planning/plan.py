@@ -108,15 +108,13 @@ def lines(plan: Plan) -> list[str]:
         shares = plan.memory.shares()
         advice = "nothing fits this card: take a larger one, or a smaller model"
         if shares is not None:
-            advice = (
-                f"best use: rollout.gpu_memory_share={shares[0]:.2f} "
-                f"train.micro_batch_tokens={shares[1]}"
-            )
+            share, tokens = shares
+            advice = f"rollout.gpu_memory_share={share:.2f} train.micro_batch_tokens={tokens}"
+            advice = f"best use: {advice}"
         found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
-    kind = (
-        "estimate by constants measured on a CPU" if plan.card is None else "estimate, not measured"
-    )
+    measured = "estimate by constants measured on a CPU"
+    kind = measured if plan.card is None else "estimate, not measured"
     return [
         *found,
         f"step ({kind}): {step.total:.2g} s = rollout {step.rollout:.2g} + "

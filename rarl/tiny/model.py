@@ -1,5 +1,5 @@
-"""An untrained Qwen2-VL of about 2 M parameters with tokenizer, chat template and image processor of
-its own. It is transformers' code, so the folder loads with `from_pretrained` and in vLLM."""
+"""An untrained Qwen2-VL of about 2 M parameters with tokenizer, chat template and image processor
+of its own. It is transformers' code, so the folder loads with `from_pretrained` and in vLLM."""
 
 from __future__ import annotations
 

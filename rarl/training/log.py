@@ -59,9 +59,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends a line a step to metrics.jsonl, the same keys in each; a run that continues at step n
     first drops what an interrupted one wrote from n on."""
 
-    def __init__(
-        self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True
-    ) -> None:
+    def __init__(self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True):
         """Opens the file; with `writes` False nothing is read or written, which is for the train
         workers beside the first."""
         self.last: deque[dict[str, Any]] = deque(maxlen=RECENT)

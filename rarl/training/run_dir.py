@@ -20,23 +20,8 @@ from rarl.files import write_text
 
 # What a run that is continued may have otherwise: where and how it is computed, not what. Samples
 # stay the same; log-probs and gradients may differ in their last bits.
-FREE_TO_CONTINUE = (
-    "judge.url",
-    "judge.timeout_seconds",
-    "judge.retries",
-    "judge.concurrency",
-    "rollout.num_actors",
-    "rollout.timeout_seconds",
-    "rollout.kv_cache_mib",
-    "rollout.gpu_memory_share",
-    "train.num_workers",
-    "train.micro_batch_tokens",
-    "train.gradient_checkpointing",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_restarts",
-    "train.trackers",
-)
+FREE_FILE = Path(__file__).with_name("free_to_continue.txt")
+FREE_TO_CONTINUE = FREE_FILE.read_text(encoding="utf-8").split()
 
 
 class RunDir:
