@@ -1,10 +1,6 @@
-"""How much memory a configuration needs, of a GPU or of all processes of a run on CPU.
-
-GPU: estimates from the model's shapes, of which the activations' formula alone is checked, on a CPU
-(`bench/plan.py --activations`). CPU: what the libraries of each kind of process take, measured once
-(`bench/plan.py`), and what the configuration adds. Private pages (USS) count for each process,
-shared ones once for the whole tree, so that the sum is that of the processes' PSS.
-"""
+"""How much memory a configuration needs: of a GPU by estimates from the model's shapes, of which
+the activations' formula alone is checked (`bench/plan.py --activations`), or of all processes of a
+run on CPU. Private pages (USS) count for each process, shared ones once: the sum is the PSS."""
 
 from __future__ import annotations
 
@@ -155,12 +151,11 @@ def adapter_bytes(size: ModelSize) -> int:
 
 
 def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
-    """Returns what is kept for the backward pass, for each token of a micro-batch.
+    """Returns what the shared-prefix pass keeps of each token for the backward pass.
 
-    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries,
-    keys and values before and after rotation, and three MLP-sized ones. These are the counts that
-    fit the peaks of `bench/plan.py --activations`, so what the backward pass needs for a moment is
-    in them. With checkpointing, two layers at a time and each layer's input.
+    In a layer: seven hidden-sized tensors, queries, keys and values before and after rotation, and
+    three MLP-sized ones, which fit the peaks of `bench/plan.py --activations`. With checkpointing:
+    two layers at a time and each layer's input.
     """
     text = model.text_config
     hidden = text.hidden_size

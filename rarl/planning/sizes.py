@@ -1,5 +1,5 @@
 """The sizes that a plan is made from: of the model, of the work in one step, and the operations of
-one group by arithmetic: products with weights and attention, and nothing else.
+one group in products with weights and attention.
 
 A product of (n, a) and (a, b) counts 2nab operations. Forward, a frozen weight costs 2 per token;
 backward through it, which needs the gradient of the input only, another 2; the adapter's weights

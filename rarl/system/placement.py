@@ -58,7 +58,7 @@ def require_cluster_room(config: Config, device: Device, trains: bool) -> None:
                 require_enough(needs, ray.cluster_resources())
             if late:
                 left = ray.available_resources()
-                names = sorted({name for _, each in needs.values() for name in each})
+                names = sorted({name for bundle in bundles for name in bundle})
                 free = ", ".join(f"{name} {left.get(name, 0):g}" for name in names)
                 raise UserError(
                     f"no room in the Ray cluster for {words(needs)}; free are {free}. Others hold "
