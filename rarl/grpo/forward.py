@@ -19,8 +19,7 @@ from rarl.grpo.group import TokenGroup
 
 # The `model_type`s that the shared-prefix pass knows: one decoder with small differences.
 SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-# Mean |log-prob difference| between two orders of the same arithmetic: about 1e-7 and 5e-3 were
-# seen.
+# Bounds of the mean |log-prob difference| of the two passes: about 1e-7 and 5e-3 were seen.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 log = logging.getLogger(__name__)
@@ -84,11 +83,8 @@ def plain_forward(
     distribution: SamplingDistribution,
     vision: VisionCache,
 ) -> ForwardOutput:
-    """Runs every completion with its own copy of prompt and image through the model's own forward.
-
-    It serves any model that transformers can run, and is the yardstick of the shared-prefix pass,
-    with which it has no code in common. `vision` is not used. The head runs on completion positions
-    only.
+    """Runs every completion with its own copy of prompt and image through the model's own forward;
+    `vision` is not used. It is the yardstick of the shared-prefix pass and shares no code with it.
     """
     model: Any = policy.get_base_model()
     device = model.device
@@ -168,11 +164,9 @@ def choose_forward(
     """Returns `fast` if it gives the plain pass's log-probs on `group`; else the plain pass, with
     an error logged."""
     model: Any = policy.get_base_model()
-    if model.config.model_type not in SUPPORTED_MODELS:
-        log.warning(
-            "no shared-prefix pass for model type '%s': training with the plain one",
-            model.config.model_type,
-        )
+    kind = model.config.model_type
+    if kind not in SUPPORTED_MODELS:
+        log.warning("no shared-prefix pass for model type '%s': training with the plain one", kind)
         return ForwardChoice(plain_forward, False, None)
     with torch.no_grad():
         expected = plain_forward(policy, [group], distribution, VisionCache()).logprobs

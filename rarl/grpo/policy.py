@@ -1,8 +1,5 @@
-"""The policy: a frozen Qwen2-VL with a LoRA adapter on its language model.
-
-torch, PEFT and transformers take seconds to import. They are imported by the functions that use
-them, since processes without a policy read adapters too.
-"""
+"""The policy: a frozen Qwen2-VL with a LoRA adapter on its language model. torch, PEFT and
+transformers are imported inside, since processes without a policy read adapters too."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -44,9 +45,7 @@ class UpdateSettings:
     max_drift: float | None = None
 
     @classmethod
-    def of(
-        cls, config: Config, shared_prefix: bool, max_drift: float | None = None
-    ) -> UpdateSettings:
+    def of(cls, config: Config, shared_prefix: bool, max_drift: float | None = None) -> Self:
         """Returns what an update reads of the configuration."""
         length = config.rollout.max_completion_tokens
         return cls(config.grpo, config.train, length, shared_prefix, max_drift)
@@ -145,12 +144,8 @@ def loss_inputs(
 def micro_batches(
     groups: list[TokenGroup], budget: int, shared: bool
 ) -> Iterator[list[TokenGroup]]:
-    """Cuts the step into parts of at most `budget` tokens. With a `shared` prompt, a part counts it
-    once per group.
-
-    Groups stay whole where they fit, since a group that is cut pays for its prompt again. A single
-    completion that does not fit goes alone.
-    """
+    """Cuts the step into parts of at most `budget` tokens; a `shared` prompt counts once per group.
+    Groups stay whole where they fit; a single completion that does not fit goes alone."""
     part: list[TokenGroup] = []
     used = 0
     for group in groups:

@@ -1,22 +1,26 @@
-"""How much memory a configuration needs, of a GPU or of all processes of a run on CPU.
-
-GPU: estimates from the model's shapes, of which the activations' formula alone is checked, on a CPU
-(`bench/plan.py --activations`). CPU: what the libraries of each kind of process take, measured once
-(`bench/plan.py`), and what the configuration adds. Private pages (USS) count for each process,
-shared ones once for the whole tree, so that the sum is that of the processes' PSS.
-"""
+"""How much memory a configuration needs: of a GPU by estimates from the model's shapes, of which
+the activations' formula alone is checked (`bench/plan.py --activations`), or of all processes of a
+run on CPU. Private pages (USS) count for each process, shared ones once: the sum is the PSS."""
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlparse
 
 from rarl.config import Config
 from rarl.errors import UserError
-from rarl.planning.sizes import PATCH_VALUES, ModelSize, Work, model_shapes, model_size, step_work
+from rarl.planning.sizes import (
+    FIGURES,
+    PATCH_VALUES,
+    ModelSize,
+    Work,
+    model_shapes,
+    model_size,
+    step_work,
+)
 
 GIB, MIB = 1024**3, 1024**2
 HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
@@ -29,18 +33,7 @@ MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequ
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
 ACTIVATIONS = "activations"
-# MiB of private memory without weights, cache and activations: medians of `python bench/plan.py` on
-# 2 cores of an AMD EPYC, Python 3.11, ray 2.60, torch 2.13, vLLM 0.29. A machine with more cores
-# also has more idle Ray workers.
-LIBRARIES = {
-    "driver": 285,
-    "Ray's own": 375,  # control store, raylet, dashboard, agents, log monitor
-    "Ray Train's and Ray Data's helpers": 840,  # controller, coordinators, statistics
-    "data worker": 330,  # they stay when they have nothing to do
-    "train worker": 460,
-    "sampler": 700,
-    "shared pages": 320,  # of libraries that several processes map, and of the object store
-}
+LIBRARIES: dict[str, int] = FIGURES["libraries"]
 # copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
 # given back
 HELD = 8
@@ -48,8 +41,7 @@ HELD = 8
 
 @dataclass(frozen=True)
 class Card:
-    """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16 with float32 sums, `bandwidth` in
-    GB/s. From NVIDIA's data sheets, SXM where there are several forms; nothing was measured."""
+    """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16, `bandwidth` in GB/s."""
 
     name: str
     memory: float
@@ -58,19 +50,7 @@ class Card:
 
 
 DEFAULT_CARD = "a100-40g"
-CARDS = {
-    card.name: card
-    for card in (
-        Card("a10-24g", 22.0, 125, 600),
-        Card("l4-24g", 22.0, 121, 300),
-        Card("rtx4090-24g", 23.6, 165, 1008),
-        Card("l40s-48g", 44.4, 362, 864),
-        Card("a100-40g", 39.4, 312, 1555),
-        Card("a100-80g", 79.1, 312, 2039),
-        Card("h100-80g", 79.1, 989, 3350),
-        Card("h200-141g", 139.7, 989, 4800),
-    )
-}
+CARDS = {name: Card(name, **figures) for name, figures in FIGURES["cards"].items()}
 
 
 def find_card(name: str, memory: float | None = None) -> Card:
@@ -82,7 +62,7 @@ def find_card(name: str, memory: float | None = None) -> Card:
     card = CARDS[name]
     if memory is not None and memory <= 0:
         raise UserError(f"--gpu-gib {memory:g}: a card has more than 0 GiB")
-    return Card(name, memory or card.memory, card.tflops, card.bandwidth)
+    return replace(card, memory=memory or card.memory)
 
 
 @dataclass(frozen=True)
@@ -171,12 +151,11 @@ def adapter_bytes(size: ModelSize) -> int:
 
 
 def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
-    """Returns what is kept for the backward pass, for each token of a micro-batch.
+    """Returns what the shared-prefix pass keeps of each token for the backward pass.
 
-    What `grpo/shared_prefix.py` keeps of a token in a layer: seven hidden-sized tensors, queries,
-    keys and values before and after rotation, and three MLP-sized ones. These are the counts that
-    fit the peaks of `bench/plan.py --activations`, so what the backward pass needs for a moment is
-    in them. With checkpointing, two layers at a time and each layer's input.
+    In a layer: seven hidden-sized tensors, queries, keys and values before and after rotation, and
+    three MLP-sized ones, which fit the peaks of `bench/plan.py --activations`. With checkpointing:
+    two layers at a time and each layer's input.
     """
     text = model.text_config
     hidden = text.hidden_size
@@ -234,28 +213,25 @@ def plan_processes(
     activations = activation_bytes(model, config.train.gradient_checkpointing, value_bytes)
     asked = REQUESTS_PER_ACTOR * config.rollout.num_actors
     questions = min(config.evaluation.max_examples or asked, asked) if config.data.eval else 0
-    added: dict[str, dict[str, float]] = {
-        # pictures as float32 patches
-        "driver": {"questions being measured": HELD * questions * work.patches * PATCH_VALUES * 4},
-        "train worker": {
-            "weights": weights * MIB,
-            "adapter, gradient, optimizer": adapter_bytes(size),
-            ACTIVATIONS: tokens * activations,
-            "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB * MIB,
-        },
-        "sampler": {"weights": weights * MIB, CACHE: config.rollout.kv_cache_mib * MIB},
+    # pictures as float32 patches
+    questions_bytes = HELD * questions * work.patches * PATCH_VALUES * 4
+    trainer = {
+        "weights": weights,
+        "adapter, gradient, optimizer": adapter_bytes(size) / MIB,
+        ACTIVATIONS: tokens * activations / MIB,
+        "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
     }
-    counts = {
-        # one that has checked the data, and the streams'
-        "data worker": 1 + max(1, (os.cpu_count() or 1) // 2),
-        "train worker": config.train.num_workers,
-        "sampler": config.rollout.num_actors,
+    sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
+    # one data worker that has checked the data, and the streams'
+    readers = 1 + max(1, (os.cpu_count() or 1) // 2)
+    special: dict[str, tuple[int, dict[str, float]]] = {
+        "driver": (1, {"questions being measured": questions_bytes / MIB}),
+        "data worker": (readers, {}),
+        "train worker": (config.train.num_workers, trainer),
+        "sampler": (config.rollout.num_actors, sampler),
     }
-    return {
-        kind: ProcessMemory(
-            counts.get(kind, 1),
-            libraries,
-            {part: size / MIB for part, size in added.get(kind, {}).items()},
-        )
-        for kind, libraries in LIBRARIES.items()
-    }
+    plan = {}
+    for kind, libraries in LIBRARIES.items():
+        count, added = special.get(kind, (1, {}))
+        plan[kind] = ProcessMemory(count, libraries, added)
+    return plan

@@ -69,30 +69,26 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
 
 def memory_table(plan: Plan) -> Table:
     """Returns the parts of each process, in GiB of the card or in MiB of this machine."""
-    memory = plan.memory
+    memory, unit = plan.memory, "MiB" if plan.memory is None else "GiB"
+    where = "memory of all processes in MiB, on CPU"
+    rows: list[tuple[str, str, dict[str, float]]] = []
     if memory is not None and plan.card is not None:
-        unit, first = "GiB", "part"
-        title = f"estimated GPU memory in GiB, {plan.card.name} with {memory.card:.1f}"
-        trainer, sampler = sum(memory.trainer.values()), sum(memory.sampler.values())
-        rows = [
-            ("trainer", f"{trainer:.1f} of {memory.trainer_limit:.1f}", memory.trainer),
-            ("sampler (vLLM)", f"{sampler:.1f} of {memory.sampler_share:.1f}", memory.sampler),
-        ]
+        where = f"GPU memory in GiB, {plan.card.name} with {memory.card:.1f}"
+        for name, parts, room in (
+            ("trainer", memory.trainer, memory.trainer_limit),
+            ("sampler (vLLM)", memory.sampler, memory.sampler_share),
+        ):
+            rows.append((name, f"{sum(parts.values()):.1f} of {room:.1f}", parts))
         if memory.judge:
-            text = f"{memory.judge:.1f} of {memory.judge:.1f}"
-            rows.append(("judge, where it shares the card", text, {}))
-    else:
-        assert plan.processes is not None, "a plan is for a GPU or for processes on CPU"
-        unit, first = "MiB", "process"
-        title, rows = "estimated memory of all processes in MiB, on CPU", []
-        for name, process in plan.processes.items():
-            count = f" x {process.count}" if process.count > 1 else ""
-            parts = {"libraries": process.libraries} if process.added else {}
-            rows.append((name + count, f"{process.total:.0f}", parts | process.added))
-        total = sum(process.total for process in plan.processes.values())
-        rows.append(("all", f"{total:.0f}", {}))
-    table = Table(title=title)
-    table.add_column(first)
+            share = f"{memory.judge:.1f} of {memory.judge:.1f}"
+            rows.append(("judge, where it shares the card", share, {}))
+    for name, process in (plan.processes or {}).items():
+        count = f" x {process.count}" if process.count > 1 else ""
+        parts = {"libraries": process.libraries} if process.added else {}
+        rows.append((name + count, f"{process.total:.0f}", parts | process.added))
+    if plan.processes is not None:
+        rows.append(("all", f"{sum(one.total for one in plan.processes.values()):.0f}", {}))
+    table = Table("process" if memory is None else "part", title=f"estimated {where}")
     table.add_column(unit, justify="right")
     for name, text, parts in rows:
         table.add_row(name, text, style="bold")
@@ -108,15 +104,13 @@ def lines(plan: Plan) -> list[str]:
         shares = plan.memory.shares()
         advice = "nothing fits this card: take a larger one, or a smaller model"
         if shares is not None:
-            advice = (
-                f"best use: rollout.gpu_memory_share={shares[0]:.2f} "
-                f"train.micro_batch_tokens={shares[1]}"
-            )
+            share, tokens = shares
+            advice = f"rollout.gpu_memory_share={share:.2f} train.micro_batch_tokens={tokens}"
+            advice = f"best use: {advice}"
         found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
-    kind = (
-        "estimate by constants measured on a CPU" if plan.card is None else "estimate, not measured"
-    )
+    measured = "estimate by constants measured on a CPU"
+    kind = measured if plan.card is None else "estimate, not measured"
     return [
         *found,
         f"step ({kind}): {step.total:.2g} s = rollout {step.rollout:.2g} + "

@@ -1,5 +1,5 @@
 """The sizes that a plan is made from: of the model, of the work in one step, and the operations of
-one group by arithmetic: products with weights and attention, and nothing else.
+one group in products with weights and attention.
 
 A product of (n, a) and (a, b) counts 2nab operations. Forward, a frozen weight costs 2 per token;
 backward through it, which needs the gradient of the input only, another 2; the adapter's weights
@@ -13,23 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rarl.config import Config
 from rarl.errors import UserError
 
-# Shapes of the model that the recipes name, so that a plan needs no download.
-QWEN2_VL_2B: dict[str, Any] = {
-    "text_config": {
-        "vocab_size": 151936,
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-    },
-    "vision_config": {"depth": 32, "embed_dim": 1280, "hidden_size": 1536, "num_heads": 16},
-    "tie_word_embeddings": True,
-}
-KNOWN_MODELS = {"Qwen/Qwen2-VL-2B-Instruct": QWEN2_VL_2B}
+FIGURES_FILE = Path(__file__).with_name("figures.yaml")
+FIGURES: dict[str, Any] = yaml.safe_load(FIGURES_FILE.read_text(encoding="utf-8"))
+KNOWN_MODELS: dict[str, dict[str, Any]] = FIGURES["models"]
+QWEN2_VL_2B = KNOWN_MODELS["Qwen/Qwen2-VL-2B-Instruct"]
 PATCH_VALUES = 3 * 2 * 14 * 14  # of one patch: colours, frames, height, width
 PATCHES_PER_TOKEN = 4  # of Qwen2-VL: its merger makes one token of 2 x 2 patches
 IMAGE_TOKEN_PIXELS = PATCHES_PER_TOKEN * 14 * 14
@@ -107,16 +99,14 @@ def model_size(model: Any, rank: int) -> ModelSize:
 
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(model)
-    linear = [
-        module
-        for name, module in empty.named_modules()
-        if isinstance(module, torch.nn.Linear) and "language_model" in name
-    ]
-    text = model.text_config
+    adapter, text = 0, model.text_config
+    for name, module in empty.named_modules():
+        if isinstance(module, torch.nn.Linear) and "language_model" in name:
+            adapter += rank * (module.in_features + module.out_features)
     return ModelSize(
         total=sum(p.numel() for p in empty.parameters()),
         text=sum(p.numel() for name, p in empty.named_parameters() if "visual" not in name),
-        adapter=sum(rank * (module.in_features + module.out_features) for module in linear),
+        adapter=adapter,
         layers=text.num_hidden_layers,
         key_value_width=text.hidden_size * text.num_key_value_heads // text.num_attention_heads,
     )

@@ -53,9 +53,8 @@ def start_cluster() -> None:
     second attempt either: a busy machine may miss Ray's limit of 30 s once."""
     for attempts_left in (1, 0):
         try:
-            # At least two cores: the actors' shares add up to more than one. "local": otherwise Ray
-            # would join whatever cluster somebody started on this machine. No dashboard: it slows
-            # starting and stopping, and nobody looks at it.
+            # Two cores, since the actors' shares add up to more than one. "local", or Ray would
+            # join any cluster of this machine. No dashboard: it slows starting and stopping.
             cores = max(2, os.cpu_count() or 2)
             ray.init("local", num_cpus=cores, include_dashboard=False, **REUSED_PROCESSES, **QUIET)
             return

@@ -17,7 +17,7 @@ READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with tw
 SAMPLER_CPUS = 0.2
 # more than half, whatever memory it takes: Ray must not put two samplers on one card
 SAMPLER_GPUS = 0.51
-TRAIN_CPUS = 0.5
+TRAIN_CPUS = 0.25
 REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
 
 # seconds, on a cluster that others may be using, or that is growing: machines boot and install
@@ -58,7 +58,7 @@ def require_cluster_room(config: Config, device: Device, trains: bool) -> None:
                 require_enough(needs, ray.cluster_resources())
             if late:
                 left = ray.available_resources()
-                names = sorted({name for _, each in needs.values() for name in each})
+                names = sorted({name for bundle in bundles for name in bundle})
                 free = ", ".join(f"{name} {left.get(name, 0):g}" for name in names)
                 raise UserError(
                     f"no room in the Ray cluster for {words(needs)}; free are {free}. Others hold "

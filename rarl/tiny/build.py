@@ -32,6 +32,7 @@ from rarl.tiny.model import IMAGE_TOKENS, make_config, make_model, make_processo
 from rarl.tiny.phantoms import (
     ORGANS,
     SIDES,
+    WORLD,
     Domain,
     Facts,
     answer_for,
@@ -51,16 +52,7 @@ RANDOM_SHARE = 0.95  # of the replies that claim random facts, in the last stage
 TEXT_SHARE = 0.2
 # where the lesion is, is the hardest to learn, so it is asked this many times as often
 SIDE_WEIGHT = 3
-# How the questions are asked: the families of rarl/prompts.yaml that the tiny world uses.
-FAMILIES = {
-    "plain": 0.2,
-    "explain": 0.15,
-    "short": 0.15,
-    "open": 0.1,
-    "structured": 0.15,
-    "none": 0.1,
-    "reason": 0.15,
-}
+FAMILIES: dict[str, float] = WORLD["families"]
 UNSEEN_SHARE = 0.4  # of the pictures that come from the unseen domain
 THREADS = 2  # fixed, since sums depend on how many threads share them
 
@@ -151,17 +143,14 @@ def train_vision(
     lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
     tower = model.model.visual
     classifier = torch.nn.Linear(model.config.text_config.hidden_size, len(ORGANS) + len(SIDES) + 1)
-    optimizer = torch.optim.AdamW(
-        [*tower.parameters(), *classifier.parameters()], lr=VISION_LEARNING_RATE
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, partial(rate_factor, steps=VISION_STEPS)
-    )
+    trained = [*tower.parameters(), *classifier.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=VISION_LEARNING_RATE)
+    factor = partial(rate_factor, steps=VISION_STEPS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(VISION_STEPS):
         batch = [next(lessons) for _ in range(VISION_BATCH)]
-        pixels = processor.image_processor(
-            images=[lesson.picture for lesson in batch], return_tensors="pt"
-        )
+        pictures = [lesson.picture for lesson in batch]
+        pixels = processor.image_processor(images=pictures, return_tensors="pt")
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         pooled = features.reshape(len(batch), IMAGE_TOKENS, -1).mean(1)
         organ_logits, side_logits = classifier(pooled).split([len(ORGANS), len(SIDES) + 1], 1)
@@ -227,9 +216,8 @@ def rate_factor(step: int, steps: int) -> float:
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
     """One step along the gradient, whose norm is bounded."""
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(
-        [p for group in optimizer.param_groups for p in group["params"]], 1.0
-    )
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
     optimizer.zero_grad()
     schedule.step()

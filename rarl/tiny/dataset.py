@@ -62,10 +62,8 @@ def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Exa
         encoded = io.BytesIO()
         Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
         name = f"{domain}-{split}-{picture:05d}"
-        examples += [
-            make_example(facts, domain, q, encoded.getvalue(), name, rng)
-            for q in questions_for(facts)
-        ]
+        for question in questions_for(facts):
+            examples.append(make_example(facts, domain, question, encoded.getvalue(), name, rng))
         picture += 1
     return examples[:count]
 

@@ -10,9 +10,11 @@ function of its seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 Domain = Literal["seen", "unseen"]
@@ -23,24 +25,9 @@ ORGANS = ("chest", "brain", "abdomen", "knee")
 SIDES = ("left", "right")
 QUESTIONS: tuple[Question, ...] = ("organ", "lesion", "side")
 
-WORDINGS: dict[Domain, dict[Question, tuple[str, ...]]] = {
-    "seen": {
-        "organ": ("Which body part is shown?", "What does this image show?"),
-        "lesion": ("Is there a lesion?", "Does this image show a lesion?"),
-        "side": ("Where is the lesion?", "In which half is the lesion?"),
-    },
-    "unseen": {
-        "organ": ("Name the body part in this scan.",),
-        "lesion": ("Can a lesion be seen in this scan?",),
-        "side": ("Which half of the scan holds the lesion?",),
-    },
-}
-SIGNS = {
-    "chest": "Two lungs between ribs.",
-    "brain": "A skull around two halves.",
-    "abdomen": "Two kidneys beside a spine.",
-    "knee": "Two bones with a gap.",
-}
+WORLD: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text("utf-8"))
+WORDINGS: dict[Domain, dict[Question, list[str]]] = WORLD["wordings"]
+SIGNS: dict[str, str] = WORLD["signs"]
 
 
 @dataclass(frozen=True)
@@ -49,23 +36,6 @@ class Facts:
 
     organ: str
     side: str | None  # half of the picture with the lesion; None without one
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a picture is taken. Contrast and noise are in units of the full grey range."""
-
-    inverted: bool
-    lesion_contrast: float
-    noise: float
-    noise_grain: int  # pixels
-    gradient: float
-
-
-LOOKS: dict[Domain, Look] = {
-    "seen": Look(inverted=False, lesion_contrast=0.55, noise=0.08, noise_grain=1, gradient=0.0),
-    "unseen": Look(inverted=True, lesion_contrast=0.45, noise=0.10, noise_grain=2, gradient=0.15),
-}
 
 
 def draw_facts(rng: np.random.Generator) -> Facts:
@@ -95,31 +65,29 @@ def outline(organ: str, rng: np.random.Generator) -> NDArray[np.float64]:
         ribs = np.sum([blob(0, dy, 46, 1.6) for dy in range(-32, 33, 13)], axis=0)
         return np.clip(body + 0.12 * ribs, 0, 1)
     if organ == "brain":
-        return np.clip(
-            0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40), 0, 1
-        )
+        body = 0.6 * blob(0, 0, 44, 50) - 0.35 * blob(0, 0, 39, 45) - 0.2 * blob(0, 0, 1.8, 40)
+        return np.clip(body, 0, 1)
     if organ == "abdomen":
         body = 0.2 * blob(0, 0, 52, 40) + 0.3 * blob(-28, 6, 9, 17) + 0.3 * blob(28, 6, 9, 17)
         return np.clip(body + 0.25 * blob(0, 18, 8, 6), 0, 1)
-    return np.clip(
-        0.4 * blob(0, -33, 21, 28) + 0.4 * blob(0, 33, 21, 28) + 0.12 * blob(0, 0, 30, 52), 0, 1
-    )
+    body = 0.4 * blob(0, -33, 21, 28) + 0.4 * blob(0, 33, 21, 28) + 0.12 * blob(0, 0, 30, 52)
+    return np.clip(body, 0, 1)
 
 
 def draw_image(facts: Facts, domain: Domain, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Renders (SIZE, SIZE) uint8."""
-    look = LOOKS[domain]
+    look = WORLD["looks"][domain]
     picture = outline(facts.organ, rng)
     if facts.side is not None:
         x = SIZE / 2 + (-1 if facts.side == "left" else 1) * rng.uniform(14, 28)
         y = SIZE / 2 + rng.uniform(-28, 28)
         radii = rng.uniform(7, 11, 2)
-        picture = picture + look.lesion_contrast * ellipse((x, y), (radii[0], radii[1]))
-    grain = rng.normal(0, look.noise, (SIZE // look.noise_grain, SIZE // look.noise_grain))
-    picture = picture + np.kron(grain, np.ones((look.noise_grain, look.noise_grain)))
-    picture = picture + look.gradient * np.linspace(0, 1, SIZE)[:, None]
-    if look.inverted:
-        picture = 1 - picture
+        picture = picture + look["lesion_contrast"] * ellipse((x, y), (radii[0], radii[1]))
+    size = look["noise_grain"]
+    grain = rng.normal(0, look["noise"], (SIZE // size, SIZE // size))
+    picture = picture + np.kron(grain, np.ones((size, size)))
+    picture = picture + look["gradient"] * np.linspace(0, 1, SIZE)[:, None]
+    picture = 1 - picture if look["inverted"] else picture
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 

@@ -1,12 +1,6 @@
-"""Checkpoints: all that the next step depends on, written whole or not at all, and verified before
-they are used.
-
-`checkpoints/step_000012/` holds the adapter, the optimizer's state, the progress, and the SHA-256
-of each file. Data order and sampling seeds follow from the progress alone. The last few are kept,
-and the best. Beside them, a batch that gave no number is kept for `rarl replay FILE`.
-
-The driver imports this module too, so that PyTorch is imported inside.
-"""
+"""Checkpoints, written whole or not at all and verified before they are used: the adapter, the
+optimizer's state, the progress, from which data order and seeds follow, and the SHA-256 of each
+file. PyTorch is imported inside, since the driver imports this module too."""
 
 from __future__ import annotations
 
@@ -61,14 +55,6 @@ def save_checkpoint(
         (partial / HASHES).write_text(json.dumps(hashes, indent=1))
     prune(folder, final, keep)
     return final
-
-
-def publish_final_adapter(policy: PeftModel, folder: Path) -> None:
-    """Puts the trained adapter at its final place, whole or not at all."""
-    from rarl.grpo.policy import save_adapter
-
-    with replacing_folder(folder) as temporary:
-        save_adapter(policy, temporary)
 
 
 def restore_checkpoint(

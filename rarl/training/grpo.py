@@ -66,9 +66,8 @@ def train_grpo(
     with ExitStack() as stack:
         with workers.local():
             collector = stack.enter_context(opened_collector(inputs, pool, workers))
-            log = stack.enter_context(
-                MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
-            )
+            metrics = MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
+            log = stack.enter_context(metrics)
         clock = Stopwatch()
         stream = GroupStream(config, collector, batches, workers, clock, taken=progress.batches)
         for step in range(progress.step + 1, config.train.steps + 1):
@@ -177,9 +176,8 @@ class GroupStream:
                 sampling_seed(seed, number, self.place(index), rollout.group_size)
                 for index in range(len(prompts))
             ]
-            sampling = SamplingSettings(
-                rollout.group_size, rollout.temperature, rollout.max_completion_tokens
-            )
+            length = rollout.max_completion_tokens
+            sampling = SamplingSettings(rollout.group_size, rollout.temperature, length)
             return self.collector.submit(prompts, seeds, sampling)
 
     def place(self, index: int) -> int:
@@ -307,9 +305,8 @@ class PublishedAdapter:
             if oldest != current:
                 group = token_groups[versions.index(oldest)]
                 with other_adapter(self.policy, self.versions[oldest]):
-                    total, tokens, largest = measure_mismatch(
-                        self.policy, group, forward.forward, inputs.distribution
-                    )
+                    compared = (self.policy, group, forward.forward, inputs.distribution)
+                    total, tokens, largest = measure_mismatch(*compared)
         total, counted = workers.sum([total, tokens])
         largest = workers.max(largest)
         if not counted:

@@ -17,14 +17,14 @@ from peft import PeftModel
 from rarl.config import Config
 from rarl.distribution import MODEL_SOFTMAX
 from rarl.errors import UserError
-from rarl.files import replacing
+from rarl.files import replacing, replacing_folder
 from rarl.grpo.forward import ForwardChoice, choose_forward
 from rarl.grpo.group import TokenGroup
-from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy
+from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite
 from rarl.grpo.workers import Workers
-from rarl.training.checkpoint import publish_final_adapter, restore_checkpoint, save_checkpoint
+from rarl.training.checkpoint import restore_checkpoint, save_checkpoint
 from rarl.training.inputs import Progress, TrainInputs
 
 
@@ -76,11 +76,9 @@ class Learner:
         if self.forward is None and groups:
             distribution = MODEL_SOFTMAX if inputs.config.method == "sft" else inputs.distribution
             self.forward = choose_forward(self.policy, groups[0], distribution, fast)
-            print(
-                f"shared-prefix pass: {self.forward.shared}, difference from the plain pass: "
-                f"{self.forward.difference}",
-                flush=True,
-            )
+            shared, difference = self.forward.shared, self.forward.difference
+            told = f"shared-prefix pass: {shared}, difference from the plain pass: {difference}"
+            print(told, flush=True)
         # A worker without a single group has nothing to pass forward.
         return self.forward or ForwardChoice(fast, True, None)
 
@@ -106,10 +104,11 @@ class Learner:
         return bool(workers.max(float(asked)))
 
     def finish(self, inputs: TrainInputs, workers: Workers) -> None:
-        """Puts the trained adapter at its final place."""
+        """Puts the trained adapter at its final place, whole or not at all."""
         with workers.local():
             if workers.rank == 0:
-                publish_final_adapter(self.policy, inputs.run_dir.adapter)
+                with replacing_folder(inputs.run_dir.adapter) as temporary:
+                    save_adapter(self.policy, temporary)
 
 
 def rate_factor(step: int, config: Config) -> float:

@@ -1,9 +1,8 @@
 """What a run leaves for those who watch it: metrics.jsonl, its picture, and copies for trackers.
 
 A tracker never stops or slows a run: each has a thread of its own, and what it raises is told once.
-Environment variables of its own say where its server is and who the user is; without them W&B,
-MLflow, SwanLab, TensorBoard, Aim and DVCLive write into the run directory. A run that continues
-continues the same run there: its id is kept in `tracker-NAME.json`.
+Its own environment variables name server and user; without them most write into the run directory.
+A continued run goes on in the same run there, whose id `tracker-NAME.json` keeps.
 """
 
 from __future__ import annotations
@@ -59,9 +58,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends a line a step to metrics.jsonl, the same keys in each; a run that continues at step n
     first drops what an interrupted one wrote from n on."""
 
-    def __init__(
-        self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True
-    ) -> None:
+    def __init__(self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True):
         """Opens the file; with `writes` False nothing is read or written, which is for the train
         workers beside the first."""
         self.last: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -124,7 +121,9 @@ def draw_curve(metrics: Path, out: Path) -> None:
     shown = steps.filter(regex="^reward/" if rewarded else "^loss$")
     shown = shown.rename(columns=lambda key: key.removeprefix("reward/"))
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    strong = list(shown.apply(smooth).plot(ax=left, legend=False).lines)
+    # Trailing means, gaps left out.
+    means = shown.rolling(RECENT, min_periods=1).mean()
+    strong = list(means.plot(ax=left, legend=False).lines)
     colours = [line.get_color() for line in strong]
     shown.plot(ax=left, color=colours, alpha=0.2, linewidth=0.8, legend=False)
     left.legend(strong, shown.columns, frameon=False)
@@ -137,13 +136,6 @@ def draw_curve(metrics: Path, out: Path) -> None:
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-
-
-def smooth(values: Any) -> Any:
-    """Returns the trailing mean over at most `RECENT` steps as a pandas series, gaps left out."""
-    import pandas as pd
-
-    return pd.Series(values).rolling(RECENT, min_periods=1).mean()
 
 
 class Tracker:

@@ -36,9 +36,8 @@ def train_sft(
     with ExitStack() as stack:
         with workers.local():
             tokenizer = AutoProcessor.from_pretrained(inputs.model_path).tokenizer
-            log = stack.enter_context(
-                MetricsLog(inputs.run_dir, config, first + 1, workers.rank == 0)
-            )
+            metrics = MetricsLog(inputs.run_dir, config, first + 1, workers.rank == 0)
+            log = stack.enter_context(metrics)
         clock = Stopwatch()
         for step in range(first + 1, train.steps + 1):
             with clock.phase("data"), workers.local():
@@ -87,9 +86,8 @@ def target_groups(
     for key, prepared in enumerate(prompts):
         ids = [*tokenizer(target_reply(prepared)).input_ids, tokenizer.eos_token_id]
         require_room(prepared, len(ids), max_model_length)
-        groups.append(
-            TokenGroup(prepared.prompt_token_ids, prepared.patches, prepared.grid, [ids], key)
-        )
+        shown = (prepared.prompt_token_ids, prepared.patches, prepared.grid)
+        groups.append(TokenGroup(*shown, [ids], key))
     return groups
 
 

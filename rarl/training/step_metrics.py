@@ -35,14 +35,11 @@ class Tally:
     def over(self, workers: Workers) -> dict[str, float | None]:
         """Returns every figure; a mean of no values is None."""
         added = workers.sum([*self.sums.values(), *self.counts.values(), *self.totals.values()])
-        size = len(self.sums)
-        sums, counts, totals = added[:size], added[size : 2 * size], added[2 * size :]
-        means = [
-            total / count if count else None for total, count in zip(sums, counts, strict=True)
-        ]
-        return dict(zip(self.sums, means, strict=True)) | dict(
-            zip(self.totals, totals, strict=True)
-        )
+        size, figures = len(self.sums), dict[str, float | None]()
+        columns = zip(self.sums, added[:size], added[size : 2 * size], strict=True)
+        for name, total, count in columns:
+            figures[name] = total / count if count else None
+        return figures | dict(zip(self.totals, added[2 * size :], strict=True))
 
 
 def step_metrics(
