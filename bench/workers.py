@@ -1,6 +1,6 @@
-"""One and two train workers on this machine: seconds of a step, and how far their losses are apart.
+"""One to four equal train workers on this machine: seconds of a step, and how far their losses are apart.
 
-    python bench/workers.py [key=value …] [--workers 1,2]
+    python bench/workers.py [key=value …] [--workers 1,2,3,4]
 
 Without arguments the demo with 10 steps. The workers share the machine's cores, so on CPU the gain
 is in what one worker leaves idle; what a second machine or card would bring is not measured here.
@@ -48,7 +48,7 @@ def train(workers: int, overrides: list[str]) -> list[dict[str, Any]]:
 
 
 def main(
-    overrides: Annotated[list[str] | None, typer.Argument()] = None, workers: str = "1,2"
+    overrides: Annotated[list[str] | None, typer.Argument()] = None, workers: str = "1,2,3,4"
 ) -> None:
     counts = [int(count) for count in workers.split(",")]
     runs = {count: train(count, overrides or []) for count in counts}
