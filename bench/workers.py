@@ -1,4 +1,4 @@
-"""One to four equal train workers on this machine: seconds of a step, and how far their losses are apart.
+"""One to four equal train workers on this machine: seconds of a step, and how far losses differ.
 
     python bench/workers.py [key=value …] [--workers 1,2,3,4]
 
