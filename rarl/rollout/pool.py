@@ -171,6 +171,8 @@ class SamplerPool:
         the others remember what was published, for an engine that is started anew. Workers must
         wait for each other before they publish and after: another's batch must not be in flight,
         nor come too early."""
+        if size == 1:
+            return self
         view = SamplerPool(self.launched, self.timeout, self.restart_timeout)
         count = len(self.launched)
         view.own = self.launched[rank::size] if count >= size else [self.launched[rank % count]]
