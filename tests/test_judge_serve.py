@@ -510,4 +510,4 @@ def test_a_run_without_its_judge(
         assert row["judge/unreachable"] == row["unscored/judge"] == 1.0
         assert row["reward/judge"] is None
     rows = pq.read_table(run_dir.samples).to_pylist()
-    assert all(row["reward"] == row["reward/accuracy"] for row in rows)
+    assert all(row["score/total"] == row["score/rewards/accuracy"] for row in rows)

@@ -211,7 +211,7 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(
     )
     assert done.returncode == 0, done.stderr
     first = pq.read_table(tmp_path / "rl" / "samples" / "step_000001.parquet").to_pylist()
-    assert sum(row["reward/accuracy"] for row in first) / len(first) > 0.6, (
+    assert sum(row["score/rewards/accuracy"] for row in first) / len(first) > 0.6, (
         "the first samples come from the adapter"
     )
     tuned = load_file(tmp_path / "sft" / "adapter" / "adapter_model.safetensors")
