@@ -31,8 +31,8 @@ from rarl.judge.judge import Judge
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, Sample, flatten, read_samples, to_table
 from rarl.schema import PreparedExample
+from rarl.system.placement import REQUESTS_PER_ACTOR
 
-REQUESTS_PER_ACTOR = 64  # prompts in flight at a time; vLLM batches them
 JUDGED_AT_ONCE = 256  # replies that were made before
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
 Question = tuple[str, str, str]  # id, question, reference answer

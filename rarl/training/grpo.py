@@ -232,12 +232,13 @@ def update(
         [s for s in group if not (drop_truncated and s.rollout.finish_reason == "length")]
         for group in groups
     ]
-    token_groups = [TokenGroup.of(group, key) for key, group in enumerate(kept) if group]
+    kept = [group for group in kept if group]
+    token_groups = [TokenGroup.of(group, key) for key, group in enumerate(kept)]
     if workers.sum([len(token_groups)])[0] == 0:
         return None, None
     with workers.local():
         forward = learner.forward_for(inputs, token_groups)
-    mismatch = published.check_stale(inputs, [g for g in kept if g], token_groups, forward, workers)
+    mismatch = published.check_stale(inputs, kept, token_groups, forward, workers)
     settings = UpdateSettings.of(
         inputs.config,
         shared_prefix=forward.shared,
