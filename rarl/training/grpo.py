@@ -65,6 +65,8 @@ def train_grpo(
     published = PublishedAdapter(pool, learner, workers, progress.step)
     with ExitStack() as stack:
         with workers.local():
+            if workers.rank == 0:
+                inputs.run_dir.drop_samples_from(progress.step + 1)
             collector = stack.enter_context(opened_collector(inputs, pool, workers))
             metrics = MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
             log = stack.enter_context(metrics)

@@ -61,6 +61,12 @@ class RunDir:
         """Returns the file with the samples that one train worker made in a step."""
         return self.samples / f"step_{step:06d}{f'-worker{rank}' if rank else ''}.parquet"
 
+    def drop_samples_from(self, first_step: int) -> None:
+        """Deletes the samples of steps that are made anew, perhaps by fewer train workers."""
+        for path in self.samples.glob("step_*.parquet"):
+            if path.name >= f"step_{first_step:06d}":
+                path.unlink()
+
     def judge_cache_of(self, rank: int) -> Path:
         """Returns the file with the verdicts that one train worker asked for; those of the
         measurements are with rank 0's."""

@@ -158,8 +158,9 @@ def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
 
 
 def test_two_train_workers_learn_what_one_learns(
-    train: Train, undisturbed: RunDir, tmp_path: Path
+    train: Train, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
+    """And one goes on where two were lost, with each sample once."""
     two = train(tmp_path / "two", "train.num_workers=2")
     rows = [read_metrics(run_dir.metrics) for run_dir in (undisturbed, two)]
     assert len(rows[0]) == len(rows[1]) == STEPS
@@ -172,6 +173,10 @@ def test_two_train_workers_learn_what_one_learns(
     adapters = [read_adapter(run_dir.adapter)[0] for run_dir in (undisturbed, two)]
     for name, array in adapters[0].items():
         np.testing.assert_allclose(array, adapters[1][name], atol=1e-4)
+    newest = two.checkpoints / f"step_{STEPS:06d}"
+    shutil.rmtree(newest)
+    assert replies(call(two.path)) == replies(undisturbed) and newest.is_dir()
+    assert len(list(two.samples.glob("*-worker1.parquet"))) == STEPS - 1
 
 
 def test_two_workers_imitate_what_one_imitates(train: Train, tmp_path: Path) -> None:
