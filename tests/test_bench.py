@@ -12,7 +12,7 @@ import pytest
 from tests.runs import REPOSITORY, environment
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_update_benchmark_compares_equal_work(tmp_path: Path) -> None:
     rows_file = tmp_path / "rows.json"
     command = [

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rarl.commands.compare import read_plan
+from rarl.commands.compare import compare, read_plan, run_rarl
 from rarl.config import load_config
 from rarl.errors import UserError
-from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl
+from rarl.rollout.pool import SamplerPool
+from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl, rarl_here
 
 CONFIGS = REPOSITORY / "configs" / "compare"
 RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
@@ -117,45 +118,55 @@ def test_mistakes_are_named_before_anything_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.engines
-def test_a_killed_comparison_continues_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_killed_comparison_continues_and_repeats_nothing(
+    pool: SamplerPool, tmp_path: Path
+) -> None:
     """Killed while the second model trains."""
     path, out = write(tmp_path), tmp_path / "out"
-    log = (tmp_path / "log").open("w")
-    command = [RARL, "compare", str(path)]
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=log, stderr=log, start_new_session=True
-    )
-    deadline = time.time() + 400
-    while (
-        not (out / "rarl-0" / "metrics.jsonl").exists()
-        and time.time() < deadline
-        and process.poll() is None
-    ):
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    noted: list[str] = []
+
+    def run(arguments: list[str]) -> int:
+        done = rarl_here(*arguments, pool=pool)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return 0
+
+    def run_or_be_killed(arguments: list[str]) -> int:
+        begun = out / "rarl-0" / "metrics.jsonl"
+        if f"run_dir={begun.parent}" not in arguments:
+            return run(arguments)
+        process = subprocess.Popen(
+            [RARL, *arguments], cwd=REPOSITORY, env=environment(), start_new_session=True
+        )
+        deadline = time.monotonic() + 400
+        while not begun.exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
+
+    with pytest.raises(UserError, match=r"RARL, seed 0: training: failed.*same command goes on"):
+        compare(path, [], noted.append, run_or_be_killed)
     first = (out / "sft-0" / "summary.json").stat().st_mtime_ns
     assert not (out / "rarl-0" / "summary.json").exists()
 
-    done = rarl("compare", path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        "[1/3]" not in done.stdout
-        and "[2/3] RARL, seed 0: training" in done.stdout
-        and "[3/3]" in done.stdout
-    )
+    compare(path, [], noted.append, run)
+    training, measuring = "[2/3] RARL, seed 0: training", "[3/3] RARL, answer alone, seed 0: "
+    assert noted[1:3] == [training, training] and len(noted) == 4
+    assert noted[0].startswith("[1/3] SFT") and noted[3].startswith(measuring)
     assert (out / "sft-0" / "summary.json").stat().st_mtime_ns == first
     table = re.sub(" +", " ", (out / "results.md").read_text())
     for title in ("base (plain)", "base (reason)", "SFT", "RARL", "RARL, answer alone"):
         assert table.count(f"| {title} | 30 |") == 2, title
-    assert (
-        (out / "results.csv").is_file()
-        and (out / "results.tex").is_file()
-        and (out / "report.html").is_file()
-    )
+    assert all((out / f"results.{kind}").is_file() for kind in ("csv", "tex"))
 
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
     done = rarl("compare", path)
     assert done.returncode == 0 and "[" not in done.stdout, done.stdout
+    assert (out / "report.html").is_file()
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*.parquet")}
+
+
+def test_each_part_of_a_comparison_is_a_process_that_reports_how_it_ended(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run_rarl(["--help"]) == 0 and run_rarl(["train", "no-such.yaml"]) == 2
+    assert "no-such.yaml: no such file" in capfd.readouterr().err

@@ -58,7 +58,7 @@ from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample, read_samples, to_table
 from rarl.schema import Example, Verdict
 from tests.records import graded, read_measurement, reply_to, rights, write_measurement
-from tests.runs import RARL, REPOSITORY, environment, rarl
+from tests.runs import RARL, REPOSITORY, environment, rarl_here
 
 QUESTIONS = 256
 KEY = Measurement("base", "d", "plain")
@@ -279,9 +279,8 @@ def test_a_run_of_an_earlier_version_is_measured_again_and_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.engines
 def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
-    tmp_path: Path, model_path: str
+    pool: SamplerPool, tmp_path: Path, model_path: str
 ) -> None:
     data = tmp_path / "questions.parquet"
     command = [
@@ -315,7 +314,7 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     assert 0 < len(kept) < QUESTIONS, "killed between two batches"
     assert finished_measurements(evaluation) == []
 
-    done = rarl("eval", *command)
+    done = rarl_here("eval", *command, pool=pool)
     assert done.returncode == 0, done.stderr
     samples = read_measurement(evaluation, key)
     assert samples[: len(kept)] == kept, (
@@ -334,7 +333,7 @@ def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     # All is there now, also for another judge: no engine starts.
     shutil.rmtree(tmp_path / "run" / "logs")
     for again in (command, [str(tmp_path / "run"), "--judge", "rules"]):
-        done = rarl("eval", *again)
+        done = rarl_here("eval", *again)
         assert done.returncode == 0, done.stderr
         assert "starting vLLM" not in done.stdout
         assert "seen-test" in done.stdout

@@ -73,7 +73,7 @@ def test_a_runs_peak_memory_is_predicted_within_20_percent(finished_run: Finishe
     assert found["memory"]["train worker"]["count"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_formula_for_activations_is_what_an_update_takes() -> None:
     """A model of 6 layers, one group of 8 x 200 tokens after 400: mostly activations."""
     command = [

@@ -299,7 +299,7 @@ def test_a_picture_keeps_within_its_bytes_and_192_pixels() -> None:
     assert thumbnail(b"no picture") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_500_large_noisy_photographs_stay_below_15_mb(tmp_path: Path) -> None:
     text = "A long thought <of> many & words. " * 60
     pictures = [noisy(i) for i in range(25)]

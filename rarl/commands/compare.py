@@ -214,19 +214,29 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     return plan
 
 
-def compare(path: Path, overrides: list[str], note: Callable[[str], Any]) -> Path:
-    """Does what is missing, each part in a process of its own; returns the folder with the
-    tables."""
+def run_rarl(arguments: list[str]) -> int:
+    """Runs one command in a process of its own; returns its exit status."""
+    return subprocess.run([sys.executable, "-m", "rarl", *arguments], check=False).returncode
+
+
+def compare(
+    path: Path,
+    overrides: list[str],
+    note: Callable[[str], Any],
+    run: Callable[[list[str]], int] = run_rarl,
+) -> Path:
+    """Does what is missing, part by part; returns the folder with the tables. Raises UserError if a
+    part fails."""
     plan = read_plan(path, overrides)
     tasks = plan.tasks()
     for number, task in enumerate(tasks, start=1):
         if all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
-        done = subprocess.run([sys.executable, "-m", "rarl", *task.arguments], check=False)
-        if done.returncode == 130:
+        status = run(task.arguments)
+        if status == 130:
             raise KeyboardInterrupt
-        if done.returncode != 0:
+        if status != 0:
             raise UserError(f"{task.title}: failed, see above; the same command goes on from there")
         plan.write()
     plan.write()
