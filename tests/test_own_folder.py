@@ -143,7 +143,7 @@ def test_the_last_line_says_that_a_data_set_was_replaced(tmp_path: Path) -> None
             "did you mean 'imgae', 'Question text', 'Label'? Then add --map image=imgae "
             "--map question='Question text' --map answer=Label",
         ),
-        ("scan,question,answer", "name it with --map image=…"),
+        ("scan,question,answer", "name it with --map image=COLUMN"),
     ],
 )
 def test_near_columns_are_proposed_and_the_proposal_works(
@@ -249,7 +249,7 @@ def workbook(path: Path, **sheets: list[list[Any]]) -> None:
 
 def test_a_workbook_is_read_from_the_sheet_with_the_columns(tmp_path: Path) -> None:
     (write_folder(tmp_path / "mine", []) / "table.jsonl").unlink()
-    table = [
+    table: list[list[Any]] = [
         ["Image", "question", "answer", "options", None, "age"],
         ["0.png", "Which grade?", 2, "1;2", None, 61],
         [],

@@ -100,7 +100,7 @@ def test_yes_and_no_of_other_languages(reply: str, reference: str, right: bool) 
     values = REWARDS["letter"](
         [""], [f"<answer>{reply}</answer>"], form=["answer"], answer=[reference], options=[None]
     )
-    assert (values[0] > 0) is right
+    assert [bool(value) for value in values] == [right]
 
 
 @pytest.mark.parametrize("text", ["not seen", "normal", "ja nein", "yes, a mass", "non-contrast"])

@@ -249,8 +249,8 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         staged.notes[TEST_IN_TRAIN] = int(((published == "test") & (splits == "train")).sum())
     data, counts, sides = ParquetRows(folder / STAGED), {}, []
     staged.doubts = list(find_doubts(staged, splits, data.column("answer")))
-    dropped = {one.row: one.kind for one in staged.doubts if one.kind in asked.drop}
-    splits[list(dropped)] = ""
+    dropped = [one for one in staged.doubts if one.kind in asked.drop]
+    splits[[one.row for one in dropped]] = ""
     if not (splits != "").any():
         raise UserError(f"{asked.src}: nothing is left without {' and '.join(asked.drop)}")
     for name in sorted({*splits.tolist()} - {""}):
@@ -276,7 +276,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "languages": dict(staged.languages.most_common()),  # of questions where it is clear
         "against": None if asked.against is None else str(asked.against),
         "removed_as_leaks": len(removed),
-        "dropped": Counter(dropped.values()),
+        "dropped": Counter(one.kind for one in dropped),
         "splits": counts,
         "checks": leaks_among(sides),
         "files": hashed_files(folder),

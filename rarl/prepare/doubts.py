@@ -19,7 +19,7 @@ class Doubt:
     where: str  # file and row, or a DICOM file
     kind: str  # of KINDS, or "identifying"
     reason: str
-    row: int | None = None  # in order of the records that can be used
+    row: int = -1  # in order of the records that can be used; -1 for a file
 
 
 def doubtful_rows(

@@ -29,7 +29,7 @@ SURE = 0.9
 T = TypeVar("T")
 R = TypeVar("R")
 REPEATED = {
-    "repeats": "rows repeat another one (the same image, question and answer)",
+    "repeats": "rows repeat another one (the same image, question, options and answer)",
     "contradictions": "questions are asked twice about the same image, with different answers",
 }
 

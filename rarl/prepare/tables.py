@@ -98,7 +98,8 @@ class Columns:
         if near:
             told += f"; did you mean {', '.join(map(repr, near.values()))}?"
         if self.known:
-            told += f" Then add {as_map(near)}" if near else f"; name it with --map {missing[0]}=…"
+            asked = as_map({name: near.get(name, "COLUMN") for name in missing})
+            told += f" Then add {asked}" if near else f"; name it with {asked}"
         return told
 
     def header(self, where: object, given: Iterable[Any]) -> list[str]:
