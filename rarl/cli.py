@@ -235,7 +235,8 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; or folder: your own."
+            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; folder: your own; or "
+            "module:function."
         ),
     ],
     src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
@@ -254,6 +255,11 @@ def prepare(
     version: Annotated[
         int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
     ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
+    ] = None,
+    drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
 ) -> None:
     """Converts a published data set, or your own, to the Parquet files that training reads, and
     checks it."""
@@ -262,9 +268,10 @@ def prepare(
 
     display = open_display()
     kept = tuple(phrase.strip() for phrase in phrases.split(","))
-    choices = Choices(kept, language, images, version)
+    choices = Choices(kept, language, images, version, tuple(map_ or ()))
+    kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
-        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against)
+        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against, kinds)
     display.note(report)
 
 

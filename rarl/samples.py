@@ -6,9 +6,9 @@ advantage. It is what is scored, trained on, stored, judged, measured and shown,
 about a reply is kept anywhere else.
 
 On disk a record is one row. The columns are derived from the dataclasses: the leaf `organ` of the
-field `example` is the column `example/organ`, and the reward `accuracy` is
-`score/rewards/accuracy`. A new field is thus a new column, with no edit here. Fields that are
-marked IN_MEMORY are not written.
+field `example` is the column `example/organ`, the reward `accuracy` is `score/rewards/accuracy`,
+and the column `ward` of the user's own table is `example/extra/ward`. A new field is thus a new
+column, with no edit here. Fields that are marked IN_MEMORY are not written.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ def to_table(samples: Sequence[Sample]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for leaf in leaves(Sample):
         values = [leaf.of(sample) for sample in samples]
-        if leaf.arrow is not None:
+        if not pa.types.is_map(leaf.arrow):
             columns[leaf.name] = pa.array(values, leaf.arrow)
             continue
         # A mapping: one column for each key that any sample has.
         for key in dict.fromkeys(key for value in values for key in value or ()):
-            numbers = [None if value is None else value.get(key) for value in values]
-            columns[f"{leaf.name}/{key}"] = pa.array(numbers, pa.float64())
+            own = [None if value is None else value.get(key) for value in values]
+            columns[f"{leaf.name}/{key}"] = pa.array(own, leaf.arrow.item_type)
     return pa.table(columns)
 
 
@@ -112,11 +112,11 @@ def from_table(table: pa.Table) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A stored field of a record or of a part of it. `arrow` is None for a mapping of numbers."""
+    """A stored field of a record or of a part of it."""
 
     name: str
     path: tuple[str, ...]
-    arrow: pa.DataType | None
+    arrow: pa.DataType
 
     def of(self, sample: Sample) -> Any:
         """Returns the field's value; None if the part that it belongs to is None."""
@@ -155,8 +155,8 @@ def without_none(kind: Any) -> Any:
     return kind
 
 
-def arrow_type(kind: Any) -> pa.DataType | None:
-    """Returns the Arrow type of a field's type; None for a mapping."""
+def arrow_type(kind: Any) -> pa.DataType:
+    """Returns the Arrow type of a field's type."""
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     if kind in plain:
         return plain[kind]
@@ -166,7 +166,7 @@ def arrow_type(kind: Any) -> pa.DataType | None:
     if origin in (list, tuple):
         return pa.list_(arrow_type(typing.get_args(kind)[0]))
     if origin is dict:
-        return None
+        return pa.map_(pa.string(), arrow_type(without_none(typing.get_args(kind)[1])))
     raise TypeError(f"a record cannot hold {kind}: samples.py knows no Arrow type for it")
 
 

@@ -26,7 +26,8 @@ class Example:
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
     `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
     (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image: intervals and splits treat it as the unit.
+    image: intervals and splits treat it as the unit. `extra` holds the further columns of a table
+    of the user's own, by their names there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -43,6 +44,7 @@ class Example:
     organ: str | None = None
     dataset: str = ""
     split: str = ""
+    extra: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

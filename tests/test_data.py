@@ -84,9 +84,9 @@ def test_a_new_text_field_of_an_example_is_read_and_written_with_no_further_edit
         program, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True
     )
     new, old, report = json.loads(done.stdout)
-    assert new == [["row-0", None, "left", "7"], ["row-1", "lung", None, ""]]
+    assert new == [["row-1", None, "left", "7"], ["row-2", "lung", None, ""]]
     assert old == [[example.id, example.organ, None, ""] for example in examples[:2]]
-    assert "columns that are not used: ward" in report.splitlines()
+    assert "further columns that go along: ward;" in report
     # What such a data set has more is no obstacle to a program that does not know it.
     prepared = ParquetRows(tmp_path / "out" / "train.parquet")
     assert [example.organ for example in prepared.read([0, 1])] == [None, "lung"]
@@ -95,11 +95,12 @@ def test_a_new_text_field_of_an_example_is_read_and_written_with_no_further_edit
 def test_the_columns_are_what_they_always_were() -> None:
     columns = {"id", "image", "image_id", "question", "answer", "answer_type"}
     assert {field.name for field in SCHEMA if not field.nullable} == columns
-    optional = {"options", "rationale", "modality", "organ", "dataset", "split"}
+    optional = {"options", "rationale", "modality", "organ", "dataset", "split", "extra"}
     assert {field.name for field in SCHEMA if field.nullable} == optional
     assert SCHEMA.field("image").type == pa.binary()
     assert SCHEMA.field("options").type == pa.list_(pa.string())
-    assert {str(f.type) for f in SCHEMA if f.name not in ("image", "options")} == {"string"}
+    assert {str(f.type) for f in SCHEMA if f.name in ("id", "organ", "split")} == {"string"}
+    assert SCHEMA.field("extra").type == pa.map_(pa.string(), pa.string())
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, examples: list[Example]) -> None:

@@ -378,7 +378,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         "folder",
         row_two(options='["a mass", '),
         "skip",
-        "look like a JSON list",
+        "look like a JSON or Python list",
     ),
     "options as numbers in lists": (
         "folder",
@@ -483,9 +483,21 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         "error",
         "not valid CSV",
     ),
-    "not UTF-8": (
+    "neither UTF-8 nor Windows-1252": (
         "folder",
-        table("t.csv", csv_lines("2.png,Où?,a mass").decode().encode("latin-1")),
+        table(
+            "t.csv",
+            csv_lines("2.png,Où?,a mass").decode().encode("cp1252") + b"0.png,\x81?,a mass\n",
+        ),
+        "error",
+        r"t\.csv: not UTF-8 \(byte 0xf9 in line 7\)",
+    ),
+    "UTF-8 and Windows-1252 in one table": (
+        "folder",
+        table(
+            "t.csv",
+            csv_lines("2.png,Où?,a mass").decode().encode("cp1252") + "0.png,Où?,x\n".encode(),
+        ),
         "error",
         r"t\.csv: not UTF-8 \(byte 0xf9 in line 7\)",
     ),
@@ -562,7 +574,13 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         "folder",
         table("t.xlsx", b"PK"),
         "error",
-        r"t\.xlsx: a workbook cannot be read; export it as CSV",
+        r"t\.xlsx: not a readable workbook .*; save it again as \.xlsx without a password",
+    ),
+    "workbook of another kind": (
+        "folder",
+        table("t.ods", b"PK"),
+        "error",
+        r"t\.ods: cannot be read; save it as \.xlsx",
     ),
     "two tables": (
         "folder",

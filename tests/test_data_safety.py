@@ -47,7 +47,7 @@ def test_what_does_no_harm_is_counted_and_kept(tmp_path: Path) -> None:
     (src / "table.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
     report = prepare_dataset("folder", src, tmp_path / "out")
     assert [e.answer for e in read(tmp_path / "out" / "train.parquet")] == ["a mass"] * ROWS
-    assert "1 images are of another format than their names say" in report
+    assert "1 image files are of another format than their names say" in report
 
 
 def test_more_bad_rows_than_good_ones_are_an_error(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_shards_are_read_as_one_and_a_broken_one_is_named(
     split = prepared_in_shards(tmp_path, monkeypatch)
     shards = parquet_files(split)
     assert len(shards) > 2
-    assert [e.id for e in read(split)] == [f"row-{i}" for i in range(ROWS)]
+    assert [e.id for e in read(split)] == [f"row-{i + 1}" for i in range(ROWS)]
     assert len(ParquetRows(tmp_path / "out")) == ROWS
     kept = shards[1].read_bytes()
     shards[1].write_bytes(b"")

@@ -24,7 +24,7 @@ from pydicom.dataset import Dataset
 
 from rarl.data.images import BadImage
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.dicom import has_burned_in_text, render
+from rarl.prepare.dicom import identifying, render
 from tests.pictures import read, write_folder
 from tests.runs import REPOSITORY, environment
 
@@ -270,10 +270,10 @@ RENDER_ALL = """
 import sys
 from pathlib import Path
 from rarl.data.images import BadImage
-from rarl.prepare.dicom import has_burned_in_text, render
+from rarl.prepare.dicom import identifying, render
 for path in map(Path, sys.stdin.read().splitlines()):
     try:
-        has_burned_in_text(path.read_bytes())
+        identifying(path.read_bytes())
         print(f"{path}\t{render(path.read_bytes()).size}")
     except BadImage as error:
         print(f"{path}\t{error}")
@@ -396,7 +396,7 @@ def test_a_deflated_file_is_measured_before_it_is_inflated(monkeypatch: pytest.M
     monkeypatch.setattr("rarl.prepare.dicom.MAX_INFLATED_BYTES", 4 << 20)
     assert len(bomb) < 1 << 20
     tracemalloc.start()
-    for look in (render, has_burned_in_text):
+    for look in (render, identifying):
         with pytest.raises(BadImage, match="is deflated DICOM of more than 4 MiB"):
             look(bomb)
     peak = tracemalloc.get_traced_memory()[1]
@@ -413,15 +413,13 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
             "modality": "CT",
         },
         {"image": "film", "question": "Is this ultrasound?", "answer": "yes", "frame": 7},
-        {"image": "burned.dcm", "question": "Is this MR?", "answer": "yes"},
+        {"image": "plain.dcm", "question": "Is this MR?", "answer": "yes"},
     ]
     folder = write_folder(tmp_path / "mine", rows, images=0)
-    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
-    dataset.BurnedInAnnotation = "YES"
     (folder / "a").mkdir()
     (folder / "a" / "Doe^John.dcm").write_bytes(real("CT_small"))
     (folder / "film").write_bytes(real("examples_ybr_color"))  # known by its content, not its name
-    (folder / "burned.dcm").write_bytes(saved(dataset))
+    (folder / "plain.dcm").write_bytes(real("MR_small"))
     report = prepare_dataset("folder", folder, tmp_path / "out")
     found = read(tmp_path / "out" / "train.parquet")
     assert [e.image[:8] for e in found] == [b"\x89PNG\r\n\x1a\n"] * 3
@@ -432,8 +430,7 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
         np.asarray(Image.open(io.BytesIO(found[1].image)))
         == np.asarray(render(real("examples_ybr_color"), 7))
     ).all()
-    assert "3 DICOM images were rendered to PNG" in report
-    assert "1 DICOM images say that text is burned into the picture" in report
+    assert "3 DICOM files were rendered to PNG" in report
     person = pydicom.dcmread(io.BytesIO(real("CT_small")))
     secrets = [str(person.PatientName), str(person.StudyInstanceUID), "Doe^John"]
     everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
@@ -443,3 +440,52 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
     for secret in secrets:
         assert len(secret) > 4
         assert secret.encode() not in everything
+
+
+def test_files_are_counted_and_those_that_may_show_who_the_patient_is_are_named(
+    tmp_path: Path,
+) -> None:
+    """Several questions about a file, and two names for it, are one file."""
+    rows = [
+        {"image": image, "question": f"Is it {n}?", "answer": "yes"}
+        for n, image in enumerate(
+            ["burned.dcm", "burned.dcm", "scan.dcm", "plain.dcm", f"{tmp_path}/mine/plain.dcm"]
+        )
+    ]
+    folder = write_folder(tmp_path / "mine", rows, images=0)
+    for name, source, burned in (
+        ("burned", "MR_small", "YES"),
+        ("scan", "CT_small", None),
+        ("plain", "examples_rgb_color", "NO"),
+    ):
+        dataset = pydicom.dcmread(io.BytesIO(real(source)))
+        if burned:
+            dataset.BurnedInAnnotation = burned
+        if name == "scan":
+            dataset.ConversionType = "SD"
+        (folder / f"{name}.dcm").write_bytes(saved(dataset))
+    report = prepare_dataset("folder", folder, tmp_path / "out").splitlines()
+    assert "3 DICOM files were rendered to PNG" in report
+    burned = "1 DICOM files say that text is burned into the picture, which may name the patient"
+    scanned = "1 DICOM files are scans or screenshots, which may have the patient's name in the"
+    assert f"{burned}: burned.dcm" in report
+    assert f"{scanned} picture: scan.dcm" in report
+    listed = (tmp_path / "out" / "doubts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["where"] for line in listed] == ["burned.dcm", "scan.dcm"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "says"),
+    [
+        ({}, None),
+        ({"BurnedInAnnotation": "NO", "ConversionType": "SD"}, None),
+        ({"RecognizableVisualFeatures": "YES"}, "can be recognised"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, "scans or screenshots"),
+    ],
+)
+def test_what_a_file_says_of_its_picture(tags: dict[str, str], says: str | None) -> None:
+    dataset = pydicom.dcmread(io.BytesIO(real("MR_small")))
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    found = identifying(saved(dataset))
+    assert found is None if says is None else says in str(found)

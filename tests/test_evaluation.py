@@ -110,6 +110,24 @@ def of(sample: Sample, **changes: Any) -> Sample:
     return replace(sample, example=replace(sample.example, **changes))
 
 
+def test_a_summary_has_groups_by_further_columns_of_few_values() -> None:
+    """Of a mixture, some rows have no such column."""
+    further = [{"ward": "AB"[i % 2], "age": str(i), "type": "x"} for i in range(20)]
+    samples = [of(graded(i, i % 2 > 0), extra=extra) for i, extra in enumerate(further)]
+    summary = summarise([*samples, graded(20, True)])
+    assert {name: part["accuracy"] for name, part in summary["by_column"]["ward"].items()} == {
+        "A": 0.0,
+        "B": 1.0,
+        "unknown": 1.0,
+    }
+    assert [*summary["by_column"]] == ["ward"]
+    table = results({("", ""): {0: samples}}, ["ward"])
+    assert {(row.by, row.group, row.n) for row in table.itertuples()} == {
+        ("ward", "A", 10),
+        ("ward", "B", 10),
+    }
+
+
 def test_breakdowns_and_metrics_of_a_summary() -> None:
     one = [
         of(graded(i, i % 3 > 0), modality="CT" if i % 2 else "MR", organ="chest") for i in range(30)
@@ -121,6 +139,7 @@ def test_breakdowns_and_metrics_of_a_summary() -> None:
         "unknown": 1,
     }
     assert "by_organ" not in summary and "judge" not in summary and summary["reasoning"] is None
+    assert "by_column" not in summary
     right = rights(one[1::2])
     assert summary["by_modality"]["CT"] == {
         "n": 15,

@@ -229,7 +229,7 @@ def test_against_removes_what_another_data_set_has_too(tmp_path: Path) -> None:
     (held_out / "2.png").write_bytes(near.getvalue())
     prepare_dataset("folder", held_out, tmp_path / "test")
     report = prepare_dataset("folder", mine, tmp_path / "train", against=tmp_path / "test")
-    assert [e.id for e in read(tmp_path / "train" / "train.parquet")] == ["row-0", "row-3"]
+    assert [e.id for e in read(tmp_path / "train" / "train.parquet")] == ["row-1", "row-4"]
     assert "2 questions were removed" in report
     _, sound = check_datasets(
         [tmp_path / "train" / "train.parquet", tmp_path / "test" / "train.parquet"]
@@ -248,7 +248,7 @@ def test_against_counts_images_of_bad_rows_and_refuses_those_it_cannot_read(tmp_
     mine, theirs = write_folder(tmp_path / "mine", rows), tmp_path / "theirs.parquet"
     write_examples(theirs, [Example("0", picture(0, "PNG"), "0", " ", "a mass", "open")])
     prepare_dataset("folder", mine, tmp_path / "out", against=theirs)
-    assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["row-1", "row-2"]
+    assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["row-2", "row-3"]
     write_examples(theirs, [Example("0", b"no picture", "0", "What?", "a mass", "open")])
     with pytest.raises(
         UserError, match=r"theirs\.parquet: row 0: example '0': image cannot .*; mend or delete"

@@ -124,8 +124,8 @@ def test_prepared_data_names_nobody(tmp_path: Path) -> None:
         (folder / f"{number}.jpg").write_bytes(encoded)
     report = prepare_dataset("folder", folder, tmp_path / "out")
     assert (
-        f"{len(files)} images held more than pixels (EXIF, comments, texts), which was taken away"
-        in report
+        f"{len(files)} image files held more than pixels (EXIF, comments, texts), which was taken "
+        "away" in report
     )
     assert len(read(tmp_path / "out" / "train.parquet")) == len(files)
     assert NAME.encode() not in (tmp_path / "out" / "train.parquet").read_bytes()

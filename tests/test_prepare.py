@@ -208,17 +208,17 @@ def test_missing_keys_columns_files_and_wrong_names_are_named(
             prepare_dataset(source, src, tmp_path / "out", split)
         return str(caught.value)
 
-    assert "source 'vqarad' is unknown; known are: vqa-rad" in error("vqarad", original)
+    assert "source 'vqarad' is unknown; known are vqa-rad" in error("vqarad", original)
     assert "split 'random' is unknown" in error("vqa-rad", original, "random")
     assert "no such folder" in error("vqa-rad", tmp_path / "none")
     (tmp_path / "bare").mkdir()
     assert "holds neither a JSON file" in error("vqa-rad", tmp_path / "bare")
     (original / "records.json").write_text('[{"qid": 1}]')
-    assert "record 0: key 'image_name' is missing" in error("vqa-rad", original)
+    assert "record 0: keys 'image_name', 'question', 'answer'" in error("vqa-rad", original)
     (original / "records.json").write_text("{")
     assert "not readable as JSON" in error("vqa-rad", original)
     pq.write_table(pa.table({"question": ["q"]}), hub / "data" / "train-0.parquet")
-    assert "column 'image' is missing (it has: question)" in error("vqa-rad", hub)
+    assert "columns 'image', 'answer' are missing (it has: question)" in error("vqa-rad", hub)
 
 
 def test_the_real_vqa_rad(vqa_rad: Path, tmp_path: Path) -> None:

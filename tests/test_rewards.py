@@ -8,13 +8,13 @@ import pytest
 
 from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.replies.grading import is_correct
+from rarl.replies.grading import grade_answer, is_correct, is_yes_no
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option, normalise, token_f1, yes_or_no
 from rarl.rewards import COLUMNS, per_reply
 from rarl.rewards.answer import accuracy_reward
 from rarl.rewards.form import format_reward
-from rarl.rewards.registry import find_rewards
+from rarl.rewards.registry import REWARDS, find_rewards
 from rarl.rewards.total import score_groups
 from rarl.samples import Group, Sample
 from rarl.schema import Example, Score
@@ -72,6 +72,40 @@ def test_parse_reply(text: str, answer: str | None, well_formed: bool) -> None:
 )
 def test_yes_or_no_reads_words(text: str, found: str | None) -> None:
     assert yes_or_no(text) == found
+
+
+@pytest.mark.parametrize(
+    ("reply", "reference", "right"),
+    [
+        ("Ja, eine Fraktur.", "ja", True),
+        ("Nein", "ja", False),
+        ("nee", "Nee.", True),
+        ("Oui.", "oui", True),
+        ("ja und nein", "ja", False),
+        ("Sim, no lobo inferior", "sim", True),  # Portuguese "no" is "in the"
+        ("sí", "no", False),
+        ("No, non si osserva", "no", True),  # Italian "si" is no answer beside other words
+        ("si", "sí", True),
+        ("Нет", "нет", True),
+        ("yes", "ja", True),  # a model may answer in English
+        ("no", "ja", False),
+        ("the answer is hidden", "ja", False),
+        ("ja", "yes", False),
+    ],
+)
+def test_yes_and_no_of_other_languages(reply: str, reference: str, right: bool) -> None:
+    assert is_yes_no(reference)
+    for kind in ("closed", "open"):
+        assert grade_answer(reply, reference, kind, None) == float(right)
+    values = REWARDS["letter"](
+        [""], [f"<answer>{reply}</answer>"], form=["answer"], answer=[reference], options=[None]
+    )
+    assert [bool(value) for value in values] == [right]
+
+
+@pytest.mark.parametrize("text", ["not seen", "normal", "ja nein", "yes, a mass", "non-contrast"])
+def test_what_is_no_yes_or_no(text: str) -> None:
+    assert not is_yes_no(text)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,9 +102,22 @@ def test_what_is_kept_in_memory_alone_is_not_written(tmp_path: Path) -> None:
 
 def test_columns_follow_the_fields_of_the_record() -> None:
     names = to_table([sample(score=Score(1.0, {"accuracy": 1.0}))]).column_names
-    expected = [f"example/{one.name}" for one in fields(Example) if one.name != "image"]
-    assert names[: len(expected)] == expected
+    kept = [one.name for one in fields(Example) if one.name not in ("image", "extra")]
+    assert names[: len(kept)] == [f"example/{name}" for name in kept]
     assert "score/rewards/accuracy" in names
+
+
+def test_further_columns_of_a_table_are_columns_of_their_own(tmp_path: Path) -> None:
+    """Each data set of a mixture has its own further columns."""
+    example = Example("q1", b"", "i1", "Is it?", "yes", "closed", extra={"ward": "B", "age": None})
+    other = replace(example, extra={"site": "north"})
+    samples = [replace(sample(), example=one) for one in (example, other)]
+    write_samples(tmp_path / "a.parquet", samples)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column("example/extra/ward").to_pylist() == ["B", None]
+    read = read_samples(tmp_path / "a.parquet")
+    assert [one.example.extra.get("site") for one in read] == [None, "north"]
+    assert [one.example.extra.get("ward") for one in read] == ["B", None]
 
 
 def test_a_file_from_before_a_field_was_there_is_read() -> None:

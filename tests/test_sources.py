@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,7 @@ def test_a_folder_of_your_own_in_every_kind_of_table(tmp_path: Path) -> None:
         ], kind
         assert (found[0].modality, found[2].rationale) == ("CT", "It is large.")
         assert "1 answers were an option's letter" in report
+        found = [replace(one, id="") for one in found]  # the ids tell the lines
         expected = expected or found
         assert found == expected, kind
 

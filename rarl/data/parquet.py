@@ -22,10 +22,18 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
 
-KINDS = {bytes: pa.binary(), tuple[str, ...] | None: pa.list_(pa.string())}
+KINDS = {
+    bytes: pa.binary(),
+    tuple[str, ...] | None: pa.list_(pa.string()),
+    dict[str, str | None]: pa.map_(pa.string(), pa.string()),
+}
 HINTS = get_type_hints(Example)
 SCHEMA = pa.schema(
-    pa.field(one.name, KINDS.get(HINTS[one.name], pa.string()), one.default is not MISSING)
+    pa.field(
+        one.name,
+        KINDS.get(HINTS[one.name], pa.string()),
+        (one.default, one.default_factory) != (MISSING, MISSING),
+    )
     for one in fields(Example)
 )
 REQUIRED = [field.name for field in SCHEMA if not field.nullable]
@@ -51,6 +59,8 @@ def from_row(row: dict[str, Any]) -> Example:
     given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
     if "options" in given:
         given["options"] = tuple(option or "" for option in given["options"])
+    if "extra" in given:
+        given["extra"] = dict(given["extra"])
     return Example(**EMPTY | given)
 
 
@@ -138,6 +148,8 @@ def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
     if kind.is_list(wanted):
         lists = (kind.is_list, kind.is_large_list, kind.is_fixed_size_list)
         return any(is_one(found) for is_one in lists) and holds(found.value_type, wanted.value_type)
+    if kind.is_map(wanted):
+        return kind.is_map(found) and holds(found.item_type, wanted.item_type)
     texts = (pa.string(), pa.large_string(), pa.string_view())
     binaries = (pa.binary(), pa.large_binary(), pa.binary_view())
     if kind.is_binary(wanted):

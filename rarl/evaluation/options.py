@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
 from rarl.files import replacing, write_text
 from rarl.intervals import intervals95
-from rarl.replies.grading import is_yes_no
+from rarl.replies.grading import is_correct, is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
 from rarl.rollout.pool import SamplerPool
@@ -135,7 +136,8 @@ def score_batch(
         replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
         requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
     for (its, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
-        right = [same_words(option, its.answer) for option in options].index(True)
+        is_right = same_words if its.options else partial(is_correct, options=None)
+        right = [is_right(option, its.answer) for option in options].index(True)
         known = (its.id, its.image_id, its.question, its.answer)
         scores.append(OptionScores(*known, options, logprobs, right))
     return scores

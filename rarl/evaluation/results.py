@@ -26,16 +26,17 @@ from rarl.samples import Sample
 BySeed = Mapping[int, Sequence[Sample]]
 GROUPS = ("all", "answer_type", "modality", "organ")
 UNKNOWN = "unknown"  # the group of what has no modality or organ, beside those that have
+MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
 COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 
 
 def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUPS) -> pd.DataFrame:
     """Returns one row for each mean: model, data, by, group, metric, n, mean, low, high, seeds.
 
-    `replies` holds samples by (model, data set) and seed. `by` names text fields of Example; "all"
-    is the one group of everything. All metrics are given of "all", the accuracy alone of other
-    groups. `mean` is over all seeds' replies, in [0, 1] or tokens, with its 95 % interval over
-    images; `seeds` maps each seed to its own mean.
+    `replies` holds samples by (model, data set) and seed. `by` names text fields of Example, or
+    further columns of the user's own table; "all" is the one group of everything. All metrics are
+    given of "all", the accuracy alone of other groups. `mean` is over all seeds' replies, in [0, 1]
+    or tokens, with its 95 % interval over images; `seeds` maps each seed to its own mean.
     """
     rows, columns = [], []
     for (model, data), by_seed in replies.items():
@@ -70,10 +71,21 @@ def groups_of(samples: Sequence[Sample], name: str) -> list[str | None]:
     known, and only one of them: whether the rest has another is not."""
     if name == "all":
         return ["all"] * len(samples)
-    values = [getattr(one.example, name) for one in samples]
+    examples = [one.example for one in samples]
+    values = [getattr(one, name, None) or one.extra.get(name) for one in examples]
     if None in values and len(set(values)) < 3:
         return [None] * len(values)
     return [UNKNOWN if value is None else str(value) for value in values]
+
+
+def grouping_columns(samples: Sequence[Sample]) -> list[str]:
+    """Returns the further columns of the user's own table that part the questions into groups."""
+    values: dict[str, set[str]] = {}
+    for sample in samples:
+        for name, value in sample.example.extra.items():
+            if value is not None and not hasattr(sample.example, name) and name != "all":
+                values.setdefault(name, set()).add(value)
+    return [name for name, known in values.items() if 2 <= len(known) <= MOST_GROUPS]
 
 
 def same_questions(by_seed: BySeed) -> bool:
@@ -141,9 +153,12 @@ def first_samples(samples: Sequence[Sample]) -> list[Sample]:
 def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     """Returns `n`, `accuracy` (exactly right, over all types of questions) and its `ci95` as
     fractions; the share of well-formed replies; the same by answer type, and by modality and by
-    organ if there is more than one; the reasoning score and the judge's, if there are any;
-    `metrics`: `n`, `mean` and `ci95` by the names of METRICS, of those that apply to any reply."""
-    table = results({("", ""): {0: samples}}).to_dict("records")
+    organ if there is more than one; `by_column`: the same by each further column of the user's own
+    table that has at most MOST_GROUPS values; the reasoning score and the judge's, if there are
+    any; `metrics`: `n`, `mean` and `ci95` by the names of METRICS, of those that apply to any
+    reply."""
+    columns = grouping_columns(samples)
+    table = results({("", ""): {0: samples}}, (*GROUPS, *columns)).to_dict("records")
     overall = {row["metric"]: row for row in table if row["by"] == "all"}
     metrics = {name: in_summary(row) for name, row in overall.items() if name != "accuracy"}
     summary = in_summary(overall["accuracy"], "accuracy") | {
@@ -151,10 +166,12 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
         "reasoning": metrics.get("reasoning"),
         "metrics": metrics,
     }
-    for name in GROUPS[1:]:
+    for name in (*GROUPS[1:], *columns):
         groups = [row for row in table if row["by"] == name]
-        if len(groups) > 1 or name == "answer_type":
-            parts = {row["group"]: in_summary(row, "accuracy") for row in groups}
+        parts = {row["group"]: in_summary(row, "accuracy") for row in groups}
+        if name in columns:
+            summary.setdefault("by_column", {})[name] = parts
+        elif len(groups) > 1 or name == "answer_type":
             summary[f"by_{name.removeprefix('answer_')}"] = parts
     statuses = [one.verdict.status for one in samples if one.verdict is not None]
     if statuses:

@@ -11,7 +11,8 @@ from rarl.data.parquet import CARD, ParquetRows, read_card
 from rarl.errors import UserError
 from rarl.files import file_hash
 
-SKIPPED = "skipped.jsonl"  # beside the card: the records that cannot be used
+# Beside the card: the records that cannot be used, and those that deserve a look.
+SKIPPED, DOUBTS = "skipped.jsonl", "doubts.jsonl"
 COUNTED = {"answer_types": "answer_type", "modalities": "modality", "organs": "organ"}
 
 
@@ -65,7 +66,7 @@ def require_replaceable(out: Path) -> None:
         raise UserError(f"{out}: is a file; OUT is the folder to be made")
     card, ours = read_card(out), set()
     if card is not None:
-        ours = {out / CARD, out / SKIPPED, sheet_path(out)}
+        ours = {out / CARD, out / SKIPPED, out / DOUBTS, sheet_path(out)}
         # A large split is a folder of files.
         for file in (out / one["path"] for one in card["files"]):
             ours |= {file, *file.parents, sheet_path(out / file.relative_to(out).parts[0])}

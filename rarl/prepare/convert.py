@@ -5,11 +5,10 @@ rows go into their splits. Memory holds no images, only their fingerprints."""
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,32 +21,32 @@ from rarl.data.images import BadImage, format_of, png_bytes
 from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
-from rarl.prepare.card import SKIPPED, hashed_files, listed, require_replaceable, split_counts
-from rarl.prepare.dicom import has_burned_in_text, is_dicom, render
-from rarl.prepare.files import Fault, Files
+from rarl.prepare.card import DOUBTS, SKIPPED, hashed_files, require_replaceable, split_counts
+from rarl.prepare.dicom import identifying, is_dicom, render
+from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
+from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
-from rarl.prepare.leaks import clear_language, in_threads, leak_lines, leaks_among, read_side
+from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
+from rarl.prepare.report import counted_reasons, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
+from rarl.replies.grading import is_yes_no
 from rarl.schema import AnswerType, Example
 
 FORMAT = 1  # of the card
 WAYS_TO_SPLIT = ("official", "image-disjoint")
 STAGED = ".staged.parquet"
-SHOWN_COLUMNS, SHOWN_REASONS = 10, 5  # in the report
 # Share of the records. Above it something is wrong with all, such as a missing image folder.
 MOST_SKIPPED = 0.5
 ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "dcm": "DICOM"}
 ENDINGS |= {kind.lower(): kind for kind in ("PNG", "BMP", "GIF", "WEBP")}
-BURNED_IN = "DICOM images say that text is burned into the picture, which may name the patient"
-TAKEN_AWAY = "images held more than pixels (EXIF, comments, texts), which was taken away"
-OTHER_FORMAT = "images are of another format than their names say, which does no harm"
+RENDERED = "DICOM files were rendered to PNG"
+TAKEN_AWAY = "image files held more than pixels (EXIF, comments, texts), which was taken away"
+OTHER_FORMAT = "image files are of another format than their names say, which does no harm"
+HARMLESS = (RENDERED, TAKEN_AWAY, OTHER_FORMAT)
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
 UNTOLD = "questions are in train since neither a column `split` nor the table's name says otherwise"
-# A text in quotes that ends at a blank or mark, so that the apostrophe in 'Crohn's disease' is part
-# of it; or a list.
-QUOTED = re.compile(r"\s*(\[.*\]|'.*?'(?=[\s,;:.?)]|$))", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Request:
     seed: int
     choices: Choices
     against: Path | None
+    drop: tuple[str, ...]  # of KINDS
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
@@ -69,6 +69,9 @@ class Request:
             raise UserError(f"split '{self.split}' is unknown; known are: {known}")
         if not 0 < self.test_share < 1:
             raise UserError(f"test share {self.test_share} is not between 0 and 1")
+        unknown = [kind for kind in self.drop if kind not in KINDS]
+        if unknown:
+            raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
 
 
 def prepare_dataset(
@@ -80,10 +83,11 @@ def prepare_dataset(
     seed: int = 0,
     choices: Choices | None = None,
     against: Path | None = None,
+    drop: tuple[str, ...] = (),
 ) -> str:
     """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
     known = find_source(source)
-    asked = Request(known, str(src), split, test_share, seed, choices or Choices(), against)
+    asked = Request(known, str(src), split, test_share, seed, choices or Choices(), against, drop)
     protected = None if against is None else read_side(against)
     with closing(Files(find_source_files(asked.src))) as files:
         try:
@@ -96,7 +100,7 @@ def prepare_dataset(
                 card = finish(folder, staged, asked, protected)
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    lines = list(report(card, staged, out))
+    lines = list(report_lines(card, staged.skipped, staged.doubts, out))
     if replaced:
         lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)
@@ -104,14 +108,15 @@ def prepare_dataset(
 
 @dataclass(frozen=True)
 class Sound:
-    """A record that can be used. `notes` says what was put right or is worth knowing; `unused`
-    names the table's columns that say nothing to RARL."""
+    """A record that can be used, with notes of what was put right, and of what is worth knowing of
+    its image's file."""
 
     where: str
     example: Example
     print: ImagePrint
     notes: tuple[str, ...]
-    unused: tuple[str, ...]
+    image: ImageFile
+    image_notes: tuple[str, ...]
 
 
 def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
@@ -119,11 +124,11 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
     if not isinstance(item, Record):
         return item
     try:
-        encoded, notes = read_image(item)
+        encoded, image_notes = read_image(item)
         print_ = seen.look_at(encoded)
         if item.split not in ("", *SPLITS):
             raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
-        is_closed = item.answer.lower().rstrip(".") in ("yes", "no")
+        is_closed = is_yes_no(item.answer)
         guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
         example = Example(
             id=item.id,
@@ -134,6 +139,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             answer_type=item.answer_type or guessed,
             options=item.options,
             split=item.split,
+            extra=item.extra,
             **{name: value for name, value in item.texts.items() if value is not None},
         )
         fault = text_fault(example)
@@ -141,21 +147,24 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             raise Fault(fault)
     except Fault as fault:
         return BadRecord(item.where, str(fault))
-    return Sound(item.where, example, print_, item.mended + notes, item.unused)
+    return Sound(item.where, example, print_, item.mended, item.image, image_notes)
 
 
 def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
-    """Returns the bytes to keep, nothing but pixels, and notes about them. Raises Fault."""
-    encoded, notes = record.image.read(), []
+    """Returns the bytes to keep, nothing but pixels, and notes about the file. Raises Fault."""
+    try:
+        encoded, notes = record.image.read(), []
+    except OSError as error:  # of a source of the user's own
+        raise Fault(f"image '{record.image.name}' cannot be read ({error})") from None
     if not encoded:
         raise Fault(f"image '{record.image.name}' is empty")
     ending = PurePosixPath(record.image.name).suffix.lower().removeprefix(".")
     try:
         if is_dicom(encoded) or ending == "dcm":
             kept, found = png_bytes(render(encoded, record.frame)), "DICOM"
-            notes.append("DICOM images were rendered to PNG")
-            if has_burned_in_text(encoded):
-                notes.append(BURNED_IN)
+            notes.append(RENDERED)
+            says = identifying(encoded)
+            notes += [f"DICOM files {says}"] if says else []
         elif record.frame:
             raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
         else:
@@ -172,16 +181,19 @@ def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
 @dataclass
 class Staged:
     """What the first pass keeps in memory of the examples that it writes to one temporary file.
-    `side` and `splits` are in their order."""
+    `side`, `splits` and `places` are in their order."""
 
     side: Side = field(default_factory=lambda: Side("all"))
     splits: list[str] = field(default_factory=list)  # empty if nothing tells
+    places: list[str] = field(default_factory=list)  # file and row
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason → records not asked for
     notes: Counter[str] = field(default_factory=Counter)  # what was put right → records
     languages: Counter[str] = field(default_factory=Counter)
     skipped: list[BadRecord] = field(default_factory=list)
-    unused: dict[str, None] = field(default_factory=dict)  # columns, in their order
+    files: dict[str, dict[str, str]] = field(default_factory=dict)  # note → image → its name
+    doubts: list[Doubt] = field(default_factory=list)
+    extra: dict[str, None] = field(default_factory=dict)  # further columns, in their order
 
     def examples(self, items: Iterable[Item], dataset: str) -> Iterator[Example]:
         """Yields the usable examples. Ids that were used before are faults; equal images get one
@@ -201,10 +213,14 @@ class Staged:
             else:
                 example, content = found.example, found.print.content
                 known_ids[example.id] = found.where
-                self.side.add(found.print, example.question, example.answer)
+                self.side.add(found.print, example.question, example.answer, example.options)
                 self.splits.append(example.split)
+                self.places.append(found.where)
                 self.notes.update(found.notes)
-                self.unused.update(dict.fromkeys(found.unused))
+                for note in found.image_notes:
+                    name = found.image.path or found.image.name or found.where
+                    self.files.setdefault(note, {})[found.image.path or content] = name
+                self.extra.update(dict.fromkeys(example.extra))
                 self.languages.update(clear_language(example.question))
                 image_id = example.image_id
                 if owners.setdefault(image_id, content) != content:
@@ -232,6 +248,11 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         published, splits = splits, split_by_image(staged.side, splits, asked)
         staged.notes[TEST_IN_TRAIN] = int(((published == "test") & (splits == "train")).sum())
     data, counts, sides = ParquetRows(folder / STAGED), {}, []
+    staged.doubts = list(find_doubts(staged, splits, data.column("answer")))
+    dropped = [one for one in staged.doubts if one.kind in asked.drop]
+    splits[[one.row for one in dropped]] = ""
+    if not (splits != "").any():
+        raise UserError(f"{asked.src}: nothing is left without {' and '.join(asked.drop)}")
     for name in sorted({*splits.tolist()} - {""}):
         rows = np.flatnonzero(splits == name).tolist()
         examples = (replace(data.read([row])[0], split=name) for row in rows)
@@ -239,10 +260,8 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         counts[name] = split_counts(data, rows)
         sides.append(staged.side.part(name, rows))
     (folder / STAGED).unlink()
-    if staged.skipped:
-        lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in staged.skipped]
-        # A file name may be of another encoding than UTF-8, which Python holds as lone surrogates.
-        (folder / SKIPPED).write_bytes("".join(lines).encode("utf-8", "backslashreplace"))
+    write_lines(folder / SKIPPED, staged.skipped)
+    write_lines(folder / DOUBTS, staged.doubts)
     card = {
         "source": asked.source.name,
         "read_from": asked.src,
@@ -252,10 +271,12 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "records": staged.records,  # read from the source
         "left_out": staged.left_out,  # not asked for
         "skipped": len(staged.skipped),  # could not be used
-        "notes": +staged.notes,
+        "notes": dict(+staged.notes) | {note: len(found) for note, found in staged.files.items()},
+        "extra": list(staged.extra),
         "languages": dict(staged.languages.most_common()),  # of questions where it is clear
         "against": None if asked.against is None else str(asked.against),
         "removed_as_leaks": len(removed),
+        "dropped": Counter(one.kind for one in dropped),
         "splits": counts,
         "checks": leaks_among(sides),
         "files": hashed_files(folder),
@@ -264,6 +285,19 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     text = json.dumps(card, indent=1, ensure_ascii=False)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
     return card
+
+
+def find_doubts(
+    staged: Staged, splits: NDArray[np.str_], answers: Sequence[str]
+) -> Iterator[Doubt]:
+    """Yields the rows of each split that repeat or contradict another of it, and the DICOM files
+    that may tell who the patient is."""
+    for name in sorted({*splits.tolist()} - {""}):
+        rows = np.flatnonzero(splits == name).tolist()
+        yield from doubtful_rows(staged.side.part(name, rows), rows, staged.places, answers)
+    for note, files in staged.files.items():
+        if note not in HARMLESS:
+            yield from (Doubt(name, "identifying", note) for name in files.values())
 
 
 def told(splits: NDArray[np.str_], staged: Staged, asked: Request) -> str:
@@ -307,36 +341,3 @@ def split_by_image(side: Side, splits: NDArray[np.str_], asked: Request) -> NDAr
         raise UserError("all images are the same or nearly so: there is nothing to split by image")
     chosen = np.random.default_rng(asked.seed).permutation(present)[:count]
     return np.where(kept, np.where(np.isin(of_row, chosen), "test", "train"), "")
-
-
-def report(card: dict[str, Any], staged: Staged, out: Path) -> Iterator[str]:
-    """Yields the lines for people."""
-    kept = f", {staged.records - staged.left_out.total():,} {', '.join(staged.left_out)} kept"
-    yield f"{staged.records:,} records read{kept if staged.left_out else ''}"
-    yield from (f"{count:,} {note}" for note, count in card["notes"].items())
-    if len(card["languages"]) > 1:
-        yield f"questions whose language is clear: {listed(card['languages'])}"
-    if card["against"] is not None:
-        removed = f"{card['removed_as_leaks']:,} questions were removed"
-        yield f"{removed}: {card['against']} has their images too"
-    for name, counts in card["splits"].items():
-        types = listed(dict(sorted(counts["answer_types"].items())))
-        questions = f"{counts['questions']:,} questions ({types})"
-        yield f"{out / name}.parquet: {questions} about {counts['images']:,} images"
-    if staged.unused:
-        shown, more = list(staged.unused)[:SHOWN_COLUMNS], len(staged.unused) - SHOWN_COLUMNS
-        others = f" and {more} more" if more > 0 else ""
-        yield f"columns that are not used: {', '.join(shown)}{others}"
-    if staged.skipped:
-        what = f"{len(staged.skipped):,} records cannot be used and were left out"
-        reasons = f"{counted_reasons(staged.skipped)}; the first: {staged.skipped[0]}"
-        yield f"{what}, listed in {out / SKIPPED}: {reasons}"
-    yield from leak_lines(card["checks"])
-
-
-def counted_reasons(skipped: list[BadRecord]) -> str:
-    """Returns the reasons without what they quote, with their counts, the most frequent first."""
-    counts = Counter(QUOTED.sub("", bad.reason) for bad in skipped).most_common()
-    shown = [f"{count:,} × {reason}" for reason, count in counts[:SHOWN_REASONS]]
-    others = sum(count for _, count in counts[SHOWN_REASONS:])
-    return ", ".join(shown + ([f"{others:,} for other reasons"] if others else []))

@@ -28,6 +28,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGExtended12Bit
 from rarl.data.images import MAX_ENCODED_PIXELS, BadImage
 
 GREY, COLOUR = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "PALETTE COLOR")
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # the SOP class, and the multi-frame ones below it
+# Conversion types: scanned document or image, digitised film or video, a workstation's screen.
+SCANNED = ("SD", "SI", "DF", "DV", "WSD")
 MAX_INFLATED_BYTES = 256 << 20  # of a deflated file, which may pretend to any size
 AT_ONCE = 1 << 20  # bytes, inflated to count them
 # Of enhanced multi-frame files: the sequence in a frame's functional group, and what it stands for.
@@ -65,12 +68,20 @@ def render(data: bytes, frame: int = 0) -> Image.Image:
         return render_dataset(pydicom.dcmread(io.BytesIO(data)), frame)
 
 
-def has_burned_in_text(data: bytes) -> bool:
-    """Returns whether the file says that text is part of the picture. Raises BadImage."""
-    tag, file = "BurnedInAnnotation", io.BytesIO(data)
+def identifying(data: bytes) -> str | None:
+    """Returns what the file says of a picture that may tell who the patient is, in words that fit
+    "3 DICOM files …". Raises BadImage."""
+    tags = ["BurnedInAnnotation", "RecognizableVisualFeatures", "ConversionType", "SOPClassUID"]
     with careful_reading(data):
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[tag])
-        return str(dataset.get(tag, "")).upper() == "YES"
+        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+        burned, face, conversion, kind = (str(dataset.get(tag, "")).strip() for tag in tags)
+    if burned.upper() == "YES":
+        return "say that text is burned into the picture, which may name the patient"
+    if face.upper() == "YES":
+        return "say that the patient can be recognised in the picture"
+    if burned.upper() != "NO" and (kind.startswith(SECONDARY_CAPTURE) or conversion in SCANNED):
+        return "are scans or screenshots, which may have the patient's name in the picture"
+    return None
 
 
 class Quiet:

@@ -36,10 +36,12 @@ class Fault(ValueError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An encoded image; `name` is that under which it was published. `read` raises Fault."""
+    """An encoded image; `name` is that under which it was published, and `path` where its file lies
+    below the source, if it is one. `read` raises Fault."""
 
     read: Callable[[], bytes]
     name: str = ""
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,16 +131,32 @@ class Files:
         except BROKEN as error:
             raise Fault(f"{name} cannot be read ({error})") from None
 
+    def read_whole(self, name: str) -> bytes:
+        """Like `read`, of a file without which nothing can be done. Raises UserError."""
+        try:
+            return self.read(name)
+        except Fault as fault:
+            raise UserError(f"{self.entries[name]}: {fault}") from None
+
     def read_text(self, name: str) -> str:
         """Returns a text file in UTF-8, with or without its mark. Raises UserError."""
         try:
-            return self.read(name).decode("utf-8-sig")
+            return self.read_whole(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
             reason = f"not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
             raise UserError(f"{self.entries[name]}: {reason}") from None
-        except Fault as fault:
-            raise UserError(f"{self.entries[name]}: {fault}") from None
+
+    def read_table_text(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Like `read_text`, but a text that may be in Windows-1252, as Excel writes CSV in Western
+        Europe, is read so. Returns the text, and then a note that shows one of its words."""
+        content = self.read_whole(name)
+        if is_utf8(content) or not may_be_cp1252(content):
+            return self.read_text(name), ()
+        text = content.decode("cp1252")
+        letters = (word for word in re.findall(r"\w+|\S", text) if not word.isascii())
+        advice = f"if '{next(letters)}' is not what it says, save the table as UTF-8"
+        return text, (f"rows are of a table in Windows-1252 (cp1252), not UTF-8: {advice}",)
 
     def on_disk(self, name: str) -> Path:
         """Returns a file's path. Raises UserError for a member of an archive."""
@@ -167,7 +185,7 @@ class Files:
             raise Fault(f"image '{name}' is nowhere below the source folder{advice}")
         if len(found) > 1:
             raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
-        return ImageFile(partial(self.read, found[0]), given)
+        return ImageFile(partial(self.read, found[0]), given, found[0])
 
     @cached_property
     def by_folded_name(self) -> dict[str, list[str]]:
@@ -200,6 +218,22 @@ def walk(root: Path) -> Iterator[Path]:
 def is_of_macos(name: str) -> bool:
     """Returns whether it is Finder's own data beside the files of an archive or a foreign disk."""
     return "__MACOSX" in PurePosixPath(name).parts or PurePosixPath(name).name.startswith("._")
+
+
+def is_utf8(content: bytes) -> bool:
+    try:
+        content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def may_be_cp1252(content: bytes) -> bool:
+    """Returns whether all bytes stand for characters in Windows-1252 and no line of them speaks for
+    UTF-8; UTF-16 has zeros."""
+    spoken = [line for line in content.split(b"\n") if not line.isascii()]
+    undefined = (0x00, 0x81, 0x8D, 0x8F, 0x90, 0x9D)
+    return not any(byte in content for byte in undefined) and not any(map(is_utf8, spoken))
 
 
 def leads_outside(name: str) -> bool:

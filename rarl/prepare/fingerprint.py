@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +88,13 @@ class Side:
     rows: list[tuple[int, str]] = field(default_factory=list)  # (image, key of question and answer)
     looks: list[NDArray[np.uint64]] = field(default_factory=list)  # by image
     images: dict[str, int] = field(default_factory=dict)  # content → image
+    options: list[str] = field(default_factory=list)  # by row, their key
 
-    def add(self, image: ImagePrint, question: str, answer: str) -> None:
+    def add(
+        self, image: ImagePrint, question: str, answer: str, options: Iterable[str] | None = None
+    ) -> None:
         self.rows.append((self.number_of(image), f"{text_key(question)}\n{text_key(answer)}"))
+        self.options.append("\n".join(sorted(map(text_key, options or ()))))
 
     def number_of(self, image: ImagePrint) -> int:
         """Returns the number of an image, which belongs to the side from now on."""
@@ -107,20 +110,30 @@ class Side:
             image, key = self.rows[row]
             print_ = ImagePrint(contents[image], self.looks[image])
             side.rows.append((side.number_of(print_), key))
+            side.options.append(self.options[row])
         return side
 
     def stacked(self) -> NDArray[np.uint64]:
         """Returns the looks of all images, shape (images, 4)."""
         return np.stack(self.looks) if self.looks else np.zeros((0, 4), np.uint64)
 
-    def duplicates(self) -> int:
-        """Returns how many rows repeat another one: the same image, question and answer."""
-        return len(self.rows) - len(set(self.rows))
+    def repeats(self) -> dict[int, int]:
+        """Returns the rows that repeat another one (the same image, question, options and answer),
+        each with the first of them."""
+        first: dict[tuple[Any, str], int] = {}
+        keys = zip(self.rows, self.options, strict=True)
+        of_row = [first.setdefault(key, row) for row, key in enumerate(keys)]
+        return {row: known for row, known in enumerate(of_row) if row != known}
 
-    def contradictions(self) -> int:
-        """Returns how many questions about the same image have different answers."""
-        answers = Counter((image, key.split("\n")[0]) for image, key in set(self.rows))
-        return sum(count > 1 for count in answers.values())
+    def contradictions(self) -> list[list[int]]:
+        """Returns the rows of each question about an image, with the same options, that has
+        different answers."""
+        asked: dict[tuple[int, str, str], list[int]] = {}
+        for row, (image, key) in enumerate(self.rows):
+            options = self.options[row]
+            asked.setdefault((image, key.split("\n")[0], options), []).append(row)
+        several = (rows for rows in asked.values() if len(rows) > 1)
+        return [rows for rows in several if len({self.rows[row] for row in rows}) > 1]
 
 
 def near_pairs(

@@ -29,7 +29,7 @@ SURE = 0.9
 T = TypeVar("T")
 R = TypeVar("R")
 REPEATED = {
-    "duplicates": "rows repeat another one (the same image, question and answer)",
+    "repeats": "rows repeat another one (the same image, question, options and answer)",
     "contradictions": "questions are asked twice about the same image, with different answers",
 }
 
@@ -98,7 +98,7 @@ def examine(path: Path, name: str | None = None) -> Examined:
         if fault:
             found.faults.append(place + fault)
             continue
-        found.side.add(look_, example.question, example.answer)
+        found.side.add(look_, example.question, example.answer, example.options)
         found.languages.update(clear_language(example.question))
     return found
 
@@ -117,7 +117,9 @@ def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
         shared = {name: len(found) for name, found in vars(leak).items()}
         all_of_right = {"of_images": len(right.images), "of_questions": len(right.rows)}
         pairs.append({"between": left.name, "and": right.name, **shared, **all_of_right})
-    repeated = {what: {side.name: getattr(side, what)() for side in ordered} for what in REPEATED}
+    repeated = {
+        what: {side.name: len(getattr(side, what)()) for side in ordered} for what in REPEATED
+    }
     return {"leaks": pairs, **repeated}
 
 

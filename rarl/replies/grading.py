@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from rarl.replies.findings import WORD, compare_findings, singular, split_clauses
 from rarl.replies.words import (
     VOCABULARY,
+    YES_NO,
+    answer_words,
     chosen_option,
     fold,
-    normalise,
     same_words,
     token_f1,
     yes_or_no,
@@ -41,12 +42,14 @@ def is_correct(given: str | None, reference: str, options: Sequence[str] | None)
         chosen = chosen_option(given, options)
         return chosen is not None and same_words(chosen, reference)
     if is_yes_no(reference):
-        return yes_or_no(given) == normalise(reference)
+        return yes_or_no(given, reference) == yes_or_no(reference, reference)
     return same_words(given, reference)
 
 
-def is_yes_no(reference: str) -> bool:
-    return normalise(reference) in ("yes", "no")
+def is_yes_no(text: str) -> bool:
+    """Whether a text is nothing but the word for yes or for no in one of the languages."""
+    found = answer_words(text)
+    return len(found) == 1 and any(found <= yes | no for yes, no in YES_NO)
 
 
 def same_answer(first: str, second: str, reference: str, options: Sequence[str] | None) -> bool:
@@ -54,8 +57,8 @@ def same_answer(first: str, second: str, reference: str, options: Sequence[str] 
     question is a yes/no one."""
     if options and (chosen := chosen_option(first, options)) is not None:
         return chosen == chosen_option(second, options)
-    if is_yes_no(reference) and not options and (found := yes_or_no(first)) is not None:
-        return found == yes_or_no(second)
+    if is_yes_no(reference) and not options and (found := yes_or_no(first, reference)):
+        return found == yes_or_no(second, reference)
     return same_words(first, second)
 
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 from rarl.replies.findings import Claim
-from rarl.replies.words import fold, normalise, pattern
+from rarl.replies.grading import is_yes_no
+from rarl.replies.words import fold, pattern
 
 ANSWER_STATED, CONCLUSION = pattern("answer_stated"), pattern("conclusion")
 TO_THE_JUDGE = pattern("to_the_judge")
@@ -24,7 +25,7 @@ def states_answer(clause: Claim, answers: Sequence[frozenset[str]]) -> bool:
     """Whether a clause is "the answer is …", or says nothing but an answer: "B", "yes", or "on the
     left" to "left". `answers` are given by their content words."""
     text = clause.text
-    if ANSWER_STATED.search(text) or ALONE.fullmatch(text) or normalise(text) in ("yes", "no"):
+    if ANSWER_STATED.search(text) or ALONE.fullmatch(text) or is_yes_no(text):
         return True
     return bool(clause.words) and clause.words in answers
 

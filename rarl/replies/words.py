@@ -15,6 +15,11 @@ import yaml
 LISTS = Path(__file__).with_name("vocabulary.yaml").read_text(encoding="utf-8")
 VOCABULARY: dict[str, Any] = yaml.safe_load(LISTS)
 ARTICLES = frozenset(("a", "an", "the"))
+# By language, English first: the words for yes, and those for no.
+YES_NO = [
+    [frozenset(words.split(",")) for words in language.split("/")]
+    for language in VOCABULARY["yes_no"].split()
+]
 # Signs that change what a word says ("<5", "HER2+") are part of it.
 EDGES = "".join(set(string.punctuation) - set("<>+")) + "“”‘’…•·–—"
 LETTER = re.compile(r"\(?([A-Za-z])(?:[).:]+|(?=\s|$))\s*(.*)", re.DOTALL)
@@ -67,11 +72,23 @@ def length_in_words(text: str) -> float:
     return max(len(text.split()), len(text) / 12)
 
 
-def yes_or_no(text: str) -> str | None:
-    """Returns "yes" or "no" when exactly one of the two occurs as a word, however often; "yes/no"
-    is two words."""
-    found = {"yes", "no"} & set(words(re.sub(r"[/|,;.]", " ", text)))
-    return found.pop() if len(found) == 1 else None
+def yes_or_no(text: str, reference: str = "yes") -> str | None:
+    """Returns "yes" or "no" when words for exactly one of the two occur, however often; "yes/no" is
+    two words. Those of the reference's languages count; where none of them occurs, the English."""
+    found, wanted = answer_words(text), answer_words(reference)
+    own = [pair for pair in YES_NO if wanted & (pair[0] | pair[1])]
+    for languages in (own, YES_NO[:1]):
+        yes, no = (any(found & pair[side] for pair in languages) for side in (0, 1))
+        if yes or no:
+            return None if yes and no else "yes" if yes else "no"
+    return None
+
+
+def answer_words(text: str) -> set[str]:
+    """Returns the words of a text, also those with only a mark between. "si" alone is the Spanish
+    or Italian yes without its accent; beside others it is another word."""
+    found = set(words(re.sub(r"[/|,;.]", " ", text)))
+    return {"sí"} if found == {"si"} else found
 
 
 def chosen_option(answer: str, options: Sequence[str]) -> str | None:

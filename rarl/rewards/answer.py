@@ -53,7 +53,7 @@ def letter_reward(
     if given is None:
         return 0.0
     if not options:
-        right = yes_or_no(given) == normalise(answer)
+        right = yes_or_no(given, answer) == yes_or_no(answer, answer)
         return (1.0 if len(words(given)) == 1 else extra_text) if right else 0.0
     if bare_option(given, options) == answer:
         return 1.0

@@ -25,7 +25,7 @@ from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.prompts import Family, evaluation_prompts, question_text, read_families
-from rarl.replies.grading import same_answer
+from rarl.replies.grading import is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import yes_or_no
 from rarl.schema import Example
@@ -194,7 +194,7 @@ def renamed_line(line: str, model: Model) -> str:
 @dataclass(frozen=True)
 class Question:
     """A question as the model is asked it. `options` is None where training shows none. `reference`
-    is "yes" for a yes/no question and else empty: the grading goes by it."""
+    is yes or no in its language for a yes/no question, and else empty: the grading goes by it."""
 
     text: str
     options: tuple[str, ...] | None
@@ -203,8 +203,9 @@ class Question:
 
 def pose(request: AnswerRequest, model: Model) -> Question:
     """Returns the question in the words that the model was trained, or is measured, with."""
-    is_closed = {yes_or_no(one) for one in request.options or ()} == {"yes", "no"}
-    reference = "yes" if is_closed else ""
+    is_closed = {yes_or_no(one, one) for one in request.options or ()} == {"yes", "no"}
+    # The word tells the language.
+    reference = next(filter(is_yes_no, request.options or ()), "yes") if is_closed else ""
     options = tuple(request.options) if request.options and not is_closed else None
     kind: Any = "closed" if is_closed else "choice" if options else "open"
     example = Example(

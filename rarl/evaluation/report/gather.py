@@ -34,7 +34,7 @@ SKIPPED_SHOWN = 20
 # The fields of Example that have a place of their own in the report; others are shown by name.
 PLACED = (
     *("id", "image", "image_id", "question", "answer", "answer_type", "options", "rationale"),
-    *("dataset", "split"),
+    *("dataset", "split", "extra"),  # further columns may tell who the patient is
 )
 
 Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question

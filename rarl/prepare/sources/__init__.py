@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from rarl.errors import UserError
 from rarl.prepare.files import Files
 from rarl.prepare.rows import Choices, Item
 from rarl.prepare.sources import published as pub
 from rarl.prepare.sources.folder import read_folder
+from rarl.system.imports import import_object
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 SECONDS_TO_ANSWER = 20
@@ -34,7 +39,7 @@ class Source:
                 raise UserError(f"--{field.name} says nothing to {self.name}; leave it out")
 
 
-CARD = "see its card on the hub"
+CARD, OWN = "see its card on the hub", "your own"
 ALL = (
     Source("vqa-rad", pub.read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)),
     Source("slake", pub.read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
@@ -42,16 +47,46 @@ ALL = (
     Source("pmc-vqa", pub.read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
     Source("omnimedvqa", pub.read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
     Source("medxpertqa", pub.read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)),
-    Source("folder", read_folder, "your own", None),
+    Source("folder", read_folder, OWN, None, takes=("map",)),
 )
 SOURCES = {source.name: source for source in ALL}
 
 
 def find_source(name: str) -> Source:
-    """Returns the source of this name. Raises UserError if it is unknown."""
-    if name not in SOURCES:
-        raise UserError(f"source '{name}' is unknown; known are: {', '.join(SOURCES)}")
-    return SOURCES[name]
+    """Returns RARL's own source of this name, or one that reads with what an import path leads to.
+    Raises UserError."""
+    if name in SOURCES:
+        return SOURCES[name]
+    if ":" not in name:
+        known = f"known are {', '.join(SOURCES)}, or give an import path 'module:function'"
+        raise UserError(f"source '{name}' is unknown; {known}")
+    read = import_object(name)
+    try:
+        inspect.signature(read).bind(None, None)
+    except (TypeError, ValueError) as error:
+        wanted = "function(files, choices) that yields records"
+        raise UserError(f"source '{name}' is no {wanted}: {error}") from None
+    return Source(name, partial(read_own, name, read), OWN, None)
+
+
+def read_own(
+    name: str, read: Callable[[Files, Choices], Iterable[Item]], files: Files, choices: Choices
+) -> Iterator[Item]:
+    """Yields what the user's own function yields. Raises UserError where it fails, with the place
+    in its file, and for what is no item."""
+    try:
+        for item in read(files, choices):
+            if not isinstance(item, get_args(Item)):
+                kinds = "Record, BadRecord and LeftOut of rarl.prepare.rows"
+                raise UserError(f"source '{name}' gave a {type(item).__name__}; known are {kinds}")
+            yield item
+    except (UserError, GeneratorExit):
+        raise
+    except Exception as error:  # of code that is not ours
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        kind = type(error).__name__
+        place = f"{at.filename}, line {at.lineno}"
+        raise UserError(f"source '{name}': {kind}: {error} ({place})") from error
 
 
 def find_source_files(src: str) -> Path:

@@ -1,58 +1,102 @@
 """Your own images with a table of `image` (a path below the folder or, in Parquet, the bytes),
-`question` and `answer`. Further columns are optional: `id`, `options`, `split`, `frame` of a DICOM
-file with several, and the text fields of `rarl.schema.Example`."""
+`question` and `answer`. Optional are `id`, `options`, `split`, `frame` of a DICOM file with
+several, and the text fields of `rarl.schema.Example`. Further columns go along as they are."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
+from datetime import date, time
+from functools import cache, partial
 from string import ascii_uppercase
 from typing import Any
 
 from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
-from rarl.prepare import rows as tables
+from rarl.prepare import tables
 from rarl.prepare.files import Fault, Files
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.sources.published import embedded_image
 
 REQUIRED = ("image", "question", "answer")
 COLUMNS = (*REQUIRED, "id", "options", "split", "frame", *MORE_TEXTS)
-WORKBOOKS = ("*.xlsx", "*.xls", "*.ods")
+OTHER_WORKBOOKS = ("*.xls", "*.ods")
+TEXTS = str | int | float | bool | date | time | None  # of further columns, those that go along
 # What others call a split.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {split: split for split in SPLITS}
 LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
+# Texts without a comma between, as NumPy shows them; Python would make one text of them.
+JOINED = re.compile(r"""['"]\s+['"]""")
+LAST_OF_A_SENTENCE = re.compile(r"(and|or)\b", re.IGNORECASE)
+ALIKE = 0.8  # as in `near_column`: an optional column is seldom missed, so only near names are told
 
 
-def read_folder(files: Files, _: Choices) -> Iterator[Item]:
-    names = [name for name in files.find(*tables.TABLE_PATTERNS) if "/" not in name]
-    workbooks = [name for name in files.find(*WORKBOOKS) if "/" not in name]
+def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
+    mapped = read_map(choices.map)
+    # Excel leaves files that begin with ~$ beside an open workbook.
+    found = [name for name in files.find(*tables.TABLE_PATTERNS) if not name.startswith("~$")]
+    names = [name for name in found if "/" not in name]
+    workbooks = [name for name in files.find(*OTHER_WORKBOOKS) if "/" not in name]
     if not names and workbooks:
         workbook = files.entries[workbooks[0]]
-        raise UserError(f"{workbook}: a workbook cannot be read; export it as CSV UTF-8")
+        raise UserError(f"{workbook}: cannot be read; save it as .xlsx, or as CSV UTF-8")
     if not names:
-        kinds = "a CSV, TSV, JSON-lines, JSON or Parquet file"
+        kinds = "a CSV, TSV, JSON-lines, JSON or Parquet file, or an .xlsx workbook"
         raise UserError(f"{files.named}: holds no table ({kinds}) beside images")
     if len(names) > 1:
         listed = f"holds {len(names)} tables ({', '.join(names)})"
         raise UserError(f"{files.named}: {listed}; name the one that is meant")
-    rows = tables.read_table(files, names[0], REQUIRED, known=COLUMNS)
+    rows = tables.read_table(files, names[0], REQUIRED, COLUMNS, mapped)
     yield from each(rows, partial(folder_record, files=files, split=files.split_of(names[0])))
+
+
+def read_map(given: tuple[str, ...]) -> dict[str, str]:
+    """Returns the table's own names by ours, of texts such as "image=Image Name". Raises
+    UserError."""
+    mapped: dict[str, str] = {}
+    for one in given:
+        name, _, theirs = (part.strip() for part in one.partition("="))
+        name, told = name.lower(), f"--map '{one}'"
+        if not theirs:
+            raise UserError(f"{told}: write it as in --map image='Image Name'")
+        if name not in COLUMNS:
+            near = tables.near_column(name, COLUMNS)
+            advice = f"; did you mean '{near}'?" if near else ""
+            raise UserError(f"{told}: '{name}' is none of {', '.join(COLUMNS)}{advice}")
+        if name in mapped or theirs in mapped.values():
+            raise UserError(f"{told}: '{name if name in mapped else theirs}' is mapped twice")
+        mapped[name] = theirs
+    return mapped
+
+
+@cache
+def hints(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns a note for each optional column that may be there under another name."""
+    further, notes = [name for name in columns if name not in COLUMNS], []
+    for wanted in ("options", "split", *MORE_TEXTS):
+        near = tables.near_column(wanted, further, ALIKE)
+        if near and wanted not in columns:
+            advice = f"if '{near}' is that, add {tables.as_map({wanted: near})}"
+            notes.append(f"rows are read without '{wanted}': {advice}")
+    return tuple(notes)
 
 
 def folder_record(row: Row, files: Files, split: str) -> Record:
     """`split` is what the table's name tells, for rows that name none."""
     value = row.values["image"]
     held = isinstance(value, dict | bytes)
-    options = read_options(row.values.get("options"))
-    answer, options, mended = answer_among(row.text("answer"), options)
+    given_answer = row.text("answer")
+    options = read_options(row.values.get("options"), given_answer)
+    answer, options, mended = answer_among(given_answer, options)
+    columns = tuple(name for name in row.values if name)
+    further = {name: row.values[name] for name in columns if name not in COLUMNS}
     given = row.optional("split") or split
     return Record(
         where=row.where,
-        id=row.optional("id") or f"row-{row.number}",
+        id=row.optional("id") or f"row-{row.number if row.line is None else row.line}",
         image=embedded_image(value) if held else files.image(row.text("image")),
         question=row.text("question"),
         answer=answer,
@@ -60,8 +104,12 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
         texts={name: row.optional(name) for name in MORE_TEXTS},
         split=SPLIT_NAMES.get(given.lower(), given),
         frame=read_frame(row.values.get("frame")),
-        mended=mended,
-        unused=tuple(column for column in row.values if column and column not in COLUMNS),
+        mended=mended + hints(columns),
+        extra={
+            name: cleaned(value) or None
+            for name, value in further.items()
+            if isinstance(value, TEXTS)
+        },
     )
 
 
@@ -76,25 +124,61 @@ def read_frame(value: Any) -> int:
     return int(frame)
 
 
-def read_options(value: Any) -> tuple[str, ...] | None:
-    """Returns the options of a list, a JSON list, or texts separated by |. Raises Fault."""
+def read_options(value: Any, answer: str) -> tuple[str, ...] | None:
+    """Returns the options of a list, or of a text as `part_options` does. Raises Fault."""
     if value is None or value != value or value == "" or value == []:
         return None
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            listed = json.loads(value)
-        except (ValueError, RecursionError):
-            listed = None
-        if listed is None or tables.half_character(listed):
-            raise Fault(f"options {value!r} look like a JSON list but are none")
-        value = listed
-    elif isinstance(value, str) and "|" in value:
-        value = value.split("|")
     if isinstance(value, str):
-        raise Fault(f"options '{value}' are one text; give a list, or texts separated by |")
+        value = part_options(value, answer)
     if not isinstance(value, list) or not all(is_scalar(option) for option in value):
         raise Fault(f"options {value!r} are not a list of texts")
     return tuple(cleaned(option) for option in value)
+
+
+def part_options(text: str, answer: str) -> Any:
+    """Returns what a JSON or Python list holds, or the texts between |, line ends, semicolons or
+    commas, of which the first that is there counts. Raises Fault, also where commas may be part of
+    an option: unless the answer is one of the texts, or these begin with A), B) and so on."""
+    if text.lstrip().startswith("["):
+        return listed(text)
+    if "|" in text:
+        return text.split("|")
+    for separator in ("\n", ";"):
+        if separator in text:
+            return [part for part in text.split(separator) if part.strip()]
+    parts = [part.strip() for part in text.split(",")]
+    told = {folded(part) for part in parts}
+    if len(parts) < 2:
+        raise Fault(f"options '{text}' are one text; give a list, or texts separated by |")
+    doubtful = len(told) < len(parts) or any(map(LAST_OF_A_SENTENCE.match, parts))
+    if doubtful or not (without_letters(parts) or folded(answer) in told):
+        reason = f"may be parted at commas or not: answer '{answer}' does not tell"
+        raise Fault(f"options '{text}' {reason}; separate them by |")
+    return parts
+
+
+def listed(text: str) -> Any:
+    """Returns what a text that looks like a list holds. Raises Fault."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = None if JOINED.search(text) else ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+    if value is None or tables.half_character(value):
+        raise Fault(f"options {text!r} look like a JSON or Python list but are none")
+    return value
+
+
+def without_letters(options: Sequence[str]) -> tuple[str, ...] | None:
+    """Returns the options without A), B) and so on before them; None unless all have their letter:
+    `A. baumannii` alone is a name."""
+    found = [match for option in options if (match := LETTERED.fullmatch(option.strip()))]
+    letters = "".join(match[1].upper() for match in found)
+    if len(options) < 2 or len(found) < len(options) or not ascii_uppercase.startswith(letters):
+        return None
+    return tuple(match[2] for match in found)
 
 
 def answer_among(
@@ -105,11 +189,9 @@ def answer_among(
     if not options:
         return answer, options, ()
     notes: tuple[str, ...] = ()
-    found = [match for option in options if (match := LETTERED.fullmatch(option))]
-    letters = "".join(match[1].upper() for match in found)
-    # Only if all options have one, in order: `A. baumannii` alone is a name.
-    if len(options) > 1 and len(found) == len(options) and ascii_uppercase.startswith(letters):
-        options = tuple(match[2] for match in found)
+    plain = without_letters(options)
+    if plain:
+        options = plain
         notes = ("questions had letters before their options, which were taken away",)
     named, note = as_option(answer, options)
     return named, options, notes + note

@@ -14,7 +14,8 @@ from rarl.data.images import BadImage, decode_image, png_bytes
 from rarl.errors import UserError
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.metadata import without_metadata
-from rarl.prepare.rows import SPLITS, Choices, Item, Omitted, Record, Row, each, read_table
+from rarl.prepare.rows import SPLITS, Choices, Item, Omitted, Record, Row, each
+from rarl.prepare.tables import read_table
 from rarl.schema import AnswerType
 
 ORGANS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
