@@ -1,0 +1,125 @@
+"""The lines of every table: floors that need no image, base models, trained models, and what each
+answers when it is asked in other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rarl.evaluation.measurements import Question, questions_of
+from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways
+from rarl.samples import Sample
+
+Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question
+
+
+@dataclass(frozen=True)
+class Line:
+    """A trained model of a comparison: the folders with its measurements by seed, the family of
+    prompts and the judge that these were made with, its training data by seed, which floors are
+    drawn from, and the path of its base."""
+
+    title: str
+    folders: Mapping[int, Path]
+    prompt: str
+    judge: str = "none"
+    train: Mapping[int, Path] = field(default_factory=dict)
+    base: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One line of the tables. `is_usual` tells that a model is asked as its run asks it by itself.
+    To pair with, `before` holds what the base replied in the same way in the same runs, and
+    `with_image`, of a control, what the same model replied to the same prompt with the image."""
+
+    name: str
+    kind: Literal["floor", "base", "trained"]
+    way: Way = field(default_factory=Way)
+    is_usual: bool = True
+    replies: Replies = field(default_factory=dict)
+    before: Replies = field(default_factory=dict)
+    with_image: Replies = field(default_factory=dict)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether nothing was trained for it."""
+        return self.kind != "trained"
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, ascending."""
+        return sorted({seed for by_seed in self.replies.values() for seed in by_seed})
+
+
+def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -> list[Model]:
+    """Returns the floors, then the bases, then what was trained, each in the order of the lines and
+    as far as it was measured, on these data sets or on all. Lines with one base and one prompt
+    share the base's replies. Floors are drawn from the training data of the first line that has
+    any."""
+    bases, trained = dict[str, Model](), dict[str, Model]()
+    floors = {name: Model(name, "floor") for name in FLOORS}
+    drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
+    for line in lines:
+        for seed, folder in line.folders.items():
+            base, own = (read_ways(folder, one, line.judge) for one in ("base", "trained"))
+            for found, models in ((base, bases), (own, trained)):
+                for (data, way), samples in found.items():
+                    if not is_shown(lines, line, way) or (data_sets and data not in data_sets):
+                        continue
+                    name, kind = (
+                        (base_name(lines, line, way), "base")
+                        if models is bases
+                        else (trained_name(line, way), "trained")
+                    )
+                    fresh = Model(name, kind, way, way == Way(line.prompt))
+                    model = models.setdefault(name, fresh)
+                    put(model.replies, data, seed, samples)
+                    if models is trained:
+                        put(model.before, data, seed, base.get((data, way)))
+                    if way.control:
+                        put(model.with_image, data, seed, found.get((data, Way(way.prompt))))
+                    if seed in line.train and way.is_plain:
+                        key = (line.train[seed], tuple(questions_of(samples)))
+                        if key not in drawn:
+                            drawn[key] = floors_of(line.train[seed], {data: samples}).get(data, {})
+                        for floor, answers in drawn[key].items():
+                            put(floors[floor].replies, data, seed, answers)
+    # what is asked as usual comes first among the bases
+    ordered = sorted(bases.values(), key=lambda one: not one.is_usual)
+    return [one for one in (*floors.values(), *ordered, *trained.values()) if one.replies]
+
+
+def put(replies: Replies, data: str, seed: int, samples: list[Sample] | None) -> None:
+    """Adds replies where there are some and no others yet."""
+    if samples:
+        replies.setdefault(data, {}).setdefault(seed, samples)
+
+
+def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
+    """Tells whether a way of asking the runs of a line is shown with it, and not with another line
+    of the same runs: with the one that has its prompt, or else with the first."""
+    same = [one for one in lines if one.folders == line.folders]
+    own = [one for one in same if one.prompt == way.prompt and not way.options]
+    return line is (own or same)[0]
+
+
+def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
+    """Returns "base", with the prompt if lines differ in theirs, or if it is another one than the
+    line's, and with the model if lines differ in it."""
+    words = way.words
+    if not way.options and (len({one.prompt for one in lines}) > 1 or way.prompt != line.prompt):
+        words = [str(way.prompt), *words]
+    if len({one.base for one in lines}) > 1:
+        words = [*words, line.base]
+    return f"base ({', '.join(words)})" if words else "base"
+
+
+def trained_name(line: Line, way: Way) -> str:
+    """Returns the line's title, with what is asked otherwise in brackets."""
+    words = way.words
+    if way.prompt != line.prompt and not way.options:
+        words = [f"prompt {way.prompt}", *words]
+    return f"{line.title} ({', '.join(words)})" if words else line.title
