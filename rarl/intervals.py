@@ -97,8 +97,7 @@ def effective_size(totals: NDArray[np.float64], variance_alone: float) -> float:
     alike = float(count**2 / (sizes**2).sum())
     if variance_alone < 1e-12 or len(sizes) < 2:
         return alike
-    spread = float(((sums - sizes * sums.sum() / count) ** 2).sum()) / count**2
-    variance = spread * len(sizes) / (len(sizes) - 1)
+    variance = float(((sums - sizes * sums.sum() / count) ** 2).sum()) / count**2
     return float(np.clip(variance_alone / max(variance, 1e-12), alike, count))
 
 

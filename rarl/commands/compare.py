@@ -22,7 +22,9 @@ from rarl.commands.resolve import find_data
 from rarl.config import Config, Section, describe, load_config, read_yaml
 from rarl.errors import UserError
 from rarl.evaluation import measurements
-from rarl.evaluation.results import Line, compare_lines, write_tables
+from rarl.evaluation.lines import Compared, ComparedLine, models_of
+from rarl.evaluation.results import compare_models
+from rarl.evaluation.tables import write_tables
 from rarl.training.run_dir import RunDir, changed_key
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -178,16 +180,18 @@ class Plan:
                 measurements.require_readable(run_dir.path)
 
     def write(self) -> None:
-        """Writes the tables of what is finished by now."""
+        """Writes the tables of what is finished by now, and what the report is to be of."""
         overrides = "".join(f" {one}" for one in self.overrides)
-        data = list(self.data_sets())
         lines = []
         for name, entry in self.comparison.models.items():
-            folders = {one: self.folder(name, one) / "evaluation" for one in self.comparison.seeds}
-            key = self.key(name, "")
-            lines.append(Line(entry.title, folders, key.prompt, key.judge))
+            runs = {seed: self.folder(name, seed).name for seed in self.comparison.seeds}
+            prompt = self.key(name, "").prompt
+            lines.append(ComparedLine(title=entry.title, prompt=prompt, runs=runs))
         reference = self.comparison.models[self.comparison.reference].title
-        tables = compare_lines(lines, data, reference)
+        compared = Compared(reference=reference, lines=lines)
+        compared.write(self.out)
+        data = list(self.data_sets())
+        tables = compare_models(models_of(compared.read_lines(self.out), data), data, reference)
         write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables)
 
 

@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rarl.evaluation.measurements import Question, questions_of
-from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways
-from rarl.samples import Sample
+from pydantic import BaseModel
 
+from rarl.config import load_config
+from rarl.errors import UserError
+from rarl.evaluation.measurements import Question, judge_name, questions_of
+from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways, training_data
+from rarl.files import write_text
+from rarl.samples import Sample
+from rarl.training.run_dir import RunDir
+
+COMPARED = "comparison.json"
 Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question
 
 
@@ -27,6 +34,64 @@ class Line:
     judge: str = "none"
     train: Mapping[int, Path] = field(default_factory=dict)
     base: str = ""
+
+
+def line_of(title: str, runs: Mapping[int, Path], prompt: str = "") -> Line:
+    """Returns the line of run directories by seed, as far as they were begun; `prompt` is their own
+    if it is not given."""
+    begun = {seed: run for seed, run in runs.items() if RunDir(run).config.is_file()}
+    configs = {seed: load_config(RunDir(run).config) for seed, run in begun.items()}
+    train = {seed: training_data(configs[seed], run) for seed, run in begun.items()}
+    first = next(iter(configs.values()), None)
+    return Line(
+        title=title,
+        folders={seed: run / "evaluation" for seed, run in begun.items()},
+        prompt=prompt or (first.prompts.eval if first else ""),
+        judge=judge_name(first.judge, first.judge) if first else "none",
+        train={seed: path for seed, path in train.items() if path is not None},
+        base=first.model.path if first else "",
+    )
+
+
+class ComparedLine(BaseModel):
+    """A model of a comparison: its title, the prompt that it is asked with, and the names of its
+    run directories by seed."""
+
+    title: str
+    prompt: str
+    runs: dict[int, str]
+
+
+class Compared(BaseModel):
+    """What a comparison is of, as `rarl compare` leaves it for the report beside its tables. The
+    reference is the title of a line."""
+
+    reference: str
+    lines: list[ComparedLine]
+
+    def write(self, out: Path) -> None:
+        """Writes it into the folder of a comparison."""
+        write_text(out / COMPARED, self.model_dump_json(indent=2) + "\n")
+
+    def read_lines(self, out: Path) -> list[Line]:
+        """Returns the lines, as far as their runs were begun."""
+        paths = [{seed: out / name for seed, name in one.runs.items()} for one in self.lines]
+        return [
+            line_of(one.title, runs, one.prompt)
+            for one, runs in zip(self.lines, paths, strict=True)
+        ]
+
+
+def read_compared(out: Path) -> Compared | None:
+    """Returns what the comparison in a folder is of; None if `rarl compare` has not made it. Raises
+    UserError for a file that cannot be read."""
+    path = out / COMPARED
+    if not path.is_file():
+        return None
+    try:
+        return Compared.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: cannot be read; delete it, and repeat `rarl compare`") from None
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,12 @@ def known_data(evaluation: Path) -> dict[str, str]:
     return known
 
 
+def count_questions(evaluation: Path, key: Measurement) -> int:
+    """Returns how many questions a measurement holds replies to."""
+    parts = parts_of(folder_of(evaluation, key))
+    return sum(pq.ParquetFile(part).metadata.num_rows for part in parts) // key.samples
+
+
 def require_readable(run: Path) -> None:
     """Raises UserError if all that `run` holds was measured by an earlier version, which kept each
     measurement in a file."""
