@@ -149,7 +149,7 @@ def test_changes_at_the_edge_are_not_certain(value: float) -> None:
 @pytest.mark.parametrize("images", [15, 60])
 @pytest.mark.parametrize("right", [0.9, 0.97, 0.99])
 def test_intervals_at_the_edge_cover_the_truth(right: float, images: int) -> None:
-    """500 simulated data sets, of which the bootstrap's intervals hold the truth in down to 26 %."""
+    """500 simulated data sets. The bootstrap's intervals would hold the truth in down to 26 %."""
     rng = np.random.default_rng(3)
     drawn = [draw_accuracy(rng, images, 10 * right, 10 * (1 - right)) for _ in range(500)]
     coverage = np.mean([low <= right <= high for low, high in fraction_intervals95(drawn)])

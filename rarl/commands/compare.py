@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,12 +19,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rarl.commands.resolve import find_data
-from rarl.config import Config, Section, describe, load_config, read_yaml
+from rarl.config import Config, Section, anchored_override, describe, load_config, read_yaml
 from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.lines import Compared, ComparedLine, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
+from rarl.paths import anchored
 from rarl.training.run_dir import RunDir, changed_key
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -118,8 +119,13 @@ class Plan:
         comparison and of the command line, and the run directory and seed."""
         entry = self.comparison.models[self.trained_as(name)]
         fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
-        overrides = [*entry.overrides, *self.comparison.overrides, *self.overrides, *fixed]
+        listed = self.overrides_of([*entry.overrides, *self.comparison.overrides])
+        overrides = [*listed, *self.overrides, *fixed]
         return [str(self.where / str(entry.recipe)), *overrides]
+
+    def overrides_of(self, listed: Sequence[str]) -> list[str]:
+        """Returns overrides of the comparison's file, whose paths are relative to it."""
+        return [anchored_override(one, self.where) for one in listed]
 
     def config(self, name: str, seed: int) -> Config:
         """Returns what the model is trained with."""
@@ -154,7 +160,8 @@ class Plan:
             tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
         own = {} if entry.recipe else self.config(name, seed).data.eval
         asked = ["--prompt", entry.prompt] if entry.prompt else []
-        further = [f"data.eval={json.dumps(self.comparison.data)}", *self.comparison.data_overrides]
+        further = [f"data.eval={json.dumps(self.comparison.data)}"]
+        further += self.overrides_of(self.comparison.data_overrides)
         for data, overrides in ((own, []), (self.comparison.data, further)):
             if data:
                 keys = [self.key(name, one) for one in data]
@@ -198,12 +205,12 @@ class Plan:
 def read_plan(path: Path, overrides: list[str]) -> Plan:
     """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
     training. Raises UserError."""
-    tree = read_yaml(path)
+    tree = anchored(read_yaml(path), path.parent, ("out", "data.*"))
     rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "out":
-            tree["out"] = value
+            tree["out"] = str(Path(value).expanduser().absolute())
         elif key == "seeds":
             try:
                 tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]

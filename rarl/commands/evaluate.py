@@ -39,6 +39,7 @@ from rarl.evaluation.results import difference, summary_of
 from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
+from rarl.paths import anchored
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
@@ -120,7 +121,7 @@ def validated(tree: dict[str, object], overrides: list[str]) -> Config:
     for override in overrides:
         apply_override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(anchored(tree, Path.cwd()))
     except ValidationError as error:
         raise UserError(describe(error)) from None
 
