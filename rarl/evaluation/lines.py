@@ -127,31 +127,34 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
     bases, trained = dict[str, Model](), dict[str, Model]()
     floors = {name: Model(name, "floor") for name in FLOORS}
     drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
-    for line in lines:
-        for seed, folder in line.folders.items():
-            base, own = (read_ways(folder, one, line.judge) for one in ("base", "trained"))
-            for found, models in ((base, bases), (own, trained)):
-                for (data, way), samples in found.items():
-                    if not is_shown(lines, line, way) or (data_sets and data not in data_sets):
-                        continue
-                    name, kind = (
-                        (base_name(lines, line, way), "base")
-                        if models is bases
-                        else (trained_name(line, way), "trained")
-                    )
-                    fresh = Model(name, kind, way, way == Way(line.prompt))
-                    model = models.setdefault(name, fresh)
-                    put(model.replies, data, seed, samples)
-                    if models is trained:
-                        put(model.before, data, seed, base.get((data, way)))
-                    if way.control:
-                        put(model.with_image, data, seed, found.get((data, Way(way.prompt))))
-                    if seed in line.train and way.is_plain:
-                        key = (line.train[seed], tuple(questions_of(samples)))
-                        if key not in drawn:
-                            drawn[key] = floors_of(line.train[seed], {data: samples}).get(data, {})
-                        for floor, answers in drawn[key].items():
-                            put(floors[floor].replies, data, seed, answers)
+    for line, seed in [(one, seed) for one in lines for seed in one.folders]:
+        base, own = (
+            {
+                (data, way): samples
+                for (data, way), samples in read_ways(line.folders[seed], one, line.judge).items()
+                if is_shown(lines, line, way) and (data_sets is None or data in data_sets)
+            }
+            for one in ("base", "trained")
+        )
+        for (data, way), samples in base.items():
+            name = base_name(lines, line, way)
+            model = bases.setdefault(name, Model(name, "base", way, way == Way(line.prompt)))
+            put(model.replies, data, seed, samples)
+            if way.control:
+                put(model.with_image, data, seed, base.get((data, Way(way.prompt))))
+        for (data, way), samples in own.items():
+            name = trained_name(line, way)
+            model = trained.setdefault(name, Model(name, "trained", way, way == Way(line.prompt)))
+            put(model.replies, data, seed, samples)
+            put(model.before, data, seed, base.get((data, way)))
+            if way.control:
+                put(model.with_image, data, seed, own.get((data, Way(way.prompt))))
+        for (data, way), samples in (base | own).items() if seed in line.train else ():
+            key = (line.train[seed], tuple(questions_of(samples)))
+            if way.is_plain and key not in drawn:
+                drawn[key] = floors_of(line.train[seed], {data: samples}).get(data, {})
+            for floor, answers in drawn.get(key, {}).items():
+                put(floors[floor].replies, data, seed, answers)
     # what is asked as usual comes first among the bases
     ordered = sorted(bases.values(), key=lambda one: not one.is_usual)
     return [one for one in (*floors.values(), *ordered, *trained.values()) if one.replies]

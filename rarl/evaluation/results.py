@@ -55,9 +55,9 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
     names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds"]
     table = pd.DataFrame(rows, columns=names).assign(low=math.nan, high=math.nan)
     counted = (table["metric"] == "completion_tokens").to_numpy()
-    for own, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
-        found = intervals([columns[row] for row in np.flatnonzero(own)])
-        table.loc[own, ["low", "high"]] = np.array(found).reshape(-1, 2)
+    for chosen, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
+        found = intervals([columns[row] for row in np.flatnonzero(chosen)])
+        table.loc[chosen, ["low", "high"]] = np.array(found).reshape(-1, 2)
     return table
 
 
@@ -222,7 +222,7 @@ def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, A
         for row in rows
     }
     whole, in_form = rows[0], points.get(IN_FORM)
-    known = in_form and (in_form["points"], in_form["n"])
+    known = (in_form["points"], in_form["n"]) if in_form else None
     form = points_of_form(whole["points"], whole["n"], known)
     return points["accuracy"] | {
         **{name: whole[name] for name in ("won", "lost", "p")},

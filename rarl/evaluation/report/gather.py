@@ -133,7 +133,7 @@ def gather(folder: Path) -> Report:
     is_comparison = not RunDir(folder).config.is_file()
     compared = read_compared(folder) if is_comparison else None
     paths = sorted(p.parent for p in folder.glob("*/config.yaml")) if is_comparison else [folder]
-    titles = {}
+    titles: dict[str, str] = {}
     if compared is not None:
         # a run that is asked in several ways is called as the first line calls it
         for line in reversed(compared.lines):

@@ -20,16 +20,19 @@ def verdict(report: Report, numbers: Numbers, data: str) -> list[str]:
     told = [
         f"On {data}, {who} {right}" + (f", {in_words(gain)} against its base." if gain else ".")
     ]
-    told += of_form(gain, numbers.gain(best.name, data, IN_FORM))
-    untrained = [one.name for one in report.lines if one.is_base and one.way.is_plain]
-    leads = [(name, numbers.gain(best.name, data, against=name)) for name in untrained]
+    form = of_form(gain, numbers.gain(best.name, data, IN_FORM))
+    told += form
+    untrained = [one for one in report.lines if one.is_base and one.way.is_plain]
+    leads = [(one, numbers.gain(best.name, data, against=one.name)) for one in untrained]
     rivals = [
-        (numbers.means[name, data, "all", "accuracy"], name, lead) for name, lead in leads if lead
+        (numbers.means[one.name, data, "all", "accuracy"], one, lead) for one, lead in leads if lead
     ]
     if rivals:
-        its, name, lead = max(rivals, key=lambda rival: rival[0].mean)
-        what = f"The best that needs no training is {name} with {its.mean:.1f} % (n {its.n})"
-        told.append(f"{what}; against it, {in_words(lead)}: {judged(lead)}.")
+        its, rival, lead = max(rivals, key=lambda each: each[0].mean)
+        what = f"The best that needs no training is {rival.name} with {its.mean:.1f} % (n {its.n})"
+        is_own_base = rival.kind == "base" and rival.way == best.way
+        but = ", mostly of form" if form and is_own_base else ""
+        told.append(f"{what}; against it, {in_words(lead)}: {judged(lead)}{but}.")
     reasoning, change = (
         numbers.mean(best.name, data, "reasoning"),
         numbers.gain(best.name, data, "reasoning"),
@@ -40,9 +43,9 @@ def verdict(report: Report, numbers: Numbers, data: str) -> list[str]:
     others = [one for one in report.models if not one.is_base and one.is_usual]
     ranked = [(numbers.mean(one.name, data), one.name) for one in others if one is not best]
     _, second = max(((one.mean, name) for one, name in ranked if one), default=(0.0, ""))
-    if lead := numbers.gain(best.name, data, against=second):
-        apart = ["not clearly apart from", "clearly ahead of", "clearly behind"][lead.sign]
-        told.append(f"It is {apart} {second}: {in_words(lead)}.")
+    if second and (ahead := numbers.gain(best.name, data, against=second)):
+        apart = ["not clearly apart from", "clearly ahead of", "clearly behind"][ahead.sign]
+        told.append(f"It is {apart} {second}: {in_words(ahead)}.")
     return told
 
 
@@ -51,7 +54,7 @@ def of_form(gain: Measure | None, in_form: Measure | None) -> list[str]:
     replies."""
     if gain is None or not gain.sign:
         return []
-    known = in_form and (in_form.mean, in_form.n)
+    known = (in_form.mean, in_form.n) if in_form else None
     form = points_of_form(gain.mean, gain.n, known)
     if not is_mostly_form(gain.mean, form):
         return []
