@@ -11,8 +11,10 @@ import pytest
 from scipy import stats
 from scipy.stats import binomtest
 
+from rarl.display import Display
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.results import difference, differences, results, summarise, summary_of
+from rarl.evaluation.ways import answered
 from rarl.intervals import (
     Clustered,
     change_intervals95,
@@ -264,6 +266,24 @@ def test_a_difference_is_split_into_what_comes_with_the_form_and_what_does_not()
     assert never["form"]["both_well_formed"] is None
     same = difference([well_formed(i, i < 5, True) for i in range(40)], after)
     assert same["form"]["points"] == pytest.approx(0.0) and not same["form"]["mostly"]
+
+
+def test_the_terminal_shows_floors_and_each_n_and_says_what_is_form_and_what_is_greedy(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = [well_formed(i, i < 1, i < 1) for i in range(40)]
+    after = [well_formed(i, i < 20, True) for i in range(40)]
+    floor = [answered(one.example, "no") for one in before]
+    floors = {"d": {"majority answer": floor}}
+    Display().results(summary_of({"d": before}, {"d": after}, {}, floors=floors))
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "greedy accuracy" in shown
+    assert "no image: majority answer 40 0.0 (0–9) +50.0 (" in shown
+    assert "d: +47.5 of the +47.5 points come with the form" in shown
+    assert "on the 1 others the difference is +0.0 (" in shown
+    Display().results(summary_of({"d": numbered(before, 4)}, {}, {}))
+    shown = capfd.readouterr().out
+    assert "of 4 samples, the first's accuracy" in shown and "greedy" not in shown
 
 
 @pytest.mark.parametrize(("questions", "clear"), [(19, False), (20, True)])
