@@ -147,6 +147,7 @@ def test_data_sets_measured_later_are_found_however_they_were_asked(
     assert all(f"<h3>{name} " in page for name in later)
     numbers = numbers_of(report)
     assert numbers.mean("trained (prompt none)", "asked-none")
+    assert [one.name for one in report.models] == ["base", "trained", "trained (prompt none)"]
     assert numbers.mean("trained", "judged")
     assert not numbers.mean("trained", "judged", "judge_correctness"), "another judge's verdicts"
 

@@ -125,6 +125,7 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
     share the base's replies. Floors are drawn from the training data of the first line that has
     any."""
     bases, trained = dict[str, Model](), dict[str, Model]()
+    places: dict[str, int] = {}  # of the lines that trained models belong to
     floors = {name: Model(name, "floor") for name in FLOORS}
     drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
     for line, seed in [(one, seed) for one in lines for seed in one.folders]:
@@ -144,6 +145,7 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
                 put(model.with_image, data, seed, base.get((data, Way(way.prompt))))
         for (data, way), samples in own.items():
             name = trained_name(line, way)
+            places.setdefault(name, lines.index(line))
             model = trained.setdefault(name, Model(name, "trained", way, way == Way(line.prompt)))
             put(model.replies, data, seed, samples)
             put(model.before, data, seed, base.get((data, way)))
@@ -155,9 +157,10 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
                 drawn[key] = floors_of(line.train[seed], {data: samples}).get(data, {})
             for floor, answers in drawn.get(key, {}).items():
                 put(floors[floor].replies, data, seed, answers)
-    # what is asked as usual comes first among the bases
+    # what is asked as usual comes first: among the bases, and in each line of a trained model
     ordered = sorted(bases.values(), key=lambda one: not one.is_usual)
-    return [one for one in (*floors.values(), *ordered, *trained.values()) if one.replies]
+    ordered += sorted(trained.values(), key=lambda one: (places[one.name], not one.is_usual))
+    return [one for one in (*floors.values(), *ordered) if one.replies]
 
 
 def put(replies: Replies, data: str, seed: int, samples: list[Sample] | None) -> None:
