@@ -156,7 +156,10 @@ def floor_replies(train: Path, samples: Sequence[Sample]) -> dict[str, list[Samp
         Question(one.question, one.answer, one.answer_type, one.image_id, one.options)
         for one in examples
     ]
-    answers = (majority_answers(known, asked), nearest_answers(known, asked))
+    answers: list[Sequence[str | None]] = [
+        majority_answers(known, asked),
+        nearest_answers(known, asked),
+    ]
     return {
         name: [answered(one, text) for one, text in zip(examples, own, strict=True)]
         for name, own in zip(FLOORS, answers, strict=True)
