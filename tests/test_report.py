@@ -235,6 +235,12 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     assert "a clear loss" in told and "a clear gain" not in told
     page = write_report(folder).read_text()
     assert "majority answer" in page and "base (none)" in page
+    means, leads = compare_models(report.lines, ["seen"], "trained")
+    for text in (to_csv(means, leads), to_latex(means, leads)):
+        assert all(name in text for name in names)
+    row = comparison_table(means, leads).set_index("").loc["majority answer"]
+    assert (row["n"], row["well formed"], row["tokens"]) == ("60", "–", "–")
+    assert str(row["accuracy"]).startswith("90.0 [")
     (tmp_path / "data/seen.parquet").unlink()
     report = gather(folder)
     told = " ".join(verdict(report, numbers_of(report), "seen"))
