@@ -4,7 +4,7 @@ in one line."""
 from __future__ import annotations
 
 import difflib
-import re
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from rarl.errors import UserError
+from rarl.paths import IMPORT_PATH as IMPORT_PATH
+from rarl.paths import anchored
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -232,18 +234,16 @@ class Config(Section):
         return self
 
 
-IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-
-
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a YAML file and applies overrides such as `rollout.group_size=4` (values are YAML).
+    Relative paths in a file are relative to it, those in overrides to the current folder.
 
     Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a
     wrong value.
     """
     tree = read_recipe(Path(path))
     for override in overrides or []:
-        apply_override(tree, override)
+        apply_override(tree, anchored_override(override, Path.cwd()))
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -261,7 +261,7 @@ REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the rec
 def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file, over the one that its key `extends` names (relative to its own folder), if it
     has one."""
-    tree = read_yaml(path)
+    tree = anchored(read_yaml(path), path.parent)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -288,9 +288,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; configurations are YAML files such as configs/demo.yaml"
-        ) from None
+        advice = "configurations are YAML files such as configs/demo.yaml"
+        raise UserError(f"{path.absolute()}: no such file; {advice}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -323,6 +322,19 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override '{override}': '{part}' is not a group of keys")
     node[leaf] = parsed
+
+
+def anchored_override(override: str, folder: Path) -> str:
+    """Returns an override of which relative paths are relative to `folder` with absolute ones."""
+    tree: dict[str, Any] = {}
+    apply_override(tree, override)
+    moved: Any = anchored(tree, folder)
+    if moved == tree:
+        return override
+    key = override.partition("=")[0]
+    for part in key.split("."):
+        moved = moved[part]
+    return f"{key}={json.dumps(moved)}"
 
 
 def describe(error: ValidationError) -> str:

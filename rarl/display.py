@@ -27,7 +27,7 @@ from rarl.training.log import read_metrics
 if TYPE_CHECKING:
     from rarl.commands.replay import Replayed
 
-TITLE = "greedy accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
+TITLE = "accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask
 PLAIN_LINES = 10  # per training run, where there is no terminal
 
@@ -94,19 +94,30 @@ class Display:
 
     def results(self, summary: dict[str, Any]) -> None:
         """Prints before → after with 95 % intervals: a row for each data set's accuracy, one for
-        each answer type if there are several, and one for the reasoning."""
-        table = new_table(TITLE, ("data set",), ("n", "base", "trained", "difference"))
+        each answer type if there are several, one for the reasoning, and one for each floor and
+        other prompt that the model is set against."""
+        measured = [*summary["base"].values(), *summary["trained"].values()]
+        drawn = [one["self_consistency"] for one in measured if "self_consistency" in one]
+        how = f"of {drawn[0]['samples']:.0f} samples, the first's" if drawn else "greedy"
+        table = new_table(f"{how} {TITLE}", ("data set",), ("n", "base", "trained", "difference"))
         for name, base in summary["base"].items():
             after = summary["trained"].get(name, {})
             change = summary["difference"].get(name, {})
-            table.add_row(name, str(base["n"]), percent(base), percent(after), in_points(change))
+            table.add_row(name, *row_of(base, after, change))
             for kind, part in base["by_type"].items() if len(base["by_type"]) > 1 else ():
-                own = percent(after.get("by_type", {}).get(kind))
-                table.add_row(f"  {kind}", str(part["n"]), percent(part), own, "", style="dim")
-            if part := base.get("reasoning"):
-                cells = (percent(after.get("reasoning")), in_points(change.get("reasoning")))
-                table.add_row("  reasoning", str(part["n"]), percent(part), *cells)
+                own = after.get("by_type", {}).get(kind)
+                table.add_row(f"  {kind}", *row_of(part, own), style="dim")
+            own, moved = after.get("reasoning"), change.get("reasoning")
+            if base.get("reasoning") or own:
+                table.add_row("  reasoning", *row_of(base.get("reasoning"), own, moved))
+            for kind, label in (("floors", "no image: "), ("other_prompts", "")):
+                for what, one in summary.get(kind, {}).get(name, {}).items():
+                    cells = row_of(one, None, one["model_minus_this"])
+                    table.add_row(f"  {label}{what}", *cells, style="dim")
         self.console.print(table)
+        for name, change in summary["difference"].items():
+            if change["clear"] and change["form"]["mostly"]:
+                self.note(f"{name}: {in_words(change)}")
 
     def measured(self, way: str, summary: dict[str, Any]) -> None:
         """Prints one way of measuring: accuracy as in `results`, or the options' likelihood."""
@@ -116,12 +127,16 @@ class Display:
             self.options(summary)
             return
         self.results(summary)
+        for label, by_data in summary.get("with_image_minus_this", {}).items():
+            for name, change in by_data.items():
+                told = f"with image minus without {in_points(change)}, n {change['n']}"
+                self.note(f"{label} on {name}: {told}")
         for label in ("base", "trained"):
             for name, one in summary[label].items():
                 if found := one.get("self_consistency"):
                     majority = f"majority of {found['samples']:.0f} samples {found['accuracy']:.1%}"
                     told = f"{majority}, agreement {found['agreement']:.1%}, the surest half"
-                    told += f" {found['abstention']['0.5']:.1%}"
+                    told += f" {found['abstention']['0.5']:.1%}, n {found['n']}"
                     self.note(f"{label} on {name}: {told.replace('%', ' %')}")
 
     def options(self, summary: dict[str, Any]) -> None:
@@ -158,6 +173,31 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     for column in (*left, *right):
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     return table
+
+
+def row_of(
+    base: dict[str, Any] | None,
+    trained: dict[str, Any] | None,
+    change: dict[str, Any] | None = None,
+) -> tuple[str, str, str, str]:
+    """Returns the cells of a row: how many replies each number is of, once if all agree, then the
+    numbers."""
+    counts = [str(one["n"]) for one in (base, trained, change) if one]
+    n = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
+    return n, percent(base), percent(trained), in_points(change)
+
+
+def in_words(change: dict[str, Any]) -> str:
+    """Returns what of a difference is form."""
+    form = change["form"]
+    told = (
+        f"{form['points']:+.1f} of the {change['points']:+.1f} points come with the form: they are"
+    )
+    told += " on questions of which a reply, before or after, has not the form that was asked for"
+    both = form["both_well_formed"]
+    if both is None:
+        return f"{told}; there are no others"
+    return f"{told}; on the {both['n']} others the difference is {in_points(both)}"
 
 
 def in_points(change: dict[str, Any] | None) -> str:

@@ -36,7 +36,7 @@ def test_a_configuration_with_data_sets_overrides_and_a_judge(tmp_path: Path) ->
     asked = read_target(
         DEMO, ["x/y.parquet", "rollout.num_actors=3"], "http://127.0.0.1:8000/judge", tmp_path
     )
-    assert asked.config.data.eval == {"y": "x/y.parquet"}
+    assert asked.config.data.eval == {"y": str(Path("x/y.parquet").absolute())}
     assert asked.config.rollout.num_actors == 3
     assert asked.config.run_dir == str(tmp_path)
     judge = asked.config.judge
@@ -57,7 +57,7 @@ def test_a_model_with_an_adapter_takes_its_shape_from_the_adapter(
     asked = read_target(f"{model_path}+{tmp_path / 'run'}", ["a/test.parquet"], "rules", None)
     assert (asked.config.model.lora.rank, asked.config.model.lora.alpha) == (4, 32)
     assert asked.adapter == adapter
-    assert asked.config.run_dir == "runs/eval-base-run"
+    assert asked.config.run_dir == str(Path("runs/eval-base-run").absolute())
     assert asked.config.judge.evaluate and asked.config.judge.backend == "rules"
 
 
@@ -109,7 +109,7 @@ def test_a_measurement_may_not_change_the_run() -> None:
     with pytest.raises(UserError, match=r"evaluation.max_examples=5: the run was made with None"):
         require_same_run(load_config(DEMO, ["evaluation.max_examples=5"]), own)
     with pytest.raises(
-        UserError, match=r"data.eval.phantoms-seen=x.parquet: the run knows .* by that name"
+        UserError, match=r"data.eval.phantoms-seen=/.*/x.parquet: the run knows .* by that name"
     ):
         require_same_run(load_config(DEMO, ["data.eval.phantoms-seen=x.parquet"]), own)
 

@@ -17,6 +17,7 @@ import yaml
 from rarl.commands.compare import compare, read_plan, run_rarl
 from rarl.config import load_config
 from rarl.errors import UserError
+from rarl.evaluation.lines import read_compared
 from rarl.rollout.pool import SamplerPool
 from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl, rarl_here
 
@@ -106,7 +107,7 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
         ),
         ({"sedes": [1]}, "sedes"),
         ({"models": {"a": SFT, "b": SFT}, "reference": "a"}, "another model is called 'SFT'"),
-        ({"data": {"x": "nowhere.parquet"}}, "data.x=nowhere.parquet: no such file"),
+        ({"data": {"x": "nowhere.parquet"}}, "data.x=/.*/nowhere.parquet: no such file"),
         ({"overrides": ["train.stesp=3"]}, "did you mean 'train.steps'"),
     ],
 )
@@ -115,6 +116,40 @@ def test_mistakes_are_named_before_anything_runs(
 ) -> None:
     with pytest.raises(UserError, match=message):
         read_plan(write(tmp_path, **changes), []).data_sets()
+
+
+def test_paths_in_a_comparison_are_relative_to_its_file(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    dataset.rename(tmp_path / "mine.parquet")
+    changes = {
+        "out": "out",
+        "data": {"other": "mine.parquet"},
+        "overrides": [*SHORT, "data.eval={further: mine.parquet}"],
+    }
+    path = write(tmp_path, **changes)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    plan = read_plan(path, [])
+    mine = str(tmp_path / "mine.parquet")
+    assert plan.data_sets() == {"further": mine, "other": mine}
+    assert plan.folder("rarl", 0) == tmp_path / "out/rarl-0"
+    assert read_plan(path, ["out=x"]).out == tmp_path / "elsewhere/x"
+
+
+def test_what_is_written_for_the_report_has_the_titles_and_the_reference(tmp_path: Path) -> None:
+    plan = read_plan(write(tmp_path, seeds=[0, 1]), [])
+    plan.write()
+    compared = read_compared(plan.out)
+    assert compared and compared.reference == "RARL"
+    assert [(one.title, one.prompt, one.runs[1]) for one in compared.lines] == [
+        ("SFT", "plain", "sft-1"),
+        ("RARL", "reason", "rarl-1"),
+        ("RARL, answer alone", "none", "rarl-1"),
+    ]
+    (plan.out / "comparison.json").write_text("{")
+    with pytest.raises(UserError, match=r"comparison.json: cannot be read; delete it"):
+        read_compared(plan.out)
 
 
 @pytest.mark.slow

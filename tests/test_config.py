@@ -41,7 +41,7 @@ def test_overrides_reach_nested_keys_and_are_typed(minimal: Path) -> None:
     )
     assert config.rollout.group_size == 4
     assert config.train.learning_rate == 1e-5
-    assert config.data.eval == {"mine": "x.parquet"}
+    assert config.data.eval == {"mine": str(Path.cwd() / "x.parquet")}
     assert config.data.max_pixels is None
 
 
@@ -101,6 +101,40 @@ def test_every_key_has_a_default_but_three() -> None:
     assert required == ["run_dir", "model", "data"]
 
 
+def test_paths_in_a_file_are_relative_to_it_and_those_of_the_command_line_to_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "shared/base.yaml").write_text(
+        "data: {train: a.parquet, eval: {one: ../b.parquet, made: 'module.sub:function'}}\n"
+        "prompts: {templates: words.yaml}\n"
+    )
+    (tmp_path / "mine/run.yaml").write_text(
+        "extends: ../shared/base.yaml\nrun_dir: runs/x\nmodel: {path: model, adapter: old}\n"
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    config = load_config("../mine/run.yaml")
+    assert config.run_dir == str(tmp_path / "mine/runs/x")
+    assert config.model.path == str(tmp_path / "mine/model")
+    assert config.model.adapter == str(tmp_path / "mine/old")
+    assert config.data.train == str(tmp_path / "shared/a.parquet")
+    made = "module.sub:function"
+    assert config.data.eval == {"one": str(tmp_path / "b.parquet"), "made": made}
+    assert config.prompts.templates == str(tmp_path / "shared/words.yaml")
+    overrides = ["data.train=c.parquet", "data.eval={two: d.parquet}", "run_dir=~/r"]
+    config = load_config("../mine/run.yaml", [*overrides, "model.path=owner/name"])
+    assert config.data.train == str(tmp_path / "here/c.parquet")
+    assert config.data.eval == {"two": str(tmp_path / "here/d.parquet")}
+    assert config.run_dir == str(Path("~/r").expanduser())
+    assert config.model.path == "owner/name", "a Hub id"
+    (tmp_path / "mine/kept.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "mine/kept.yaml") == config
+    with pytest.raises(UserError, match=f"^{tmp_path}/here/none.yaml: no such file"):
+        load_config("none.yaml")
+
+
 def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         MINIMAL + "rewards: {format: 0.2, accuracy: 1}\ntrain: {steps: 7}\n"
@@ -110,7 +144,8 @@ def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> 
         "rewards: {reasoning: {weight: 1}}\n"
     )
     config = load_config(tmp_path / "mine.yaml", ["rewards.judge=0.25"])
-    assert (config.run_dir, config.train.steps, config.train.learning_rate) == ("runs/y", 7, 0.5)
+    assert config.run_dir == str(tmp_path / "runs/y")
+    assert (config.train.steps, config.train.learning_rate) == (7, 0.5)
     assert {name: reward.weight for name, reward in config.rewards.items()} == {
         "reasoning": 1.0,
         "judge": 0.25,

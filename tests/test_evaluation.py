@@ -9,12 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.stats import binomtest
 
+from rarl.display import Display
 from rarl.evaluation.measurements import Measurement
-from rarl.evaluation.results import differences, results, summarise, summary_of
-from rarl.intervals import Clustered, interval95, intervals95, tail
+from rarl.evaluation.results import difference, differences, results, summarise, summary_of
+from rarl.evaluation.ways import answered
+from rarl.intervals import (
+    Clustered,
+    change_intervals95,
+    fraction_intervals95,
+    interval95,
+    intervals95,
+    tail,
+)
 from rarl.samples import Sample
-from tests.records import graded, numbered, read_measurement, rights, write_measurement
+from tests.records import (
+    example,
+    graded,
+    numbered,
+    read_measurement,
+    reply_to,
+    rights,
+    write_measurement,
+)
 
 
 def test_interval_equals_scipys_bootstrap_for_independent_questions() -> None:
@@ -105,6 +123,41 @@ def test_intervals_computed_together_equal_those_alone_and_a_plain_bootstrap() -
             intervals95([wrong])
 
 
+@pytest.mark.parametrize("right", [0, 1, 8, 60, 67])
+def test_shares_at_the_edge_have_wilsons_interval_where_images_are_questions(right: int) -> None:
+    values = [float(i < right) for i in range(67)]
+    [found] = fraction_intervals95([(values, [str(i) for i in range(67)])])
+    theirs = binomtest(right, 67).proportion_ci(method="wilson")
+    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+def test_at_the_edge_images_count_and_not_their_questions() -> None:
+    """Nothing tells how alike the answers about one image are if all are right."""
+    images = [f"image-{i // 4}" for i in range(80)]
+    [found] = fraction_intervals95([([1.0] * 80, images)])
+    theirs = binomtest(20, 20).proportion_ci(method="wilson")
+    assert found == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_changes_at_the_edge_are_not_certain(value: float) -> None:
+    [(low, high)] = change_intervals95([([value] * 67, [str(i) for i in range(67)])])
+    assert low <= value <= high and 0.03 < high - low < 0.15
+    [(low, high)] = change_intervals95([([value] * 2, ["a", "b"])])
+    assert low <= 0.0 <= high, "two pairs tell nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [15, 60])
+@pytest.mark.parametrize("right", [0.9, 0.97, 0.99])
+def test_intervals_at_the_edge_cover_the_truth(right: float, images: int) -> None:
+    """500 simulated data sets. The bootstrap's intervals would hold the truth in down to 26 %."""
+    rng = np.random.default_rng(3)
+    drawn = [draw_accuracy(rng, images, 10 * right, 10 * (1 - right)) for _ in range(500)]
+    coverage = np.mean([low <= right <= high for low, high in fraction_intervals95(drawn)])
+    assert coverage >= 0.92
+
+
 def of(sample: Sample, **changes: Any) -> Sample:
     """The same reply to a question with other fields."""
     return replace(sample, example=replace(sample.example, **changes))
@@ -144,7 +197,7 @@ def test_breakdowns_and_metrics_of_a_summary() -> None:
     assert summary["by_modality"]["CT"] == {
         "n": 15,
         "accuracy": pytest.approx(np.mean(right)),
-        "ci95": pytest.approx(interval95(right, [s.example.image_id for s in one[1::2]])),
+        "ci95": pytest.approx(binomtest(int(sum(right)), 15).proportion_ci(method="wilson")),
     }
     closed = {name: summary["by_type"]["closed"][name] for name in ("n", "ci95")}
     assert summary["metrics"]["closed"] == closed | {
@@ -206,6 +259,59 @@ def test_the_table_has_a_row_for_each_mean_and_groups_by_any_text_field() -> Non
 def test_differences_leave_out_seeds_with_other_questions() -> None:
     before = {0: [graded(i, False) for i in range(4)], 1: [graded(9, False)]}
     after = {0: [graded(i, i < 3) for i in range(4)], 1: [graded(8, True)], 2: [graded(7, True)]}
-    [row] = differences({("new", "old", "d"): (before, after)}).to_dict("records")
+    table = differences({("new", "old", "d"): (before, after)}, ("accuracy",))
+    [row] = table.to_dict("records")
     assert (row["model"], row["against"], row["metric"], row["n"]) == ("new", "old", "accuracy", 4)
     assert (row["points"], row["won"], row["lost"], row["p"]) == (75.0, 3, 0, 0.25)
+    assert row["questions"] == 4
+
+
+def well_formed(index: int, is_right: bool, in_form: bool) -> Sample:
+    return reply_to(example(index), "yes", {"correct": is_right, "well_formed": in_form})
+
+
+def test_a_difference_is_split_into_what_comes_with_the_form_and_what_does_not() -> None:
+    """Of 40 questions the base answers 10 in the form that was asked for, half of them right."""
+    before = [well_formed(i, i < 5, i < 10) for i in range(40)]
+    after = [well_formed(i, i < 6 or i >= 20, True) for i in range(40)]
+    change = difference(before, after)
+    assert change["points"] == pytest.approx(100 * 21 / 40) and change["clear"]
+    both = change["form"]["both_well_formed"]
+    assert (both["n"], both["points"]) == (10, pytest.approx(10.0))
+    assert change["form"]["points"] == pytest.approx(100 * 20 / 40)
+    assert change["form"]["mostly"]
+    never = difference([well_formed(i, False, False) for i in range(40)], after)
+    assert never["form"]["points"] == never["points"]
+    assert never["form"]["both_well_formed"] is None
+    same = difference([well_formed(i, i < 5, True) for i in range(40)], after)
+    assert same["form"]["points"] == pytest.approx(0.0) and not same["form"]["mostly"]
+
+
+def test_the_terminal_shows_floors_and_each_n_and_says_what_is_form_and_what_is_greedy(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    before = [well_formed(i, i < 1, i < 1) for i in range(40)]
+    after = [well_formed(i, i < 20, True) for i in range(40)]
+    floor = [answered(one.example, "no") for one in before]
+    floors = {"d": {"majority answer": floor}}
+    Display().results(summary_of({"d": before}, {"d": after}, {}, floors=floors))
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "greedy accuracy" in shown
+    assert "no image: majority answer 40 0.0 (0–9) +50.0 (" in shown
+    assert "d: +47.5 of the +47.5 points come with the form" in shown
+    assert "on the 1 others the difference is +0.0 (" in shown
+    Display().results(summary_of({"d": numbered(before, 4)}, {}, {}))
+    shown = capfd.readouterr().out
+    assert "of 4 samples, the first's accuracy" in shown and "greedy" not in shown
+
+
+@pytest.mark.parametrize(("questions", "clear"), [(19, False), (20, True)])
+def test_under_20_questions_nothing_is_called_clear(questions: int, clear: bool) -> None:
+    before, after = ([graded(i, right) for i in range(questions)] for right in (False, True))
+    change = difference(before, after)
+    assert change["points"] == 100.0 and change["ci95"][0] > 0
+    assert change["clear"] is clear
+    # three seeds with the same questions do not make more of them
+    runs = [dict.fromkeys(range(3), half) for half in (before, after)]
+    [row, *_] = differences({("", "", ""): (runs[0], runs[1])}).to_dict("records")
+    assert (row["n"], row["questions"]) == (3 * questions, questions)

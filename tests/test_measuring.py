@@ -218,7 +218,8 @@ def evaluate(
         asked = read_target(str(run), [], judge, None)
     else:
         asked = read_target(model_path, [str(dataset), "device=cpu"], judge, run)
-    how = ways_to_measure(ways.get("prompt", ""), "", 1, ways.get("options", False))
+    prompt, control = ways.get("prompt", ""), ways.get("control", "")
+    how = ways_to_measure(prompt, control, 1, ways.get("options", False))
     return evaluate_only(asked.config, asked.made_with, how, Display(), asked.adapter)
 
 
@@ -259,6 +260,35 @@ def test_engines_start_only_if_replies_are_missing(
     with pytest.raises(EnginesStarted):
         evaluate(tmp_path, model_path, dataset)
     assert sessions == [False, True], "a reply is gone, which is seen without engines"
+
+
+def test_controls_and_other_prompts_are_set_against_the_usual_way(
+    tmp_path: Path,
+    model_path: str,
+    dataset: Path,
+    examples: list[Example],
+    sessions: list[bool],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    evaluation = tmp_path / "run" / "evaluation"
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    bare = [replace(one, image=b"") for one in examples]
+    for prompt, control in (("reason", "none"), ("reason", "text"), ("none", "none")):
+        key = Measurement("base", "examples", prompt, control)
+        usual = (prompt, control) == ("reason", "none")
+        replies = [reply_to(one, one.answer if usual else "x") for one in bare]
+        write_measurement(evaluation, key, replies)
+    found = evaluate(tmp_path, model_path, dataset, control="text")
+    change = found["-text"]["with_image_minus_this"]["base"]["examples"]
+    assert (change["n"], change["points"]) == (len(examples), 100.0)
+    assert change["ci95"][0] < 100.0
+    found = evaluate(tmp_path, model_path, dataset, prompt="reason,none")
+    other = found[""]["other_prompts"]["examples"]["base, prompt none"]
+    assert (other["accuracy"], other["model_minus_this"]["points"]) == (0.0, 100.0)
+    Display().measured("text", evaluate(tmp_path, model_path, dataset, control="text")["-text"])
+    assert "base on examples: with image minus without +100.0 (" in capfd.readouterr().out
+    assert json.loads((evaluation / "_data.json").read_text()) == {"examples": str(dataset)}
 
 
 def test_a_run_of_an_earlier_version_is_measured_again_and_says_so(

@@ -254,7 +254,9 @@ def test_the_difference_is_clustered_by_image() -> None:
     )
     change = [100.0 * (b - a) for a, b in zip(rights(before), rights(after), strict=True)]
     paired = compare(before, after)
-    assert paired.ci95 == interval95(change, [one.example.image_id for one in before])
+    assert paired.ci95 == pytest.approx(
+        interval95(change, [one.example.image_id for one in before])
+    )
     assert (
         paired.points == pytest.approx(np.mean(change))
         and paired.ci95[0] < paired.points < paired.ci95[1]

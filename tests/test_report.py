@@ -12,26 +12,41 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from rarl.config import load_config
+from rarl.data.parquet import write_examples
 from rarl.errors import UserError
-from rarl.evaluation.measurements import own_measurement
-from rarl.evaluation.report import Measure, numbers_of, write_report
+from rarl.evaluation.lines import Compared, ComparedLine
+from rarl.evaluation.measurements import (
+    FINISHED,
+    folder_of,
+    own_measurement,
+    part_path,
+    remember_data,
+)
+from rarl.evaluation.options import OptionScores, OptionsKey
+from rarl.evaluation.report import write_report
 from rarl.evaluation.report.charts import curves, decimate
 from rarl.evaluation.report.examples import (
     Asked,
     all_questions,
     choose,
     entry,
+    examples_json,
     safe_json,
     thumbnail,
 )
 from rarl.evaluation.report.gather import data_cards, gather
-from rarl.evaluation.results import difference, summarise
+from rarl.evaluation.report.numbers import Measure, numbers_of
+from rarl.evaluation.report.verdict import verdict
+from rarl.evaluation.results import compare_models, difference, summarise
+from rarl.evaluation.tables import comparison_table, to_csv, to_latex
 from rarl.samples import Sample
-from rarl.schema import Example
+from rarl.schema import Example, Verdict
 from rarl.tiny.dataset import draw_examples
 from tests.records import reply_to, rights, spoil, write_measurement
 from tests.report_runs import HOSTILE, STEPS, draw_data, replies, write_comparison, write_run
@@ -79,7 +94,7 @@ def test_one_run_has_the_numbers_of_its_summary(
 def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> None:
     report = gather(comparison)
     found = numbers_of(report)
-    names = ["base (plain)", "base (reason)", "rarl", "sft"]
+    names = ["base (reason)", "base (plain)", "rarl", "sft"]
     assert [model.name for model in report.models] == names
     rarl, lead = found.mean("rarl", "seen"), found.gain("rarl", "seen", against="sft")
     assert rarl and lead
@@ -98,8 +113,8 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     """Both seeds giving the same replies must leave the interval as wide as one seed's."""
     one = {"seen": draw_examples("seen", 60, seed=3, split="test")}
     for seed in (0, 1):
-        write_run(tmp_path / f"same-{seed}", one, 0.8, 0)
-    write_run(tmp_path / "alone/run", one, 0.8, 0)
+        write_run(tmp_path / f"same-{seed}", one, 0.6, 0)
+    write_run(tmp_path / "alone/run", one, 0.6, 0)
     twice = numbers_of(gather(tmp_path)).mean("same", "seen")
     alone = numbers_of(gather(tmp_path / "alone/run")).mean("trained", "seen")
     assert twice and alone
@@ -107,25 +122,189 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
 
 
-def test_data_sets_measured_later_are_found_and_other_ways_of_asking_are_not(
+def test_data_sets_measured_later_are_found_however_they_were_asked(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:
     folder = tmp_path / "mine"
     config = load_config(write_run(folder, data, 0.75).config)
     measured = replies(tmp_path, "mine", "seen")
     own = own_measurement(config, "trained", "vqa")
-    other_ways = ({"prompt": "none"}, {"control": "text"}, {"samples": 4}, {"judge": "gpt"})
     # "seen-2" is what an error message advises; "ct-text" ends as a control is called
     for name in ("vqa", "seen-2", "ct-text", "vqa/50 %=x"):
         write_measurement(folder / "evaluation", replace(own, data=name), measured)
-    for changes in other_ways:
-        key = replace(own, data="asked-otherwise", **changes)
-        write_measurement(folder / "evaluation", key, measured)
-    later = ["ct-text", "seen-2", "vqa", "vqa/50 %=x"]
-    assert gather(folder).data_sets == ["seen", "unseen", *later]
+    judged = [
+        replace(one, verdict=Verdict("scored", 3.0, 1.0, 1.0, 1.0, "fine")) for one in measured
+    ]
+    for key in (
+        replace(own, data="asked-none", prompt="none"),
+        replace(own, data="judged", judge="gpt"),
+    ):
+        write_measurement(folder / "evaluation", key, judged)
+    later = ["asked-none", "ct-text", "judged", "seen-2", "vqa", "vqa/50 %=x"]
+    report = gather(folder)
+    assert report.data_sets == ["seen", "unseen", *later]
     page = write_report(folder).read_text()
     assert all(f"<h3>{name} " in page for name in later)
-    assert "asked-otherwise" not in page
+    numbers = numbers_of(report)
+    assert numbers.mean("trained (prompt none)", "asked-none")
+    assert [one.name for one in report.models] == ["base", "trained", "trained (prompt none)"]
+    assert numbers.mean("trained", "judged")
+    assert not numbers.mean("trained", "judged", "judge_correctness"), "another judge's verdicts"
+
+
+def test_controls_samples_and_options_are_in_the_report_with_what_the_image_gives(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    folder = tmp_path / "mine"
+    config = load_config(write_run(folder, data, 0.9).config)
+    own = own_measurement(config, "trained", "seen")
+    seen = replies(tmp_path, "mine", "seen")
+    wrong = [reply_to(one.example, "something else") for one in seen]
+    write_measurement(folder / "evaluation", replace(own, control="blank"), wrong)
+    drawn = [
+        replace(one, number=number)
+        for one, other in zip(seen, wrong, strict=True)
+        for number, one in enumerate((other, one, one))
+    ]
+    write_measurement(folder / "evaluation", replace(own, samples=3), drawn)
+    chosen = [
+        OptionScores(e.id, e.image_id, e.question, e.answer, [e.answer, "x"], [-1.0, -2.0], 0)
+        for e in (one.example for one in seen[:30])
+    ]
+    options = folder_of(folder / "evaluation/options", OptionsKey("trained", "seen"))
+    options.mkdir(parents=True)
+    rows = pa.Table.from_pylist([vars(one) for one in chosen])
+    pq.write_table(rows, part_path(options, 0))
+    (options / FINISHED).write_text("")
+
+    report = gather(folder)
+    numbers = numbers_of(report)
+    names = ["blank image", "majority of 3 samples", "likelihood of the options"]
+    assert [one.name for one in report.otherwise] == [f"trained ({name})" for name in names]
+    usual, blank = numbers.mean("trained", "seen"), numbers.mean("trained (blank image)", "seen")
+    image = numbers.gain("trained (blank image)", "seen", against="with image")
+    assert usual and blank and image
+    assert (blank.mean, image.n) == (0.0, 60) and image.mean == pytest.approx(usual.mean)
+    assert image.low < usual.mean < image.high and image.sign == 1
+    majority = numbers.mean("trained (majority of 3 samples)", "seen")
+    agreement = numbers.mean("trained (majority of 3 samples)", "seen", "agreement")
+    assert majority and majority.mean == pytest.approx(usual.mean)
+    assert agreement and 66.0 < agreement.mean <= 100.0
+    likely = numbers.mean("trained (likelihood of the options)", "seen")
+    assert likely and (likely.n, likely.mean) == (30, 100.0) and likely.low < 100.0
+    page = write_report(folder).read_text()
+    assert all(f"trained ({name})" in page for name in names)
+    assert "With image minus this" in page
+    means, leads = compare_models(report.lines, ["seen"], "trained")
+    table = comparison_table(means, leads).set_index("")
+    shown = str(table.loc["trained (blank image)", "with image − this"])
+    assert shown.startswith(f"{image.mean:+.1f} [")
+    assert "trained (blank image)" in to_latex(means, leads)
+    assert "with image - this" in to_csv(means, leads)
+
+
+def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_training(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    """The base is right more often with another prompt than with its own, and nearly all references
+    are yes."""
+    asked = [
+        replace(
+            one,
+            question="Is it?",
+            answer="yes" if i % 10 else "no",
+            answer_type="closed",
+            options=None,
+        )
+        for i, one in enumerate(data["seen"])
+    ]
+    folder = tmp_path / "mine"
+    config = load_config(write_run(folder, {"seen": asked}, 0.5).config)
+    own = own_measurement(config, "base", "seen")
+    better = [reply_to(one, one.answer if i % 3 else "x") for i, one in enumerate(asked)]
+    write_measurement(folder / "evaluation", replace(own, prompt="none"), better)
+    report = gather(folder)
+    numbers = numbers_of(report)
+    names = ["majority answer", "nearest question", "base", "base (none)", "trained"]
+    assert [one.name for one in report.lines] == names
+    majority = numbers.mean("majority answer", "seen")
+    assert majority and (majority.n, majority.mean) == (60, 90.0)
+    assert not numbers.mean("majority answer", "seen", "completion_tokens")
+    told = " ".join(verdict(report, numbers, "seen"))
+    assert "The best that needs no training is majority answer with 90.0 % (n 60)" in told
+    assert "a clear loss" in told and "a clear gain" not in told
+    page = write_report(folder).read_text()
+    assert "majority answer" in page and "base (none)" in page
+    means, leads = compare_models(report.lines, ["seen"], "trained")
+    for text in (to_csv(means, leads), to_latex(means, leads)):
+        assert all(name in text for name in names)
+    row = comparison_table(means, leads).set_index("").loc["majority answer"]
+    assert (row["n"], row["well formed"], row["tokens"]) == ("60", "–", "–")
+    assert str(row["accuracy"]).startswith("90.0 [")
+    (tmp_path / "data/seen.parquet").unlink()
+    report = gather(folder)
+    told = " ".join(verdict(report, numbers_of(report), "seen"))
+    assert "The best that needs no training is base (none) with 66.7 %" in told
+    assert any("training data are not to be found" in note for note in report.notes)
+
+
+def test_the_headline_says_that_a_gain_is_mostly_form_and_calls_nothing_clear_under_20(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    folder = tmp_path / "mine"
+    config = load_config(write_run(folder, data, 0.95).config)
+    key = own_measurement(config, "base", "seen")
+    spoil(folder / "evaluation", key, lambda one: reply_to(one.example, None), range(1, 60))
+    report = gather(folder)
+    told = " ".join(verdict(report, numbers_of(report), "seen"))
+    assert "Most of this gain is form: " in told and "n 1)" in told
+    assert "Most of this gain is form" not in " ".join(
+        verdict(report, numbers_of(report), "unseen")
+    )
+    # without training data there are no floors, so that the base is the best that needs no training
+    (tmp_path / "data/seen.parquet").unlink()
+    report = gather(folder)
+    told = " ".join(verdict(report, numbers_of(report), "seen"))
+    assert "a clear gain, mostly of form" in told
+    few = {"seen": data["seen"][:19]}
+    report = gather(write_run(tmp_path / "few/mine", few, 1.0).path)
+    told = " ".join(verdict(report, numbers_of(report), "seen"))
+    assert "fewer than 20 questions, so nothing is clear" in told
+    assert "a clear gain" not in told and "Most of" not in told
+
+
+def test_the_pictures_of_data_that_were_measured_later_are_found(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    folder = tmp_path / "mine"
+    config = load_config(write_run(folder, {"seen": data["seen"]}, 0.75).config)
+    write_examples(tmp_path / "elsewhere/other.parquet", data["unseen"])
+    measured = [reply_to(replace(one, image=b""), one.answer) for one in data["unseen"]]
+    own = own_measurement(config, "trained", "other")
+    write_measurement(folder / "evaluation", own, measured)
+    remember_data(folder / "evaluation", {"other": str(tmp_path / "elsewhere/other.parquet")})
+    shown = examples_json(gather(folder))
+    images = {one["image"] for one in shown["examples"] if one["dataSet"] == "other"}
+    assert images and images <= shown["images"].keys()
+    [card] = [one for one in data_cards(gather(folder)) if one.name == "other"]
+    assert not card.fault and card.questions == len(data["unseen"])
+
+
+def test_a_comparisons_report_has_its_titles_its_reference_and_its_runs_alone(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    write_comparison(tmp_path, data)
+    lines = [
+        ComparedLine(title="Ours", prompt="reason", runs={0: "rarl-0", 1: "rarl-1"}),
+        ComparedLine(title="SFT & more", prompt="plain", runs={0: "sft-0", 1: "sft-1"}),
+    ]
+    Compared(reference="SFT & more", lines=lines).write(tmp_path)
+    report = gather(tmp_path)
+    names = ["base (reason)", "base (plain)", "Ours", "SFT & more"]
+    assert [one.name for one in report.models] == names
+    assert report.best.name == "SFT & more", "the reference, though Ours is right more often"
+    assert {run.name for run in report.runs} == {"Ours", "SFT & more"}
+    assert "SFT &amp; more minus this" in write_report(tmp_path).read_text()
 
 
 def test_what_an_earlier_version_measured_is_an_error_that_says_what_to_do(

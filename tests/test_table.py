@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from rarl.evaluation.lines import Line, models_of
 from rarl.evaluation.measurements import Measurement
-from rarl.evaluation.results import Line, compare_lines, comparison_table, write_tables
+from rarl.evaluation.results import compare_models
+from rarl.evaluation.tables import comparison_table, write_tables
 from tests.records import example, reply_to, write_measurement
 
 MODELS = {"sft": "SFT", "rarl": "RARL", "alone": "RARL & answer alone"}
@@ -53,12 +55,12 @@ def tables(
     lines: list[Line], data_set: str = "here"
 ) -> tuple[dict[tuple[str, str], dict[Any, Any]], dict[str, dict[Any, Any]], dict[str, Any]]:
     """Means by model and metric, leads by model, and the lines of the table as readers see it."""
-    found = compare_lines(lines, [data_set], "RARL")
+    found = compare_models(models_of(lines), [data_set], "RARL")
     means, leads = (one.to_dict("records") for one in found)
     table = comparison_table(*found) if means else pd.DataFrame()
     return (
         {(row["model"], row["metric"]): row for row in means},
-        {row["against"]: row for row in leads},
+        {row["against"]: row for row in leads if row["metric"] == "accuracy"},
         {str(row[""]): row for row in table.to_dict("records")},
     )
 
@@ -103,7 +105,7 @@ def test_the_lead_is_paired_with_mcnemars_test(lines: list[Line]) -> None:
 
 
 def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> None:
-    found = compare_lines(lines, ["here", "not-measured-yet"], "RARL")
+    found = compare_models(models_of(lines), ["here", "not-measured-yet"], "RARL")
     write_tables(tmp_path, "rarl compare x.yaml", *found)
     text = re.sub(" +", " ", (tmp_path / "results.md").read_text())
     assert "`rarl compare x.yaml`" in text and "## here" in text and "not-measured-yet" not in text
@@ -116,7 +118,8 @@ def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> 
     [lead] = [r for r in rows if r["model"] == "SFT" and r["metric"] == "RARL - this"]
     assert (lead["mean"], lead["won"], lead["lost"]) == ("25.0", "20", "0")
     latex = (tmp_path / "results.tex").read_text()
-    assert latex.startswith("\\begin{tabular}{lrr}") and "RARL \\& answer alone & 75.0" in latex
+    assert latex.startswith("\\begin{tabular}{lrrr}")
+    assert "RARL \\& answer alone & 80 & 75.0" in latex
     assert latex.count("\\\\") == 2 + 5
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,10 +19,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from rarl.commands.resolve import find_data
-from rarl.config import Config, Section, describe, load_config, read_yaml
+from rarl.config import Config, Section, anchored_override, describe, load_config, read_yaml
 from rarl.errors import UserError
 from rarl.evaluation import measurements
-from rarl.evaluation.results import Line, compare_lines, write_tables
+from rarl.evaluation.lines import Compared, ComparedLine, models_of
+from rarl.evaluation.results import compare_models
+from rarl.evaluation.tables import write_tables
+from rarl.paths import anchored
 from rarl.training.run_dir import RunDir, changed_key
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -116,8 +119,13 @@ class Plan:
         comparison and of the command line, and the run directory and seed."""
         entry = self.comparison.models[self.trained_as(name)]
         fixed = [f"run_dir={self.folder(name, seed)}", f"seed={seed}"]
-        overrides = [*entry.overrides, *self.comparison.overrides, *self.overrides, *fixed]
+        listed = self.overrides_of([*entry.overrides, *self.comparison.overrides])
+        overrides = [*listed, *self.overrides, *fixed]
         return [str(self.where / str(entry.recipe)), *overrides]
+
+    def overrides_of(self, listed: Sequence[str]) -> list[str]:
+        """Returns overrides of the comparison's file, whose paths are relative to it."""
+        return [anchored_override(one, self.where) for one in listed]
 
     def config(self, name: str, seed: int) -> Config:
         """Returns what the model is trained with."""
@@ -152,7 +160,8 @@ class Plan:
             tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
         own = {} if entry.recipe else self.config(name, seed).data.eval
         asked = ["--prompt", entry.prompt] if entry.prompt else []
-        further = [f"data.eval={json.dumps(self.comparison.data)}", *self.comparison.data_overrides]
+        further = [f"data.eval={json.dumps(self.comparison.data)}"]
+        further += self.overrides_of(self.comparison.data_overrides)
         for data, overrides in ((own, []), (self.comparison.data, further)):
             if data:
                 keys = [self.key(name, one) for one in data]
@@ -178,28 +187,30 @@ class Plan:
                 measurements.require_readable(run_dir.path)
 
     def write(self) -> None:
-        """Writes the tables of what is finished by now."""
+        """Writes the tables of what is finished by now, and what the report is to be of."""
         overrides = "".join(f" {one}" for one in self.overrides)
-        data = list(self.data_sets())
         lines = []
         for name, entry in self.comparison.models.items():
-            folders = {one: self.folder(name, one) / "evaluation" for one in self.comparison.seeds}
-            key = self.key(name, "")
-            lines.append(Line(entry.title, folders, key.prompt, key.judge))
+            runs = {seed: self.folder(name, seed).name for seed in self.comparison.seeds}
+            prompt = self.key(name, "").prompt
+            lines.append(ComparedLine(title=entry.title, prompt=prompt, runs=runs))
         reference = self.comparison.models[self.comparison.reference].title
-        tables = compare_lines(lines, data, reference)
+        compared = Compared(reference=reference, lines=lines)
+        compared.write(self.out)
+        data = list(self.data_sets())
+        tables = compare_models(models_of(compared.read_lines(self.out), data), data, reference)
         write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables)
 
 
 def read_plan(path: Path, overrides: list[str]) -> Plan:
     """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
     training. Raises UserError."""
-    tree = read_yaml(path)
+    tree = anchored(read_yaml(path), path.parent, ("out", "data.*"))
     rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "out":
-            tree["out"] = value
+            tree["out"] = str(Path(value).expanduser().absolute())
         elif key == "seeds":
             try:
                 tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -31,12 +31,15 @@ from rarl.evaluation.measurements import (
     complete,
     folder_of,
     look_up,
+    remember_data,
     require_readable,
 )
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
-from rarl.evaluation.results import summary_of
+from rarl.evaluation.results import difference, summary_of
+from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
+from rarl.paths import anchored
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
@@ -92,7 +95,7 @@ def read_model(
     tree: dict[str, object] = {
         "run_dir": str(out or f"runs/eval-{name}"),
         "model": {"path": model, "adapter": str(adapter) if adapter else None, "lora": lora},
-        "data": {"train": next(iter(data_sets.values()))},  # never read
+        "data": {"train": ""},  # it is only measured
         "prompts": {"eval": "reason"},
     }
     config = validated(tree, overrides)
@@ -118,7 +121,7 @@ def validated(tree: dict[str, object], overrides: list[str]) -> Config:
     for override in overrides:
         apply_override(tree, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(anchored(tree, Path.cwd()))
     except ValidationError as error:
         raise UserError(describe(error)) from None
 
@@ -150,33 +153,6 @@ def judge_overrides(judge: str) -> list[str]:
         return ["judge.backend=rules", "judge.evaluate=true"]
     backend = "openai" if judge.rstrip("/").endswith("/v1") else "serve"
     return [f"judge.backend={backend}", f"judge.url={judge}", "judge.evaluate=true"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to measure. `prompt` is a family, None the run's own; several `samples` are drawn at
-    the temperature of training; `options` asks for the likelihood of the options instead of
-    replies."""
-
-    prompt: str | None = None
-    control: Control | None = None
-    samples: int = 1
-    options: bool = False
-
-    @property
-    def described(self) -> str:
-        """The way in brackets, or nothing."""
-        words = [f"prompt {self.prompt}"] if self.prompt else []
-        words += [f"control {self.control}"] if self.control else []
-        words += [f"{self.samples} samples"] if self.samples > 1 else []
-        return f" ({', '.join(words)})" if words else ""
-
-    def suffix(self, own_prompt: str) -> str:
-        """Returns the end of its summary's name: nothing for the run's own measurement."""
-        prompt = self.prompt if self.prompt != own_prompt else None
-        samples = f"samples{self.samples}" if self.samples > 1 else None
-        parts = (prompt, self.control, samples, "options" if self.options else None)
-        return "".join(f"-{part}" for part in parts if part)
 
 
 def ways_to_measure(prompts: str, controls: str, samples: int, likelihood: bool) -> list[Way]:
@@ -241,6 +217,11 @@ def measure_ways(
     """Returns the summaries by suffix, and writes them."""
     summaries = {}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
+    asked = [way for way in ways if not way.options]
+    replies = {
+        way: {one: measure_all(setup, live, one, display, way) for one in models} for way in asked
+    }
+    train = training_data(setup.made_with, setup.run_dir.path)
     for way in ways:
         suffix = way.suffix(setup.own_prompt)
         if way.options:
@@ -248,12 +229,36 @@ def measure_ways(
         else:
             if setup.judge != setup.own_judge:
                 suffix += f"-judged-by-{quote(setup.judge, safe='')}"
-            replies = {one: measure_all(setup, live, one, display, way) for one in models}
-            summary = summary_of(replies["base"], replies.get("trained", {}), skipped)
+            summary = summary_of(
+                replies[way]["base"],
+                replies[way].get("trained", {}),
+                skipped,
+                floors=floors_of(train, replies[way]["base"]),
+                other_prompts=other_prompts(way, replies),
+            )
+            if way.control:
+                with_image = replies[Way(way.prompt)]
+                summary["with_image_minus_this"] = {
+                    model: {name: difference(replies[way][model][name], own[name]) for name in own}
+                    for model, own in with_image.items()
+                }
         path = setup.evaluation / f"summary{suffix}.json"
         write_text(path, json.dumps(summary, indent=2) + "\n")
         summaries[suffix] = summary
     return summaries
+
+
+def other_prompts(
+    way: Way, replies: Mapping[Way, Mapping[str, dict[str, list[Sample]]]]
+) -> dict[str, dict[str, list[Sample]]]:
+    """Returns what the base replies to the other prompts, by data set and prompt, to set the model
+    against the best of them; nothing for a control or samples."""
+    found: dict[str, dict[str, list[Sample]]] = {}
+    for other, by_model in replies.items() if way.is_plain else ():
+        if other.is_plain and other != way:
+            for name, samples in by_model["base"].items():
+                found.setdefault(name, {})[f"base, prompt {other.prompt}"] = samples
+    return found
 
 
 def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str]) -> bool:
@@ -276,6 +281,7 @@ def measure_all(
     """Returns the replies of "base" or "trained" by data set, from disk as far as they are there.
     The adapter is the one that the engines hold."""
     way, collector, replies = way or Way(), None, {}
+    remember_data(setup.evaluation, setup.eval_data)
     if live.pool is not None:
         path, longest = setup.model_path, setup.config.rollout.max_model_length
         collector = Collector(live.pool, GRADES, GRADE_SETTINGS, live.judge, path, longest)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation.results import summary_of
+from rarl.evaluation.ways import floors_of
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
@@ -53,7 +55,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         trained = measure_all(setup, live, "trained", display)
     seconds = {"train": train_seconds, "total": time.time() - started}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
-    summary = summary_of(base, trained, skipped) | {"seconds": seconds}
+    floors = floors_of(Path(str(setup.train_data)), base)
+    summary = summary_of(base, trained, skipped, floors=floors) | {"seconds": seconds}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -183,7 +183,7 @@ def parquet_files(path: Path) -> list[Path]:
     UserError if there is none, or if a file is missing that the data set's card names."""
     if not path.exists():
         none = "no such Parquet file or folder of Parquet files; make one with `rarl prepare`"
-        raise UserError(f"{path}: {none}")
+        raise UserError(f"{path.absolute()}: {none}")
     if not path.is_dir():
         return [path]
     inner = sorted(path.glob("*.parquet"))

@@ -67,7 +67,9 @@ def measure(sample: Sample) -> dict[str, float]:
     answer, verdict = sample.reply.answer, sample.verdict
     found = {"accuracy": right["correct"], "format": right["well_formed"]}
     found["reasoning"] = right["reasoning"]
-    found["completion_tokens"] = float(len(sample.rollout.completion_token_ids))
+    # what no model has written has no tokens
+    found["completion_tokens"] = float(len(sample.rollout.completion_token_ids)) or None
+    found |= {name: right.get(name) for name in ("agreement", "option_probability")}
     if kind in ("closed", "choice"):
         found[kind] = right["correct"]
     if kind == "closed":

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from rarl.data.parquet import ParquetRows
 from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
 from rarl.files import replacing, write_text
-from rarl.intervals import intervals95
+from rarl.intervals import fraction_intervals95, interval95
 from rarl.replies.grading import is_correct, is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
@@ -80,11 +80,16 @@ def options_of(answer: str, options: Sequence[str] | None) -> list[str]:
     return list(options or (["yes", "no"] if is_yes_no(answer) else []))
 
 
-def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
-    """Returns the scores on disk by place. Raises UserError if the questions have changed."""
+def stored_scores(folder: Path) -> list[OptionScores]:
+    """Returns the scores on disk, in the order of the questions."""
     names = [one.name for one in fields(OptionScores)]
     tables = [pq.ParquetFile(part).read(columns=names) for part in parts_of(folder)]
-    stored = [OptionScores(**row) for table in tables for row in table.to_pylist()]
+    return [OptionScores(**row) for table in tables for row in table.to_pylist()]
+
+
+def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
+    """Returns the scores on disk by place. Raises UserError if the questions have changed."""
+    stored = stored_scores(folder)
     places = exam.places_of([(one.id, one.question, one.answer) for one in stored], folder)
     return dict(zip(places, stored, strict=True))
 
@@ -149,10 +154,11 @@ def summarise_options(scores: Sequence[OptionScores]) -> dict[str, Any]:
     images = [one.image_id for one in scores]
     columns = {
         "accuracy": [float(one.chosen_right) for one in scores],
-        "margin": [one.margin for one in scores],
         "probability": [one.probability for one in scores],
+        "margin": [one.margin for one in scores],
     }
-    intervals = intervals95([(values, images) for values in columns.values()])
+    fractions = [(columns[name], images) for name in ("accuracy", "probability")]
+    intervals = [*fraction_intervals95(fractions), interval95(columns["margin"], images)]
     return {
         name: {"n": len(values), "mean": math.fsum(values) / len(values), "ci95": list(interval)}
         for (name, values), interval in zip(columns.items(), intervals, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from rarl.intervals import intervals95
+from rarl.intervals import change_intervals95
 from rarl.samples import Sample
 
 
@@ -45,12 +45,21 @@ class Paired:
     ci95: tuple[float, float]
     p: float | None
 
+    @property
+    def questions(self) -> int:
+        """The questions compared; one that several seeds answered counts once."""
+        return self.won + self.lost + self.tied
+
 
 def changes_between(
-    runs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]], grade: str, shared_images: bool
+    runs: Sequence[tuple[Sequence[Sample], Sequence[Sample]]],
+    grade: str,
+    shared_images: bool,
+    only_well_formed: bool = False,
 ) -> Changes:
     """Returns the changes of all pairs (before, after) of several seeds. Replies are paired by
-    example id and number of the sample, in any order; pairs without the grade are left out.
+    example id and number of the sample, in any order; pairs without the grade are left out, and
+    with `only_well_formed` those of which a reply has not the form that its prompt asks for.
     `shared_images` tells that the seeds were measured on the same test set: equal ids then mean the
     same image and the same question. Otherwise they mean nothing across seeds.
 
@@ -75,8 +84,10 @@ def changes_between(
             raise ValueError(f"{alone} replies have no partner in the other evaluation")
         asked.add(frozenset((key[:2], one.example.image_id) for key, one in first.items()))
         for key, one in first.items():
-            was, now = one.rewards[grade], second[key].rewards[grade]
-            if was is not None and now is not None:
+            other = second[key]
+            was, now = one.rewards[grade], other.rewards[grade]
+            in_form = one.rewards["well_formed"] and other.rewards["well_formed"]
+            if was is not None and now is not None and (in_form or not only_well_formed):
                 image = one.example.image_id
                 values.append(now - was)
                 images.append(image if shared_images else f"{seed}/{image}")
@@ -103,16 +114,16 @@ def summarise_changes(found: Sequence[Changes]) -> list[Paired]:
     ValueError for one without values."""
     if any(not changes.values for changes in found):
         raise ValueError("no questions to compare")
-    points = [[100.0 * value for value in changes.values] for changes in found]
-    intervals = intervals95([(own, one.images) for own, one in zip(points, found, strict=True)])
+    intervals = change_intervals95([(changes.values, changes.images) for changes in found])
     paired = []
-    for own, changes, interval in zip(points, found, intervals, strict=True):
+    for changes, (low, high) in zip(found, intervals, strict=True):
         sums = list(changes.sums.values())
         won, lost = sum(one > 0 for one in sums), sum(one < 0 for one in sums)
         whole = all(float(value).is_integer() for value in changes.values)
         p = sign_flip_test([round(one) for one in sums]) if whole else None
-        mean, tied = math.fsum(own) / len(own), len(sums) - won - lost
-        paired.append(Paired(len(own), won, lost, tied, mean, interval, p))
+        pairs, tied = len(changes.values), len(sums) - won - lost
+        points = 100.0 * math.fsum(changes.values) / pairs
+        paired.append(Paired(pairs, won, lost, tied, points, (100.0 * low, 100.0 * high), p))
     return paired
 
 

@@ -1,33 +1,31 @@
 """The one table of results: means with intervals by model, data set and group, and the paired
-differences of two models. The terminal, summary.json, results.md, .csv and .tex and the report are
-renderings of it."""
+differences of two models. The terminal, summary.json, tables.py and the report are renderings of
+it."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from rarl.evaluation.measurements import Measurement, in_groups, questions_of, read_finished
-from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, WORDS, measure
+from rarl.evaluation.lines import Model
+from rarl.evaluation.measurements import in_groups, questions_of
+from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, measure
 from rarl.evaluation.paired import changes_between, summarise_changes
 from rarl.evaluation.self_consistency import Sampled, self_consistency
-from rarl.files import write_text
-from rarl.intervals import intervals95
+from rarl.intervals import fraction_intervals95, intervals95
 from rarl.samples import Sample
 
 BySeed = Mapping[int, Sequence[Sample]]
 GROUPS = ("all", "answer_type", "modality", "organ")
 UNKNOWN = "unknown"  # the group of what has no modality or organ, beside those that have
 MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
-COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
+IN_FORM = "accuracy_in_form"  # a difference's metric, see `differences`
+FEWEST_QUESTIONS = 20  # under which nothing is called clear
+WITH_IMAGE = "with image"  # a control's partner: the same model and prompt, with the image
 
 
 def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUPS) -> pd.DataFrame:
@@ -35,8 +33,9 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
 
     `replies` holds samples by (model, data set) and seed. `by` names text fields of Example, or
     further columns of the user's own table; "all" is the one group of everything. All metrics are
-    given of "all", the accuracy alone of other groups. `mean` is over all seeds' replies, in [0, 1]
-    or tokens, with its 95 % interval over images; `seeds` maps each seed to its own mean.
+    given of "all", the accuracy alone of other groups. `n` counts replies. `mean` is over all
+    seeds' replies, in [0, 1] or tokens, with its 95 % interval over images; `seeds` maps each seed
+    to its own mean.
     """
     rows, columns = [], []
     for (model, data), by_seed in replies.items():
@@ -55,9 +54,13 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
                     key = (model, data, name, group, metric)
                     rows.append((*key, len(known), mean_of(known), own))
                     columns.append((known, units[known.index].tolist()))
-    names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds", "low", "high"]
-    whole = [(*row, *interval) for row, interval in zip(rows, intervals95(columns), strict=True)]
-    return pd.DataFrame(whole, columns=names)
+    names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds"]
+    table = pd.DataFrame(rows, columns=names).assign(low=math.nan, high=math.nan)
+    counted = (table["metric"] == "completion_tokens").to_numpy()
+    for chosen, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
+        found = intervals([columns[row] for row in np.flatnonzero(chosen)])
+        table.loc[chosen, ["low", "high"]] = np.array(found).reshape(-1, 2)
+    return table
 
 
 def mean_of(values: Iterable[float]) -> float:
@@ -96,10 +99,12 @@ def same_questions(by_seed: BySeed) -> bool:
 
 def differences(
     pairs: Mapping[tuple[str, str, str], tuple[BySeed, BySeed]],
-    metrics: Sequence[str] = ("accuracy", "reasoning"),
+    metrics: Sequence[str] = ("accuracy", IN_FORM, "reasoning"),
 ) -> pd.DataFrame:
-    """Returns one row for each difference: model, against, data, metric, n, points, low, high, won,
-    lost, p. `points` is how far `model` is above `against`; see `Paired`.
+    """Returns one row for each difference: model, against, data, metric, n, questions, points, low,
+    high, won, lost, p. `points` is how far `model` is above `against` in the `n` pairs of replies;
+    see `Paired`. The metric IN_FORM is the accuracy in those pairs of which both replies have the
+    form that was asked for: the part of a difference in accuracy that form cannot make.
 
     `pairs` maps (model, against, data set) to the replies of `against` and of `model`. Only those
     seeds are compared in which both answered the same questions; without any there is no row.
@@ -113,26 +118,47 @@ def differences(
         }
         shared = same_questions({seed: own for seed, (_, own) in runs.items()})
         for metric in metrics:
-            grade = "correct" if metric == "accuracy" else metric
-            changes = changes_between(list(runs.values()), grade, shared)
+            grade = "correct" if metric in ("accuracy", IN_FORM) else metric
+            changes = changes_between(list(runs.values()), grade, shared, metric == IN_FORM)
             if changes.values:
                 found[*key, metric] = changes
-    names = ["model", "against", "data", "metric", "n", "points", "low", "high", "won", "lost", "p"]
+    names = ["model", "against", "data", "metric", "n", "questions", "points", "low", "high"]
     rows = [
-        (*key, one.pairs, one.points, *one.ci95, one.won, one.lost, one.p)
+        (*key, one.pairs, one.questions, one.points, *one.ci95, one.won, one.lost, one.p)
         for key, one in zip(found, summarise_changes(list(found.values())), strict=True)
     ]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=[*names, "won", "lost", "p"])
+
+
+def clear_sign(questions: int, low: float, high: float) -> int:
+    """Returns 1 or -1 if the whole interval of a difference is above or below zero, and there are
+    enough questions to call it clear; else 0."""
+    return ((low > 0) - (high < 0)) * (questions >= FEWEST_QUESTIONS)
+
+
+def points_of_form(points: float, n: int, in_form: tuple[float, int] | None) -> float:
+    """Returns how many of the points of a difference in accuracy over `n` pairs come from pairs of
+    which a reply has not the form that was asked for; `in_form` are points and number of the
+    others."""
+    return points if in_form is None else points - in_form[0] * in_form[1] / n
+
+
+def is_mostly_form(points: float, form: float) -> bool:
+    """Tells whether more than half of a difference comes with the form."""
+    return points != 0 and form / points > 0.5
 
 
 def summary_of(
     base: Mapping[str, Sequence[Sample]],
     trained: Mapping[str, Sequence[Sample]],
     skipped_rows: Mapping[str, int],
+    **others: Mapping[str, Mapping[str, Sequence[Sample]]],
 ) -> dict[str, Any]:
     """Returns what summary.json holds of the measurements before and after training, by data set.
     If several samples were drawn for a question, the first counts, and `self_consistency` tells of
-    all."""
+    all. `others` are further replies to the same questions, by data set and by what they are:
+    `floors`, and the base's to `other_prompts`. The model that was trained, or else the base, is
+    compared with each."""
     summary: dict[str, Any] = {"base": {}, "trained": {}, "difference": {}}
     for label, measured in (("base", base), ("trained", trained)):
         for name, samples in measured.items():
@@ -142,6 +168,14 @@ def summary_of(
     for name, samples in trained.items():
         change = difference(first_samples(base[name]), first_samples(samples))
         summary["difference"][name] = change
+    for kind, by_data in others.items():
+        summary[kind] = {}
+        for name, own in by_data.items():
+            model = first_samples(trained.get(name) or base[name])
+            summary[kind][name] = {
+                what: summarise(replies) | {"model_minus_this": difference(replies, model)}
+                for what, replies in own.items()
+            }
     return summary | {"skipped_rows": dict(skipped_rows)}
 
 
@@ -162,7 +196,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
     overall = {row["metric"]: row for row in table if row["by"] == "all"}
     metrics = {name: in_summary(row) for name, row in overall.items() if name != "accuracy"}
     summary = in_summary(overall["accuracy"], "accuracy") | {
-        "well_formed": metrics["format"]["mean"],
+        "well_formed": metrics["format"]["mean"] if "format" in metrics else None,
         "reasoning": metrics.get("reasoning"),
         "metrics": metrics,
     }
@@ -194,17 +228,30 @@ def in_summary(
 
 
 def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, Any]:
-    """Returns the paired difference in percentage points: of the accuracy, with the questions `won`
-    and `lost` and the `p` of `Paired`, and of the reasoning score if both have it. Raises
-    ValueError if the questions differ."""
+    """Returns the paired difference in percentage points: of the accuracy, with the pairs `n`, the
+    questions `won` and `lost`, the `p` of `Paired`, whether it is `clear`, and what of it is
+    `form`; and of the reasoning score if both have it. Raises ValueError if the questions
+    differ."""
     if questions_of(before) != questions_of(after):
         raise ValueError("the two evaluations are not of the same questions in the same order")
     rows = differences({("", "", ""): ({0: before}, {0: after})}).to_dict("records")
     points = {
-        row["metric"]: {"points": row["points"], "ci95": [row["low"], row["high"]]} for row in rows
+        row["metric"]: {"n": row["n"], "points": row["points"], "ci95": [row["low"], row["high"]]}
+        for row in rows
     }
-    tests = {name: rows[0][name] for name in ("won", "lost", "p")}
-    return points["accuracy"] | tests | {"reasoning": points.get("reasoning")}
+    whole, in_form = rows[0], points.get(IN_FORM)
+    known = (in_form["points"], in_form["n"]) if in_form else None
+    form = points_of_form(whole["points"], whole["n"], known)
+    return points["accuracy"] | {
+        **{name: whole[name] for name in ("won", "lost", "p")},
+        "clear": clear_sign(whole["questions"], whole["low"], whole["high"]) != 0,
+        "form": {
+            "points": form,
+            "mostly": is_mostly_form(whole["points"], form),
+            "both_well_formed": in_form,
+        },
+        "reasoning": points.get("reasoning"),
+    }
 
 
 def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -225,141 +272,22 @@ def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Line:
-    """A model of a comparison: the folders with its measurements by seed, and the family of prompts
-    and the judge that these were made with."""
-
-    title: str
-    folders: Mapping[int, Path]
-    prompt: str
-    judge: str = "none"
-
-    def read(self, label: str, data: str) -> dict[int, list[Sample]]:
-        """Returns the replies of "base" or "trained" by seed, if "trained" is complete there."""
-        found = {}
-        for seed, folder in self.folders.items():
-            replies, trained = (
-                read_finished(folder, Measurement(one, data, self.prompt, judge=self.judge))
-                for one in (label, "trained")
-            )
-            if replies is not None and trained is not None:
-                found[seed] = replies
-        return found
-
-
-def compare_lines(
-    lines: Sequence[Line], data_sets: Sequence[str], reference: str
+def compare_models(
+    models: Sequence[Model], data_sets: Sequence[str], reference: str
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the results of all lines and of their bases, one for each family of prompts, and the
-    lead of the line titled `reference` over each. Data sets without a measurement are left out."""
+    """Returns the results of all lines, and the differences in accuracy that the tables show, also
+    among well-formed replies: the lead of the line named `reference` over each other, and of each
+    line over its own controls."""
     replies: dict[tuple[str, str], BySeed] = {}
+    pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
+    named = {one.name: one for one in models}
     for data in data_sets:
-        for line in lines:
-            if base := line.read("base", data):
-                replies.setdefault((f"base ({line.prompt})", data), base)
-        for line in lines:
-            if own := line.read("trained", data):
-                replies[line.title, data] = own
-    pairs = {
-        (reference, title, data): (own, replies[reference, data])
-        for (title, data), own in replies.items()
-        if title != reference and (reference, data) in replies
-    }
-    return results(replies, ("all",)), differences(pairs, ("accuracy",))
-
-
-def write_tables(out: Path, command: str, means: pd.DataFrame, leads: pd.DataFrame) -> None:
-    """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`, from what
-    `compare_lines` returns; they were made by `command`."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    machine = f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
-    text = ["# Results", "", f"`{command}`, {machine}.", "", WORDS["about"]]
-    for data in means["data"].unique():
-        own, lead = (side[side["data"] == data] for side in (means, leads))
-        table = comparison_table(own, lead).to_markdown(index=False, disable_numparse=True)
-        text += ["", f"## {data}", "", table]
-    write_text(out / "results.md", "\n".join(text) + "\n")
-    write_text(out / "results.csv", to_csv(means, leads))
-    write_text(out / "results.tex", to_latex(means))
-
-
-def shown(means: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that a comparison shows, in per cent but for the tokens, with the titles of
-    their metrics."""
-    rows = means[means["metric"].isin(COLUMNS.keys())].copy()
-    scale = np.where(rows["metric"] == "completion_tokens", 1.0, 100.0)
-    for name in ("mean", "low", "high"):
-        rows[name] *= scale
-    return rows.assign(metric=rows["metric"].map(COLUMNS))
-
-
-def texts(rows: pd.DataFrame, form: str) -> list[str]:
-    """Returns mean and interval of each row in a form such as "{:.1f} [{:.1f}, {:.1f}]"."""
-    columns = (rows[name] for name in ("mean", "low", "high"))
-    return [form.format(*numbers) for numbers in zip(*columns, strict=True)]
-
-
-def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
-    """Returns one data set's table as text: a line for each model, a column for each metric that
-    any has. `leads` are those of the reference model."""
-    rows = shown(means)
-    rows["text"] = texts(rows, "{:.1f} [{:.1f}, {:.1f}]")
-    table = rows.pivot(index="model", columns="metric", values="text").fillna("–")
-    table = table[[title for title in COLUMNS.values() if title in table]]
-    accuracy, reasoning = (
-        means[means["metric"] == metric].set_index("model") for metric in ("accuracy", "reasoning")
-    )
-    table = table.loc[accuracy.index]
-    table.insert(0, "n", accuracy["n"].astype(str))
-    for model, by_seed in accuracy["seeds"].items():
-        further = reasoning["seeds"].get(model, {})
-        seeds = [
-            f"{seed}: {100 * mean:.1f}" + (f" / {100 * further[seed]:.1f}" if further else "")
-            for seed, mean in by_seed.items()
-        ]
-        table.loc[model, "by seed"] = "; ".join(seeds)
-    for _, lead in leads.iterrows():
-        points, low, high = lead[["points", "low", "high"]]
-        cells = (
-            f"{points:+.1f} [{low:+.1f}, {high:+.1f}]",
-            f"{lead['won']} / {lead['lost']}",
-            f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001",
-        )
-        table.loc[lead["against"], [f"{lead['model']} − this", "won / lost", "p"]] = cells
-    return table.fillna("").rename_axis(index="", columns=None).reset_index()
-
-
-def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
-    """Returns one line for each number: data set, model, metric, n, mean and interval."""
-    ahead = leads.assign(metric=leads["model"] + " - this", model=leads["against"])
-    ahead["p"] = [f"{p:.4g}" for p in leads["p"]]
-    table = pd.concat([shown(means), ahead.rename(columns={"points": "mean"})])
-    names = {"data": "data_set", "model": "model", "metric": "metric", "n": "n", "mean": "mean"}
-    names |= {"low": "low95", "high": "high95"}
-    if len(leads):
-        names |= {name: name for name in ("won", "lost", "p")}
-        table = table.astype({"won": "Int64", "lost": "Int64"})
-    table = table[list(names)].rename(columns=names).round(4)
-    return str(table.to_csv(index=False, lineterminator="\n"))
-
-
-def to_latex(means: pd.DataFrame) -> str:
-    """Returns one table: accuracy and reasoning with their intervals, a pair of columns for each
-    data set (booktabs)."""
-    rows = shown(means)
-    rows["text"] = texts(rows, "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}")
-    columns = [(data, one) for data in means["data"].unique() for one in ("accuracy", "reasoning")]
-    table = rows.pivot(index="model", columns=["data", "metric"], values="text")
-    table = table.reindex(index=means["model"].unique(), columns=columns).fillna("--")
-    table = table.rename(index=escape, columns=escape, level=0).rename_axis((None, None), axis=1)
-    form = "l" + "r" * len(columns)
-    table = table.rename_axis(None)
-    return str(table.to_latex(column_format=form, multicolumn_format="c", escape=False))
-
-
-def escape(text: str) -> str:
-    """Returns a text for LaTeX."""
-    return "".join(f"\\{char}" if char in "&%$#_{}" else char for char in text)
+        for model in models:
+            if own := model.replies.get(data):
+                replies[model.name, data] = own
+                if model.with_image.get(data):
+                    pairs[WITH_IMAGE, model.name, data] = (own, model.with_image[data])
+                best = named[reference].replies.get(data) if reference in named else None
+                if best and model.name != reference:
+                    pairs[reference, model.name, data] = (own, best)
+    return results(replies, ("all",)), differences(pairs, ("accuracy", IN_FORM))

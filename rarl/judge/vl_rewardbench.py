@@ -73,7 +73,8 @@ def read_vl_rewardbench(path: Path) -> list[Preference]:
     naming file, row (from 1) and key."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not all(file.is_file() for file in files):
-        raise UserError(f"{path}: no such file, or no Parquet file in this folder; {WHERE}")
+        none = "no such file, or no Parquet file in this folder"
+        raise UserError(f"{path.absolute()}: {none}; {WHERE}")
     rows = ((row, f"{file}: row {number}") for file in files for number, row in rows_of(file))
     preferences = [read_row(row, where) for row, where in rows]
     if not preferences:

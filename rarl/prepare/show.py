@@ -1,15 +1,13 @@
 """`rarl data show`: what is in a prepared data set: tables, floors, and a picture of some examples.
-The floors are what can be scored without looking, which a model must beat: the most frequent
-training answer of an answer type, and the answer of the most similar training question."""
+The floors are what can be scored without looking, which a model must beat (see `floors.py`)."""
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -23,23 +21,15 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.prepare.card import sheet_path, split_counts
 from rarl.prepare.fingerprint import text_key
+from rarl.prepare.floors import Question, floors, read_questions
 from rarl.prepare.leaks import named_parts
 from rarl.schema import Example
 
 COMMON_ANSWERS = 8
 BAR = 30  # characters
-WORD = r"\w+"
-ROWS_AT_ONCE = 512  # questions compared with all training questions
 COLUMNS, ROWS = 4, 3  # of the picture
 CELL = (3.2, 3.9)  # inches
 LINE, LINES = 38, 4  # characters of a caption's line, and lines
-
-
-class Question(NamedTuple):
-    question: str
-    answer: str
-    answer_type: str
-    image_id: str
 
 
 def show_dataset(path: Path) -> Iterator[Table | str]:
@@ -47,8 +37,7 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
     splits = {name: ParquetRows(part) for part, name in named_parts([path])}
     asked = {}
     for name, rows in splits.items():
-        columns = [rows.column(one) for one in Question._fields]
-        asked[name] = [Question(*values) for values in zip(*columns, strict=True)]
+        asked[name] = read_questions(rows)
     yield counts_table(splits)
     for name, questions in asked.items():
         yield from answer_tables(name, questions)
@@ -130,40 +119,6 @@ def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Questio
     chosen = {images[i] for i in order[: max(1, len(images) // 5)]}
     train = [one for one in questions if one.image_id not in chosen]
     return train, [one for one in questions if one.image_id in chosen]
-
-
-def floors(
-    train: Sequence[Question], test: Sequence[Question]
-) -> Iterator[tuple[str, int, float, float]]:
-    """Yields (answer type, questions, majority, nearest) of the test questions in the order of
-    frequency; the last two are shares in [0, 1] that are right but for case and punctuation."""
-    counts = Counter((one.answer_type, text_key(one.answer)) for one in train).most_common()
-    common = {kind: answer for (kind, answer), _ in reversed(counts)}
-    known, answers = [one.question for one in train], [one.answer for one in train]
-    nearest = nearest_answers(known, answers, [one.question for one in test])
-    by_majority, by_nearest = Counter[str](), Counter[str]()
-    for one, near in zip(test, nearest, strict=True):
-        right, kind = text_key(one.answer), one.answer_type
-        by_majority[kind] += right == common.get(kind)
-        by_nearest[kind] += right == text_key(near)
-    for kind, count in Counter(one.answer_type for one in test).most_common():
-        yield kind, count, by_majority[kind] / count, by_nearest[kind] / count
-
-
-def nearest_answers(known: list[str], answers: list[str], questions: list[str]) -> list[str]:
-    """Returns for each question the answer of the known one that is most like it (cosine of TF-IDF
-    over words and pairs of words); of equally like ones the first."""
-    if not any(re.search(WORD, question) for question in known):
-        return answers[:1] * len(questions)
-    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
-
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True)
-    vectors = vectorizer.fit_transform(known)
-    found = []
-    for start in range(0, len(questions), ROWS_AT_ONCE):
-        likeness = vectorizer.transform(questions[start : start + ROWS_AT_ONCE]) @ vectors.T
-        found += [answers[i] for i in np.asarray(likeness.argmax(axis=1)).ravel()]
-    return found
 
 
 def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:

@@ -27,7 +27,8 @@ def resolve_model(path: str) -> str:
         return str(folder.resolve())
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(
-            f"model.path={path}: no such folder, and not a Hub id of the form owner/name"
+            f"model.path={path}: no such folder, looked for as {folder.absolute()}, and not a Hub "
+            "id of the form owner/name"
         )
     return download_model(path)
 

@@ -72,11 +72,11 @@ class Chart:
 
 def colours_of(report: Report) -> dict[str, str]:
     """Returns one colour for each model throughout the page."""
-    if not report.is_comparison:
-        return dict.fromkeys(["trained", report.runs[0].name], COLOURS[0])
     trained = [model.name for model in report.models if not model.is_base]
-    names = dict.fromkeys([*trained, *(run.name for run in report.runs)])
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    runs = [run.name for run in report.runs] if report.is_comparison else []
+    names = dict.fromkeys([*trained, *runs])
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return colours if report.is_comparison else {report.runs[0].name: COLOURS[0]} | colours
 
 
 def curves(report: Report) -> list[Chart]:

@@ -162,9 +162,9 @@ def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str
 def open_rows(report: Report, data_set: str) -> ParquetRows | None:
     """Returns the measured data of the examples' seed, if they are still to be found."""
     for run in report.runs:
-        if run.seed == report.example_seed and (data_set in run.base or data_set in run.trained):
+        if run.seed == report.example_seed and data_set in run.measured:
             with suppress(UserError):
-                return ParquetRows(run.data_path(f"data.eval.{data_set}", run.source(data_set)))
+                return ParquetRows(run.eval_path(data_set))
     return None
 
 

@@ -15,14 +15,16 @@ from pydantic import BaseModel
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
+from rarl.evaluation.lines import Model, line_of, models_of, read_compared
 from rarl.evaluation.measurements import (
+    count_questions,
     finished_measurements,
+    known_data,
     own_measurement,
-    read_finished,
     require_readable,
 )
-from rarl.evaluation.results import first_samples, mean_of
-from rarl.samples import Sample
+from rarl.evaluation.results import mean_of
+from rarl.evaluation.ways import training_data
 from rarl.schema import Example
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
@@ -37,54 +39,41 @@ PLACED = (
     *("dataset", "split", "extra"),  # further columns may tell who the patient is
 )
 
-Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question
 Shares = list[tuple[str, int, float]]  # what, how many rows, of 100
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory. `base` and `trained` are its replies by data set, as far as they were
-    measured."""
+    """One run directory. `measured` maps each data set to the questions that were put to any of its
+    models; `finished` are those that the trained model was measured on as its run does by
+    itself."""
 
     name: str
     seed: int
     path: Path
     config: Config
-    base: dict[str, list[Sample]]
-    trained: dict[str, list[Sample]]
+    measured: dict[str, int]
+    finished: set[str]
     metrics: list[dict[str, Any]]
     summary: dict[str, Any] | None
 
-    def data_path(self, key: str, source: str) -> Path:
-        """Returns where the Parquet file or folder of a data set is, or was; `key` is `data.train`
-        or `data.eval.NAME`."""
-        made = self.path / "data" / f"{key}.parquet"
+    @property
+    def train_path(self) -> Path | None:
+        """Where its training data are, or were; None if it is only measured."""
+        return training_data(self.config, self.path)
+
+    def eval_path(self, data_set: str) -> Path:
+        """Returns where a measured data set is, or was, whether the configuration names it or a
+        later measurement did."""
+        made = self.path / "data" / f"data.eval.{data_set}.parquet"
+        if made.exists():
+            return made
+        source = known_data(self.path / "evaluation").get(data_set) or self.source(data_set)
         return made if not source or IMPORT_PATH.match(source) else Path(source).expanduser()
 
     def source(self, data_set: str) -> str:
         """Returns what the configuration names; nothing for a data set that was measured later."""
         return self.config.data.eval.get(data_set, "")
-
-
-@dataclass(frozen=True)
-class Model:
-    """One line of the comparison. `before` holds what the base replied in the same runs, to pair
-    with; it is empty for a base itself."""
-
-    name: str
-    is_base: bool
-    replies: Replies = field(default_factory=dict)
-    before: Replies = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> list[int]:
-        """All seeds, ascending."""
-        return sorted({seed for by_seed in self.replies.values() for seed in by_seed})
-
-    def accuracy(self) -> float:
-        """Returns the accuracy over all data sets and seeds."""
-        everything = [own for by_seed in self.replies.values() for own in by_seed.values()]
-        return mean_of(one.rewards["correct"] or 0.0 for own in everything for one in own)
 
 
 class JudgeCard(BaseModel):
@@ -101,16 +90,31 @@ class Report:
     folder: Path
     is_comparison: bool
     runs: list[Run]
-    models: list[Model]
+    lines: list[Model]
     data_sets: list[str]
     notes: list[str]
     judge: JudgeCard | None
+    reference: str = ""
+
+    @property
+    def models(self) -> list[Model]:
+        """The bases and what was trained, asked with any prompt, but with their images and
+        greedily."""
+        return [one for one in self.lines if one.kind != "floor" and one.way.is_plain]
+
+    @property
+    def otherwise(self) -> list[Model]:
+        """What was measured with controls, several samples, or by the options' likelihood."""
+        return [one for one in self.lines if not one.way.is_plain]
 
     @property
     def best(self) -> Model:
-        """The trained model that is right most often; a base if nothing was trained."""
-        trained = [model for model in self.models if not model.is_base]
-        return max(trained or self.models, key=Model.accuracy)
+        """The comparison's reference; else the trained model that is right most often; a base if
+        nothing was trained."""
+        named = [one for one in self.models if one.name == self.reference]
+        usual = [one for one in self.models if one.is_usual] or self.models
+        trained = [one for one in usual if not one.is_base]
+        return max(named or trained or usual, key=accuracy_of)
 
     @property
     def example_seed(self) -> int:
@@ -127,82 +131,90 @@ def gather(folder: Path) -> Report:
         wanted = "name a run directory, or a folder of run directories NAME-SEED"
         raise UserError(f"{folder}: no such folder; {wanted}")
     is_comparison = not RunDir(folder).config.is_file()
+    compared = read_compared(folder) if is_comparison else None
     paths = sorted(p.parent for p in folder.glob("*/config.yaml")) if is_comparison else [folder]
+    titles: dict[str, str] = {}
+    if compared is not None:
+        # a run that is asked in several ways is called as the first line calls it
+        for line in reversed(compared.lines):
+            titles |= dict.fromkeys(line.runs.values(), line.title)
+        paths = [path for path in paths if path.name in titles]
     if not paths:
         raise UserError(
             f"{folder}: neither a run directory (there is no config.yaml in it) nor a folder of "
             "run directories NAME-SEED; make one with `rarl train CONFIG`"
         )
-    found = [read_run(path, is_comparison) for path in paths]
-    runs = sorted(
-        (run for run in found if run.base or run.trained), key=lambda run: (run.name, run.seed)
-    )
+    found = [read_run(path, is_comparison, titles.get(path.name)) for path in paths]
+    runs = sorted((run for run in found if run.measured), key=lambda run: (run.name, run.seed))
     if not runs:
         advice = "finish the run (`rarl train` continues it)"
         raise UserError(f"{folder}: no measurement in evaluation/ yet; {advice}")
-    data_sets = list(dict.fromkeys(name for run in runs for name in (*run.base, *run.trained)))
-    models, judge = models_of(runs, is_comparison), read_judge_card(folder)
-    return Report(folder, is_comparison, runs, models, data_sets, notes_on(found), judge)
+    if compared is None:
+        by_name: dict[str, dict[int, Path]] = {}
+        for run in runs:
+            name = run.name if is_comparison else "trained"
+            by_name.setdefault(name, {})[run.seed] = run.path
+        lines = models_of([line_of(name, own) for name, own in by_name.items()])
+    else:
+        lines = models_of(compared.read_lines(folder))
+    return Report(
+        folder=folder,
+        is_comparison=is_comparison,
+        runs=runs,
+        lines=lines,
+        data_sets=list(dict.fromkeys(name for run in runs for name in run.measured)),
+        notes=notes_on(found, lines),
+        judge=read_judge_card(folder),
+        reference=compared.reference if compared else "",
+    )
 
 
-def read_run(path: Path, is_comparison: bool) -> Run:
-    """Returns a run with what it measured by itself, and what was measured later in the same way:
-    with its own prompt and judge, greedily, without a control."""
+def read_run(path: Path, is_comparison: bool, title: str | None) -> Run:
+    """Returns a run with what was measured of it, by itself or later; its name is that of its
+    folder, if it has no title."""
     require_readable(path)
     run_dir, evaluation = RunDir(path), path / "evaluation"
     config = load_config(run_dir.config)
     named = NAME_AND_SEED.fullmatch(path.name) if is_comparison else None
-    measured = {key.data for key in finished_measurements(evaluation)}
-    names = list(dict.fromkeys([*config.data.eval, *sorted(measured)]))
-    replies: dict[str, dict[str, list[Sample]]] = {"base": {}, "trained": {}}
-    for label, by_data in replies.items():
-        for name in names:
-            samples = read_finished(evaluation, own_measurement(config, label, name))
-            if samples:
-                by_data[name] = first_samples(samples)
+    keys = finished_measurements(evaluation)
+    counts = {key.data: count_questions(evaluation, key) for key in keys}
+    names = dict.fromkeys([*config.data.eval, *sorted(counts)])
     return Run(
-        name=named[1] if named else path.name,
+        name=title or (named[1] if named else path.name),
         seed=int(named[2]) if named else config.seed,
         path=path,
         config=config,
+        measured={name: counts[name] for name in names if counts.get(name)},
+        finished={name for name in names if own_measurement(config, "trained", name) in keys},
         metrics=read_metrics(run_dir.metrics),
         summary=run_dir.read_summary(),
-        **replies,
     )
 
 
-def models_of(runs: list[Run], is_comparison: bool) -> list[Model]:
-    """Returns the bases first, then what was trained, by name. Runs that ask the same model in the
-    same way share a base."""
-    prompts = {run.config.prompts.eval for run in runs}
-    paths = {run.config.model.path for run in runs}
-    models: dict[tuple[bool, str], Model] = {}
-    for run in runs:
-        parts = [run.config.prompts.eval] * (len(prompts) > 1)
-        parts += [run.config.model.path] * (len(paths) > 1)
-        label = f"base ({', '.join(parts)})" if parts else "base"
-        base = models.setdefault((False, label), Model(label, is_base=True))
-        for name, replies in run.base.items():
-            base.replies.setdefault(name, {}).setdefault(run.seed, replies)
-        if run.trained:
-            title = run.name if is_comparison else "trained"
-            model = models.setdefault((True, title), Model(title, is_base=False))
-            for name, replies in run.trained.items():
-                model.replies.setdefault(name, {})[run.seed] = replies
-                model.before.setdefault(name, {})[run.seed] = run.base.get(name, [])
-    return [model for _, model in sorted(models.items(), key=lambda m: m[0]) if model.replies]
+def accuracy_of(model: Model) -> float:
+    """Returns the accuracy over all data sets and seeds."""
+    everything = [own for by_seed in model.replies.values() for own in by_seed.values()]
+    return mean_of(one.rewards["correct"] or 0.0 for own in everything for one in own)
 
 
-def notes_on(found: list[Run]) -> list[str]:
+def notes_on(found: list[Run], models: list[Model]) -> list[str]:
     """Returns what a reader should know that the tables do not show."""
     notes = []
     for run in found:
-        missing = [name for name in run.config.data.eval if name not in run.trained]
-        if not run.trained:
+        missing = [name for name in run.config.data.eval if name not in run.finished]
+        if not run.finished:
             what = "not trained and measured to the end, so only its base model is shown"
             notes.append(f"{run.path.name}: {what}.")
         elif missing:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
+    if not any(one.kind == "floor" for one in models):
+        notes.append("The training data are not to be found: what needs no image is not shown.")
+    bases = [one for one in models if one.kind == "base" and one.way.is_plain]
+    if len({one.way.prompt for one in bases}) == 1:
+        notes.append(
+            f"The base was asked with one prompt, {bases[0].way.prompt}: another may suit it "
+            "better; `rarl eval RUN --prompt …` measures others."
+        )
     return notes
 
 
@@ -242,8 +254,8 @@ def data_cards(report: Report) -> list[DataCard]:
     it."""
     cards: dict[tuple[str, str, str], DataCard] = {}
     for run in report.runs:
-        measured = dict.fromkeys([*run.config.data.eval, *run.base, *run.trained])
-        sources = [("trained on", "train", run.config.data.train)]
+        measured = dict.fromkeys([*run.config.data.eval, *run.measured])
+        sources = [("trained on", "train", run.config.data.train)] if run.train_path else []
         sources += [("measured", name, run.source(name)) for name in measured]
         for role, name, source in sources:
             if (role, name, source) not in cards:
@@ -254,11 +266,11 @@ def data_cards(report: Report) -> list[DataCard]:
 def make_card(run: Run, role: str, name: str, source: str) -> DataCard:
     """Returns the card of one data set of a run."""
     is_training = role == "trained on"
-    path = run.data_path("data.train" if is_training else f"data.eval.{name}", source)
+    path = (run.train_path if is_training else None) or run.eval_path(name)
     listed = run.path / f"skipped-{name}.txt"
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     skipped = ((run.summary or {}).get("skipped_rows") or {}).get(name, len(lines))
-    measured = None if is_training else len(run.base.get(name) or run.trained.get(name) or [])
+    measured = None if is_training else run.measured.get(name, 0)
     known = (name, role, source, str(path), measured, lines[:SKIPPED_SHOWN], skipped)
     try:
         rows = ParquetRows(path)

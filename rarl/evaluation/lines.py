@@ -1,0 +1,196 @@
+"""The lines of every table: floors that need no image, base models, trained models, and what each
+answers when it is asked in other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from rarl.config import load_config
+from rarl.errors import UserError
+from rarl.evaluation.measurements import Question, judge_name, questions_of
+from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways, training_data
+from rarl.files import write_text
+from rarl.samples import Sample
+from rarl.training.run_dir import RunDir
+
+COMPARED = "comparison.json"
+Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question
+
+
+@dataclass(frozen=True)
+class Line:
+    """A trained model of a comparison: the folders with its measurements by seed, the family of
+    prompts and the judge that these were made with, its training data by seed, which floors are
+    drawn from, and the path of its base."""
+
+    title: str
+    folders: Mapping[int, Path]
+    prompt: str
+    judge: str = "none"
+    train: Mapping[int, Path] = field(default_factory=dict)
+    base: str = ""
+
+
+def line_of(title: str, runs: Mapping[int, Path], prompt: str = "") -> Line:
+    """Returns the line of run directories by seed, as far as they were begun; `prompt` is their own
+    if it is not given."""
+    begun = {seed: run for seed, run in runs.items() if RunDir(run).config.is_file()}
+    configs = {seed: load_config(RunDir(run).config) for seed, run in begun.items()}
+    train = {seed: training_data(configs[seed], run) for seed, run in begun.items()}
+    first = next(iter(configs.values()), None)
+    return Line(
+        title=title,
+        folders={seed: run / "evaluation" for seed, run in begun.items()},
+        prompt=prompt or (first.prompts.eval if first else ""),
+        judge=judge_name(first.judge, first.judge) if first else "none",
+        train={seed: path for seed, path in train.items() if path is not None},
+        base=first.model.path if first else "",
+    )
+
+
+class ComparedLine(BaseModel):
+    """A model of a comparison: its title, the prompt that it is asked with, and the names of its
+    run directories by seed."""
+
+    title: str
+    prompt: str
+    runs: dict[int, str]
+
+
+class Compared(BaseModel):
+    """What a comparison is of, as `rarl compare` leaves it for the report beside its tables. The
+    reference is the title of a line."""
+
+    reference: str
+    lines: list[ComparedLine]
+
+    def write(self, out: Path) -> None:
+        """Writes it into the folder of a comparison."""
+        write_text(out / COMPARED, self.model_dump_json(indent=2) + "\n")
+
+    def read_lines(self, out: Path) -> list[Line]:
+        """Returns the lines, as far as their runs were begun."""
+        paths = [{seed: out / name for seed, name in one.runs.items()} for one in self.lines]
+        return [
+            line_of(one.title, runs, one.prompt)
+            for one, runs in zip(self.lines, paths, strict=True)
+        ]
+
+
+def read_compared(out: Path) -> Compared | None:
+    """Returns what the comparison in a folder is of; None if `rarl compare` has not made it. Raises
+    UserError for a file that cannot be read."""
+    path = out / COMPARED
+    if not path.is_file():
+        return None
+    try:
+        return Compared.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: cannot be read; delete it, and repeat `rarl compare`") from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """One line of the tables. `is_usual` tells that a model is asked as its run asks it by itself.
+    To pair with, `before` holds what the base replied in the same way in the same runs, and
+    `with_image`, of a control, what the same model replied to the same prompt with the image."""
+
+    name: str
+    kind: Literal["floor", "base", "trained"]
+    way: Way = field(default_factory=Way)
+    is_usual: bool = True
+    replies: Replies = field(default_factory=dict)
+    before: Replies = field(default_factory=dict)
+    with_image: Replies = field(default_factory=dict)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether nothing was trained for it."""
+        return self.kind != "trained"
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, ascending."""
+        return sorted({seed for by_seed in self.replies.values() for seed in by_seed})
+
+
+def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -> list[Model]:
+    """Returns the floors, then the bases, then what was trained, each in the order of the lines and
+    as far as it was measured, on these data sets or on all. Lines with one base and one prompt
+    share the base's replies. Floors are drawn from the training data of the first line that has
+    any."""
+    bases, trained = dict[str, Model](), dict[str, Model]()
+    places: dict[str, int] = {}  # of the lines that trained models belong to
+    floors = {name: Model(name, "floor") for name in FLOORS}
+    drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
+    for line, seed in [(one, seed) for one in lines for seed in one.folders]:
+        base, own = (
+            {
+                (data, way): samples
+                for (data, way), samples in read_ways(line.folders[seed], one, line.judge).items()
+                if is_shown(lines, line, way) and (data_sets is None or data in data_sets)
+            }
+            for one in ("base", "trained")
+        )
+        for (data, way), samples in base.items():
+            name = base_name(lines, line, way)
+            model = bases.setdefault(name, Model(name, "base", way, way == Way(line.prompt)))
+            put(model.replies, data, seed, samples)
+            if way.control:
+                put(model.with_image, data, seed, base.get((data, Way(way.prompt))))
+        for (data, way), samples in own.items():
+            name = trained_name(line, way)
+            places.setdefault(name, lines.index(line))
+            model = trained.setdefault(name, Model(name, "trained", way, way == Way(line.prompt)))
+            put(model.replies, data, seed, samples)
+            put(model.before, data, seed, base.get((data, way)))
+            if way.control:
+                put(model.with_image, data, seed, own.get((data, Way(way.prompt))))
+        for (data, way), samples in (base | own).items() if seed in line.train else ():
+            key = (line.train[seed], tuple(questions_of(samples)))
+            if way.is_plain and key not in drawn:
+                drawn[key] = floors_of(line.train[seed], {data: samples}).get(data, {})
+            for floor, answers in drawn.get(key, {}).items():
+                put(floors[floor].replies, data, seed, answers)
+    # what is asked as usual comes first: among the bases, and in each line of a trained model
+    ordered = sorted(bases.values(), key=lambda one: not one.is_usual)
+    ordered += sorted(trained.values(), key=lambda one: (places[one.name], not one.is_usual))
+    return [one for one in (*floors.values(), *ordered) if one.replies]
+
+
+def put(replies: Replies, data: str, seed: int, samples: list[Sample] | None) -> None:
+    """Adds replies where there are some and no others yet."""
+    if samples:
+        replies.setdefault(data, {}).setdefault(seed, samples)
+
+
+def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
+    """Tells whether a way of asking the runs of a line is shown with it, and not with another line
+    of the same runs: with the one that has its prompt, or else with the first."""
+    same = [one for one in lines if one.folders == line.folders]
+    own = [one for one in same if one.prompt == way.prompt and not way.options]
+    return line is (own or same)[0]
+
+
+def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
+    """Returns "base", with the prompt if lines differ in theirs, or if it is another one than the
+    line's, and with the model if lines differ in it."""
+    words = way.words
+    if not way.options and (len({one.prompt for one in lines}) > 1 or way.prompt != line.prompt):
+        words = [str(way.prompt), *words]
+    if len({one.base for one in lines}) > 1:
+        words = [*words, line.base]
+    return f"base ({', '.join(words)})" if words else "base"
+
+
+def trained_name(line: Line, way: Way) -> str:
+    """Returns the line's title, with what is asked otherwise in brackets."""
+    words = way.words
+    if way.prompt != line.prompt and not way.options:
+        words = [f"prompt {way.prompt}", *words]
+    return f"{line.title} ({', '.join(words)})" if words else line.title

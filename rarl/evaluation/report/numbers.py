@@ -1,0 +1,87 @@
+"""Everything that the report says in numbers: the one table of results, looked up by line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from rarl.evaluation.report.gather import Report
+from rarl.evaluation.results import WITH_IMAGE, BySeed, clear_sign, differences, results
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A mean over `n` replies in per cent, or a difference of `n` pairs in points, with its 95 %
+    interval. `questions` are those of a difference."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    seeds: dict[int, float]
+    questions: int = 0
+
+    @property
+    def sign(self) -> int:
+        """Of a difference: 1 or -1 if it is clear, else 0; see `clear_sign`."""
+        return clear_sign(self.questions, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The results of a report. `means` are by (model, data set, group, metric), where a group is
+    "all" or an answer type; `gains` are by (model, data set, metric, the line that it is compared
+    with), "" being its own base, and of a control, WITH_IMAGE its own model and prompt with the
+    image, which is then what is ahead."""
+
+    means: dict[tuple[str, ...], Measure]
+    gains: dict[tuple[str, ...], Measure]
+
+    def mean(
+        self, model: str, data: str, metric: str = "accuracy", group: str = "all"
+    ) -> Measure | None:
+        """Returns None for what was not measured."""
+        return self.means.get((model, data, group, metric))
+
+    def gain(
+        self, model: str, data: str, metric: str = "accuracy", against: str = ""
+    ) -> Measure | None:
+        """Returns the difference paired by question; None if there is no such pair."""
+        return self.gains.get((model, data, metric, against))
+
+    def kinds(self, data: str) -> list[str]:
+        """Returns the answer types of a data set, if there are several."""
+        kinds = sorted({group for _, its, group, _ in self.means if its == data and group != "all"})
+        return kinds if len(kinds) > 1 else []
+
+
+def numbers_of(report: Report) -> Numbers:
+    """Computes everything that the page says in numbers."""
+    replies: dict[tuple[str, str], BySeed] = {}
+    pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
+    best = report.best
+    for data in report.data_sets:
+        measured = [model for model in report.lines if data in model.replies]
+        plain = [model for model in measured if model.way.is_plain]
+        trained = [model for model in plain if not model.is_base]
+        for model in measured:
+            replies[model.name, data] = dict(sorted(model.replies[data].items()))
+            if data in model.before and model.way.is_plain:
+                pairs[model.name, "", data] = (model.before[data], model.replies[data])
+            if data in model.with_image:
+                pairs[model.name, WITH_IMAGE, data] = (model.replies[data], model.with_image[data])
+        leads = [(best, model) for model in plain] if best in plain else []
+        for first, second in [*combinations(trained, 2), *leads]:
+            if first is not second:
+                pairs[first.name, second.name, data] = (second.replies[data], first.replies[data])
+    means: dict[tuple[str, ...], Measure] = {}
+    for row in results(replies, ("all", "answer_type")).to_dict("records"):
+        mean, low, high = (100.0 * row[name] for name in ("mean", "low", "high"))
+        seeds = {seed: 100.0 * own for seed, own in row["seeds"].items()}
+        key = (row["model"], row["data"], row["group"], row["metric"])
+        means[key] = Measure(row["n"], mean, low, high, seeds)
+    gains: dict[tuple[str, ...], Measure] = {}
+    for row in differences(pairs).to_dict("records"):
+        key = (row["model"], row["data"], row["metric"], row["against"])
+        gains[key] = Measure(row["n"], row["points"], row["low"], row["high"], {}, row["questions"])
+    return Numbers(means, gains)

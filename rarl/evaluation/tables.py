@@ -1,0 +1,134 @@
+"""A comparison's table as Markdown, CSV and LaTeX: renderings of what `compare_models` returns."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rarl.evaluation.metrics import WORDS
+from rarl.evaluation.results import IN_FORM, WITH_IMAGE
+from rarl.files import write_text
+
+COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
+
+
+def write_tables(out: Path, command: str, means: pd.DataFrame, leads: pd.DataFrame) -> None:
+    """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`, from what
+    `compare_models` returns; they were made by `command`."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    machine = f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
+    text = ["# Results", "", f"`{command}`, {machine}.", "", WORDS["about"]]
+    for data in means["data"].unique():
+        own, lead = (side[side["data"] == data] for side in (means, leads))
+        table = comparison_table(own, lead).to_markdown(index=False, disable_numparse=True)
+        text += ["", f"## {data}", "", table]
+    write_text(out / "results.md", "\n".join(text) + "\n")
+    write_text(out / "results.csv", to_csv(means, leads))
+    write_text(out / "results.tex", to_latex(means, leads))
+
+
+def shown(means: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows that a comparison shows, in per cent but for the tokens, with the titles of
+    their metrics."""
+    rows = means[means["metric"].isin(COLUMNS.keys())].copy()
+    scale = np.where(rows["metric"] == "completion_tokens", 1.0, 100.0)
+    for name in ("mean", "low", "high"):
+        rows[name] *= scale
+    return rows.assign(metric=rows["metric"].map(COLUMNS))
+
+
+def texts(rows: pd.DataFrame, form: str) -> list[str]:
+    """Returns mean and interval of each row in a form such as "{:.1f} [{:.1f}, {:.1f}]", and its n
+    where it is another than that of the line's accuracy."""
+    accuracy = rows[rows["metric"] == COLUMNS["accuracy"]]
+    lines = zip(accuracy["model"], accuracy["data"], strict=True)
+    counts = dict(zip(lines, accuracy["n"], strict=True))
+    return [
+        form.format(row.mean, row.low, row.high)
+        + ("" if row.n == counts.get((row.model, row.data), row.n) else f" (n={row.n})")
+        for row in rows[["model", "data", "n", "mean", "low", "high"]].itertuples()
+    ]
+
+
+def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
+    """Returns one data set's table as text: a line for each model, a column for each metric that
+    any has, and the differences of `compare_models`."""
+    rows = shown(means)
+    rows["text"] = texts(rows, "{:.1f} [{:.1f}, {:.1f}]")
+    table = rows.pivot(index="model", columns="metric", values="text").fillna("–")
+    table = table[[title for title in COLUMNS.values() if title in table]]
+    accuracy, reasoning = (
+        means[means["metric"] == metric].set_index("model") for metric in ("accuracy", "reasoning")
+    )
+    table = table.loc[accuracy.index]
+    table.insert(0, "n", accuracy["n"].astype(str))
+    for model, by_seed in accuracy["seeds"].items():
+        further = reasoning["seeds"].get(model, {})
+        seeds = [
+            f"{seed}: {100 * mean:.1f}" + (f" / {100 * further[seed]:.1f}" if further else "")
+            for seed, mean in by_seed.items()
+        ]
+        table.loc[model, "by seed"] = "; ".join(seeds)
+    whole = leads[leads["metric"] == "accuracy"].set_index(["model", "against"])["n"]
+    for _, lead in leads.iterrows():
+        points, low, high = lead[["points", "low", "high"]]
+        n = "" if str(lead["n"]) == table.loc[lead["against"], "n"] else f" (n={lead['n']})"
+        cell, column = f"{points:+.1f} [{low:+.1f}, {high:+.1f}]{n}", f"{lead['model']} − this"
+        if lead["metric"] == IN_FORM:
+            # where all replies have their form it would say the same again
+            if lead["n"] < whole[lead["model"], lead["against"]]:
+                table.loc[lead["against"], f"{column}, both well formed"] = cell
+            continue
+        table.loc[lead["against"], column] = cell
+        if lead["model"] != WITH_IMAGE:
+            p = f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001"
+            table.loc[lead["against"], ["won / lost", "p"]] = (f"{lead['won']} / {lead['lost']}", p)
+    return table.fillna("").rename_axis(index="", columns=None).reset_index()
+
+
+def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
+    """Returns one line for each number: data set, model, metric, n, mean and interval."""
+    ends = leads["metric"].map({"accuracy": " - this", IN_FORM: " - this, both well formed"})
+    ahead = leads.assign(metric=leads["model"] + ends, model=leads["against"])
+    ahead["p"] = [f"{p:.4g}" for p in leads["p"]]
+    table = pd.concat([shown(means), ahead.rename(columns={"points": "mean"})])
+    names = {"data": "data_set", "model": "model", "metric": "metric", "n": "n", "mean": "mean"}
+    names |= {"low": "low95", "high": "high95"}
+    if len(leads):
+        names |= {name: name for name in ("won", "lost", "p")}
+        table = table.astype({"won": "Int64", "lost": "Int64"})
+    table = table[list(names)].rename(columns=names).round(4)
+    return str(table.to_csv(index=False, lineterminator="\n"))
+
+
+def to_latex(means: pd.DataFrame, leads: pd.DataFrame) -> str:
+    """Returns one table: n, accuracy and reasoning with their intervals for each data set, and how
+    far a model with the image is ahead of a control, where controls were measured (booktabs)."""
+    rows = shown(means)
+    rows["text"] = texts(rows, "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}")
+    counts = rows[rows["metric"] == "accuracy"].assign(metric="n")
+    counts["text"] = counts["n"].astype(str)
+    ahead = leads[(leads["model"] == WITH_IMAGE) & (leads["metric"] == "accuracy")]
+    ahead = ahead.assign(metric=f"{WITH_IMAGE} $-$ this", model=ahead["against"])
+    numbers = zip(ahead["points"], ahead["low"], ahead["high"], strict=True)
+    ahead["text"] = ["{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}".format(*one) for one in numbers]
+    titles = ["n", "accuracy", "reasoning", *ahead["metric"].unique()]
+    columns = [(data, one) for data in means["data"].unique() for one in titles]
+    rows = pd.concat([counts, rows, ahead])
+    table = rows.pivot(index="model", columns=["data", "metric"], values="text")
+    table = table.reindex(index=means["model"].unique(), columns=columns).fillna("--")
+    table = table.rename(index=escape, columns=escape, level=0).rename_axis((None, None), axis=1)
+    form = "l" + "r" * len(columns)
+    table = table.rename_axis(None)
+    return str(table.to_latex(column_format=form, multicolumn_format="c", escape=False))
+
+
+def escape(text: str) -> str:
+    """Returns a text for LaTeX."""
+    return "".join(f"\\{char}" if char in "&%$#_{}" else char for char in text)

@@ -1,0 +1,84 @@
+"""What can be scored without looking at an image, which a model must beat: the most frequent
+training answer of an answer type, and the answer of the most similar training question."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rarl.data.parquet import ParquetRows
+from rarl.prepare.fingerprint import text_key
+from rarl.replies.grading import is_correct
+
+WORD = r"\w+"
+ROWS_AT_ONCE = 512  # questions compared with all training questions
+
+
+class Question(NamedTuple):
+    question: str
+    answer: str
+    answer_type: str
+    image_id: str
+    options: Sequence[str] | None = None
+
+
+def read_questions(rows: ParquetRows) -> list[Question]:
+    """Returns all questions of a data set, in its order."""
+    columns = [rows.column(name) for name in Question._fields]
+    return [Question(*values) for values in zip(*columns, strict=True)]
+
+
+def floors(
+    train: Sequence[Question], test: Sequence[Question]
+) -> Iterator[tuple[str, int, float, float]]:
+    """Yields (answer type, questions, majority, nearest) of the test questions in the order of
+    frequency; the last two are shares in [0, 1] that are right, graded as replies are."""
+    by_majority, by_nearest = Counter[str](), Counter[str]()
+    answers = zip(majority_answers(train, test), nearest_answers(train, test), strict=True)
+    for one, (common, near) in zip(test, answers, strict=True):
+        by_majority[one.answer_type] += is_correct(common, one.answer, one.options)
+        by_nearest[one.answer_type] += is_correct(near, one.answer, one.options)
+    for kind, count in Counter(one.answer_type for one in test).most_common():
+        yield kind, count, by_majority[kind] / count, by_nearest[kind] / count
+
+
+def majority_answers(train: Sequence[Question], asked: Sequence[Question]) -> list[str | None]:
+    """Returns for each question the most frequent training answer of its answer type, whatever the
+    case and punctuation; of a question with options, the option that is most often an answer. None
+    without a training question of that type. Of equally frequent ones the first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    spelled: dict[str, str] = {}
+    for one in train:
+        counts[one.answer_type][text_key(one.answer)] += 1
+        spelled.setdefault(text_key(one.answer), one.answer)
+    common = {kind: spelled[own.most_common(1)[0][0]] for kind, own in counts.items()}
+
+    def majority(one: Question) -> str | None:
+        own = counts[one.answer_type]
+        if one.options:
+            return max(one.options, key=lambda option: own[text_key(option)])
+        return common.get(one.answer_type)
+
+    return [majority(one) for one in asked]
+
+
+def nearest_answers(train: Sequence[Question], asked: Sequence[Question]) -> list[str]:
+    """Returns for each question the answer of the training question that is most like it (cosine of
+    TF-IDF over words and pairs of words); of equally like ones the first."""
+    known = [one.question for one in train]
+    if not any(re.search(WORD, question) for question in known):
+        return [one.answer for one in train[:1]] * len(asked)
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, sublinear_tf=True)
+    vectors = vectorizer.fit_transform(known)
+    found = []
+    for start in range(0, len(asked), ROWS_AT_ONCE):
+        part = [one.question for one in asked[start : start + ROWS_AT_ONCE]]
+        likeness = vectorizer.transform(part) @ vectors.T
+        found += [train[i].answer for i in np.asarray(likeness.argmax(axis=1)).ravel()]
+    return found
