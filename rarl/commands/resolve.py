@@ -3,6 +3,7 @@ Everything that can fail before Ray starts fails here."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rarl.prepare.card import card_splits
 from rarl.prompts import PromptPlan, training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
-from rarl.system.imports import import_object
+from rarl.system.imports import import_object, own_error
 from rarl.system.models import require_known_model, resolve_adapter, resolve_model
 from rarl.training.run_dir import RunDir, flatten, open_run_dir
 
@@ -190,11 +191,26 @@ def require_no_held_out_split(named: str, folder: Path) -> None:
 
 
 def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
-    """A canonical Parquet file or folder. A `module:function` is called once with the file to write
-    and the seed."""
+    """Returns where the Parquet file or folder is. A `module:function` is called once, with the
+    path to write to, whose folder is there, and the seed. Raises UserError for what the function
+    raises, and if what it wrote is no data set; then the next start calls it again."""
     if not IMPORT_PATH.match(path):
         return str(Path(path).expanduser().resolve())
     made = folder / f"{key}.parquet"
     if not made.exists():
-        import_object(path)(made, seed)
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+            written = Path(unfinished) / made.name
+            function = import_object(path)
+            try:
+                function(written, seed)
+                if not written.exists():
+                    raise UserError("it wrote nothing to the path that it was given")
+                ParquetRows(written)
+            except UserError as error:
+                told = str(error).replace(str(written), "what it wrote")
+                raise UserError(f"{key}={path}: {told}") from None
+            except Exception as error:
+                raise UserError(f"{key}={path}: {own_error(error)}") from None
+            written.rename(made)
     return str(made.resolve())
