@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rarl.config import IMPORT_PATH, Config
 from rarl.data.parquet import ParquetRows, read_mixture
+from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.evaluation.measurements import judge_name
@@ -16,7 +17,7 @@ from rarl.files import write_text
 from rarl.judge.client import check_judge
 from rarl.planning.memory import require_memory
 from rarl.prepare.card import card_splits
-from rarl.prompts import PromptPlan, training_prompts
+from rarl.prompts import training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object, own_error
@@ -62,7 +63,7 @@ class Setup:
         return judge_name(self.made_with.judge, self.made_with.judge)
 
     def preparer(
-        self, data_path: str, prompts: PromptPlan, blank: bool = False
+        self, data_path: str, prompts: RenderPrompt, blank: bool = False
     ) -> PreparerSettings:
         """Returns what Ray Data's workers need to prepare a data set's rows; `blank` puts grey
         pictures in place of its images."""
