@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rarl.config import PromptsConfig, Section, read_yaml
 from rarl.errors import UserError
-from rarl.replies.tags import TAG
+from rarl.replies.tags import TAG, target_text
 from rarl.schema import Example, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
@@ -119,6 +119,12 @@ class ImitationPlan:
     def longest(self, processor: Any, example: Example) -> list[Prompt]:
         """Returns what `PromptPlan.longest` does."""
         return self.of(example).longest(processor, example)
+
+
+def target_reply(example: Example, form: ReplyForm) -> str:
+    """Returns the reply to imitate. A prompt that asks for thinking takes a rationale."""
+    assert form == "answer" or has_rationale(example.rationale), example.id
+    return target_text(form, example.rationale or "", example.answer)
 
 
 def has_rationale(rationale: str | None) -> bool:

@@ -27,6 +27,7 @@ from rarl.prompts import (
     evaluation_prompts,
     imitation_prompts,
     plain_prompt,
+    target_reply,
     training_prompts,
 )
 from rarl.rollout.pool import SamplerPool
@@ -36,7 +37,7 @@ from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.inputs import Progress
 from rarl.training.learner import Learner
 from rarl.training.log import read_metrics
-from rarl.training.sft import target_groups, target_reply
+from rarl.training.sft import target_groups
 from tests.runs import SHORT, assert_one_line_error, rarl_here
 
 

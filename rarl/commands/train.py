@@ -53,6 +53,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     seconds = {"train": train_seconds, "total": time.time() - started}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     summary = summary_of(base, trained, skipped) | {"seconds": seconds}
+    summary |= {"leaks": setup.run_dir.read_leaks()}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -18,9 +18,8 @@ from rarl.data.prepared import require_room
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.update import imitate
 from rarl.grpo.workers import ALONE, Workers
-from rarl.prompts import has_rationale
-from rarl.replies.tags import target_text
-from rarl.schema import Example, PreparedExample, ReplyForm
+from rarl.prompts import target_reply
+from rarl.schema import PreparedExample
 from rarl.training.grpo import Batches
 from rarl.training.inputs import Progress, TrainInputs
 from rarl.training.learner import Learner, saving_failures
@@ -94,9 +93,3 @@ def target_groups(
         shown = (prepared.prompt_token_ids, prepared.patches, prepared.grid)
         groups.append(TokenGroup(*shown, [ids], key))
     return groups
-
-
-def target_reply(example: Example, form: ReplyForm) -> str:
-    """Returns the reply to imitate. A prompt that asks for thinking takes a rationale."""
-    assert form == "answer" or has_rationale(example.rationale), example.id
-    return target_text(form, example.rationale or "", example.answer)

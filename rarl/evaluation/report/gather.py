@@ -203,7 +203,9 @@ def notes_on(found: list[Run]) -> list[str]:
             notes.append(f"{run.path.name}: {what}.")
         elif missing:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
-    return notes
+        leaks = RunDir(run.path).read_leaks().values()
+        notes += [f"{leak['told']}." for leak in leaks if leak["warns"]]
+    return list(dict.fromkeys(notes))
 
 
 def read_judge_card(folder: Path) -> JudgeCard | None:
@@ -243,7 +245,8 @@ def data_cards(report: Report) -> list[DataCard]:
     cards: dict[tuple[str, str, str], DataCard] = {}
     for run in report.runs:
         measured = dict.fromkeys([*run.config.data.eval, *run.base, *run.trained])
-        sources = [("trained on", "train", run.config.data.train)]
+        train = run.config.data.train
+        sources = [("trained on", "train", train)] if train is not None else []
         sources += [("measured", name, run.source(name)) for name in measured]
         for role, name, source in sources:
             if (role, name, source) not in cards:
