@@ -229,8 +229,8 @@ def plan(
     display.table(memory_table(planned))
     for line in lines(planned):
         display.note(line)
-    if planned.memory is not None and planned.memory.shortfalls():
-        raise UserError("; ".join(planned.memory.shortfalls()))
+    if planned.shortfalls():
+        raise UserError("; ".join(planned.shortfalls()))
 
 
 @app.command()

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from rarl.commands.checked_data import check_data, measured_lengths, training_lengths
+from rarl.commands.checked_data import check_data
 from rarl.commands.resolve import Setup, resolve
 from rarl.config import PromptsConfig, load_config
 from rarl.data.check import FACTS, CheckedRows, RowCheck
-from rarl.data.lengths import LengthRule
+from rarl.data.lengths import LengthRule, measured_lengths, training_lengths
 from rarl.data.parquet import write_examples
 from rarl.data.prepared import prepare_example
 from rarl.display import Display
@@ -134,7 +134,7 @@ def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
     assert told.startswith(f"{setup.eval_data['mine']}: row 1 is the longest: example ")
     assert "\n" not in told
     enough = int(told.split("set rollout.max_model_length=")[1].split(",")[0])
-    rule = measured_lengths(setup, ["plain", "reason"])
+    rule = measured_lengths(setup.config, setup.model_path, ["plain", "reason"])
     longest = replace(varied[1], question="Where " * 60)
     size = Image.open(io.BytesIO(longest.image)).size
     assert enough == rule.lengths(longest, size[1], size[0], processor).needed
@@ -154,7 +154,7 @@ def test_what_is_imitated_counts_as_the_reply(
     tmp_path: Path, varied: list[Example], processor: Any
 ) -> None:
     setup = setup_of(tmp_path, varied, "method=sft", "prompts.train={plain: 1}")
-    lengths: Callable[..., Any] = training_lengths(setup).lengths
+    lengths: Callable[..., Any] = training_lengths(setup.config, setup.model_path).lengths
     short, long = (replace(varied[0], rationale=text) for text in ("A spot.", "A spot. " * 30))
     bare = replace(varied[0], rationale=None)
     needed = [lengths(one, 112, 112, processor).needed for one in (bare, short, long)]

@@ -4,25 +4,15 @@ replies that are too long for the engines."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from rarl.commands.held_out import fingerprint
 from rarl.commands.resolve import Setup
 from rarl.data.check import CheckedRows, RowCheck, check_rows
-from rarl.data.lengths import LengthRule, RowLengths
+from rarl.data.lengths import RowLengths, measured_lengths, training_lengths
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.files import write_text
-from rarl.prompts import (
-    PromptPlan,
-    evaluation_prompts,
-    imitation_prompts,
-    target_reply,
-    training_prompts,
-)
-from rarl.schema import Example, Prompt
 
 
 def check_data(
@@ -34,7 +24,9 @@ def check_data(
     the longest prompt and reply do not fit."""
     checked = {}
     for name, path in data.items():
-        rule = training_lengths(setup) if name == "train" else measured_lengths(setup, families)
+        rule = measured_lengths(setup.config, setup.model_path, families)
+        if name == "train":
+            rule = training_lengths(setup.config, setup.model_path)
         check = RowCheck(fingerprint, rule if engines else None)
         with display.working(f"checking {name} data"):
             checked[name] = check_rows(path, setup.config.data.on_bad_row, check)
@@ -47,28 +39,6 @@ def check_data(
     if engines:
         require_room_for_all(setup, data, checked)
     return checked
-
-
-def training_lengths(setup: Setup) -> LengthRule:
-    config = setup.config
-    if config.method == "sft":
-        plan = imitation_prompts(config.prompts, config.seed)
-        return LengthRule(setup.model_path, config.data.max_pixels, plan.longest, target_reply)
-    prompts = training_prompts(config.prompts, config.seed).longest
-    most = config.rollout.max_completion_tokens
-    return LengthRule(setup.model_path, config.data.max_pixels, prompts, most)
-
-
-def measured_lengths(setup: Setup, families: Sequence[str]) -> LengthRule:
-    config = setup.config
-    asked = [config.prompts.model_copy(update={"eval": family}) for family in families]
-    prompts = partial(prompts_of_all, [evaluation_prompts(one) for one in asked])
-    most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
-    return LengthRule(setup.model_path, config.data.max_pixels, prompts, most)
-
-
-def prompts_of_all(plans: Sequence[PromptPlan], processor: Any, example: Example) -> list[Prompt]:
-    return [plan(processor, example) for plan in plans]
 
 
 def require_room_for_all(

@@ -71,6 +71,15 @@ def format_of(encoded: bytes) -> str:
         raise BadImage(f"cannot be decoded ({error})") from None
 
 
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Returns (height, width) without decoding the pixels. Raises BadImage."""
+    try:
+        width, height = Image.open(io.BytesIO(encoded)).size
+    except Exception as error:
+        raise BadImage(f"cannot be decoded ({error})") from None
+    return height, width
+
+
 def require_content(image: Image.Image) -> None:
     """Raises BadImage if an RGB picture is too small, or of one shade within BLANK_RANGE."""
     if min(image.size) < SMALLEST_SIDE:

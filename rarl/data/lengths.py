@@ -3,11 +3,20 @@ an image's tokens follow from its size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
+from rarl.config import Config
 from rarl.data.images import fitted_size
+from rarl.prompts import (
+    PromptPlan,
+    evaluation_prompts,
+    imitation_prompts,
+    target_reply,
+    training_prompts,
+)
 from rarl.schema import Example, Prompt, ReplyForm
 
 # Every prompt that an example may be asked with: (processor, example) → prompts.
@@ -49,6 +58,28 @@ class LengthRule:
             found.append((length + reply, length))
         needed, longest = max(found)
         return RowLengths(longest, image, needed)
+
+
+def training_lengths(config: Config, model_path: str) -> LengthRule:
+    """Returns the rule for training data, whose prompts are drawn."""
+    pixels, most = config.data.max_pixels, config.rollout.max_completion_tokens
+    if config.method == "sft":
+        plan = imitation_prompts(config.prompts, config.seed)
+        return LengthRule(model_path, pixels, plan.longest, target_reply)
+    prompts = training_prompts(config.prompts, config.seed)
+    return LengthRule(model_path, pixels, prompts.longest, most)
+
+
+def measured_lengths(config: Config, model_path: str, families: Sequence[str]) -> LengthRule:
+    """Returns the rule for data that are measured with prompts of these families."""
+    most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
+    asked = [config.prompts.model_copy(update={"eval": family}) for family in families]
+    prompts = partial(prompts_of_all, [evaluation_prompts(one) for one in asked])
+    return LengthRule(model_path, config.data.max_pixels, prompts, most)
+
+
+def prompts_of_all(plans: Sequence[PromptPlan], processor: Any, example: Example) -> list[Prompt]:
+    return [plan(processor, example) for plan in plans]
 
 
 def image_tokens(height: int, width: int, image_processor: Any, max_pixels: int | None) -> int:
