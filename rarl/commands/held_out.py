@@ -29,7 +29,7 @@ def fingerprint(encoded: bytes, picture: Image.Image) -> tuple[str, bytes]:
 def compare_with_training(setup: Setup, display: Display, checked: dict[str, CheckedRows]) -> None:
     """Says of each measured data set what it shares with the training data, and keeps it in the run
     directory, where the report finds it. All pairs of images are compared: 100,000 with 1,000 take
-    less than a second."""
+    about a second."""
     trained = trained_on(setup, display, checked.get("train"))
     if trained is None:
         return

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import ray
+
 from rarl.commands.checked_data import check_data
 from rarl.commands.held_out import compare_with_training
 from rarl.commands.resolve import Setup
@@ -65,11 +67,14 @@ def open_session(
             wait_for_room(setup, display, trains)
             pool = launch_pool(setup)
             stack.callback(pool.stop)
-        _warming = warm_up(setup.model_path) if engines else None
+        warming = warm_up(setup.model_path) if engines else None
         if trains:
             # It imports PyTorch, which takes 2 s: a mistake in the configuration need not wait for
             # that, nor a run whose engines are coming up.
             importlib.import_module("rarl.training.driver")
+        if warming is not None:
+            # Not to have a second process load what the check of the data needs, too.
+            ray.wait([warming])
         families = families or [setup.config.prompts.eval]
         checked = check_data(setup, display, data, families, engines)
         compare_with_training(setup, display, checked)
