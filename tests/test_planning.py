@@ -335,9 +335,7 @@ def test_the_datas_own_lengths_are_planned_with_where_they_are_at_hand(
     assert any(f"{dataset}: prompts of {round(mean)} tokens" in line for line in lines(plan))
     short = [*overrides, f"rollout.max_model_length={plan.lengths.needed - 1}"]
     (problem,) = make_plan(load_config(DEMO, short)).shortfalls()
-    assert (
-        f"row 1 needs {plan.lengths.needed} tokens with its reply: set rollout.max" in problem
-    )
+    assert f"row 1 needs {plan.lengths.needed} tokens with its reply: set rollout.max" in problem
     assert make_plan(load_config(DEMO)).lengths is None, "a function makes them"
 
 

@@ -90,10 +90,6 @@ def leak_of(trained: Side, measured: Side) -> dict[str, Any]:
     leak = {name: len(found) for name, found in vars(find_leak(trained, measured)).items()}
     images, questions = len(measured.images), len(measured.rows)
     warns = bool(leak["same_images"] or leak["near_images"])
-    alike = (
-        f"{leak['same_text']:,} of its {questions:,} questions are asked and answered alike there "
-        "about other images, so that they can be answered without looking"
-    )
     told = f"{measured.name}: none of its {images:,} images is in the training data, nor nearly so"
     if warns:
         told = (
@@ -103,5 +99,10 @@ def leak_of(trained: Side, measured: Side) -> dict[str, Any]:
             "and answer. Results there are not results on unseen images: prepare with --split "
             "image-disjoint, or with --against"
         )
+    if leak["same_text"]:
+        told += (
+            f". {leak['same_text']:,} of its {questions:,} questions are asked and answered alike "
+            "there about other images, so that they can be answered without looking"
+        )
     totals = {"of_images": images, "of_questions": questions}
-    return {**leak, **totals, "warns": warns, "told": f"{told}. {alike}"}
+    return {**leak, **totals, "warns": warns, "told": told}
