@@ -99,9 +99,11 @@ def test_what_is_imitated_is_counted_and_told_before_anything_starts(
     path = str(tmp_path / "data.parquet")
     bare = [replace(examples[0], rationale=None), replace(examples[1], rationale=" ")]
     write_examples(Path(path), [*examples[2:5], *bare])
-    told = "3 of 5 rows have a rationale to imitate; 2 have none: asked by none and imitate"
+    told = (
+        "3 of 5 rows have a rationale to imitate; the other 2 are asked for the answer alone (pro"
+    )
     assert what_is_imitated(path, PromptsConfig()).startswith(told)
-    told = "the answer alone is imitated, as none asks for it"
+    told = "the answer alone is imitated, as prompts.train (none) asks for"
     assert what_is_imitated(path, PromptsConfig(train={"none": 1, "plain": 0})) == told
     write_examples(Path(path), bare)
     message = r"not one of 2 rows has a rationale to imitate.*prompts.train=\{none: 1\}"

@@ -109,12 +109,15 @@ def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
     has, rows = sum(map(has_rationale, rationales)), len(rationales)
     answering = {name for name, weight in plan.without.weights.items() if weight}
     thinking = {name for name, weight in plan.with_rationale.weights.items() if weight} - answering
+    families = ", ".join(sorted(answering))
     if not thinking:
-        return f"the answer alone is imitated, as {', '.join(sorted(answering))} asks for it"
+        return f"the answer alone is imitated, as prompts.train ({families}) asks for"
     if not has and not answering & set(prompts.train):
         raise UserError(
             f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
             "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
         )
-    asked = f"asked by {', '.join(sorted(answering))} and imitate the answer alone"
-    return f"{has} of {rows} rows have a rationale to imitate; {rows - has} have none: {asked}"
+    return (
+        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for the "
+        f"answer alone (prompts of the family {families})"
+    )
