@@ -108,7 +108,7 @@ def test_what_is_imitated_is_counted_and_told_before_anything_starts(
     write_examples(Path(path), bare)
     message = r"not one of 2 rows has a rationale to imitate.*prompts.train=\{none: 1\}"
     with pytest.raises(UserError, match=message):
-        what_is_imitated(path, PromptsConfig())
+        what_is_imitated(path, PromptsConfig(train={"plain": 1, "none": 0}))
     assert what_is_imitated(path, PromptsConfig(train={"plain": 1, "short": 1})).startswith(
         "0 of 2"
     )

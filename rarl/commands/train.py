@@ -107,17 +107,17 @@ def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
     UserError where every prompt asks for thinking and no row has a rationale."""
     plan, rationales = imitation_prompts(prompts, 0), ParquetRows(data).column("rationale")
     has, rows = sum(map(has_rationale, rationales)), len(rationales)
+    drawn = {name for name, weight in prompts.train.items() if weight}
     answering = {name for name, weight in plan.without.weights.items() if weight}
-    thinking = {name for name, weight in plan.with_rationale.weights.items() if weight} - answering
     families = ", ".join(sorted(answering))
-    if not thinking:
+    if drawn <= answering:
         return f"the answer alone is imitated, as prompts.train ({families}) asks for"
-    if not has and not answering & set(prompts.train):
+    if not has and not answering & drawn:
         raise UserError(
             f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
             "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
         )
     return (
-        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for the "
-        f"answer alone (prompts of the family {families})"
+        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for "
+        f"the answer alone (prompts of the family {families})"
     )
