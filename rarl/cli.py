@@ -173,6 +173,9 @@ def train_config(config: Config) -> None:
     seconds = summary["seconds"]
     if summary["base"]:
         display.results(summary)
+        for leak in summary.get("leaks", {}).values():
+            if leak["warns"]:
+                display.note(leak["told"])
         display.note(f"report {write_report(run_dir)}")
     else:
         display.note("nothing was measured, since data.eval names no data set")
@@ -226,8 +229,8 @@ def plan(
     display.table(memory_table(planned))
     for line in lines(planned):
         display.note(line)
-    if planned.memory is not None and planned.memory.shortfalls():
-        raise UserError("; ".join(planned.memory.shortfalls()))
+    if planned.shortfalls():
+        raise UserError("; ".join(planned.shortfalls()))
 
 
 @app.command()

@@ -44,11 +44,14 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    train: str  # canonical Parquet (file or folder), or `module:function` that writes one
+    # canonical Parquet (file or folder), or `module:function` that writes one; null: nothing is
+    # trained
+    train: str | None
     eval: dict[str, str] = {}  # name → the same; measured before and after training
     # images are shrunk to at most this area; None: the processor's own bound
     max_pixels: Positive | None = None
     on_bad_row: Literal["fail", "skip"] = "fail"
+    allow_same_files: bool = False  # data.eval may name files that data.train names
 
 
 class RolloutConfig(Section):

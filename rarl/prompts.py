@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from rarl.config import PromptsConfig, Section, read_yaml
 from rarl.errors import UserError
-from rarl.replies.tags import TAG
+from rarl.replies.tags import TAG, target_text
 from rarl.schema import Example, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
@@ -72,6 +72,19 @@ class PromptPlan:
         text = question_text(example, family, family.wordings[number])
         return Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
 
+    def longest(self, processor: Any, example: Example) -> list[Prompt]:
+        """Returns for each family that may be drawn the wording of most tokens."""
+        prompts = []
+        for name in (name for name, weight in self.weights.items() if weight):
+            family = self.families[name]
+            counts = [tokens_of(processor.tokenizer, wording) for wording in family.wordings]
+            number = int(np.argmax(counts))
+            text = question_text(example, family, family.wordings[number])
+            prompts.append(
+                Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
+            )
+        return prompts
+
     def choose(self, example_id: str, step: int | None) -> tuple[str, int]:
         """Family and number of the wording."""
         names = sorted(self.weights)
@@ -84,6 +97,40 @@ class PromptPlan:
         return name, int(rng.integers(len(self.families[name].wordings)))
 
 
+@lru_cache(maxsize=1024)
+def tokens_of(tokenizer: Any, wording: str) -> int:
+    return len(tokenizer(wording).input_ids)
+
+
+@dataclass(frozen=True)
+class ImitationPlan:
+    """How a question is asked whose reference reply is imitated: as `with_rationale` says where it
+    has one, else as `without` does, which asks for the answer alone. Picklable."""
+
+    with_rationale: PromptPlan
+    without: PromptPlan
+
+    def of(self, example: Example) -> PromptPlan:
+        return self.with_rationale if has_rationale(example.rationale) else self.without
+
+    def __call__(self, processor: Any, example: Example, step: int | None = None) -> Prompt:
+        return self.of(example)(processor, example, step)
+
+    def longest(self, processor: Any, example: Example) -> list[Prompt]:
+        """Returns what `PromptPlan.longest` does."""
+        return self.of(example).longest(processor, example)
+
+
+def target_reply(example: Example, form: ReplyForm) -> str:
+    """Returns the reply to imitate. A prompt that asks for thinking takes a rationale."""
+    assert form == "answer" or has_rationale(example.rationale), example.id
+    return target_text(form, example.rationale or "", example.answer)
+
+
+def has_rationale(rationale: str | None) -> bool:
+    return bool((rationale or "").strip())
+
+
 def training_prompts(config: PromptsConfig, seed: int) -> PromptPlan:
     """Raises UserError for a family that there is not, or when all weights are 0."""
     families = read_families(Path(config.templates)) if config.templates else read_families()
@@ -93,6 +140,22 @@ def training_prompts(config: PromptsConfig, seed: int) -> PromptPlan:
     if not sum(config.train.values()) > 0:
         raise UserError("prompts.train: at least one family needs a weight above 0")
     return PromptPlan(families, config.train, seed)
+
+
+def imitation_prompts(config: PromptsConfig, seed: int) -> ImitationPlan:
+    """Without a rationale, families that ask for the answer alone are drawn by their weights; where
+    none has a weight, `none` is asked. Raises UserError as `training_prompts` does."""
+    plan = training_prompts(config, seed)
+    families = plan.families
+    weights = {
+        one: weight for one, weight in plan.weights.items() if families[one].form == "answer"
+    }
+    if sum(weights.values()) > 0:
+        return ImitationPlan(plan, PromptPlan(families, weights, seed))
+    none = families.get("none")
+    if none is None or none.form != "answer":
+        none = read_families()["none"]
+    return ImitationPlan(plan, PromptPlan({"none": none}, {"none": 1.0}, seed))
 
 
 def evaluation_prompts(config: PromptsConfig) -> PromptPlan:

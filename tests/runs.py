@@ -171,7 +171,7 @@ def list_batches(
     inputs: TrainInputs, processor: Any, first: int
 ) -> Iterator[tuple[int, list[PreparedExample]]]:
     """Yields what a train worker's stream of the data has, after the first `first` batches."""
-    config, rows = inputs.config, ParquetRows(inputs.config.data.train)
+    config, rows = inputs.config, ParquetRows(str(inputs.config.data.train))
     order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
     for step in itertools.count(first):
         examples = rows.read(order.rows_of(step))

@@ -148,7 +148,7 @@ def job_config() -> Config:
 def test_the_jobs_command_exists_and_its_cards_are_enough() -> None:
     config, cluster = job_config(), job().spec.rayClusterSpec
     assert config.run_dir.startswith("/mnt/runs/")
-    assert config.data.train.startswith("/mnt/runs/")
+    assert str(config.data.train).startswith("/mnt/runs/")
     assert all(path.startswith("/mnt/runs/") for path in config.data.eval.values())
     (group,) = cluster.workerGroupSpecs
     assert cluster.enableInTreeAutoscaling

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageEnhance
 
-from rarl.data.check import faults_in
+from rarl.data.check import RowCheck
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
@@ -312,9 +312,9 @@ def test_damaged_pages_are_named_with_their_part_of_the_file(tmp_path: Path) -> 
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"a\.parquet: column 'id' cannot be read"):
         ParquetRows(path).column("id")
-    bad = list(faults_in(str(path), [2, 3]))
-    assert [one.row for one in bad] == [2, 3]
-    assert "row group 0 cannot be read" in bad[0].reason
+    bad = list(RowCheck().facts_in(str(path), [2, 3]))
+    assert [one["row"] for one in bad] == [2, 3]
+    assert "row group 0 cannot be read" in bad[0]["reason"]
 
 
 def pairs_of(left: Any, right: Any) -> list[tuple[int, int]]:

@@ -197,7 +197,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch, examples: list[Example]) -> list[b
 
     @contextmanager
     def open_session(
-        setup: Setup, display: Display, data: dict[str, str], engines: bool = True
+        setup: Setup, display: Display, data: dict[str, str], engines: bool, **_: Any
     ) -> Iterator[Session]:
         opened.append(engines)
         if engines:

@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rarl.commands.train import require_rationales
+from rarl.commands.train import what_is_imitated
 from rarl.config import LoraConfig, PromptsConfig
 from rarl.data.parquet import write_examples
 from rarl.data.prepared import PreparedExample, prepare_example
@@ -24,15 +23,21 @@ from rarl.errors import UserError
 from rarl.grpo.policy import adapter_parameters, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import ImitationStats, imitate, micro_batches
-from rarl.prompts import evaluation_prompts, plain_prompt
+from rarl.prompts import (
+    evaluation_prompts,
+    imitation_prompts,
+    plain_prompt,
+    target_reply,
+    training_prompts,
+)
 from rarl.rollout.pool import SamplerPool
-from rarl.schema import Example, Prompt
+from rarl.schema import Example, ReplyForm
 from rarl.system.models import resolve_adapter
 from rarl.tiny.phantoms import QUESTIONS
 from rarl.training.inputs import Progress
 from rarl.training.learner import Learner
 from rarl.training.log import read_metrics
-from rarl.training.sft import target_groups, target_reply
+from rarl.training.sft import target_groups
 from tests.runs import SHORT, assert_one_line_error, rarl_here
 
 
@@ -50,42 +55,63 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
     ],
 )
 def test_the_target_is_what_the_prompt_asks_for(
-    prepared: list[PreparedExample], form: Any, target: str
+    prepared: list[PreparedExample], form: ReplyForm, target: str
 ) -> None:
     example = replace(prepared[0].example, rationale="A spot.", answer="left")
-    assert (
-        target_reply(replace(prepared[0], example=example, prompt=Prompt("", "mine/0", form)))
-        == target
-    )
+    assert target_reply(example, form) == target
 
 
-def test_thinking_without_a_rationale_is_an_error_that_names_the_example(
-    prepared: list[PreparedExample],
+def test_without_a_rationale_the_answer_alone_is_asked_for(
+    processor: Any, examples: list[Example]
 ) -> None:
-    bare = replace(prepared[0], example=replace(prepared[0].example, rationale=" "))
-    with pytest.raises(
-        UserError,
-        match=rf"example '{bare.example.id}' has no rationale.*prompts.train=\{{none: 1\}}",
+    """Whatever the weights, and with them drawn by these."""
+    bare = [replace(one, id=str(i), rationale=" ") for i, one in enumerate(examples * 4)]
+    for weights, asked in (
+        ({"plain": 1.0, "none": 0.0}, {"none"}),
+        ({"plain": 9.0, "short": 1.0}, {"short"}),
     ):
-        target_reply(bare)
-    assert target_reply(replace(bare, prompt=Prompt("", "none/0", "answer"))).startswith("<answer>")
+        plan = imitation_prompts(PromptsConfig(train=weights), seed=0)
+        prompts = [plan(processor, one, step) for step, one in enumerate(bare)]
+        assert {one.family for one in prompts} == asked
+        assert {target_reply(bare[0], one.form) for one in prompts} == {
+            f"<answer>{bare[0].answer}</answer>"
+        }
+        assert {one.family for one in plan.longest(processor, bare[0])} == asked
+        drawn = training_prompts(PromptsConfig(train=weights), seed=0)
+        for step, example in enumerate(examples):
+            assert plan(processor, example, step) == drawn(processor, example, step)
 
 
-def test_missing_rationales_are_found_before_training(
+def test_wordings_of_ones_own_need_no_family_for_the_answer_alone(
+    tmp_path: Path, processor: Any, examples: list[Example]
+) -> None:
+    own = tmp_path / "prompts.yaml"
+    own.write_text("mine: {form: think, wordings: [Think.]}\n", encoding="utf-8")
+    config = PromptsConfig(train={"mine": 1}, eval="mine", templates=str(own))
+    plan = imitation_prompts(config, seed=0)
+    assert plan(processor, examples[0], 1).family == "mine"
+    assert plan(processor, replace(examples[0], rationale=None), 1).wording == "none/0"
+
+
+def test_what_is_imitated_is_counted_and_told_before_anything_starts(
     tmp_path: Path, examples: list[Example]
 ) -> None:
-    path = tmp_path / "data.parquet"
-    write_examples(
-        path,
-        [*examples[:3], replace(examples[3], rationale=None), replace(examples[4], rationale="")],
+    path = str(tmp_path / "data.parquet")
+    bare = [replace(examples[0], rationale=None), replace(examples[1], rationale=" ")]
+    write_examples(Path(path), [*examples[2:5], *bare])
+    told = (
+        "3 of 5 rows have a rationale to imitate; the other 2 are asked for the answer alone (pro"
     )
-    rows = np.arange(5)
-    with pytest.raises(
-        UserError, match=r"row 3 has no rationale to imitate \(nor have 1 others of 5\)"
-    ):
-        require_rationales(str(path), rows, PromptsConfig())
-    require_rationales(str(path), rows[:3], PromptsConfig())
-    require_rationales(str(path), rows, PromptsConfig(train={"none": 1, "plain": 0}))
+    assert what_is_imitated(path, PromptsConfig()).startswith(told)
+    told = "the answer alone is imitated, as prompts.train (none) asks for"
+    assert what_is_imitated(path, PromptsConfig(train={"none": 1, "plain": 0})) == told
+    write_examples(Path(path), bare)
+    message = r"not one of 2 rows has a rationale to imitate.*prompts.train=\{none: 1\}"
+    with pytest.raises(UserError, match=message):
+        what_is_imitated(path, PromptsConfig(train={"plain": 1, "none": 0}))
+    assert what_is_imitated(path, PromptsConfig(train={"plain": 1, "short": 1})).startswith(
+        "0 of 2"
+    )
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 4), ("alpha", 32)])
@@ -129,7 +155,9 @@ def test_loss_and_gradient_equal_transformers_own(
     """transformers' cross-entropy over a padded batch with labels, through peft's own layers."""
     stats, gradient = step_of(model_path, prepared, processor, budget=4096)
     policy = learner_of(model_path, 1.0).policy
-    texts = [p.prompt.text + target_reply(p) + "<|im_end|>" for p in prepared]
+    texts = [
+        p.prompt.text + target_reply(p.example, p.prompt.form) + "<|im_end|>" for p in prepared
+    ]
     images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples[:6]]
     batch = processor(
         text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
@@ -198,6 +226,7 @@ def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(
     rows = read_metrics(tmp_path / "sft" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert {row["with_rationale"] for row in rows} == {1.0}
 
     start = f"model.adapter={tmp_path / 'sft'}"
     done = rarl_here(
@@ -236,4 +265,6 @@ def test_evaluation_prompts_can_ask_for_the_answer_alone(
     processor: Any, examples: list[Example]
 ) -> None:
     alone = prepare_example(examples[0], processor, evaluation_prompts(PromptsConfig(eval="none")))
-    assert target_reply(alone) == f"<answer>{examples[0].answer}</answer>"
+    assert (
+        target_reply(alone.example, alone.prompt.form) == f"<answer>{examples[0].answer}</answer>"
+    )

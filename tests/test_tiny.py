@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from rarl.config import PromptsConfig
-from rarl.data.check import find_fault
+from rarl.data.check import RowCheck
 from rarl.data.prepared import prepare_example
 from rarl.prompts import PromptPlan, evaluation_prompts, read_families, rederive_text, render
 from rarl.replies.grading import is_correct
@@ -37,7 +37,7 @@ def test_data_sets_are_functions_of_domain_seed_and_split() -> None:
 def test_examples_are_sound_and_varied() -> None:
     examples = draw_examples("seen", 900, 0, "train")
     assert len({e.id for e in examples}) == 900
-    assert all(find_fault(e) is None for e in examples[:100])
+    assert all(RowCheck().facts_of(e, {}) for e in examples[:100])
     kinds = Counter(e.id.rsplit("-", 1)[1] for e in examples)
     assert min(kinds.values()) > 200
     answers = Counter(e.answer for e in examples)

@@ -179,7 +179,7 @@ class Plan:
             for seed in self.comparison.seeds if entry.recipe else ():
                 run_dir = RunDir(self.folder(name, seed))
                 config = self.config(name, seed)
-                find_data("data.train", config.data.train)
+                find_data("data.train", config.data.train or "null")
                 begun = run_dir.config.exists() and run_dir.holds_results()
                 if begun and (changed := changed_key(run_dir, config)):
                     held = f"holds a run of another configuration ({changed})"

@@ -95,7 +95,7 @@ def read_model(
     tree: dict[str, object] = {
         "run_dir": str(out or f"runs/eval-{name}"),
         "model": {"path": model, "adapter": str(adapter) if adapter else None, "lora": lora},
-        "data": {"train": ""},  # it is only measured
+        "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
     config = validated(tree, overrides)
@@ -112,7 +112,7 @@ def read_judge(rest: list[str]) -> JudgeConfig:
         path = Path(files[0])
         return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
     # never read
-    tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": "."}}
+    tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": None}}
     return validated(tree, overrides).judge
 
 
@@ -201,8 +201,11 @@ def evaluate_only(
         for way, model, name in product(ways, models, setup.eval_data)
     ]
     begun = all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
+    families = [str(way.prompt) for way in ways]
     for engines in [False, True] if begun else [True]:
-        with open_session(setup, display, setup.eval_data, engines=engines) as live:
+        with open_session(
+            setup, display, setup.eval_data, engines=engines, families=families
+        ) as live:
             if live.pool is None and lacks(setup, live, ways, models):
                 continue
             if live.pool is not None and trained is not None:

@@ -3,22 +3,24 @@ Everything that can fail before Ray starts fails here."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH, Config
-from rarl.data.parquet import ParquetRows, read_mixture
+from rarl.data.parquet import ParquetRows, parquet_files, read_mixture
+from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.evaluation.measurements import judge_name
-from rarl.files import write_text
+from rarl.files import file_hash, write_text
 from rarl.judge.client import check_judge
 from rarl.planning.memory import require_memory
 from rarl.prepare.card import card_splits
-from rarl.prompts import PromptPlan, training_prompts
+from rarl.prompts import training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
-from rarl.system.imports import import_object
+from rarl.system.imports import import_object, own_error
 from rarl.system.models import require_known_model, resolve_adapter, resolve_model
 from rarl.training.run_dir import RunDir, flatten, open_run_dir
 
@@ -61,7 +63,7 @@ class Setup:
         return judge_name(self.made_with.judge, self.made_with.judge)
 
     def preparer(
-        self, data_path: str, prompts: PromptPlan, blank: bool = False
+        self, data_path: str, prompts: RenderPrompt, blank: bool = False
     ) -> PreparerSettings:
         """Returns what Ray Data's workers need to prepare a data set's rows; `blank` puts grey
         pictures in place of its images."""
@@ -74,6 +76,7 @@ class Setup:
 # changes no reply.
 FREE_TO_MEASURE = (
     "data.eval",
+    "data.allow_same_files",
     "prompts.eval",
     "judge",
     "device",
@@ -106,6 +109,10 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         require_memory(config, model_path)
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
     if made_with is None:
+        if config.data.train is None:
+            raise UserError("data.train=null: there is nothing to train on; name a data set")
+        if "train" in config.data.eval:
+            raise UserError("data.eval.train: this is what the training data are called; rename it")
         sources["data.train"] = config.data.train
     for key, path in sources.items():
         find_data(key, path)
@@ -115,6 +122,9 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()
     }
     train_data = data.pop("data.train", None)
+    trained = train_data or training_data(own, run_dir)
+    if trained is not None and not config.data.allow_same_files:
+        require_other_files(trained, data)
     return Setup(
         config=config,
         run_dir=run_dir,
@@ -189,12 +199,58 @@ def require_no_held_out_split(named: str, folder: Path) -> None:
         )
 
 
+def training_data(config: Config, run_dir: RunDir) -> str | None:
+    """Returns where a run's training data are, or None where they are not at hand."""
+    if config.data.train is None:
+        return None
+    is_made = IMPORT_PATH.match(config.data.train)
+    place = run_dir.data / "data.train.parquet" if is_made else Path(config.data.train).expanduser()
+    return str(place.resolve()) if place.exists() else None
+
+
+def require_other_files(trained: str, measured: dict[str, str]) -> None:
+    """Raises UserError where a measured data set, given by key and path, has a file of the training
+    data, or one with the same content."""
+    held = [(file, file.stat().st_size) for file in files_of(trained)]
+    for key, path in measured.items():
+        for file in files_of(path):
+            size = file.stat().st_size
+            for other, its_size in held:
+                same = file == other
+                if same or (size == its_size and file_hash(file) == file_hash(other)):
+                    what = "is a file of" if same else f"has the same content as {other}, of"
+                    raise UserError(
+                        f"{key}={path}: {file} {what} data.train: results there say nothing about "
+                        "unseen questions; name a test split, or set data.allow_same_files=true"
+                    )
+
+
+def files_of(path: str) -> list[Path]:
+    parts = read_mixture(Path(path))
+    return [file.resolve() for part in parts for file in parquet_files(part.path)]
+
+
 def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
-    """A canonical Parquet file or folder. A `module:function` is called once with the file to write
-    and the seed."""
+    """Returns where the Parquet file or folder is. A `module:function` is called once, with the
+    path to write to, whose folder is there, and the seed. Raises UserError for what the function
+    raises, and if what it wrote is no data set; then the next start calls it again."""
     if not IMPORT_PATH.match(path):
         return str(Path(path).expanduser().resolve())
     made = folder / f"{key}.parquet"
     if not made.exists():
-        import_object(path)(made, seed)
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
+            written = Path(unfinished) / made.name
+            function = import_object(path)
+            try:
+                function(written, seed)
+                if not written.exists():
+                    raise UserError("it wrote nothing to the path that it was given")
+                ParquetRows(written)
+            except UserError as error:
+                told = str(error).replace(str(written), "what it wrote")
+                raise UserError(f"{key}={path}: {told}") from None
+            except Exception as error:
+                raise UserError(f"{key}={path}: {own_error(error)}") from None
+            written.rename(made)
     return str(made.resolve())

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import ray
+
+from rarl.commands.checked_data import check_data
+from rarl.commands.held_out import compare_with_training
 from rarl.commands.resolve import Setup
-from rarl.data.check import CheckedRows, check_rows
+from rarl.data.check import CheckedRows
 from rarl.data.stream import warm_up
 from rarl.display import Display
-from rarl.files import write_text
 from rarl.judge.client import open_judge
 from rarl.judge.judge import Judge
 from rarl.rollout.pool import SamplerPool
@@ -53,21 +56,28 @@ def open_session(
     data: dict[str, str],
     trains: bool = False,
     engines: bool = True,
+    families: Sequence[str] = (),
 ) -> Iterator[Session]:
     """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile.
-    Without `engines`, neither they nor anything that feeds them starts."""
+    Without `engines`, neither they nor anything that feeds them starts. `families` are those of the
+    measurements' prompts, by default the configuration's own."""
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs), ExitStack() as stack:
         pool = _ready_pool.get() if engines else None
         if engines and pool is None:
             wait_for_room(setup, display, trains)
             pool = launch_pool(setup)
             stack.callback(pool.stop)
-        _warming = warm_up(setup.model_path) if engines else None
+        warming = warm_up(setup.model_path) if engines else None
         if trains:
             # It imports PyTorch, which takes 2 s: a mistake in the configuration need not wait for
             # that, nor a run whose engines are coming up.
             importlib.import_module("rarl.training.driver")
-        checked = check_data(setup, display, data)
+        if warming is not None:
+            # Not to have a second process load what the check of the data needs, too.
+            ray.wait([warming])
+        families = families or [setup.config.prompts.eval]
+        checked = check_data(setup, display, data, families, engines)
+        compare_with_training(setup, display, checked)
         if pool is not None:
             with display.working("starting vLLM"):
                 pool.wait_until_ready()
@@ -84,22 +94,6 @@ def wait_for_room(setup: Setup, display: Display, trains: bool) -> None:
         if "RAY_ADDRESS" in os.environ:
             stack.enter_context(display.working("waiting for room in the cluster"))
         require_cluster_room(setup.config, setup.device, trains)
-
-
-def check_data(setup: Setup, display: Display, data: dict[str, str]) -> dict[str, CheckedRows]:
-    """Checks every data set, given by name and path; lists bad rows that are skipped in the run
-    directory. Raises UserError for a bad row that may not be skipped."""
-    checked = {}
-    for name, path in data.items():
-        with display.working(f"checking {name} data"):
-            checked[name] = check_rows(path, setup.config.data.on_bad_row)
-        bad = checked[name].bad
-        if bad:
-            lines = "".join(f"row {one.row}: {one.reason}\n" for one in bad)
-            write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
-            listed = f"listed in skipped-{name}.txt; the first: {bad[0].reason}"
-            display.note(f"{name}: {len(bad)} bad rows skipped, {listed}")
-    return checked
 
 
 def launch_pool(setup: Setup) -> SamplerPool:

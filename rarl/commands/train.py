@@ -10,9 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rarl.commands.evaluate import measure_all
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
@@ -25,7 +22,7 @@ from rarl.evaluation.results import summary_of
 from rarl.evaluation.ways import floors_of
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
-from rarl.prompts import training_prompts
+from rarl.prompts import has_rationale, imitation_prompts, training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
 from rarl.training.checkpoint import find_checkpoint
@@ -45,6 +42,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     display.note(f"run directory {setup.run_dir.path}")
     for line in missing_trackers(config.train.trackers):
         display.note(line)
+    if config.method == "sft":
+        display.note(what_is_imitated(str(setup.train_data), config.prompts))
     with open_session(
         setup, display, {"train": str(setup.train_data), **setup.eval_data}, trains=True
     ) as live:
@@ -57,6 +56,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     floors = floors_of(Path(str(setup.train_data)), base)
     summary = summary_of(base, trained, skipped, floors=floors) | {"seconds": seconds}
+    summary |= {"leaks": setup.run_dir.read_leaks()}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -80,8 +80,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     for fault in found.damaged:
         display.note(f"damaged checkpoint, {instead}: {fault}")
     rows = live.checked["train"].good
-    if config.method == "sft":
-        require_rationales(data, rows, config.prompts)
     order = step_order(ParquetRows(data).parts, rows, config.train.prompts_per_step, config.seed)
     inputs = TrainInputs(
         config=config,
@@ -94,7 +92,8 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
     )
-    preparer = setup.preparer(data, training_prompts(config.prompts, config.seed))
+    prompts = imitation_prompts if config.method == "sft" else training_prompts
+    preparer = setup.preparer(data, prompts(config.prompts, config.seed))
     started = time.time()
     showing = display.training(setup.run_dir.metrics, config.train.steps)
     with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
@@ -106,17 +105,22 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     return before + time.time() - started
 
 
-def require_rationales(data: str, rows: NDArray[np.int64], prompts: PromptsConfig) -> None:
-    """Raises UserError now for what supervised fine-tuning would refuse in the middle of a run."""
-    families = training_prompts(prompts, 0).families
-    used = [families[name] for name, weight in prompts.train.items() if weight]
-    if all(family.form == "answer" for family in used):
-        return
-    rationales = ParquetRows(data).column("rationale")
-    bad = [int(row) for row in rows if not (rationales[row] or "").strip()]
-    if bad:
+def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
+    """Returns in words how many rows have a rationale, and how the others are asked. Raises
+    UserError where every prompt asks for thinking and no row has a rationale."""
+    plan, rationales = imitation_prompts(prompts, 0), ParquetRows(data).column("rationale")
+    has, rows = sum(map(has_rationale, rationales)), len(rationales)
+    drawn = {name for name, weight in prompts.train.items() if weight}
+    answering = {name for name, weight in plan.without.weights.items() if weight}
+    families = ", ".join(sorted(answering))
+    if drawn <= answering:
+        return f"the answer alone is imitated, as prompts.train ({families}) asks for"
+    if not has and not answering & drawn:
         raise UserError(
-            f"{data}: row {bad[0]} has no rationale to imitate (nor have {len(bad) - 1} others of "
-            f"{len(rows)}), but prompts.train asks for thinking: add rationales, or set "
-            "prompts.train={none: 1} prompts.eval=none"
+            f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
+            "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
         )
+    return (
+        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for "
+        f"the answer alone (prompts of the family {families})"
+    )

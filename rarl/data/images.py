@@ -71,6 +71,15 @@ def format_of(encoded: bytes) -> str:
         raise BadImage(f"cannot be decoded ({error})") from None
 
 
+def size_of(encoded: bytes) -> tuple[int, int]:
+    """Returns (height, width) without decoding the pixels. Raises BadImage."""
+    try:
+        width, height = Image.open(io.BytesIO(encoded)).size
+    except Exception as error:
+        raise BadImage(f"cannot be decoded ({error})") from None
+    return height, width
+
+
 def require_content(image: Image.Image) -> None:
     """Raises BadImage if an RGB picture is too small, or of one shade within BLANK_RANGE."""
     if min(image.size) < SMALLEST_SIDE:
@@ -84,21 +93,30 @@ def fit_image(
     image: Image.Image, image_processor: Any, max_pixels: int | None
 ) -> NDArray[np.uint8]:
     """Resizes to the processor's grid; returns (height, width, 3) uint8. Raises BadImage."""
+    height, width = fitted_size(image.height, image.width, image_processor, max_pixels)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def fitted_size(
+    height: int, width: int, image_processor: Any, max_pixels: int | None
+) -> tuple[int, int]:
+    """Returns (height, width) on the processor's grid, for an image of this size. Raises
+    BadImage."""
     # Imported here: workers that only decode start several seconds sooner without it.
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     lower, upper = pixel_bounds(image_processor, max_pixels)
     factor = image_processor.patch_size * image_processor.merge_size
     try:
-        height, width = smart_resize(image.height, image.width, factor, lower, upper)
+        rows, columns = smart_resize(height, width, factor, lower, upper)
     except ValueError as error:
-        raise BadImage(f"{image.width}x{image.height} pixels: {error}") from None
+        raise BadImage(f"{width}x{height} pixels: {error}") from None
     # The rule oversteps its own bounds for long or small pictures.
-    if not lower <= height * width <= upper:
-        height, width = nearest_grid(image.height / image.width, factor, lower, upper)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    if not lower <= rows * columns <= upper:
+        return nearest_grid(height / width, factor, lower, upper)
+    return rows, columns
 
 
 def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int, int]:

@@ -104,7 +104,6 @@ def prepared_stream(
     cores for all `workers`."""
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    most = max(1, int(ray.cluster_resources()["CPU"]) // 2 // workers)
     return ray.data.from_arrow(blocks).map_batches(
         prepare_block,
         fn_kwargs={"settings": settings},
@@ -113,9 +112,14 @@ def prepared_stream(
         num_cpus=READ_CPUS,
         # Tasks, not actors, and all in this environment: the next stream finds their processes
         # with all imported.
-        compute=TaskPoolStrategy(size=tasks or most),
+        compute=TaskPoolStrategy(size=tasks or tasks_at_once(workers)),
         runtime_env=WORKER_ENVIRONMENT,
     )
+
+
+def tasks_at_once(workers: int = 1) -> int:
+    """Returns how many blocks each of `workers` prepares at once: half of the cores for all."""
+    return max(1, int(ray.cluster_resources()["CPU"]) // 2 // workers)
 
 
 def training_stream(

@@ -222,8 +222,8 @@ def plan_processes(
         "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
     }
     sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
-    # one data worker that has checked the data, and the streams'
-    readers = 1 + max(1, (os.cpu_count() or 1) // 2)
+    # those of the streams, which have checked the data
+    readers = max(1, (os.cpu_count() or 1) // 2)
     special: dict[str, tuple[int, dict[str, float]]] = {
         "driver": (1, {"questions being measured": questions_bytes / MIB}),
         "data worker": (readers, {}),

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from rarl.config import IMPORT_PATH, Config
+from rarl.planning.data import DataLengths, read_lengths
 from rarl.planning.memory import (
     DEFAULT_CARD,
     Card,
@@ -25,14 +26,28 @@ from rarl.system.imports import import_object
 
 @dataclass(frozen=True)
 class Plan:
-    """`memory` and `card` on a GPU, `processes` on CPU; `step` in either case."""
+    """`memory` and `card` on a GPU, `processes` on CPU; `step` in either case. `lengths` are None
+    where the data are not at hand."""
 
     config: Config
     work: Work
     step: StepSeconds
+    lengths: DataLengths | None = None
     card: Card | None = None
     memory: MemoryPlan | None = None
     processes: dict[str, ProcessMemory] | None = None
+
+    def shortfalls(self) -> list[str]:
+        """Returns what does not fit, and what to change; nothing where all fits."""
+        problems = [] if self.memory is None else self.memory.shortfalls()
+        limit = self.config.rollout.max_model_length
+        if self.lengths is not None and self.lengths.needed > limit:
+            problems.append(
+                f"{self.lengths.longest} needs {self.lengths.needed} tokens with its reply: set "
+                f"rollout.max_model_length={self.lengths.needed} in place of {limit}, or lower "
+                "data.max_pixels"
+            )
+        return problems
 
 
 def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = None) -> Plan:
@@ -41,9 +56,11 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
     model. Raises UserError."""
     path = config.model.path
     path = str(import_object(path)()) if IMPORT_PATH.match(path) else path
-    model, work = model_shapes(path), step_work(config, path)
+    lengths = read_lengths(config, path)
+    means = None if lengths is None else (lengths.prompt, lengths.image)
+    model, work = model_shapes(path), step_work(config, path, means)
     size = model_size(model, config.model.lora.rank)
-    lengths = completion_lengths(work, np.random.default_rng(0))
+    replies = completion_lengths(work, np.random.default_rng(0))
     judged = "judge" in config.rewards and config.judge.backend != "rules"
     at_once = config.judge.concurrency if judged else None
     workers, samplers = config.train.num_workers, config.rollout.num_actors
@@ -62,9 +79,9 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
         crowding = samplers / (os.cpu_count() or 1)
         processes = plan_processes(config, model, work, value_bytes)
     step = step_seconds(
-        model, size, work, lengths, speeds, workers, samplers, value_bytes, crowding, at_once
+        model, size, work, replies, speeds, workers, samplers, value_bytes, crowding, at_once
     )
-    return Plan(config, work, step, card, memory, processes)
+    return Plan(config, work, step, lengths, card, memory, processes)
 
 
 def memory_table(plan: Plan) -> Table:
@@ -110,6 +127,7 @@ def lines(plan: Plan) -> list[str]:
         found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
     measured = "estimate by constants measured on a CPU"
+    prompts = f"prompts of {work.prompt} tokens ({work.image} of the image)"
     kind = measured if plan.card is None else "estimate, not measured"
     return [
         *found,
@@ -117,9 +135,21 @@ def lines(plan: Plan) -> list[str]:
         f"reward {step.reward:.2g} + update {step.update:.2g} + publish {step.publish:.2g} and "
         "Ray's own",
         f"run: {steps} steps in {duration(steps * step.total)}, without starting and measuring; "
-        f"assumed: prompts of {work.prompt} tokens ({work.image} of the image), replies of "
-        f"{work.completion} on average",
+        f"assumed: {'' if plan.lengths else prompts + ', '}replies of {work.completion} tokens on "
+        "average",
+        *([prompts_line(prompts, plan.lengths, plan.config)] if plan.lengths else []),
     ]
+
+
+def prompts_line(prompts: str, lengths: DataLengths, config: Config) -> str:
+    """Returns what the data say, and how the longest row fits."""
+    known = "" if lengths.text_known else ", of which the text's are assumed"
+    limit = config.rollout.max_model_length
+    return (
+        f"{config.data.train}: {prompts} on average over {lengths.looked_at:,} of {lengths.rows:,} "
+        f"rows{known}; the longest with its reply, {lengths.longest}, has {lengths.needed} of "
+        f"rollout.max_model_length={limit}"
+    )
 
 
 def duration(seconds: float) -> str:

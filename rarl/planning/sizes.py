@@ -112,17 +112,20 @@ def model_size(model: Any, rank: int) -> ModelSize:
     )
 
 
-def step_work(config: Config, model_path: str) -> Work:
-    """Returns the work in a step of this configuration. What the data decides, lengths of prompts
-    and completions, is assumed."""
+def step_work(config: Config, model_path: str, lengths: tuple[float, float] | None = None) -> Work:
+    """Returns the work in a step of this configuration. `lengths` are the data's mean tokens of a
+    prompt and of the image in it; without them they are assumed, as those of completions are."""
     rollout, train = config.rollout, config.train
     room = max(1, rollout.max_model_length - rollout.max_completion_tokens)
     pixels = config.data.max_pixels or processor_pixels(model_path)
     image = min(room, pixels // IMAGE_TOKEN_PIXELS) if pixels else max(0, room - TEXT_TOKENS)
+    prompt = min(room, image + TEXT_TOKENS)
+    if lengths is not None:
+        prompt, image = (round(one) for one in lengths)
     return Work(
         prompts=train.prompts_per_step,
         group=rollout.group_size,
-        prompt=min(room, image + TEXT_TOKENS),
+        prompt=prompt,
         image=image,
         completion=max(1, round(MEAN_LENGTH * rollout.max_completion_tokens)),
         longest=rollout.max_completion_tokens,

@@ -21,6 +21,7 @@ from rarl.files import write_text
 # What a run that is continued may have otherwise: where and how it is computed, not what. Samples
 # stay the same; log-probs and gradients may differ in their last bits.
 FREE_TO_CONTINUE = (
+    "data.allow_same_files",
     "judge.url",
     "judge.timeout_seconds",
     "judge.retries",
@@ -53,6 +54,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.failures = path / "failures"
         self.adapter = path / "adapter"
+        self.trained_on = path / "trained-on.parquet"
+        self.leaks = path / "leaks.json"
         self.summary = path / "summary.json"
         # exists while the run has been asked to end after the step that it is in
         self.stop_request = path / ".stop"
@@ -95,6 +98,13 @@ class RunDir:
         """Returns True once anything was measured or trained."""
         results = (self.path / "evaluation", self.checkpoints, self.metrics, self.adapter)
         return any(path.exists() for path in results)
+
+    def read_leaks(self) -> dict[str, dict[str, Any]]:
+        """Returns what measured data sets share with the training data, by name."""
+        if not self.leaks.is_file():
+            return {}
+        leaks: dict[str, dict[str, Any]] = json.loads(self.leaks.read_text(encoding="utf-8"))
+        return leaks
 
     def read_summary(self) -> dict[str, Any] | None:
         """Returns the results of a finished run, or None."""

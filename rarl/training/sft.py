@@ -2,8 +2,9 @@
 reinforcement learning.
 
 The target is what the prompt asks for: the answer alone, or the rationale as thinking and then the
-answer. The loss is the mean negative log-likelihood of the target's tokens, the end of the turn
-included. Workers are equal, as in `grpo.py`.
+answer. An example without a rationale is asked for the answer alone. The loss is the mean negative
+log-likelihood of the target's tokens, the end of the turn included. Workers are equal, as in
+`grpo.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from typing import Any
 from transformers import AutoProcessor
 
 from rarl.data.prepared import require_room
-from rarl.errors import UserError
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.update import imitate
 from rarl.grpo.workers import ALONE, Workers
-from rarl.replies.tags import target_text
+from rarl.prompts import target_reply
 from rarl.schema import PreparedExample
 from rarl.training.grpo import Batches
 from rarl.training.inputs import Progress, TrainInputs
@@ -57,12 +57,15 @@ def train_sft(
                         workers,
                     )
                 learning_rate = learner.step_scheduler()
+            thinking = sum(one.prompt.form != "answer" for one in prompts)
+            completions, rationales = workers.sum([len(groups), thinking])
             row = {
                 "step": step,
                 "loss": stats.loss,
                 "grad_norm": stats.grad_norm,
-                "completion_tokens": stats.tokens / workers.sum([len(groups)])[0],
+                "completion_tokens": stats.tokens / completions,
                 "completion_tokens/total": float(stats.tokens),
+                "with_rationale": rationales / completions,
                 "shared_prefix": learner.uses_shared_prefix,
                 "learning_rate": learning_rate,
                 **clock.lap(),
@@ -84,21 +87,9 @@ def target_groups(
     """Returns each prompt with its one target as the completion."""
     groups = []
     for key, prepared in enumerate(prompts):
-        ids = [*tokenizer(target_reply(prepared)).input_ids, tokenizer.eos_token_id]
+        target = target_reply(prepared.example, prepared.prompt.form)
+        ids = [*tokenizer(target).input_ids, tokenizer.eos_token_id]
         require_room(prepared, len(ids), max_model_length)
         shown = (prepared.prompt_token_ids, prepared.patches, prepared.grid)
         groups.append(TokenGroup(*shown, [ids], key))
     return groups
-
-
-def target_reply(prepared: PreparedExample) -> str:
-    """Returns the reply to imitate. Raises UserError if the prompt asks for thinking and the
-    example has no rationale."""
-    example, form = prepared.example, prepared.prompt.form
-    if form != "answer" and not (example.rationale or "").strip():
-        raise UserError(
-            f"example '{example.id}' has no rationale, but its prompt ({prepared.prompt.wording}) "
-            "asks for thinking: give it one, or train on answers alone with "
-            "prompts.train={none: 1} and prompts.eval=none"
-        )
-    return target_text(form, example.rationale or "", example.answer)

@@ -207,6 +207,8 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             notes.append(f"{run.path.name}: {what}.")
         elif missing:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
+        leaks = RunDir(run.path).read_leaks().values()
+        notes += [f"{leak['told']}." for leak in leaks if leak["warns"]]
     if not any(one.kind == "floor" for one in models):
         notes.append("The training data are not to be found: what needs no image is not shown.")
     bases = [one for one in models if one.kind == "base" and one.way.is_plain]
@@ -215,7 +217,7 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             f"The base was asked with one prompt, {bases[0].way.prompt}: another may suit it "
             "better; `rarl eval RUN --prompt …` measures others."
         )
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def read_judge_card(folder: Path) -> JudgeCard | None:

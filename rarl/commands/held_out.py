@@ -1,0 +1,108 @@
+"""Whether what is measured was held out of training: the same images, nearly the same ones, and the
+same questions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rarl.commands.resolve import Setup, training_data
+from rarl.data.check import CheckedRows, RowCheck, check_rows
+from rarl.data.parquet import ParquetRows
+from rarl.display import Display
+from rarl.files import replacing, write_text
+from rarl.prepare.fingerprint import ImagePrint, Side, find_leak, image_print
+from rarl.training.run_dir import RunDir
+
+
+def fingerprint(encoded: bytes, picture: Image.Image) -> tuple[str, bytes]:
+    """Returns an image's identity and its look."""
+    found = image_print(encoded, picture)
+    return found.content, found.look.tobytes()
+
+
+def compare_with_training(setup: Setup, display: Display, checked: dict[str, CheckedRows]) -> None:
+    """Says of each measured data set what it shares with the training data, and keeps it in the run
+    directory, where the report finds it. All pairs of images are compared: 100,000 with 1,000 take
+    about a second."""
+    trained = trained_on(setup, display, checked.get("train"))
+    if trained is None:
+        return
+    side, found = side_of("train", trained), setup.run_dir.read_leaks()
+    for name, path in setup.eval_data.items():
+        facts = checked[name].facts.slice(0, setup.config.evaluation.max_examples)
+        found[name] = leak_of(side, side_of(name, with_texts(path, facts)))
+        display.note(found[name]["told"])
+    write_text(setup.run_dir.leaks, json.dumps(found, indent=2) + "\n")
+
+
+def trained_on(setup: Setup, display: Display, rows: CheckedRows | None) -> pa.Table | None:
+    """Returns fingerprint and texts of every row that the adapter is or was trained on, by the run
+    that it started from, too; None where there is no adapter or nothing is known. `rows` is the
+    training data, where it was checked. The run directory keeps what is returned: the data may be
+    gone later, and looking at all images again would take long."""
+    run_dir, path, tables = setup.run_dir, setup.train_data, []
+    if rows is None and run_dir.adapter.is_dir():
+        if run_dir.trained_on.is_file():
+            return pq.read_table(run_dir.trained_on)
+        path = training_data(setup.made_with, run_dir)
+        if path is None:
+            display.note("the training data are not at hand, so nothing is compared with them")
+            return None
+        with display.working("checking train data"):
+            rows = check_rows(path, "skip", RowCheck(fingerprint))
+    if rows is not None and path is not None:
+        tables.append(with_texts(path, rows.facts))
+    if setup.start_adapter is not None:
+        earlier = RunDir(setup.start_adapter.parent).trained_on
+        if earlier.is_file():
+            tables.append(pq.read_table(earlier))
+    whole = pa.concat_tables(tables) if tables else None
+    if whole is not None and rows is not None:
+        with replacing(run_dir.trained_on) as temporary:
+            pq.write_table(whole, temporary)
+    return whole
+
+
+def with_texts(path: str, facts: pa.Table) -> pa.Table:
+    """Returns content and look of the images, questions and answers of a data set's good rows."""
+    source, table = ParquetRows(path), facts.select(["content", "look"])
+    for name in ("question", "answer"):
+        table = table.append_column(name, pa.array(source.column(name)).take(facts["row"]))
+    return table
+
+
+def side_of(name: str, table: pa.Table) -> Side:
+    side = Side(name)
+    for row in table.to_pylist():
+        image = ImagePrint(row["content"], np.frombuffer(row["look"], np.uint64))
+        side.add(image, row["question"], row["answer"])
+    return side
+
+
+def leak_of(trained: Side, measured: Side) -> dict[str, Any]:
+    """Returns the counts, the same in words (`told`), and whether they are a warning (`warns`)."""
+    leak = {name: len(found) for name, found in vars(find_leak(trained, measured)).items()}
+    images, questions = len(measured.images), len(measured.rows)
+    warns = bool(leak["same_images"] or leak["near_images"])
+    told = f"{measured.name}: none of its {images:,} images is in the training data, nor nearly so"
+    if warns:
+        told = (
+            f"WARNING: {measured.name}: {leak['same_images']:,} of its {images:,} images are in "
+            f"the training data, and {leak['near_images']:,} nearly so; {leak['questions']:,} of "
+            f"its {questions:,} questions are about them, {leak['twins']:,} with the same question "
+            "and answer. Results there are not results on unseen images: prepare with --split "
+            "image-disjoint, or with --against"
+        )
+    if leak["same_text"]:
+        told += (
+            f". {leak['same_text']:,} of its {questions:,} questions are asked and answered alike "
+            "there about other images, so that they can be answered without looking"
+        )
+    totals = {"of_images": images, "of_questions": questions}
+    return {**leak, **totals, "warns": warns, "told": told}

@@ -1,0 +1,89 @@
+"""How long prompt and reply of a row are for a model, in tokens, known before anything is sampled:
+an image's tokens follow from its size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from rarl.config import Config
+from rarl.data.images import fitted_size
+from rarl.prompts import (
+    PromptPlan,
+    evaluation_prompts,
+    imitation_prompts,
+    target_reply,
+    training_prompts,
+)
+from rarl.schema import Example, Prompt, ReplyForm
+
+# Every prompt that an example may be asked with: (processor, example) → prompts.
+PromptsOf = Callable[[Any, Example], list[Prompt]]
+
+
+class RowLengths(NamedTuple):
+    """Tokens of a row: of its longest prompt, of the image in it, and of prompt and reply together,
+    at most."""
+
+    prompt: int
+    image: int
+    needed: int
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """What makes a row long. `reply` is the bound of a reply's tokens, or makes the reply that is
+    imitated from the example and the form of its prompt. Picklable, if `prompts` and `reply`
+    are."""
+
+    model_path: str
+    max_pixels: int | None
+    prompts: PromptsOf
+    reply: int | Callable[[Example, ReplyForm], str]
+
+    def lengths(self, example: Example, height: int, width: int, processor: Any) -> RowLengths:
+        """Returns the lengths of an example whose image has this size. Raises BadImage for a size
+        that no model takes."""
+        image = image_tokens(height, width, processor.image_processor, self.max_pixels)
+        found = []
+        for prompt in self.prompts(processor, example):
+            # In the text one token stands for the whole image.
+            length = len(processor.tokenizer(prompt.text).input_ids) - 1 + image
+            reply = self.reply
+            if not isinstance(reply, int):
+                text = reply(example, prompt.form)
+                reply = len(processor.tokenizer(text).input_ids) + 1  # the end of the turn
+            found.append((length + reply, length))
+        needed, longest = max(found)
+        return RowLengths(longest, image, needed)
+
+
+def training_lengths(config: Config, model_path: str) -> LengthRule:
+    """Returns the rule for training data, whose prompts are drawn."""
+    pixels, most = config.data.max_pixels, config.rollout.max_completion_tokens
+    if config.method == "sft":
+        plan = imitation_prompts(config.prompts, config.seed)
+        return LengthRule(model_path, pixels, plan.longest, target_reply)
+    prompts = training_prompts(config.prompts, config.seed)
+    return LengthRule(model_path, pixels, prompts.longest, most)
+
+
+def measured_lengths(config: Config, model_path: str, families: Sequence[str]) -> LengthRule:
+    """Returns the rule for data that are measured with prompts of these families."""
+    most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
+    asked = [config.prompts.model_copy(update={"eval": family}) for family in families]
+    prompts = partial(prompts_of_all, [evaluation_prompts(one) for one in asked])
+    return LengthRule(model_path, config.data.max_pixels, prompts, most)
+
+
+def prompts_of_all(plans: Sequence[PromptPlan], processor: Any, example: Example) -> list[Prompt]:
+    return [plan(processor, example) for plan in plans]
+
+
+def image_tokens(height: int, width: int, image_processor: Any, max_pixels: int | None) -> int:
+    """Returns how many tokens an image of this size is to the model. Raises BadImage."""
+    height, width = fitted_size(height, width, image_processor, max_pixels)
+    side = image_processor.patch_size * image_processor.merge_size
+    return int((height // side) * (width // side))

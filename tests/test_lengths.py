@@ -1,0 +1,161 @@
+"""Lengths of rows before anything is sampled: they are what the processor makes, and the longest is
+named once."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from rarl.commands.checked_data import check_data
+from rarl.commands.resolve import Setup, resolve
+from rarl.config import PromptsConfig, load_config
+from rarl.data.check import FACTS, CheckedRows, RowCheck
+from rarl.data.lengths import LengthRule, measured_lengths, training_lengths
+from rarl.data.parquet import write_examples
+from rarl.data.prepared import prepare_example
+from rarl.display import Display
+from rarl.errors import UserError
+from rarl.prompts import PromptPlan, training_prompts
+from rarl.schema import Example
+from tests.runs import REPOSITORY
+
+SIZES = [(112, 112), (512, 300), (30, 1000), (8, 8)]
+
+
+@pytest.fixture
+def varied(examples: list[Example]) -> list[Example]:
+    """Questions of several lengths about images of several sizes."""
+    found = []
+    for number, (width, height) in enumerate(SIZES):
+        out = io.BytesIO()
+        Image.effect_noise((width, height), 50).save(out, format="PNG")
+        question = examples[number].question + " Is it, really?" * number
+        found.append(replace(examples[number], image=out.getvalue(), question=question))
+    return found
+
+
+def every_wording(plan: PromptPlan, example: Example) -> list[PromptPlan]:
+    """One plan for each wording that may be drawn."""
+    found = []
+    for name in (name for name, weight in plan.weights.items() if weight):
+        family = plan.families[name]
+        for wording in family.wordings:
+            alone = family.model_copy(update={"wordings": [wording]})
+            found.append(PromptPlan({name: alone}, {name: 1.0}, 0))
+    return found
+
+
+@pytest.mark.parametrize("max_pixels", [None, 6000])
+def test_a_rows_lengths_are_those_of_the_longest_prompt_that_may_be_drawn(
+    varied: list[Example], processor: Any, model_path: str, max_pixels: int | None
+) -> None:
+    weights = {"explain": 1.0, "short": 1.0, "open": 0.5, "lettered": 1.0, "plain": 0.0}
+    plan = training_prompts(PromptsConfig(train=weights), seed=0)
+    rule = pickle.loads(pickle.dumps(LengthRule(model_path, max_pixels, plan.longest, 64)))
+    for example in varied:
+        prepared = [
+            prepare_example(example, processor, one, max_pixels)
+            for one in every_wording(plan, example)
+        ]
+        width, height = Image.open(io.BytesIO(example.image)).size
+        found = rule.lengths(example, height, width, processor)
+        longest = max(len(one.prompt_token_ids) for one in prepared)
+        image = int(np.prod(prepared[0].grid)) // 4
+        assert tuple(found) == (longest, image, longest + 64)
+
+
+def test_facts_of_rows_come_from_one_look_at_each_image(
+    tmp_path: Path, varied: list[Example], model_path: str
+) -> None:
+    long = io.BytesIO()
+    Image.new("RGB", (3000, 10)).save(long, format="PNG")
+    path = tmp_path / "data.parquet"
+    again = [replace(varied[0], id="again"), replace(varied[1], id="long", image=long.getvalue())]
+    write_examples(path, [*varied, *again])
+    seen: list[bytes] = []
+
+    def fingerprint(encoded: bytes, picture: Image.Image) -> tuple[str, bytes]:
+        seen.append(encoded)
+        return f"{picture.width}", b"look"
+
+    plan = training_prompts(PromptsConfig(), seed=0)
+    check = RowCheck(fingerprint, LengthRule(model_path, None, plan.longest, 64))
+    rows = list(check.facts_in(str(path), list(range(6))))
+    assert len(seen) == 5
+    assert rows[4] == rows[0] | {"row": 4}
+    assert "aspect ratio" in rows[5]["reason"] and rows[5]["needed"] is None
+    assert pa.Table.from_pylist(rows, schema=FACTS)["row"].to_pylist() == list(range(6))
+
+
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are checked in this process, without Ray."""
+
+    def check_rows(path: str, on_bad_row: str, check: RowCheck) -> CheckedRows:
+        from rarl.data.parquet import ParquetRows
+
+        rows = list(range(len(ParquetRows(path))))
+        facts = pa.Table.from_pylist(list(check.facts_in(path, rows)), schema=FACTS)
+        return CheckedRows(np.array(rows), [], facts)
+
+    monkeypatch.setattr("rarl.commands.checked_data.check_rows", check_rows)
+
+
+def setup_of(tmp_path: Path, varied: list[Example], *overrides: str) -> Setup:
+    """Row 3 of the training data has the longest question, row 1 of the test data the longest of
+    all."""
+    train, test = tmp_path / "train.parquet", tmp_path / "test.parquet"
+    write_examples(train, varied)
+    long = replace(varied[1], question="Where " * 60)
+    write_examples(test, [varied[0], long, replace(long, id="not asked", question="Why " * 99)])
+    data = [f"data.train={train}", f"data.eval={{mine: {test}}}", f"run_dir={tmp_path / 'run'}"]
+    return resolve(load_config(REPOSITORY / "configs/demo.yaml", [*data, *overrides]))
+
+
+def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
+    tmp_path: Path, varied: list[Example], checked_here: None, processor: Any
+) -> None:
+    setup = setup_of(tmp_path, varied, "evaluation.max_examples=2", "rollout.max_model_length=90")
+    data = {"train": str(setup.train_data), **setup.eval_data}
+    check = partial(check_data, display=Display(), data=data, families=["plain", "reason"])
+    with pytest.raises(UserError) as caught:
+        check(setup, engines=True)
+    told = str(caught.value)
+    assert told.startswith(f"{setup.eval_data['mine']}: row 1 is the longest: example ")
+    assert "\n" not in told
+    enough = int(told.split("set rollout.max_model_length=")[1].split(",")[0])
+    rule = measured_lengths(setup.config, setup.model_path, ["plain", "reason"])
+    longest = replace(varied[1], question="Where " * 60)
+    size = Image.open(io.BytesIO(longest.image)).size
+    assert enough == rule.lengths(longest, size[1], size[0], processor).needed
+    check(setup, engines=False)  # nothing is asked
+    for length, fits in ((enough, True), (enough - 1, False)):
+        setup = setup_of(
+            tmp_path, varied, "evaluation.max_examples=2", f"rollout.max_model_length={length}"
+        )
+        if fits:
+            check(setup, engines=True)
+        else:
+            with pytest.raises(UserError, match="1 of 6 rows do not fit"):
+                check(setup, engines=True)
+
+
+def test_what_is_imitated_counts_as_the_reply(
+    tmp_path: Path, varied: list[Example], processor: Any
+) -> None:
+    setup = setup_of(tmp_path, varied, "method=sft", "prompts.train={plain: 1}")
+    lengths: Callable[..., Any] = training_lengths(setup.config, setup.model_path).lengths
+    short, long = (replace(varied[0], rationale=text) for text in ("A spot.", "A spot. " * 30))
+    bare = replace(varied[0], rationale=None)
+    needed = [lengths(one, 112, 112, processor).needed for one in (bare, short, long)]
+    assert needed == sorted(needed) and needed[2] > needed[1] + 60
