@@ -210,8 +210,7 @@ def serve(
 
     say = open_display().note
     if not target.is_file():
-        config = serving_of(target, overrides or [])
-        return serve_run(config, host or "127.0.0.1", port or 8000, say)
+        return serve_run(serving_of(target, overrides or []), host, port, say)
     if overrides:
         raise UserError(f"{overrides[0]}: key=value goes with a run; {target} has keys of its own")
     serve_file(target, host, port, say)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rarl.config import Config, apply_override, describe, load_config, read_yaml
+from rarl.config import Config, apply_override, load_config, read_yaml
 from rarl.errors import UserError, last_line
 from rarl.serving import settings
 from rarl.serving.adapters import NAME
@@ -26,6 +26,7 @@ from rarl.system.device import Device, resolve_device, resolve_dtype
 from rarl.system.models import find_adapter
 from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone
 
+LOOPBACK, PORT = "127.0.0.1", 8000  # where nothing else is said
 POLL_SECONDS = 0.5
 Say = Callable[[str], None]
 ENGINES = Path(settings.__file__).with_name("engines.yaml")
@@ -68,8 +69,9 @@ def engine_of(config: Config, device: Device) -> dict[str, Any]:
     return engine
 
 
-def serve_run(config: ServiceConfig, host: str, port: int, say: Say) -> None:
+def serve_run(config: ServiceConfig, host: str | None, port: int | None, say: Say) -> None:
     """Serves engine, judge and page until it is stopped. Raises UserError."""
+    host, port = host or LOOPBACK, port or PORT
     require_key_for(host, read_api_key(config), config)
 
     def start() -> str:
@@ -82,16 +84,20 @@ def serve_run(config: ServiceConfig, host: str, port: int, say: Say) -> None:
 
 
 def serve_file(path: Path, host: str | None, port: int | None, say: Say) -> None:
-    """Serves the applications of a file that `serve run` takes too, until it is stopped; `host` and
-    `port` stand above the file's own. Raises UserError."""
+    """Serves the applications of a file that `serve run` takes too, until it is stopped. `host` and
+    `port` stand above the file's own; where neither says a host, it is this machine's own, and not
+    every address as with `serve run`. Raises UserError."""
     from ray.serve.schema import ServeDeploySchema
 
     try:
         schema = ServeDeploySchema.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from None
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}") from None
     http = schema.http_options
-    http.host, http.port = host or http.host, port or http.port
+    own = http.host if "host" in http.model_fields_set else LOOPBACK
+    http.host, http.port = host or own, port or http.port
 
     def start() -> str:
         named = ", ".join(app.name for app in schema.applications)
@@ -99,8 +105,8 @@ def serve_file(path: Path, host: str | None, port: int | None, say: Say) -> None
         deploy_file(schema)
         wait_until_running([app.name for app in schema.applications])
         url = url_of(http.host, http.port)
-        routes = [f"{app.name} {url}{app.route_prefix}" for app in schema.applications]
-        return "\n".join(one for one in routes if not one.endswith("None"))
+        routed = [app for app in schema.applications if app.route_prefix]
+        return "\n".join(f"{app.name} {url}{app.route_prefix}" for app in routed)
 
     serve_until_stopped(start, http.host, http.port, say)
 
