@@ -123,8 +123,10 @@ def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say
     replicas_listen_here_alone()
     start_cluster()
     import ray
+    from ray import serve
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Only now, since its import sets the level.
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)
     try:
         try:
             told = start()

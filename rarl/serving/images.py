@@ -36,8 +36,8 @@ JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 TIFF_HEADS = (b"II*\0", b"MM\0*")
 # How pixels may be packed in a TIFF, by Pillow's names: what scanners and viewers write. libtiff
 # has a dozen more, which are seldom asked for and seldom tested.
-TIFF_PACKED = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg")
-TIFF_PACKED += ("tiff_ccitt", "group3", "group4")
+TIFF_PACKED = {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg"}
+TIFF_PACKED |= {"tiff_ccitt", "group3", "group4"}
 TILE_WIDTH, TILE_LENGTH = 322, 323
 TIFF_DIRECTORIES = (34665, 34853, 40965)  # beside the picture's own: EXIF, GPS, interoperability
 MOST_TAGS = 500  # of one directory; each costs time, and a file may have room for 65,535
@@ -157,8 +157,8 @@ def require_usual_tiff(head: Any, data: bytes, most: int, param: str) -> None:
             "this TIFF is packed in a way that is not accepted; save it with LZW, or not packed"
         )
         raise Refusal("invalid_image", param, reason=reason)
-    sides = (head.tag_v2.get(side, 1) for side in (TILE_WIDTH, TILE_LENGTH))
-    require_area(*map(int, sides), most, param)
+    width, length = (int(head.tag_v2.get(side, 1)) for side in (TILE_WIDTH, TILE_LENGTH))
+    require_area(width, length, most, param)
 
 
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:

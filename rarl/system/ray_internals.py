@@ -44,6 +44,8 @@ def replicas_listen_here_alone() -> None:
 
     hook = f"{bind_here_alone.__module__}.{bind_here_alone.__name__}"
     os.environ[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR] = hook
+    # Ray LLM would put one of its own in this place, which does nothing.
+    os.environ["RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK"] = "0"
 
 
 def bind_here_alone() -> None:

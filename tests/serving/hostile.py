@@ -142,7 +142,7 @@ def tiffs() -> Iterator[tuple[str, int, bytes]]:
     yield (
         "whose tiles have a terapixel",
         413,
-        tiff(tile_width=(4, 1, 2**20), tile_length=(4, 1, 2**20), **tile),
+        tiff(bytes(1200), tile_width=(4, 1, 2**20), tile_length=(4, 1, 2**20), **tile),
     )
     yield "of 60,000 tags that share a megabyte", 400, tiff(bytes(10**6), **many)
     yield (
