@@ -163,9 +163,9 @@ def calls(language: str) -> list[str]:
     return [body for kind, body in blocks if kind == language and body.startswith(start)]
 
 
-@pytest.mark.parametrize(("language", "command"), [("python", sys.executable), ("", "bash")])
+@pytest.mark.parametrize(("language", "program"), [("python", sys.executable), ("", "bash")])
 def test_the_calls_of_the_docs_are_answered(
-    service: Service, examples: list[Example], tmp_path: Path, language: str, command: str
+    service: Service, examples: list[Example], tmp_path: Path, language: str, program: str
 ) -> None:
     (tmp_path / "image.png").write_bytes(examples[0].image)
     found = calls(language)
@@ -173,7 +173,7 @@ def test_the_calls_of_the_docs_are_answered(
     for call in found:
         call = call.replace("http://127.0.0.1:8000", service.url).replace("demo-0", "first")
         done = subprocess.run(
-            [command, "-c", call],
+            [program, "-c", call],
             cwd=tmp_path,
             env={**os.environ, "RARL_API_KEY": service.key},
             capture_output=True,
