@@ -4,6 +4,7 @@
 # make test-long   simulations, rebuilds, a short campaign: what seldom changes; before a release
 # make check  formatting, lint, types
 # make check test   both, beside each other
+# make docs   docs/configuration.md from the comments beside the keys
 # make campaign   kill a run 50 times and compare (12 minutes); docs/interruptions.md
 # make clean  remove the environment and caches; runs/ and data/ stay
 
@@ -12,7 +13,7 @@ SEED ?= 0
 OUT ?= runs/demo-$(SEED)
 READY = .venv/rarl-environment-complete
 
-.PHONY: demo test test-engines test-quick test-long check campaign clean setup browser
+.PHONY: demo test test-engines test-quick test-long check campaign docs clean setup browser
 MAKEFLAGS += --jobs=2
 
 demo: $(READY)
@@ -38,6 +39,9 @@ check: $(READY)
 
 campaign: $(READY)
 	.venv/bin/python -m tests.faults.campaign --kills 50 --out runs/faults-$(SEED) --seed $(SEED)
+
+docs: $(READY)
+	.venv/bin/python setup/configuration_page.py
 
 setup: $(READY)
 

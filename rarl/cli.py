@@ -185,23 +185,38 @@ def train_config(config: Config) -> None:
 
 @app.command()
 def serve(
-    run: Annotated[
-        Path, typer.Argument(help="A finished run directory. Those beside it are served too.")
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="A finished run directory; those beside it are served too. Or a file of Ray "
+            "Serve's, such as serve_config.yaml.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="key=value of rarl/serving/settings.py, such as limits.concurrent=16"),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Others than this machine's own need RARL_API_KEY.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+        str | None,
+        typer.Option(
+            help="127.0.0.1, or as FILE says. Others than this machine's own need RARL_API_KEY."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="8000, or as FILE says.")
+    ] = None,
 ) -> None:
     """Serves a run's adapter: a page for people, and the OpenAI interface for programs. See
     docs/serving.md."""
-    from rarl.commands.serve import serve_until_stopped, serving_of
+    from rarl.commands.serve import serve_file, serve_run, serving_of
 
-    serve_until_stopped(serving_of(run, overrides or []), host, port, open_display().note)
+    say = open_display().note
+    if not target.is_file():
+        return serve_run(serving_of(target, overrides or []), host, port, say)
+    if overrides:
+        raise UserError(f"{overrides[0]}: key=value goes with a run; {target} has keys of its own")
+    serve_file(target, host, port, say)
 
 
 @app.command()

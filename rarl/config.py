@@ -30,8 +30,8 @@ class LoraConfig(Section):
     tower, which vLLM could serve, since the shared-prefix update computes vision features once and
     without gradient; and without dropout (the sampler has none, and must be the policy)."""
 
-    rank: Positive = 8
-    alpha: Positive = 16
+    rank: Positive = 8  # of the adapter's matrices: how much it can hold
+    alpha: Positive = 16  # its updates are scaled by alpha / rank
 
 
 class ModelConfig(Section):
@@ -50,15 +50,15 @@ class DataConfig(Section):
     eval: dict[str, str] = {}  # name → the same; measured before and after training
     # images are shrunk to at most this area; None: the processor's own bound
     max_pixels: Positive | None = None
-    on_bad_row: Literal["fail", "skip"] = "fail"
+    on_bad_row: Literal["fail", "skip"] = "fail"  # skip: counted, and listed in the run directory
     allow_same_files: bool = False  # data.eval may name files that data.train names
 
 
 class RolloutConfig(Section):
-    num_actors: Positive = 1
+    num_actors: Positive = 1  # vLLM engines; on GPUs one each
     group_size: Annotated[int, Field(ge=2)] = 8  # completions per prompt
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0  # vLLM takes no more than 2
-    max_completion_tokens: Positive = 512
+    max_completion_tokens: Positive = 512  # of one reply; what is longer is cut
     # Updates between the adapter that samples and the policy that learns. 1: the next batch is
     # sampled while this one trains; the importance weight corrects for it. 0: strictly on-policy.
     max_staleness: Annotated[int, Field(ge=0, le=1)] = 0
@@ -74,6 +74,7 @@ class RolloutConfig(Section):
 class GrpoConfig(Section):
     """None takes what the loss's own paper uses; see the table in rarl/grpo/loss.py."""
 
+    # whose loss: it decides how tokens are averaged and how ratios are clipped
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
     # ε of the ratio's lower bound, and of the upper one
     clip: Annotated[float, Field(gt=0)] | None = None
@@ -96,12 +97,12 @@ class GrpoConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: Positive = 200
-    prompts_per_step: Positive = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
-    schedule: Literal["constant", "cosine"] = "constant"
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    steps: Positive = 200  # batches that are learnt from
+    prompts_per_step: Positive = 16  # questions in a batch, of rollout.group_size replies each
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5  # of AdamW
+    warmup_steps: Annotated[int, Field(ge=0)] = 5  # in which the rate rises from 0
+    schedule: Literal["constant", "cosine"] = "constant"  # of the rate after that; cosine: to 0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # a longer gradient is shortened to it
     # per forward and backward pass, a prompt counted once; bounds memory
     micro_batch_tokens: Positive = 4096
     # recompute each layer in the backward pass: a third slower, little memory
@@ -201,9 +202,9 @@ class EvaluationConfig(Section):
 class Config(Section):
     """Everything that decides what a run does. Written to `config.yaml` in the run directory."""
 
-    run_dir: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: str  # where all is written; on a cluster, on storage that every node sees
+    seed: Annotated[int, Field(ge=0)] = 0  # of data, sampling and adapter
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where PyTorch sees one
     # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where
     # the prompt asks
     method: Literal["grpo", "sft"] = "grpo"

@@ -122,7 +122,7 @@ def sources(python: Path) -> list[str]:
     flags = ["--index-strategy", "unsafe-best-match"]  # as pip: the best version of all sources
     for key in ("index-url", "extra-index-url", "find-links"):
         flags += [part for value in settings.get(key, []) for part in (f"--{key}", value)]
-    return flags + ["--no-index"] * (settings.get("no-index") == ["true"])
+    return flags + ["--no-index"] * (settings.get("no-index") in (["true"], ["1"]))
 
 
 def imports(python: Path, module: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from rarl.config import Config, dump_config, load_config
+from rarl.config import Config, dump_config, known_keys, load_config
 from rarl.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -198,3 +201,27 @@ def test_a_run_with_nothing_to_learn_is_refused(minimal: Path, override: str) ->
     with pytest.raises(UserError, match="rewards: at least one needs a weight above 0"):
         load_config(minimal, [override])
     assert load_config(minimal, [override, "method=sft"]).method == "sft"
+
+
+@pytest.fixture(scope="module")
+def configuration_page() -> ModuleType:
+    place = FOLDER.parent / "setup" / "configuration_page.py"
+    spec = importlib.util.spec_from_file_location("configuration_page", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_all_keys_is_current(configuration_page: ModuleType) -> None:
+    assert configuration_page.PAGE.read_text() == configuration_page.page(), "run `make docs`"
+
+
+def test_the_page_of_all_keys_has_every_key_with_what_it_means(
+    configuration_page: ModuleType,
+) -> None:
+    rows = re.findall(r"^\| `(.+?)` \| .* \| (.*) \|$", configuration_page.page(), re.MULTILINE)
+    told = {key for key, _ in rows}
+    groups = {key for key in known_keys(Config) if any(one.startswith(f"{key}.") for one in told)}
+    assert set(known_keys(Config)) - groups <= told
+    assert not [key for key, meaning in rows if not meaning]

@@ -77,6 +77,7 @@ def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings
         "global.index-url='https://one'",
         "global.find-links='/two /three'",
         ":env:.index-url='https://own'",
+        ":env:.no-index='1'",
     ]
     body = f"""
     case "$*" in
@@ -101,7 +102,8 @@ def test_uv_installs_and_pip_where_it_cannot_and_only_a_missing_cpu_wheel_brings
         for part, call in zip(attempts, made, strict=True)
     )
     assert (
-        "unsafe-best-match --index-url https://own --find-links /two --find-links /three" in made[0]
+        "unsafe-best-match --index-url https://own --find-links /two --find-links /three --no-index"
+        in made[0]
     )
 
 

@@ -35,11 +35,11 @@ class ModelEntry(Section):
     """One line of the table: a recipe that is trained, or another model's adapter that is asked
     otherwise."""
 
-    title: str
+    title: str  # in the tables
     recipe: str | None = None  # relative to the comparison's file
     measured_as: str | None = None  # another model of the comparison, to be asked with `prompt`
-    prompt: str | None = None
-    overrides: list[str] = Field(default_factory=list)
+    prompt: str | None = None  # the family that `measured_as` is asked with
+    overrides: list[str] = Field(default_factory=list)  # key=value, for its training
 
     @model_validator(mode="after")
     def one_source(self) -> ModelEntry:
@@ -59,13 +59,13 @@ class ModelEntry(Section):
 class Comparison(Section):
     """A comparison's file."""
 
-    out: str
+    out: str  # the folder of tables, report and runs
+    # each model is trained once with each
     seeds: Annotated[list[int], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
-    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelEntry], Field(min_length=1)]  # name → what it is
     reference: str  # the model that the others are set against
-    # name → further data sets, besides those of the recipes, and how to measure there:
-    # rollout.max_model_length=512
-    data: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, str] = Field(default_factory=dict)  # name → further data sets, to measure on
+    # how to measure there: rollout.max_model_length=512
     data_overrides: list[str] = Field(default_factory=list)
     overrides: list[str] = Field(default_factory=list)  # for every training
 

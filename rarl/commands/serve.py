@@ -1,5 +1,6 @@
 """`rarl serve RUN`: the applications of serve_config.yaml, made for one finished run and its
-neighbours."""
+neighbours. `rarl serve FILE`: those of a file of Ray Serve's. Both in a Ray of their own, which
+other machines do not reach."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rarl.config import Config, apply_override, load_config, read_yaml
 from rarl.errors import UserError, last_line
 from rarl.serving import settings
@@ -21,7 +24,10 @@ from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, re
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 from rarl.system.models import find_adapter
+from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone
 
+LOOPBACK, PORT = "127.0.0.1", 8000  # where nothing else is said
+POLL_SECONDS = 0.5
 Say = Callable[[str], None]
 ENGINES = Path(settings.__file__).with_name("engines.yaml")
 RANKS = (16, 32, 64, 128, 256)  # maxima that vLLM accepts and that are worth their memory
@@ -63,66 +69,127 @@ def engine_of(config: Config, device: Device) -> dict[str, Any]:
     return engine
 
 
-def serve_until_stopped(config: ServiceConfig, host: str, port: int, say: Say) -> None:
-    """Starts Ray, engine, judge and page here, and returns after Ctrl-C or SIGTERM, when the
-    requests in flight are answered. Raises UserError."""
+def serve_run(config: ServiceConfig, host: str | None, port: int | None, say: Say) -> None:
+    """Serves engine, judge and page until it is stopped. Raises UserError."""
+    host, port = host or LOOPBACK, port or PORT
     require_key_for(host, read_api_key(config), config)
-    require_free(host, port)
-    start_cluster()
-    import ray
+
+    def start() -> str:
+        say(f"starting the engine for {config.model}; this takes a minute or more")
+        start_applications(config, {"host": host, "port": port})
+        url = url_of(host, port)
+        return f"page {url}\nOpenAI-compatible {url}/v1, adapter {config.default}"
+
+    serve_until_stopped(start, host, port, say)
+
+
+def serve_file(path: Path, host: str | None, port: int | None, say: Say) -> None:
+    """Serves the applications of a file that `serve run` takes too, until it is stopped. `host` and
+    `port` stand above the file's own; where neither says a host, it is this machine's own, and not
+    every address as with `serve run`. Raises UserError."""
+    from ray.serve.schema import ServeDeploySchema
 
     try:
-        start_applications(config, {"host": host, "port": port}, say)
+        schema = ServeDeploySchema.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}") from None
+    http = schema.http_options
+    own = http.host if "host" in http.model_fields_set else LOOPBACK
+    http.host, http.port = host or own, port or http.port
+
+    def start() -> str:
+        named = ", ".join(app.name for app in schema.applications)
+        say(f"starting {named}; an engine takes a minute or more")
+        deploy_file(schema)
+        wait_until_running([app.name for app in schema.applications])
+        url = url_of(http.host, http.port)
+        routed = [app for app in schema.applications if app.route_prefix]
+        return "\n".join(f"{app.name} {url}{app.route_prefix}" for app in routed)
+
+    serve_until_stopped(start, http.host, http.port, say)
+
+
+def url_of(host: str, port: int) -> str:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"
+
+
+def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say) -> None:
+    """Starts Ray, and what `start` starts and tells of, and returns after Ctrl-C or SIGTERM, when
+    the requests in flight are answered. Raises UserError."""
+    require_free(host, port)
+    replicas_listen_here_alone()
+    start_cluster()
+    import ray
+    from ray import serve
+
+    # Only now, since its import sets the level.
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)
+    try:
+        try:
+            told = start()
+        # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
+        except (RuntimeError, TimeoutError) as error:
+            reason = f"the service did not start: {last_line(error) or 'no reason was given'}"
+            raise UserError(f"{reason}; see /tmp/ray/session_latest") from None
         stop = threading.Event()
         # Only now, since Ray has handlers of its own until it is up.
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, lambda *_: stop.set())
-        shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{port}"
-        say(f"page {url}")
-        say(f"OpenAI-compatible {url}/v1, adapter {config.default}; Ctrl-C ends it")
+        say(f"{told}; Ctrl-C ends it")
         stop.wait()
         say("answering what is in flight, then stopping")
-        finish_and_stop()
+        finish()
     finally:
         ray.shutdown()
 
 
-def start_applications(config: ServiceConfig, http: dict[str, Any], say: Say) -> None:
-    """Returns when all three run. Raises UserError."""
+def start_applications(config: ServiceConfig, http: dict[str, Any]) -> None:
+    """Returns when all three run. Raises RuntimeError and TimeoutError."""
     from ray import serve
 
     from rarl.judge.app import build as build_judge
     from rarl.serving.app import build_inference
     from rarl.serving.page.app import build_page
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     judge = build_judge({"backend": "rules", "num_cpus": 0.05})
     targets = [
         serve.RunTarget(build_inference(config.model_dump()), "inference", "/v1"),
         serve.RunTarget(judge, "judge", None),
         serve.RunTarget(build_page({"num_cpus": 0.05}), "page", "/"),
     ]
-    say(f"starting the engine for {config.model}; this takes a minute or more")
-    try:
-        serve.start(proxy_location="HeadOnly", http_options=http)
-        serve.run_many(targets)
-    # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
-    except (RuntimeError, TimeoutError) as error:
-        reason = f"the service did not start: {last_line(error) or 'no reason was given'}"
-        raise UserError(f"{reason}; see /tmp/ray/session_latest") from None
+    serve.start(proxy_location="HeadOnly", http_options=http)
+    serve.run_many(targets)
 
 
-def finish_and_stop() -> None:
-    """Takes the inference application away first, so that its replicas finish what they have."""
+def wait_until_running(names: list[str]) -> None:
+    """Raises RuntimeError where one of the applications fails to start."""
+    from ray import serve
+
+    while True:
+        found = serve.status().applications
+        for name in names:
+            if name in found and found[name].status == "DEPLOY_FAILED":
+                raise RuntimeError(f"{name}: {found[name].message.strip()}")
+        if all(name in found and found[name].status == "RUNNING" for name in names):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def finish() -> None:
+    """Takes the applications away, whose replicas then finish what they have; `inference` first,
+    since it asks the others. Serve itself ends with Ray: its own shutdown ends a task of Ray's by
+    force, of which Ray complains on the terminal."""
     from ray import serve
 
     deadline = time.monotonic() + settings.DRAIN_SECONDS
-    while time.monotonic() < deadline:
+    names = sorted(serve.status().applications, key=lambda name: name != "inference")
+    while names and time.monotonic() < deadline:
         with suppress(TimeoutError):  # Ray waits a minute of its own
-            serve.delete("inference")
-            break
-    serve.shutdown()
+            serve.delete(names[0])
+            names.pop(0)
 
 
 def require_free(host: str, port: int) -> None:

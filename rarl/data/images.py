@@ -27,15 +27,16 @@ class BadImage(ValueError):
     """The bytes cannot be shown to the model; the message says why."""
 
 
-def decode_image(encoded: bytes) -> Image.Image:
-    """Decodes to RGB; 16-bit greys are scaled by their own range. Raises BadImage."""
-    return as_rgb(load_image(encoded))
+def decode_image(encoded: bytes, format: str | None = None) -> Image.Image:
+    """Decodes to RGB; 16-bit greys are scaled by their own range. Raises BadImage, also for a file
+    of another format than the one that is given by Pillow's name."""
+    return as_rgb(load_image(encoded, format))
 
 
-def load_image(encoded: bytes) -> Image.Image:
+def load_image(encoded: bytes, format: str | None = None) -> Image.Image:
     """Decodes to the file's own mode. Raises BadImage."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded), formats=[format] if format else None)
         size = f"{image.width}x{image.height}"
         if image.width * image.height > MAX_ENCODED_PIXELS:
             raise BadImage(f"{size} pixels are more than {MAX_ENCODED_PIXELS}")
@@ -49,8 +50,11 @@ def load_image(encoded: bytes) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
+    """Raises BadImage for pixels that are infinite, or no numbers, as TIFF may hold them."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise BadImage("has pixels that are not finite numbers")
         low, high = values.min(), values.max()
         image = Image.fromarray(((values - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
     return image.convert("RGB")

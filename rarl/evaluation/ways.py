@@ -130,9 +130,11 @@ def training_data(config: Config, run: Path) -> Path | None:
     """Returns where the training data of a run are, or were; None if it has none, as a model that
     is only measured."""
     source = config.data.train
+    if source is None:
+        return None
     if IMPORT_PATH.match(source):
         return run / "data" / "data.train.parquet"
-    return Path(source).expanduser() if source else None
+    return Path(source).expanduser()
 
 
 def floors_of(

@@ -1,6 +1,6 @@
 """The judge as a Ray Serve application: `rarl.judge.app:build`.
 
-    serve run configs/judge/rules.yaml
+    rarl serve configs/judge/rules.yaml
     curl localhost:8000/judge/health
 
 `POST /score` takes {"candidates": […]} and answers {"verdicts": […]} in the same order; `score`

@@ -1,7 +1,7 @@
 """The inference application: the routes behind the guard, the ingress that answers them, and the
 engines that only it can reach.
 
-    serve run serve_config.yaml
+    rarl serve serve_config.yaml
     curl localhost:8000/v1/models
 
 `build_inference` is what `import_path` names, with the keys of `ServiceConfig` as arguments. Its

@@ -32,7 +32,7 @@ from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
 from rarl.serving.images import data_url, read_image
-from rarl.serving.requests import AnswerRequest, ChatRequest, Refusal, check_texts
+from rarl.serving.requests import AnswerRequest, ChatRequest, Message, Refusal, check_texts
 from rarl.serving.settings import ServiceConfig
 
 # A replica may die, or an adapter be replaced, between our looking it up and the engine's.
@@ -123,13 +123,17 @@ class Engines:
             raise Refusal("invalid_value", "max_tokens", reason=reason)
         parts = [part for message in request.messages for part in message.content]
         check_texts([part.text for part in parts if part.text is not None], limits, "messages")
+        if request.prompt == "auto":
+            request.messages = [in_own_words(request.messages, model)]
         images = [part.image_url for part in parts if part.image_url is not None]
         if len(images) > 1:
             raise Refusal("too_many_images", "messages")
         for image in images:
             image.url = await self.image(image.url, model.max_pixels, "image_url")
             image.detail = None
-        unused = {"max_tokens", "user"} | (set() if request.logprobs else {"top_logprobs"})
+        unused = {"max_tokens", "prompt", "user"} | (
+            set() if request.logprobs else {"top_logprobs"}
+        )
         unused |= set() if request.stream else {"stream_options"}
         body = request.model_dump(exclude_none=True, by_alias=True, exclude=unused)
         async for item in self.ask(model, {**body, "max_completion_tokens": tokens}):
@@ -201,24 +205,38 @@ class Question:
     reference: str
 
 
-def pose(request: AnswerRequest, model: Model) -> Question:
-    """Returns the question in the words that the model was trained, or is measured, with."""
-    is_closed = {yes_or_no(one, one) for one in request.options or ()} == {"yes", "no"}
+def pose(asked: str, given: list[str] | None, model: Model) -> Question:
+    """Returns a question, with the options that are given, in the words that the model was trained,
+    or is measured, with."""
+    is_closed = {yes_or_no(one, one) for one in given or ()} == {"yes", "no"}
     # The word tells the language.
-    reference = next(filter(is_yes_no, request.options or ()), "yes") if is_closed else ""
-    options = tuple(request.options) if request.options and not is_closed else None
+    reference = next(filter(is_yes_no, given or ()), "yes") if is_closed else ""
+    options = tuple(given) if given and not is_closed else None
     kind: Any = "closed" if is_closed else "choice" if options else "open"
     example = Example(
         id="",
         image=b"",
         image_id="",
-        question=request.question,
+        question=asked,
         answer=reference,
         answer_type=kind,
         options=options,
     )
     text = question_text(example, model.family, model.family.wordings[0])
     return Question(text, options, reference)
+
+
+def in_own_words(messages: list[Message], model: Model) -> Message:
+    """Returns the one turn of the user with its question as `pose` puts it, behind the image, as in
+    training. Raises Refusal for anything but one question."""
+    parts = sorted(messages[0].content, key=lambda part: part.type)  # "image_url", "text"
+    asked = parts[-1].text if parts else None
+    others = [part for part in parts[:-1] if part.text is not None]
+    if len(messages) > 1 or messages[0].role != "user" or others or not (asked or "").strip():
+        reason = '"auto" takes one message of the user, with one text that is the question alone'
+        raise Refusal("invalid_value", "prompt", reason=reason)
+    parts[-1].text = pose(str(asked), None, model).text
+    return Message(role="user", content=parts)
 
 
 async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict[str, Any]]:
@@ -231,7 +249,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     texts = [request.question, *(request.options or []), request.reference or ""]
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
-    question = pose(request, model)
+    question = pose(request.question, request.options, model)
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}

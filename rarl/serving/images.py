@@ -11,26 +11,36 @@ import base64
 import binascii
 import io
 import re
+from contextlib import nullcontext
 from typing import Any, Literal
 
 from PIL import Image
 
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.errors import UserError
-from rarl.prepare.dicom import render
+from rarl.prepare.dicom import QUIET, render
 from rarl.serving.requests import Refusal
 from rarl.serving.settings import Limits
 
-Kind = Literal["png", "jpeg", "dicom"]
+Kind = Literal["png", "jpeg", "tiff", "dicom"]
 MEDIA_TYPES: dict[str, Kind] = {
     "image/png": "png",
     "image/jpeg": "jpeg",
     "image/jpg": "jpeg",
+    "image/tiff": "tiff",
     "application/dicom": "dicom",
 }
 DATA_URL = re.compile(r"data:(?P<type>[a-z0-9.+/-]{1,40});base64,", re.IGNORECASE)
 PNG_HEAD, PNG_CHUNKS = b"\x89PNG\r\n\x1a\n", 20_000
 JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+TIFF_HEADS = (b"II*\0", b"MM\0*")
+# How pixels may be packed in a TIFF, by Pillow's names: what scanners and viewers write. libtiff
+# has a dozen more, which are seldom asked for and seldom tested.
+TIFF_PACKED = {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg"}
+TIFF_PACKED |= {"tiff_ccitt", "group3", "group4"}
+TILE_WIDTH, TILE_LENGTH = 322, 323
+TIFF_DIRECTORIES = (34665, 34853, 40965)  # beside the picture's own: EXIF, GPS, interoperability
+MOST_TAGS = 500  # of one directory; each costs time, and a file may have room for 65,535
 # This syntax is compressed as a whole: its size is known only when it is too late.
 DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
@@ -69,6 +79,8 @@ def kind_of(data: bytes) -> Kind | None:
         return "png"
     if data.startswith(JPEG_HEAD):
         return "jpeg"
+    if data.startswith(TIFF_HEADS):
+        return "tiff"
     return "dicom" if data[128:132] == b"DICM" else None
 
 
@@ -80,9 +92,14 @@ def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
         if not ends_where_it_should(data, kind):
             reason = "there is something else behind the end of the image"
             raise Refusal("invalid_image", param, reason=reason)
-        with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as head:
+        if kind == "tiff":
+            require_few_tags(data, data[4:8], param)
+        quiet = QUIET if kind == "tiff" else nullcontext()  # libtiff writes to standard error
+        with quiet, Image.open(io.BytesIO(data), formats=[kind.upper()]) as head:
             require_area(head.width, head.height, most, param)
-        return decode_image(data)
+            if kind == "tiff":
+                require_usual_tiff(head, data, most, param)
+            return decode_image(data, kind.upper())
     except Refusal:
         raise
     except BadImage:
@@ -121,9 +138,34 @@ def require_area(width: int, height: int, most: int, param: str) -> None:
         raise Refusal("image_too_many_pixels", param, what=what, most=most)
 
 
+def require_few_tags(data: bytes, place: bytes | int, param: str) -> None:
+    """Raises Refusal for a TIFF with a directory, at `place`, of more tags than a picture needs."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    start = int.from_bytes(place, order) if isinstance(place, bytes) else place
+    if int.from_bytes(data[start : start + 2], order) > MOST_TAGS:
+        raise Refusal("invalid_image", param, reason=f"this TIFF has more than {MOST_TAGS} tags")
+
+
+def require_usual_tiff(head: Any, data: bytes, most: int, param: str) -> None:
+    """Raises Refusal for a TIFF that is packed in a way that nobody uses, or whose tiles, which are
+    unpacked one at a time, are larger than a picture may be."""
+    for tag in TIFF_DIRECTORIES:
+        if tag in head.tag_v2:
+            require_few_tags(data, int(head.tag_v2[tag]), param)
+    if head.info.get("compression", "raw") not in TIFF_PACKED:
+        reason = (
+            "this TIFF is packed in a way that is not accepted; save it with LZW, or not packed"
+        )
+        raise Refusal("invalid_image", param, reason=reason)
+    width, length = (int(head.tag_v2.get(side, 1)) for side in (TILE_WIDTH, TILE_LENGTH))
+    require_area(width, length, most, param)
+
+
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:
     """Returns False for a file that is something else as well: bytes behind the image's own end,
-    but for zeros."""
+    but for zeros. A TIFF has no end: its parts may lie anywhere."""
+    if kind == "tiff":
+        return True
     if kind == "jpeg":
         return JPEG_END in data and not data[data.rindex(JPEG_END) + 2 :].strip(b"\0")
     position = len(PNG_HEAD)

@@ -137,8 +137,9 @@ class StreamOptions(Strict):
 
 
 class ChatRequest(Strict):
-    """POST /v1/chat/completions: OpenAI's keys that make sense here, and vLLM's
-    `return_token_ids`. `user` is accepted, and not used."""
+    """POST /v1/chat/completions: OpenAI's keys that make sense here, vLLM's `return_token_ids`, and
+    `prompt`: "auto" puts a bare question in the words that the model was trained to be asked in.
+    `user` is accepted, and not used."""
 
     model: Name
     messages: Annotated[list[Message], Field(min_length=1, max_length=32)]
@@ -157,6 +158,7 @@ class ChatRequest(Strict):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     response_format: ResponseFormat | None = None
     return_token_ids: bool = False
+    prompt: Literal["auto"] | None = None
     user: Name | None = None
 
 

@@ -49,7 +49,7 @@ class ServiceConfig(Section):
     max_pixels: Positive | None = 1_003_520  # images are shrunk to it (1,280 tokens of Qwen2-VL)
     samples: Positive = 5  # of an answer, where the request does not say
     judge: str | None = "judge"  # the Serve application that compares an answer with a reference
-    api_key_env: str = "RARL_API_KEY"
+    api_key_env: str = "RARL_API_KEY"  # the environment variable that holds the API key
     api_key_file: str | None = None  # instead of the variable
     open_without_key: bool = False  # to say that anybody who reaches this address may ask
     limits: Limits = Limits()

@@ -14,7 +14,7 @@ import ray.data
 
 from rarl.errors import UserError
 from rarl.system.processes import Stopped, output_in
-from rarl.system.ray_internals import REUSED_PROCESSES
+from rarl.system.ray_internals import REUSED_PROCESSES, listen_here_alone
 
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -49,8 +49,10 @@ def start_or_join() -> None:
 
 
 def start_cluster() -> None:
-    """Starts a cluster of this process's own. Raises UserError when it does not come up at the
-    second attempt either: a busy machine may miss Ray's limit of 30 s once."""
+    """Starts a cluster of this process's own, which other machines cannot reach. Raises UserError
+    when it does not come up at the second attempt either: a busy machine may miss Ray's limit of
+    30 s once."""
+    listen_here_alone()
     for attempts_left in (1, 0):
         try:
             # Two cores, since the actors' shares add up to more than one. "local", or Ray would

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
+import uuid
 from typing import Any
 
 # For `ray.init`. Idle processes stay: each data stream finds those of the last one, which have
@@ -19,6 +21,77 @@ REUSED_PROCESSES: dict[str, Any] = {
     },
     "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
 }
+
+
+# Of what opens ports by itself, beside Ray: PyTorch's process groups, and vLLM.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+
+
+def listen_here_alone() -> None:
+    """Has the Ray that this process starts next listen on the loopback address, with all that runs
+    in it. Ray does so by itself on macOS and Windows only: elsewhere it takes the machine's own
+    address even where `_node_ip_address` says 127.0.0.1, and some parts take every address."""
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(LOOPBACK)
+
+
+def replicas_listen_here_alone() -> None:
+    """Has the replicas of the Ray that this process starts next listen on the loopback address:
+    each has a gRPC server for the others, which Ray Serve opens on every address."""
+    from ray._private import ray_constants
+
+    hook = f"{bind_here_alone.__module__}.{bind_here_alone.__name__}"
+    os.environ[ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR] = hook
+    # Ray LLM would put one of its own in this place, which does nothing.
+    os.environ["RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK"] = "0"
+
+
+def bind_here_alone() -> None:
+    """What every process of such a Ray does first, before it imports Ray Serve."""
+    from ray._common import tls_utils
+
+    bind = tls_utils.add_port_to_grpc_server
+    tls_utils.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]", "127.0.0.1")
+    )
+
+
+def torch_config_here_alone() -> Any:
+    """Returns how Ray Train is to join the train workers of one machine: they meet in a file. Ray's
+    own way has the first worker listen on every address of the machine."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch import config as module
+
+    class FileBackend(module._TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+            import ray
+
+            size = len(worker_group)
+            place = f"file://{tempfile.gettempdir()}/rarl-workers-{uuid.uuid4().hex}"
+            worker_group.execute(module._set_torch_distributed_env_vars)
+            has_gpu = bool(worker_group.get_resources_per_worker().get("GPU", 0))
+            joining = [
+                worker_group.execute_single_async(
+                    rank,
+                    module._setup_torch_process_group,
+                    backend="nccl" if has_gpu else "gloo",
+                    world_rank=rank,
+                    world_size=size,
+                    init_method=place,
+                    timeout_s=backend_config.timeout_s,
+                )
+                for rank in range(size)
+            ]
+            ray.get(joining)
+
+    class MeetInFile(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return FileBackend
+
+    return MeetInFile()
 
 
 class WithoutPlacementGroupCleaner:
@@ -68,6 +141,16 @@ def loaded_adapter(model_id: str, folder: str) -> Any:
         local_path=folder,
         lora_assigned_int_id=global_id_manager.next(),
     )
+
+
+def deploy_file(schema: Any) -> None:
+    """Starts Serve and has it deploy a whole file (a ServeDeploySchema), as `serve run FILE` does.
+    Returns before the applications run."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    serve.start(schema.proxy_location, schema.http_options.model_dump())
+    _get_global_client().deploy_apps(schema)
 
 
 def served_host() -> str | None:

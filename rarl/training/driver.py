@@ -15,7 +15,11 @@ from rarl.data.order import StepOrder
 from rarl.data.stream import OF_RAY_TRAIN, WORKER_ENVIRONMENT, PreparerSettings, training_stream
 from rarl.errors import UserError, last_line
 from rarl.system.placement import worker_resources
-from rarl.system.ray_internals import WithoutPlacementGroupCleaner, is_startup_timeout
+from rarl.system.ray_internals import (
+    WithoutPlacementGroupCleaner,
+    is_startup_timeout,
+    torch_config_here_alone,
+)
 from rarl.training.checkpoint import find_checkpoint, read_progress
 from rarl.training.inputs import LoopOutcome, TrainInputs
 from rarl.training.worker import train_worker
@@ -53,6 +57,7 @@ def run_training(
             resources_per_worker=resources,
             placement_strategy="SPREAD",  # as the samplers
         ),
+        torch_config=None if os.environ.get("RAY_ADDRESS") else torch_config_here_alone(),
         # A stream for each worker: its share of every step, in the order of the steps.
         datasets={
             f"train-{rank}": training_stream(

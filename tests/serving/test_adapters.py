@@ -171,5 +171,9 @@ def test_what_cannot_be_served_ends_rarl_serve_with_one_line(
         port = taken.getsockname()[1]
         in_use = serve_here(unfinished, "--port", str(port))
     assert_one_line_error(in_use, f"--port {port}: Address already in use", "choose another")
+    config = "configs/judge/rules.yaml"
+    assert_one_line_error(serve_here(config, "a=1"), "a=1: key=value goes with a run", config)
+    no_file = unfinished / "config.yaml"
+    assert_one_line_error(serve_here(no_file), f"{no_file}: not a file of Ray Serve's")
     spaced = unfinished.rename(tmp_path / "a name with spaces")
     assert_one_line_error(serve_here(spaced), "rename the folder")

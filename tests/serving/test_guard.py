@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from rarl.data.images import decode_image
 from rarl.errors import UserError
+from rarl.prepare.metadata import without_metadata
 from rarl.schema import Example
 from rarl.serving.app import build_api
 from rarl.serving.asking import Engines
 from rarl.serving.guard import Metrics, merge
+from rarl.serving.images import read_image
 from rarl.serving.settings import (
     SHORTEST,
     ApiKey,
@@ -25,7 +31,7 @@ from rarl.serving.settings import (
     read_settings,
     require_key_for,
 )
-from tests.serving.hostile import MARKER, all_hostile
+from tests.serving.hostile import MARKER, all_hostile, encoded, picture
 from tests.serving.service import KEY, answer_body
 
 LIMITS = Limits(body_seconds=0.3, completion_tokens=200, image_pixels=4_000_000)
@@ -73,9 +79,27 @@ def test_a_hostile_request_is_refused_before_the_engine(attack: Any, model_path:
     assert MARKER not in response.text
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "F", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("packed", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("turned", [1, 6])
+def test_a_tiff_is_shown_as_rarl_prepare_keeps_it(
+    mode: str, packed: str | None, turned: int
+) -> None:
+    shades = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    drawn = Image.fromarray(shades).convert(mode)
+    drawn.save(file, "TIFF", compression=packed, tiffinfo={274: turned})
+    url = encoded(file.getvalue(), "image/tiff")
+    shown = read_image(url, LIMITS, "image")
+    assert shown.size == ((30, 40) if turned == 6 else (40, 30))
+    assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
+
+
 def part(**keys: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [keys]}]}
 
+
+PIXEL = encoded(picture())
 
 # One wrong value each: a boolean is no number, a text is neither, and blanks are no question.
 WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
@@ -110,6 +134,13 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"response_format": "json_object"}, "response_format"),
     ("chat", {"response_format": {"type": "json_schema"}}, "response_format"),
     ("chat", {"user": 5}, "user"),
+    ("chat", {"prompt": "obey"}, "prompt"),
+    ("chat", {"prompt": True}, "prompt"),
+    ("chat", {"prompt": "auto", "messages": [{"role": "system", "content": "a"}]}, "prompt"),
+    ("chat", {"prompt": "auto", "messages": [{"role": "user", "content": "a"}] * 2}, "prompt"),
+    ("chat", {"prompt": "auto", "messages": [{"role": "user", "content": []}]}, "prompt"),
+    ("chat", {"prompt": "auto", "messages": [{"role": "user", "content": " "}]}, "prompt"),
+    ("chat", {"prompt": "auto", **part(type="image_url", image_url={"url": PIXEL})}, "prompt"),
     ("chat", {"model": 5}, "model"),
     ("chat", {"messages": []}, "messages"),
     ("chat", {"messages": "hello"}, "messages"),

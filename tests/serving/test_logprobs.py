@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from transformers import AutoModelForImageTextToText
 from rarl.data.images import decode_image, fit_image
 from rarl.prompts import PromptsConfig, evaluation_prompts, render
 from rarl.schema import Example
-from rarl.serving.asking import Model, pose
-from rarl.serving.requests import AnswerRequest
+from rarl.serving.asking import Model, in_own_words, pose
+from rarl.serving.requests import Message
 from tests.serving.service import Service, answer_body, messages, write_adapter, write_run
 
 pytestmark = pytest.mark.slow
@@ -123,10 +124,47 @@ def test_a_question_is_asked_in_the_words_of_training(
     model = Model("first", "first@0", None, plan.families["plain"], None)
     kinds = set()
     for example in examples:
-        question = pose(AnswerRequest(**answer_body(example)), model)
+        body = answer_body(example)
+        question = pose(body["question"], body["options"], model)
         assert render(processor, question.text, image=True) == plan(processor, example).text
         kinds.add(example.answer_type)
     assert kinds == {"choice", "closed"}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_auto_asks_a_bare_chat_question_in_the_words_of_training(
+    examples: list[Example], processor: Any, reverse: bool
+) -> None:
+    """The image comes first, wherever the client has put it."""
+    plan = evaluation_prompts(PromptsConfig(eval="structured"))
+    model = Model("first", "first@0", None, plan.families["structured"], None)
+    bare = replace(examples[0], options=None, answer="", answer_type="open")
+    turn = messages(bare)[0]
+    turn["content"] = turn["content"][::-1] if reverse else turn["content"]
+    asked = in_own_words([Message.model_validate(turn)], model)
+    assert [part.type for part in asked.content] == ["image_url", "text"]
+    text = str(asked.content[1].text)
+    assert render(processor, text, image=True) == plan(processor, bare).text
+
+
+def test_auto_changes_what_the_engine_reads_and_its_absence_nothing(
+    service: Service, examples: list[Example]
+) -> None:
+    """With the key, the tokens are those of the question written out by the client."""
+    plan = evaluation_prompts(PromptsConfig(eval="plain"))
+    model = Model("first", "first@0", None, plan.families["plain"], None)
+    written_out = pose(examples[0].question, None, model).text
+    with service.http() as http:
+
+        def prompt_tokens(text: str, **keys: Any) -> int:
+            body = {"model": "first", "messages": messages(examples[0], text), "max_tokens": 1}
+            response = http.post("/chat/completions", json=body | keys)
+            assert response.status_code == 200, response.text
+            return int(response.json()["usage"]["prompt_tokens"])
+
+        bare = prompt_tokens(examples[0].question)
+        assert prompt_tokens(written_out) > bare
+        assert prompt_tokens(examples[0].question, prompt="auto") == prompt_tokens(written_out)
 
 
 def steadily(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from rarl.schema import Example
+from tests.runs import REPOSITORY
 from tests.serving.service import Service, image_url, messages
 
 pytestmark = pytest.mark.slow
@@ -147,6 +153,37 @@ def test_an_adapter_is_chosen_by_its_name(client: openai.OpenAI, examples: list[
     base, first, second = logprobs("base"), logprobs("first"), logprobs("second")
     assert base != first != second != base
     assert (logprobs("base"), logprobs("first")) == (base, first)
+
+
+def calls(language: str) -> list[str]:
+    """The calls of docs/serving.md."""
+    text = (REPOSITORY / "docs/serving.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    start = {"python": "import base64", "": "curl "}[language]
+    return [body for kind, body in blocks if kind == language and body.startswith(start)]
+
+
+@pytest.mark.parametrize(("language", "program"), [("python", sys.executable), ("", "bash")])
+def test_the_calls_of_the_docs_are_answered(
+    service: Service, examples: list[Example], tmp_path: Path, language: str, program: str
+) -> None:
+    (tmp_path / "image.png").write_bytes(examples[0].image)
+    found = calls(language)
+    assert len(found) == (1 if language == "python" else 2)
+    for call in found:
+        call = call.replace("http://127.0.0.1:8000", service.url).replace("demo-0", "first")
+        done = subprocess.run(
+            [program, "-c", call],
+            cwd=tmp_path,
+            env={**os.environ, "RARL_API_KEY": service.key},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        if language == "python":
+            assert done.stdout.strip()
+        else:
+            assert {"choices", "answer"} & set(json.loads(done.stdout)), done.stdout
 
 
 def test_errors_are_the_clients_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -43,6 +45,16 @@ new MutationObserver(() => {
   const answered = Boolean(document.querySelector('.answer'));
   window.seen.push([text.length, answered]);
 }).observe(document.body, { subtree: true, childList: true, characterData: true });
+"""
+
+
+BODIES = """
+window.bodies = [];
+const before = window.fetch;
+window.fetch = (url, options) => {
+  if (url.endsWith('/answer')) window.bodies.push(options.body);
+  return before(url, options);
+};
 """
 
 
@@ -84,7 +96,7 @@ class AskingPage:
 
     def ask(self, example: Example) -> None:
         self.find("#question").send_keys(example.question)
-        self.find("#options").send_keys(", ".join(example.options or ("yes", "no")))
+        self.find("#options").send_keys("\n".join(example.options or ("yes", "no")))
         self.find("#ask button[type=submit]").click()
 
     def wait_for_replies(self, count: int) -> None:
@@ -142,6 +154,28 @@ def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
     assert [one for one in messages if "401" not in one and "favicon" not in one] == []
 
 
+def test_a_new_image_takes_the_answers_about_the_old_one_away(
+    browser: webdriver.Chrome, service: Service, examples: list[Example]
+) -> None:
+    """A TIFF this time. Its options are one to a line, and one of them has a comma."""
+    page = AskingPage(browser, service).sign_in()
+    file = io.BytesIO()
+    Image.open(io.BytesIO(examples[0].image)).save(file, "TIFF")
+    page.drop(file.getvalue(), "phantom.tiff")
+    page.find("#shown")
+    page.choose("first", "base")
+    page.find("#options").send_keys("left, or right\nnone")
+    page.find("#question").send_keys("Where is the lesion?")
+    browser.execute_script(BODIES)
+    page.find("#ask button[type=submit]").click()
+    page.wait_for_replies(1)
+    (body,) = browser.execute_script("return window.bodies")
+    assert json.loads(body)["options"] == ["left, or right", "none"]
+    page.drop(examples[1].image, "other.png")
+    page.find("#shown[alt$='other.png']")
+    assert page.texts(".reply") == []
+
+
 def test_bad_files_are_explained(
     browser: webdriver.Chrome, service: Service, examples: list[Example]
 ) -> None:
@@ -149,7 +183,7 @@ def test_bad_files_are_explained(
     page.drop(b"this is no picture at all", "notes.png")
     assert (
         "notes.png" in page.find("#error").text
-        and "neither PNG, nor JPEG, nor DICOM" in page.find("#error").text
+        and "neither PNG, nor JPEG, nor TIFF, nor DICOM" in page.find("#error").text
     )
     page.drop(examples[0].image[:300], "half.png")
     deadline = time.monotonic() + SECONDS
@@ -218,12 +252,12 @@ def test_the_page_fits_its_width_and_its_controls_have_labels(
     page = AskingPage(browser, service, width).sign_in()
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     unlabelled = (
-        "return [...document.querySelectorAll('select, input')]"
+        "return [...document.querySelectorAll('select, input, textarea')]"
         ".filter((e) => !e.labels.length).length"
     )
     assert browser.execute_script(unlabelled) == 0
     tops = browser.execute_script(
-        "return [...document.querySelectorAll('#ask input, #ask select')]"
+        "return [...document.querySelectorAll('#ask input, #ask textarea, #ask select')]"
         ".map((e) => e.getBoundingClientRect().top)"
     )
     assert all(b >= a - 60 for a, b in pairwise(tops))

@@ -10,9 +10,15 @@ import httpx
 import pytest
 
 from rarl.schema import Example
+from tests.privacy import assert_private
 from tests.serving.service import Command, answer_body, messages
 
 pytestmark = [pytest.mark.slow, pytest.mark.engines]
+
+
+def test_a_service_is_this_machines_alone(command: Command) -> None:
+    command.wait_until_ready()
+    assert_private(command.service.process)
 
 
 def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
@@ -50,4 +56,6 @@ def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
     with pytest.raises(httpx.ConnectError), service.http() as http:
         http.post("/answer", json=answer_body(examples[0]))
     log = command.log.read_text()
-    assert f"page {service.url}" in log and "Traceback" not in log[said_before:]
+    assert f"page {service.url}" in log
+    # Nothing of Ray's beside it.
+    assert log[said_before:].splitlines() == ["answering what is in flight, then stopping"]

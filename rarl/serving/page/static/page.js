@@ -31,7 +31,8 @@ class App extends Component {
 
   async choose(file) {
     if (!file) return;
-    this.setState({ file: null, shown: "", error: "" });
+    this.stop?.abort(); // what is still being said is about the image before
+    this.setState({ file: null, shown: "", error: "", replies: [] });
     try {
       const image = await readFile(file, this.state.service?.limits.image_bytes);
       this.setState({ shown: await preview(image, this.state.key), file: { name: file.name, image } });
@@ -58,7 +59,7 @@ class App extends Component {
       this.setState(({ replies }) => ({ replies: replies.map((r, i) => (i === index ? { ...r, ...changes(r) } : r)) }));
     const { question, options, reference, samples } = this.state;
     const body = { image: file.image, question: question.trim(), adapter, samples: Number(samples), stream: true };
-    const listed = options.split(/\n|,/).map((one) => one.trim()).filter(Boolean);
+    const listed = options.split("\n").map((one) => one.trim()).filter(Boolean);
     if (listed.length) body.options = listed;
     if (reference.trim()) body.reference = reference.trim();
     try {
@@ -79,9 +80,9 @@ class App extends Component {
     this.setState({ history: addToHistory(entry) });
   }
 
-  field(name, label, props = {}) {
+  field(name, label, props = {}, kind = "input") {
     const onInput = (event) => this.setState({ [name]: event.target.value });
-    return html`<label for=${name}>${label}<input id=${name} value=${this.state[name]} onInput=${onInput} ...${props} /></label>`;
+    return html`<label for=${name}>${label}<${kind} id=${name} value=${this.state[name]} onInput=${onInput} ...${props} /></label>`;
   }
 
   adapterChoice(name, label, none) {
@@ -105,10 +106,10 @@ class App extends Component {
     const take = (event) => { event.preventDefault(); this.setState({ over: false }); this.choose(event.dataTransfer.files[0]); };
     return html`<label class=${over ? "drop over" : "drop"} onDrop=${take}
         onDragOver=${(e) => { e.preventDefault(); this.setState({ over: true }); }} onDragLeave=${() => this.setState({ over: false })}>
-      <input id="file" type="file" accept=".png,.jpg,.jpeg,.dcm,image/png,image/jpeg,application/dicom"
+      <input id="file" type="file" accept=".png,.jpg,.jpeg,.tif,.tiff,.dcm,image/png,image/jpeg,image/tiff,application/dicom"
         onChange=${(e) => { this.choose(e.target.files[0]); e.target.value = ""; }} />
       ${shown ? html`<img id="shown" src=${shown} alt=${`The chosen image, ${file?.name}`} />` : html`<strong>Drop an image here, or choose one</strong>`}
-      <div>${file ? file.name : "PNG, JPEG or DICOM"}</div></label>`;
+      <div>${file ? file.name : "PNG, JPEG, TIFF or DICOM"}</div></label>`;
   }
 
   form() {
@@ -117,7 +118,7 @@ class App extends Component {
       <div>${this.drop()}</div>
       <div>
         ${this.field("question", "Question", { maxlength: 2000, placeholder: "Is there a lesion?" })}
-        ${this.field("options", "Options, if it has any (separated by commas)", { placeholder: "left, right, none" })}
+        ${this.field("options", "Options, if it has any, one to a line", { rows: 3, placeholder: "left\nright, or both" }, "textarea")}
         ${service?.judge && this.field("reference", "Right answer, to have the judge compare (optional)", { maxlength: 2000 })}
         <div class="pair">${this.adapterChoice("first", "Ask")}${this.adapterChoice("second", "Compare with", "nothing")}</div>
         ${this.field("samples", "Samples", { type: "number", min: 1, max: service?.limits.replies })}
