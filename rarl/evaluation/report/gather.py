@@ -257,7 +257,8 @@ def data_cards(report: Report) -> list[DataCard]:
     cards: dict[tuple[str, str, str], DataCard] = {}
     for run in report.runs:
         measured = dict.fromkeys([*run.config.data.eval, *run.measured])
-        sources = [("trained on", "train", run.config.data.train)] if run.train_path else []
+        train = run.config.data.train
+        sources = [("trained on", "train", train)] if train is not None else []
         sources += [("measured", name, run.source(name)) for name in measured]
         for role, name, source in sources:
             if (role, name, source) not in cards:
