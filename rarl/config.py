@@ -130,13 +130,14 @@ class TrainConfig(Section):
 
 
 class PromptsConfig(Section):
-    """How a question is asked. Families of wordings are in rarl/prompts.yaml, or in a file of the
-    same form."""
+    """How a question is asked. Families of wordings are in rarl/prompts.yaml, and in a file of the
+    same form that adds to them; see docs/prompts.md."""
 
     # family → weight; drawn per question by the seed
     train: dict[str, Annotated[float, Field(ge=0)]] = {"plain": 1.0}
     eval: str = "plain"  # the family, of which the first wording is used
-    templates: str | None = None  # a YAML file, instead of the one that comes with RARL
+    # a YAML file of families of your own; one with the name of a built-in family replaces it
+    templates: str | None = None
 
 
 class RewardConfig(Section):
