@@ -23,7 +23,7 @@ from rarl.config import Config, Section, describe, load_config, read_yaml
 from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.results import Line, compare_lines, write_tables
-from rarl.training.run_dir import RunDir, changed_key
+from rarl.training.run_dir import RunDir, changes_of, refused_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 
@@ -86,11 +86,13 @@ class Comparison(Section):
 
 @dataclass(frozen=True)
 class Task:
-    """One process to run: the arguments of `rarl`, and the files that tell that it is done."""
+    """One process to run: the arguments of `rarl`, and the files that tell that it is done, unless
+    they are of fewer steps or data sets than are asked for now."""
 
     title: str
     arguments: list[str]
     makes: list[Path]
+    outgrown: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ class Plan:
         tasks = []
         if entry.recipe:
             arguments = ["train", *self.training(name, seed)]
-            tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
+            outgrown = bool(changes_of(RunDir(folder), self.config(name, seed)))
+            makes = [folder / "summary.json"]
+            tasks.append(Task(f"{label}: training", arguments, makes, outgrown))
         own = {} if entry.recipe else self.config(name, seed).data.eval
         asked = ["--prompt", entry.prompt] if entry.prompt else []
         further = [f"data.eval={json.dumps(self.comparison.data)}", *self.comparison.data_overrides]
@@ -171,9 +175,8 @@ class Plan:
                 run_dir = RunDir(self.folder(name, seed))
                 config = self.config(name, seed)
                 find_data("data.train", config.data.train)
-                begun = run_dir.config.exists() and run_dir.holds_results()
-                if begun and (changed := changed_key(run_dir, config)):
-                    held = f"holds a run of another configuration ({changed})"
+                if refused := refused_of(changes_of(run_dir, config), run_dir):
+                    held = f"holds a run of another configuration ({refused[0]})"
                     raise UserError(f"{run_dir.path}: {held}; delete it, or set another `out`")
                 measurements.require_readable(run_dir.path)
 
@@ -220,7 +223,7 @@ def compare(path: Path, overrides: list[str], note: Callable[[str], Any]) -> Pat
     plan = read_plan(path, overrides)
     tasks = plan.tasks()
     for number, task in enumerate(tasks, start=1):
-        if all(path.is_file() for path in task.makes):
+        if not task.outgrown and all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
         done = subprocess.run([sys.executable, "-m", "rarl", *task.arguments], check=False)
