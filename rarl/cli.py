@@ -176,7 +176,11 @@ def train_config(config: Config) -> None:
         display.note(f"report {write_report(run_dir)}")
     else:
         display.note("nothing was measured, since data.eval names no data set")
-    display.note(f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
+    taken = f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s"
+    if len(starts := seconds.get("starts", [])) > 1:
+        taken += f" in {len(starts)} starts; the last of them "
+        taken += f"{starts[-1]['train']:.0f} s and {starts[-1]['total']:.0f} s"
+    display.note(taken)
     display.note(f"adapter {run_dir / 'adapter'}, summary {run_dir / 'summary.json'}")
 
 

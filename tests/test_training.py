@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +31,7 @@ from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
+from rarl.training import log
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 from tests.conftest import FinishedRun
@@ -384,6 +386,29 @@ def test_a_finished_run_is_made_longer_by_more_steps(
     assert read_adapter(kept / "adapter") and (kept / "summary.json").is_file()
     assert (kept / "evaluation" / "model=trained").is_dir() and longer.read_summary() is None
     assert [one.name for one in longer.evaluation.iterdir()] == ["model=base"], "not paid for twice"
+
+
+def test_the_seconds_of_all_starts_are_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that is killed in training as of one that ends; by a clock that is set by hand."""
+    now = 100.0
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now))
+    killed = log.SecondsLog(tmp_path / "seconds.json", started=90.0)
+    with killed.training():
+        now = 130.0
+        killed.save()  # as it does from time to time
+        killed.ended.set()  # no more comes from it
+        killed.thread.join()
+    now = 1000.0
+    with log.SecondsLog(tmp_path / "seconds.json", started=1000.0) as last:
+        now = 1005.0
+        with last.training():
+            now = 1025.0
+        now = 1030.0
+    starts = [{"train": 30.0, "total": 40.0}, {"train": 20.0, "total": 30.0}]
+    assert last.over_all_starts() == {"train": 50.0, "total": 70.0, "starts": starts}
+    assert json.loads((tmp_path / "seconds.json").read_text()) == starts
 
 
 def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_path: str) -> None:

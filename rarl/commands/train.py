@@ -26,56 +26,59 @@ from rarl.grpo.policy import read_adapter
 from rarl.prompts import training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
-from rarl.training.checkpoint import find_checkpoint
+from rarl.training.checkpoint import find_checkpoint, read_progress
 from rarl.training.inputs import TrainInputs
-from rarl.training.log import missing_trackers, read_metrics, tracker_problems
+from rarl.training.log import SecondsLog, missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     """Makes a whole run; returns the summary that it also writes to `summary.json`. Raises
     UserError."""
-    started = time.time()
+    started = time.monotonic()
     setup = resolve(config)
     finished = setup.run_dir.read_summary()
-    if finished is not None:
+    if finished is not None and config.data.eval.keys() <= finished["base"].keys():
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
-    for line in missing_trackers(config.train.trackers):
+    for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
         display.note(line)
-    with open_session(
-        setup, display, {"train": str(setup.train_data), **setup.eval_data}, trains=True
-    ) as live:
+    sets = {"train": str(setup.train_data), **setup.eval_data}
+    with (
+        SecondsLog(setup.run_dir.seconds, started) as seconds,
+        open_session(setup, display, sets, trains=True) as live,
+    ):
         base = measure_all(setup, live, "base", display)
-        train_seconds = train(setup, live, display)
+        with seconds.training():
+            train(setup, live, display)
         assert live.pool is not None
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
         trained = measure_all(setup, live, "trained", display)
-    seconds = {"train": train_seconds, "total": time.time() - started}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
-    summary = summary_of(base, trained, skipped) | {"seconds": seconds}
+    summary = summary_of(base, trained, skipped) | {"seconds": seconds.over_all_starts()}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def train(setup: Setup, live: Session, display: Display) -> float:
-    """Makes the steps that are missing; returns the seconds that all steps took, with this worker's
-    start. Raises Stopped if the run was asked to end."""
+def train(setup: Setup, live: Session, display: Display) -> None:
+    """Makes the steps that are missing. Raises Stopped if the run was asked to end."""
     # Imported by `open_session`, while the engines come up.
     from rarl.training.driver import run_training
 
     config, data = setup.config, setup.train_data
     assert data is not None, "what is to be trained is resolved with its training data"
     assert live.pool is not None, "training asks for engines"
-    before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
-        return before
+        return
     found = find_checkpoint(setup.run_dir.checkpoints)
     instead = "and none before it is whole: training begins anew"
     if found.path:
         instead = "the one before it is used"
     for fault in found.damaged:
         display.note(f"damaged checkpoint, {instead}: {fault}")
+    if found.path:
+        step = read_progress(found.path).step
+        display.note(f"continues after step {step} of {config.train.steps}")
     rows = live.checked["train"].good
     if config.method == "sft":
         require_rationales(data, rows, config.prompts)
@@ -92,7 +95,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         pool=live.pool,
     )
     preparer = setup.preparer(data, training_prompts(config.prompts, config.seed))
-    started = time.time()
     showing = display.training(setup.run_dir.metrics, config.train.steps)
     with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
         outcome = run_training(inputs, order, preparer, refresh)
@@ -100,7 +102,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         display.note(line)
     if outcome.steps < config.train.steps:
         raise Stopped
-    return before + time.time() - started
 
 
 def require_rationales(data: str, rows: NDArray[np.int64], prompts: PromptsConfig) -> None:
