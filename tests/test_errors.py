@@ -166,7 +166,7 @@ def test_another_text_of_the_templates_is_another_configuration(tmp_path: Path) 
         assert len(measured(run)) == 1 + number
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     templates.write_text("mine: {form: think, wordings: [Do not look.]}")
-    with pytest.raises(UserError, match="the text in prompts.yaml"):
+    with pytest.raises(UserError, match=r"the text in prompts\.yaml"):
         opened(run, f"prompts.templates={templates}", "prompts.eval=mine")
 
 
@@ -195,8 +195,8 @@ def test_a_run_takes_further_data_sets_and_steps_and_no_other_configuration(
 
 def test_a_finished_run_without_checkpoints_cannot_be_made_longer(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (opened(run).adapter).mkdir()
-    with pytest.raises(UserError, match=r"finished its 120 steps and has no checkpoint.*adapter"):
+    opened(run).adapter.mkdir()
+    with pytest.raises(UserError, match=r"finished its 120 steps and has no checkpoint to go on"):
         opened(run, "train.steps=121")
     assert (run / "adapter").is_dir()
 

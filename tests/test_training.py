@@ -355,7 +355,7 @@ def test_a_finished_run_is_made_longer_by_more_steps(
 ) -> None:
     """Adapter, optimizer and data order go on; each step has the learning rate that it would have
     had in a run of that length from the beginning. Supervised, so that no engine is needed."""
-    how = ["method=sft", f"train.schedule={schedule}", "train.warmup_steps=1"]
+    how = ["method=sft", f"train.schedule={schedule}", "train.warmup_steps=0"]
     how += ["train.prompts_per_step=2"]
 
     def run(name: str, steps: int) -> RunDir:

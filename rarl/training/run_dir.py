@@ -39,7 +39,7 @@ FREE_TO_CONTINUE = (
     "train.max_restarts",
     "train.trackers",
 )
-# What replies of a measurement depend on beside its key, with a data set's path under the same name.
+# What the replies of a measurement depend on, beside what is in its key.
 OF_REPLIES = (
     "seed",
     "model",
@@ -237,7 +237,7 @@ def lengthen(run_dir: RunDir, change: Change, config: Config) -> None:
         if not any(run_dir.checkpoints.glob("step_*")):
             raise UserError(
                 f"{run_dir.path}: finished its {fewer} steps and has no checkpoint to go on from; "
-                f"choose another run_dir, and model.adapter={run_dir.path} to start from its adapter"
+                f"choose another run_dir, with model.adapter={run_dir.path} to start from this one"
             )
         aside = run_dir.path / f"steps-{fewer}"
         measured = run_dir.evaluation.rglob("model=trained")
