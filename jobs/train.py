@@ -4,9 +4,12 @@
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """
 
-import typer
-
-from rarl.cli import run_and_explain, train
+from rarl.system.processes import end_at_once_until_started
 
 if __name__ == "__main__":
+    end_at_once_until_started()  # what follows takes a second to import
+    import typer
+
+    from rarl.cli import run_and_explain, train
+
     run_and_explain(typer.run, train)

@@ -1,6 +1,19 @@
-"""`python -m rarl`: the same as `rarl`."""
+"""The entry point, `rarl` and `python -m rarl`."""
 
-from rarl.cli import main
+import sys
+
+from rarl.system.processes import end_at_once_until_started
+
+CONTINUED = ("train", "sft", "eval", "compare", "demo")  # commands that go on when given again
+
+
+def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in CONTINUED:
+        end_at_once_until_started()  # what follows takes a second to import
+    from rarl.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

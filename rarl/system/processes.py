@@ -65,6 +65,35 @@ class Stopped(BaseException):
     catches errors may take it for one."""
 
 
+def tell_end(what: str) -> None:
+    """Says in one line how a command ended that can be given again."""
+    os.write(2, f"{what}; the same command continues where this one stopped\n".encode())
+
+
+def end_at_once_until_started() -> None:
+    """From now on SIGTERM ends this process well and on the spot, since nothing has begun; the
+    commands put their own handler in place of this one."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        tell_end("stopped as asked")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end this process with one line. For the inside of commands, since
+    typer would swallow Ctrl-C outside."""
+    try:
+        with ending_at_once():
+            yield
+    except (Stopped, KeyboardInterrupt) as end:
+        what, code = ("stopped as asked", 0) if isinstance(end, Stopped) else ("interrupted", 130)
+        tell_end(what)
+        os._exit(code)  # without Ray's exit handlers, which can crash while its threads are at work
+
+
 @contextmanager
 def ending_at_once() -> Iterator[None]:
     """Inside, SIGTERM raises Stopped."""

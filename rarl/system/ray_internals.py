@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # For `ray.init`. Idle processes stay: each data stream finds those of the last one, which have
@@ -19,6 +21,20 @@ REUSED_PROCESSES: dict[str, Any] = {
     },
     "runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}},
 }
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Inside, `ray.init` leaves this process's handler of SIGTERM in place. Ray's own, which it
+    sets twice on the way, ends the process as failed."""
+    from ray._private import utils
+
+    original = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = original
 
 
 class WithoutPlacementGroupCleaner:
