@@ -4,10 +4,12 @@
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """
 
-from rarl.system.processes import end_at_once_until_started
+import signal
+
+from rarl.system.processes import end_at_once
 
 if __name__ == "__main__":
-    end_at_once_until_started()  # what follows takes a second to import
+    signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
     import typer
 
     from rarl.cli import run_and_explain, train

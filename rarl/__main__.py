@@ -1,15 +1,16 @@
 """The entry point, `rarl` and `python -m rarl`."""
 
+import signal
 import sys
 
-from rarl.system.processes import end_at_once_until_started
+from rarl.system.processes import end_at_once
 
 CONTINUED = ("train", "sft", "eval", "compare", "demo")  # commands that go on when given again
 
 
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in CONTINUED:
-        end_at_once_until_started()  # what follows takes a second to import
+        signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
     from rarl.cli import main as run
 
     run()

@@ -8,7 +8,6 @@ goes on where it stopped.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from rarl.config import Config, Section, describe, load_config, read_yaml
 from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.results import Line, compare_lines, write_tables
+from rarl.system.processes import run_to_its_end
 from rarl.training.run_dir import RunDir, changes_of, refused_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
@@ -226,10 +226,10 @@ def compare(path: Path, overrides: list[str], note: Callable[[str], Any]) -> Pat
         if not task.outgrown and all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
-        done = subprocess.run([sys.executable, "-m", "rarl", *task.arguments], check=False)
-        if done.returncode == 130:
+        code = run_to_its_end([sys.executable, "-m", "rarl", *task.arguments])
+        if code == 130:
             raise KeyboardInterrupt
-        if done.returncode != 0:
+        if code != 0:
             raise UserError(f"{task.title}: failed, see above; the same command goes on from there")
         plan.write()
     plan.write()

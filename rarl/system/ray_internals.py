@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,16 +26,17 @@ REUSED_PROCESSES: dict[str, Any] = {
 
 @contextmanager
 def own_sigterm() -> Iterator[None]:
-    """Inside, `ray.init` leaves this process's handler of SIGTERM in place. Ray's own, which it
-    sets twice on the way, ends the process as failed."""
+    """Inside, `ray.init` leaves this process's handler of SIGTERM in place. Ray's own ones, of
+    which it sets two in Python and then one in C++, end the process as failed."""
     from ray._private import utils
 
-    original = utils.set_sigterm_handler
+    own, original = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
     utils.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
         utils.set_sigterm_handler = original
+        signal.signal(signal.SIGTERM, own)  # in place of the one in C++
 
 
 class WithoutPlacementGroupCleaner:
