@@ -128,7 +128,7 @@ def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> 
         ("extends: mine.yaml\n", "mine.yaml: extends itself"),
         (MINIMAL + "judge: {backend: openai}\n", "judge.url is needed with judge.backend=openai"),
         (MINIMAL + "judge: {backend: openai, url: 'http://x/v1'}\n", "judge.model is needed"),
-        (MINIMAL + "rewards: {accuracy: {wieght: 1}}\n", "unknown key 'rewards.accuracy.wieght'"),
+        (MINIMAL + "rewards: {accuracy: {wieght: 1}}\n", "did you mean 'rewards.accuracy.weight'?"),
         (MINIMAL + "rewards: {accuracy: -1}\n", "greater than or equal to 0"),
     ],
 )

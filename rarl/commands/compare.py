@@ -211,7 +211,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     try:
         comparison = Comparison.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from None
+        raise UserError(f"{path}: {describe(error, Comparison)}") from None
     plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
     plan.check()
     return plan
