@@ -177,8 +177,11 @@ def test_a_run_takes_further_data_sets_and_steps_and_no_other_configuration(
     opened(run)
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     further = ["data.eval.further=further.parquet"]
+    opened(run, *further)
+    assert "further" not in load_config(opened(run).config).data.eval, "nothing was measured of it"
     assert load_config(opened(run, *further).config).data.eval["further"] == "further.parquet"
     assert load_config(opened(run, *further, "train.steps=150").config).train.steps == 150
+    (run / "evaluation" / "model=base" / "data=further").mkdir(parents=True)
     for override, message in [
         ("train.steps=149", "train.steps is 150 there, 149 here"),
         ("data.eval.further=other.parquet", "data.eval.further is 'further.parquet' there"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -174,6 +175,8 @@ def open_run_dir(config: Config, trains: bool = True) -> RunDir:
                 take_over(run_dir, changes)
             elif longer := [one for one in changes if one.key == "train.steps"]:
                 lengthen(run_dir, longer[0], config)
+            for change in changes:
+                (run_dir.data / f"{change.key}.parquet").unlink(missing_ok=True)
             if changes or not run_dir.read_summary():
                 write_text(run_dir.config, dump_config(config))
             if config.prompts.templates is not None:
@@ -205,7 +208,15 @@ def refused_of(changes: list[Change], run_dir: RunDir, trains: bool = True) -> l
     """Returns those that make it another run, which a folder with a finished step refuses."""
     if not run_dir.holds_steps():
         return []
-    return [one for one in changes if not (trains and one.lengthens)]
+    free = [one for one in changes if one.lengthens or is_unmeasured(one, run_dir)]
+    return [one for one in changes if not (trains and one in free)]
+
+
+def is_unmeasured(change: Change, run_dir: RunDir) -> bool:
+    """Whether a data set is left out of which no reply was made, such as one with a bad row."""
+    name = change.key.removeprefix("data.eval.")
+    left_out = name != change.key and change.wanted is None
+    return left_out and not any(run_dir.evaluation.rglob(f"data={quote(name, safe='')}"))
 
 
 def read_templates(config: Config) -> str:
