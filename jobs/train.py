@@ -4,9 +4,14 @@
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """
 
-import typer
+import signal
 
-from rarl.cli import run_and_explain, train
+from rarl.system.processes import end_at_once
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
+    import typer
+
+    from rarl.cli import run_and_explain, train
+
     run_and_explain(typer.run, train)

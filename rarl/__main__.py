@@ -1,6 +1,20 @@
-"""`python -m rarl`: the same as `rarl`."""
+"""The entry point, `rarl` and `python -m rarl`."""
 
-from rarl.cli import main
+import signal
+import sys
+
+from rarl.system.processes import end_at_once
+
+CONTINUED = ("train", "sft", "eval", "compare", "demo")  # commands that go on when given again
+
+
+def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in CONTINUED:
+        signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
+    from rarl.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +11,7 @@ import typer
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import collect_seldom
+from rarl.system.processes import interruptible
 
 if TYPE_CHECKING:
     from rarl.display import Display
@@ -41,7 +39,7 @@ Overrides = Annotated[
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one line and exit code 2."""
+    """Runs the command line: a UserError becomes one line and exit code 2."""
     run_and_explain(app)
 
 
@@ -61,22 +59,6 @@ def open_display() -> Display:
     from rarl.display import Display  # takes a while, and `--help` does without
 
     return Display()
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a run with one line. Inside the commands, since typer would swallow it
-    outside."""
-    from rarl.system.processes import Stopped, ending_at_once
-
-    try:
-        with ending_at_once():
-            yield
-    except (Stopped, KeyboardInterrupt) as end:
-        what, code = ("stopped as asked", 0) if isinstance(end, Stopped) else ("interrupted", 130)
-        told = f"{what}; the same command continues where this one stopped"
-        print(told, file=sys.stderr, flush=True)
-        os._exit(code)  # without Ray's exit handlers, which can crash while its threads are at work
 
 
 @app.command()
@@ -179,7 +161,11 @@ def train_config(config: Config) -> None:
         display.note(f"report {write_report(run_dir)}")
     else:
         display.note("nothing was measured, since data.eval names no data set")
-    display.note(f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s")
+    taken = f"training took {seconds['train']:.0f} s, everything {seconds['total']:.0f} s"
+    if len(starts := seconds.get("starts", [])) > 1:
+        taken += f" in {len(starts)} starts; the last of them "
+        taken += f"{starts[-1]['train']:.0f} s and {starts[-1]['total']:.0f} s"
+    display.note(taken)
     display.note(f"adapter {run_dir / 'adapter'}, summary {run_dir / 'summary.json'}")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -136,13 +136,14 @@ class TrainConfig(Section):
 
 
 class PromptsConfig(Section):
-    """How a question is asked. Families of wordings are in rarl/prompts.yaml, or in a file of the
-    same form."""
+    """How a question is asked. Families of wordings are in rarl/prompts.yaml, and in a file of the
+    same form that adds to them; see docs/prompts.md."""
 
     # family → weight; drawn per question by the seed
     train: dict[str, Annotated[float, Field(ge=0)]] = {"plain": 1.0}
     eval: str = "plain"  # the family, of which the first wording is used
-    templates: str | None = None  # a YAML file, instead of the one that comes with RARL
+    # a YAML file of families of your own; one with the name of a built-in family replaces it
+    templates: str | None = None
 
 
 class RewardConfig(Section):
@@ -341,14 +342,14 @@ def anchored_override(override: str, folder: Path) -> str:
     return f"{key}={json.dumps(moved)}"
 
 
-def describe(error: ValidationError) -> str:
-    """The first mistake of a validation as one line."""
+def describe(error: ValidationError, section: type[BaseModel] | None = None) -> str:
+    """The first mistake of a validation of `section` (None: of a configuration) as one line."""
     errors = error.errors()
     # a typo also leaves a key missing
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        nearest = nearest_key(key)
+        nearest = nearest_key(key, section or Config)
         return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
     if first["type"] == "missing":
         return f"key '{key}' is missing"
@@ -357,10 +358,10 @@ def describe(error: ValidationError) -> str:
     return f"key '{key}': {first['msg']}, got {first['input']!r}"
 
 
-def nearest_key(unknown: str) -> str | None:
+def nearest_key(unknown: str, section: type[BaseModel]) -> str | None:
     """The known dotted key most like `unknown`; a leaf that exists in another group counts as
     near."""
-    known = list(known_keys(Config))
+    known = list(known_keys(section, unknown.split(".")))
     close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
     if close:
         return close[0]
@@ -370,12 +371,17 @@ def nearest_key(unknown: str) -> str | None:
     return leaves[near[0]] if near else None
 
 
-def known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+def known_keys(section: type[BaseModel], asked: list[str], prefix: str = "") -> list[str]:
+    """All dotted keys; in groups whose entries the user names, those of the entry in `asked`."""
     keys = []
     for name, field in section.model_fields.items():
+        inner, place = field.annotation, f"{prefix}{name}."
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        if get_origin(inner) is dict and asked[0] == name and len(asked) > 1:
+            inner, place = get_args(inner)[1], f"{place}{asked[1]}."
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            deeper = asked[place.count(".") - prefix.count(".") :] if asked[0] == name else []
+            keys += known_keys(inner, deeper or [""], place)
     return keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 TITLE = "accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask
-PLAIN_LINES = 10  # per training run, where there is no terminal
+PLAIN_LINES = 10  # at least, per training run, where there is no terminal
+QUIET_SECONDS = 30.0  # that training is without a line there
 
 
 class Display:
@@ -225,10 +227,13 @@ def describe(rows: list[dict[str, Any]]) -> str:
     rewarded = "reward/mean" in recent[-1]
     reward = f"reward {mean(recent, 'reward/mean'):.2f}" if rewarded else ""
     parts = [reward or f"loss {mean(recent, 'loss'):.3f}"]
-    for name in ("accuracy", "reasoning"):
-        if recent[-1].get(f"reward/{name}") is not None:
-            parts.append(f"{name} {mean(recent, f'reward/{name}'):.2f}")
-    lost = mean(recent, "judge/unreachable") if "judge/unreachable" in recent[-1] else 0.0
+    for key in (key for key in recent[-1] if key.startswith("reward/")):
+        name = key.removeprefix("reward/")
+        if name in ("accuracy", "reasoning") and any(row.get(key) is not None for row in recent):
+            parts.append(f"{name} {mean(recent, key):.2f}")
+        if recent[-1][key] is None:
+            parts.append(f"{name} scored nothing in step {recent[-1]['step']}")
+    lost = mean(recent, "judge/unreachable")
     if lost:
         parts.append(f"judge away for {100 * lost:.0f} %")
     if recent[-1].get("shared_prefix") == 0:
@@ -237,23 +242,34 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:
-    """Returns the mean of the values that are there."""
+    """Returns the mean of the values that are there; 0 where there are none."""
     values = [row[key] for row in rows if row.get(key) is not None]
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else 0.0
 
 
 def plain_lines(display: Display, metrics: Path, steps: int) -> Callable[[], Any]:
-    """Returns a function that prints a line when there is news, about `PLAIN_LINES` in a run."""
+    """Returns a function that prints a line when there is news: at least `PLAIN_LINES` in a run,
+    and after `QUIET_SECONDS` what there is, if only that a step is still under way."""
     every = max(1, steps // PLAIN_LINES)
-    printed = 0
+    before = read_metrics(metrics)
+    printed = before[-1]["step"] if before else 0
+    since = arrived = time.monotonic()
+    seen = printed
 
     def refresh() -> None:
-        nonlocal printed
-        rows = read_metrics(metrics)
-        if not rows or rows[-1]["step"] // every <= printed:
+        nonlocal printed, since, seen, arrived
+        rows, now = read_metrics(metrics), time.monotonic()
+        step = rows[-1]["step"] if rows else 0
+        if step != seen:
+            seen, arrived = step, now
+        quiet = now - since >= QUIET_SECONDS
+        if step // every > printed // every or (quiet and step > printed):
+            left = mean(rows[-10:], "seconds/step") * (steps - step)
+            display.note(f"step {step}/{steps}  {describe(rows)}  {left / 60:.1f} min left")
+        elif quiet:
+            display.note(f"step {step + 1}/{steps} under way for {now - arrived:.0f} s")
+        else:
             return
-        printed = rows[-1]["step"] // every
-        left = mean(rows[-10:], "seconds/step") * (steps - rows[-1]["step"])
-        display.note(f"step {rows[-1]['step']}/{steps}  {describe(rows)}  {left / 60:.1f} min left")
+        printed, since = step, now
 
     return refresh

@@ -132,8 +132,11 @@ def has_rationale(rationale: str | None) -> bool:
 
 
 def training_prompts(config: PromptsConfig, seed: int) -> PromptPlan:
-    """Raises UserError for a family that there is not, or when all weights are 0."""
-    families = read_families(Path(config.templates)) if config.templates else read_families()
+    """Returns how training asks: the built-in families, and those of `config.templates`, which take
+    the place of built-in ones of the same name. Raises UserError for a family that there is not, or
+    when all weights are 0."""
+    own = read_families(Path(config.templates)) if config.templates else {}
+    families = read_families() | own
     for name in [*config.train, config.eval]:
         if name not in families:
             raise UserError(f"prompts: unknown family '{name}'; known are {', '.join(families)}")

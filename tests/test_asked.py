@@ -64,7 +64,10 @@ def test_a_model_with_an_adapter_takes_its_shape_from_the_adapter(
 @pytest.mark.parametrize(
     ("target", "rest", "message"),
     [
-        ("some/model", [], "name the data sets"),
+        ("some/model", [], "no such run directory here; if it is a model on the Hub, name the"),
+        ("{tmp}/none", [], "/none: no such run directory, configuration or model .looked for /"),
+        ("none", ["a.parquet"], "none: no such run directory, configuration or model"),
+        ("tests/none", ["a.parquet"], "tests/none: no such run directory, configuration or model"),
         ("{tmp}", [], "holds neither config.yaml"),
         (
             "some/model+{tmp}",

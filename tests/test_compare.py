@@ -52,6 +52,24 @@ def test_the_comparisons_that_ship_are_whole(path: Path, monkeypatch: pytest.Mon
     assert plan.comparison.reference == "rarl"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refrence": "a"}, "unknown key 'refrence'; did you mean 'reference'?"),
+        ({"data_overide": []}, "unknown key 'data_overide'; did you mean 'data_overrides'?"),
+        (
+            {"models": {"a": {"title": "A", "recipee": "a.yaml"}}},
+            "unknown key 'models.a.recipee'; did you mean 'models.a.recipe'?",
+        ),
+    ],
+)
+def test_a_misspelt_key_is_compared_with_a_comparisons_keys(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_plan(write(tmp_path, **changes), [])
+
+
 def test_each_ablation_is_one_override() -> None:
     plan = read_plan(CONFIGS / "ablations.yaml", [])
     for name, entry in plan.comparison.models.items():

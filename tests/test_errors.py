@@ -18,7 +18,7 @@ from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example
-from rarl.training.run_dir import open_run_dir
+from rarl.training.run_dir import RunDir, changes_of, open_run_dir
 from tests.runs import REPOSITORY, SHORT, assert_one_line_error, rarl, rarl_here
 
 DEMO = "configs/demo.yaml"
@@ -110,13 +110,120 @@ def test_no_model(tmp_path: Path) -> None:
     )
 
 
+def opened(run: Path, *overrides: str) -> RunDir:
+    return open_run_dir(load_config(REPOSITORY / DEMO, [f"run_dir={run}", *overrides]))
+
+
+def measured(run: Path) -> list[str]:
+    """A measurement of the base as it lies in a run directory, and the folders that have one."""
+    (run / "evaluation" / "model=base").mkdir(parents=True, exist_ok=True)
+    return sorted(path.parent.name for path in run.glob("evaluation*/model=base"))
+
+
+@pytest.mark.parametrize(
+    ("override", "anew"),
+    [
+        ("rollout.max_model_length=4096", False),
+        ("train.learning_rate=0.1", False),
+        ("rewards.judge=null", False),
+        ("method=sft", False),
+        ("prompts.train={none: 1}", False),
+        ("data.eval={}", False),
+        ("data.eval.further=further.parquet", False),
+        ("data.eval.phantoms-seen=other.parquet", True),
+        ("seed=3", True),
+        ("evaluation.max_examples=3", True),
+        ("data.max_pixels=3000", True),
+        ("prompts.templates=rarl/prompts.yaml", True),
+    ],
+)
+def test_without_a_finished_step_a_run_directory_takes_another_configuration(
+    tmp_path: Path, override: str, anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it has measured is not paid for twice, or is not mixed with what it is not."""
+    monkeypatch.chdir(REPOSITORY)
+    opened(tmp_path / "run")
+    measured(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    again = opened(tmp_path / "run", override)
+    assert again.evaluation.exists() is not anew
+    assert len(again.notes) == anew
+    if anew:
+        told = f"measured anew, since {override.split('=')[0]} is "
+        assert again.notes[0].startswith(told) and "evaluation.1" in again.notes[0]
+        assert measured(tmp_path / "run") == ["evaluation", "evaluation.1"]
+    assert load_config(again.config) == load_config(
+        REPOSITORY / DEMO, [f"run_dir={tmp_path / 'run'}", override]
+    )
+
+
+def test_data_that_a_job_brings_along_are_the_same_wherever_ray_unpacks_them(
+    tmp_path: Path,
+) -> None:
+    def changes(path: str) -> list[str]:
+        config = load_config(DEMO, [f"run_dir={tmp_path}", f"data.train={path}"])
+        if not (tmp_path / "config.yaml").exists():
+            open_run_dir(config)
+        return [one.key for one in changes_of(RunDir(tmp_path), config)]
+
+    there = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_"
+    assert changes(f"{there}0a1/mine/train.parquet") == []
+    assert changes(f"{there}77f/mine/train.parquet") == []
+    assert changes(f"{there}77f/other/train.parquet") == ["data.train"]
+    assert changes("/mine/train.parquet") == ["data.train"]
+
+
+def test_another_text_of_the_templates_is_another_configuration(tmp_path: Path) -> None:
+    templates, run = tmp_path / "mine.yaml", tmp_path / "run"
+    for number, text in enumerate(("Look.", "Look closely.")):
+        templates.write_text(f"mine: {{form: think, wordings: [{text}]}}")
+        made = opened(run, f"prompts.templates={templates}", "prompts.eval=mine")
+        assert text in made.templates.read_text()
+        assert len(measured(run)) == 1 + number
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    templates.write_text("mine: {form: think, wordings: [Do not look.]}")
+    with pytest.raises(UserError, match=r"the text in prompts\.yaml"):
+        opened(run, f"prompts.templates={templates}", "prompts.eval=mine")
+
+
+def test_a_run_takes_further_data_sets_and_steps_and_no_other_configuration(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    opened(run)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    further = ["data.eval.further=further.parquet"]
+    opened(run, *further)
+    assert "further" not in load_config(opened(run).config).data.eval, "nothing was measured of it"
+    assert load_config(opened(run, *further).config).data.eval["further"] == "further.parquet"
+    assert load_config(opened(run, *further, "train.steps=150").config).train.steps == 150
+    (run / "evaluation" / "model=base" / "data=further").mkdir(parents=True)
+    for override, message in [
+        ("train.steps=149", "train.steps is 150 there, 149 here"),
+        ("data.eval.further=other.parquet", "data.eval.further is 'further.parquet' there"),
+        ("data.eval={}", "data.eval.further is 'further.parquet' there, None here"),
+        ("rewards.judge=null", "rewards.judge"),
+    ]:
+        with pytest.raises(UserError, match="already holds a run with another") as caught:
+            opened(run, *further, "train.steps=150", override)
+        assert message in str(caught.value)
+    measuring = load_config(REPOSITORY / DEMO, [f"run_dir={run}", *further, "train.steps=151"])
+    with pytest.raises(UserError, match="already holds a run with another"):
+        open_run_dir(measuring, trains=False)
+
+
+def test_a_finished_run_without_checkpoints_cannot_be_made_longer(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    opened(run).adapter.mkdir()
+    with pytest.raises(UserError, match=r"finished its 120 steps and has no checkpoint to go on"):
+        opened(run, "train.steps=121")
+    assert (run / "adapter").is_dir()
+
+
 def test_a_run_directory_with_another_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = load_config(REPOSITORY / DEMO, [f"run_dir={run}"])
-    open_run_dir(config)
-    # nothing is there yet to be lost
-    open_run_dir(load_config(REPOSITORY / DEMO, [f"run_dir={run}", "seed=3"]))
-    (run / "metrics.jsonl").touch()
+    opened(run, "seed=3")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
     assert_one_line_error(
         rarl_here("train", DEMO, f"run_dir={run}", "seed=3", "train.steps=7"),
         "already holds a run with another configuration (train.steps is 120 there, 7 here)",

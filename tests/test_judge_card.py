@@ -6,11 +6,13 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
+from rarl.commands.evaluate import judge_overrides
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
 from rarl.judge.card import BARS, JudgeCard, Share, main_table, render_markdown, share_of
@@ -52,7 +54,7 @@ from tests.faulty_judges import (
     value,
 )
 from tests.judge_faults import free_port
-from tests.runs import REPOSITORY
+from tests.runs import REPOSITORY, assert_one_line_error, rarl_here
 
 CELLS = build_cells(QUESTIONS)
 
@@ -231,6 +233,20 @@ def test_a_judge_that_is_away_has_no_numbers() -> None:
     )
     assert JudgeCard.from_json(card.to_json()) == card
     assert "not measured" in render_markdown(card)
+
+
+@pytest.mark.parametrize("more", [[], ["judge.on_unreachable=stop"]])
+@pytest.mark.parametrize("end", ["/v1", "/judge"])
+def test_where_nobody_listens_the_check_says_so_and_judges_nobody(
+    tmp_path: Path, end: str, more: list[str]
+) -> None:
+    address = f"http://127.0.0.1:{free_port()}{end}"
+    judge = judge_overrides(address)
+    judge += ["judge.model=m"] if end == "/v1" else []
+    done = rarl_here("judge", "check", *judge, "judge.retries=0", *more, "--out", tmp_path / "out")
+    assert_one_line_error(done, f"judge.url={address}: the judge cannot be reached", "start it")
+    assert "fit" not in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 # The numbers, once more by other means

@@ -223,6 +223,21 @@ def evaluate(
     return evaluate_only(asked.config, asked.made_with, how, Display(), asked.adapter)
 
 
+def test_a_run_without_an_adapter_says_that_only_its_base_is_measured(
+    tmp_path: Path,
+    model_path: str,
+    dataset: Path,
+    sessions: list[bool],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for number, told in enumerate((False, True)):
+        with pytest.raises(EnginesStarted):
+            evaluate(tmp_path, model_path, dataset)
+        said = "has no adapter yet (0 of 200 steps are made): only its base model is measured"
+        assert (said in capfd.readouterr().out) == told, "a model's name, then its run directory"
+        assert len(sessions) == number + 1
+
+
 def test_engines_start_only_if_replies_are_missing(
     tmp_path: Path, model_path: str, dataset: Path, examples: list[Example], sessions: list[bool]
 ) -> None:

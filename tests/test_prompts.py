@@ -17,6 +17,7 @@ from rarl.config import PromptsConfig
 from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
 from rarl.prompts import (
+    BUILT_IN,
     FORM_LINES,
     YES_OR_NO,
     Family,
@@ -148,12 +149,31 @@ def test_mistakes_in_a_file_of_templates_are_named(tmp_path: Path, text: str, me
     assert str(path) in str(caught.value) and message in str(caught.value)
 
 
-def test_a_file_of_templates_replaces_the_families(tmp_path: Path, processor: Any) -> None:
+def test_a_file_of_templates_adds_to_the_families_and_replaces_one_by_its_name(
+    tmp_path: Path, processor: Any
+) -> None:
     path = tmp_path / "prompts.yaml"
-    path.write_text("mine:\n  form: answer\n  wordings: [Be brief.]\n")
-    plan = evaluation_prompts(PromptsConfig(train={"mine": 1}, eval="mine", templates=str(path)))
-    assert plan.families == {"mine": Family(form="answer", wordings=["Be brief."])}
-    assert "Be brief.\nReply as <answer>" in plan(processor, CHOICE).text
+    own = "form: answer, wordings: [Be brief.]"
+    path.write_text(f"mine: {{{own}}}\nreason: {{{own}}}\n")
+    config = PromptsConfig(train={"mine": 1, "explain": 1}, eval="mine", templates=str(path))
+    brief = Family(form="answer", wordings=["Be brief."])
+    built_in = read_families()
+    assert training_prompts(config, 0).families == built_in | {"mine": brief, "reason": brief}
+    assert built_in["reason"] != brief, "those of other runs stay as they are"
+    assert "Be brief.\nReply as <answer>" in evaluation_prompts(config)(processor, CHOICE).text
+
+
+def test_the_page_on_prompts_shows_a_file_that_can_be_read(tmp_path: Path) -> None:
+    page = (BUILT_IN.parent.parent / "docs" / "prompts.md").read_text(encoding="utf-8")
+    shown = page.split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "prompts.yaml"
+    path.write_text(shown)
+    own = read_families(path)
+    assert len(own) > 1
+    for name in own:
+        assert evaluation_prompts(PromptsConfig(eval=name, templates=str(path)))
+    for key in Family.model_fields:
+        assert f"`{key}`" in page
 
 
 @pytest.mark.parametrize(

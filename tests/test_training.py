@@ -8,7 +8,8 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,14 @@ from rarl.evaluation.measurements import (
     folder_of,
     read_finished,
 )
+from rarl.files import write_text
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
 from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
+from rarl.training import log
 from rarl.training.log import read_metrics
+from rarl.training.run_dir import RunDir
 from tests.conftest import FinishedRun
 from tests.runs import FINISHED, SHORT, STEPS, assert_one_line_error, rarl_here, train_here
 
@@ -343,6 +347,68 @@ def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_cou
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["base"]["vqa-rad"]["by_type"]) == {"closed", "open"}
     assert summary["skipped_rows"] == {"train": 1, "vqa-rad": 0}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_finished_run_is_made_longer_by_more_steps(
+    tmp_path: Path, dataset: Path, model_path: str, processor: Any, schedule: str
+) -> None:
+    """Adapter, optimizer and data order go on; each step has the learning rate that it would have
+    had in a run of that length from the beginning. Supervised, so that no engine is needed."""
+    how = ["method=sft", f"train.schedule={schedule}", "train.warmup_steps=0"]
+    how += ["train.prompts_per_step=2"]
+
+    def run(name: str, steps: int) -> RunDir:
+        pool = cast(SamplerPool, None)
+        overrides = [*how, f"train.steps={steps}"]
+        made, go = train_here(pool, tmp_path / name, dataset, model_path, processor, *overrides)
+        assert go() == steps
+        return made
+
+    short = run("longer", 2)
+    (short.evaluation / "model=trained").mkdir(parents=True)
+    (short.evaluation / "model=base").mkdir()
+    write_text(short.summary, "{}")
+    longer, whole = run("longer", 3), run("whole", 3)
+
+    rows = [read_metrics(one.metrics) for one in (longer, whole)]
+    assert [row["step"] for row in rows[0]] == [1, 2, 3]
+    assert rows[0][2]["learning_rate"] == rows[1][2]["learning_rate"] > 0
+    adapters = [read_adapter(one.adapter)[0] for one in (longer, whole)]
+    alike = all(np.array_equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    assert alike == (schedule == "constant")
+    told = " ".join(longer.notes)
+    assert "train.steps rises from 2 to 3" in told
+    assert ("the learning rate is that of a cosine over all 3 steps" in told) == (not alike)
+
+    kept = longer.path / "steps-2"
+    assert f"results of the 2 steps are kept in {kept}" in told
+    assert read_adapter(kept / "adapter") and (kept / "summary.json").is_file()
+    assert (kept / "evaluation" / "model=trained").is_dir() and longer.read_summary() is None
+    assert [one.name for one in longer.evaluation.iterdir()] == ["model=base"], "not paid for twice"
+
+
+def test_the_seconds_of_all_starts_are_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that is killed in training as of one that ends; by a clock that is set by hand."""
+    now = 100.0
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now))
+    killed = log.SecondsLog(tmp_path / "seconds.json", started=90.0)
+    with killed.training():
+        now = 130.0
+        killed.save()  # as it does from time to time
+        killed.ended.set()  # no more comes from it
+        killed.thread.join()
+    now = 1000.0
+    with log.SecondsLog(tmp_path / "seconds.json", started=1000.0) as last:
+        now = 1005.0
+        with last.training():
+            now = 1025.0
+        now = 1030.0
+    starts = [{"train": 30.0, "total": 40.0}, {"train": 20.0, "total": 30.0}]
+    assert last.over_all_starts() == {"train": 50.0, "total": 70.0, "starts": starts}
+    assert json.loads((tmp_path / "seconds.json").read_text()) == starts
 
 
 def test_resuming_restores_adapter_and_optimizer_exactly(finished: Path, model_path: str) -> None:

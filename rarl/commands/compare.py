@@ -8,7 +8,6 @@ goes on where it stopped.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +25,8 @@ from rarl.evaluation.lines import Compared, ComparedLine, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
 from rarl.paths import anchored
-from rarl.training.run_dir import RunDir, changed_key
+from rarl.system.processes import run_to_its_end
+from rarl.training.run_dir import RunDir, changes_of, refused_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 
@@ -89,11 +89,13 @@ class Comparison(Section):
 
 @dataclass(frozen=True)
 class Task:
-    """One process to run: the arguments of `rarl`, and the files that tell that it is done."""
+    """One process to run: the arguments of `rarl`, and the files that tell that it is done, unless
+    they are of fewer steps or data sets than are asked for now."""
 
     title: str
     arguments: list[str]
     makes: list[Path]
+    outgrown: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,9 @@ class Plan:
         tasks = []
         if entry.recipe:
             arguments = ["train", *self.training(name, seed)]
-            tasks.append(Task(f"{label}: training", arguments, [folder / "summary.json"]))
+            outgrown = bool(changes_of(RunDir(folder), self.config(name, seed)))
+            makes = [folder / "summary.json"]
+            tasks.append(Task(f"{label}: training", arguments, makes, outgrown))
         own = {} if entry.recipe else self.config(name, seed).data.eval
         asked = ["--prompt", entry.prompt] if entry.prompt else []
         further = [f"data.eval={json.dumps(self.comparison.data)}"]
@@ -180,9 +184,8 @@ class Plan:
                 run_dir = RunDir(self.folder(name, seed))
                 config = self.config(name, seed)
                 find_data("data.train", config.data.train or "null")
-                begun = run_dir.config.exists() and run_dir.holds_results()
-                if begun and (changed := changed_key(run_dir, config)):
-                    held = f"holds a run of another configuration ({changed})"
+                if refused := refused_of(changes_of(run_dir, config), run_dir):
+                    held = f"holds a run of another configuration ({refused[0]})"
                     raise UserError(f"{run_dir.path}: {held}; delete it, or set another `out`")
                 measurements.require_readable(run_dir.path)
 
@@ -219,7 +222,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     try:
         comparison = Comparison.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{path}: {describe(error)}") from None
+        raise UserError(f"{path}: {describe(error, Comparison)}") from None
     plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
     plan.check()
     return plan
@@ -227,7 +230,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
 
 def run_rarl(arguments: list[str]) -> int:
     """Runs one command in a process of its own; returns its exit status."""
-    return subprocess.run([sys.executable, "-m", "rarl", *arguments], check=False).returncode
+    return run_to_its_end([sys.executable, "-m", "rarl", *arguments])
 
 
 def compare(
@@ -241,7 +244,7 @@ def compare(
     plan = read_plan(path, overrides)
     tasks = plan.tasks()
     for number, task in enumerate(tasks, start=1):
-        if all(path.is_file() for path in task.makes):
+        if not task.outgrown and all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
         status = run(task.arguments)

@@ -44,6 +44,7 @@ from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
 from rarl.system.models import find_adapter
+from rarl.training.log import read_metrics
 
 
 @dataclass(frozen=True)
@@ -82,18 +83,27 @@ def read_model(
 ) -> Asked:
     """Returns the same for MODEL or MODEL+ADAPTER, with defaults for all else."""
     model, _, adapter_path = target.partition("+")
+    here = bool(IMPORT_PATH.match(model)) or Path(model).expanduser().is_dir()
+    owner, _, name = model.partition("/")
+    # What else is no name of a model on the Hub, such as that of a run in a folder that is here.
+    if not here and (not name or "/" in name or model[0] in "./~" or Path(owner).is_dir()):
+        raise UserError(
+            f"{target}: no such run directory, configuration or model (looked for "
+            f"{Path(model).expanduser().absolute()}); `rarl train` makes a run directory"
+        )
     if not data_sets:
         advice = f"as in `rarl eval {target} data/test.parquet`"
-        raise UserError(f"{target}: name the data sets to measure it on, {advice}")
+        known = "a model" if here else "no such run directory here; if it is a model on the Hub"
+        raise UserError(f"{target}: {known}, name the data sets to measure it on, {advice}")
     parts = [Path(part).name for part in (model, adapter_path) if part]
-    name = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
+    title = "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts)
     lora: dict[str, int] = {}
     adapter = find_adapter(adapter_path) if adapter_path else None
     if adapter:
         held = json.loads((adapter / "adapter_config.json").read_text())
         lora = {"rank": held["r"], "alpha": held["lora_alpha"]}
     tree: dict[str, object] = {
-        "run_dir": str(out or f"runs/eval-{name}"),
+        "run_dir": str(out or f"runs/eval-{title}"),
         "model": {"path": model, "adapter": str(adapter) if adapter else None, "lora": lora},
         "data": {"train": None},
         "prompts": {"eval": "reason"},
@@ -192,6 +202,14 @@ def evaluate_only(
         display.note(str(error))
     trained = setup.run_dir.adapter if setup.run_dir.adapter.is_dir() else adapter
     models = ["base"] if trained is None else ["base", "trained"]
+    for line in setup.run_dir.notes:
+        display.note(line)
+    if trained is None and made_with is not config:  # a run directory was named
+        made = f"{len(read_metrics(setup.run_dir.metrics))} of {made_with.train.steps} steps"
+        display.note(
+            f"{setup.run_dir.path} has no adapter yet ({made} are made): only its base model is "
+            "measured; `rarl train` finishes a run"
+        )
     # What is missing is known only once the data are checked, which needs no engines: if all seems
     # to be on disk, under whichever judge, it is looked up without them first.
     folders = [

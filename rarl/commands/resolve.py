@@ -13,7 +13,7 @@ from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.evaluation.measurements import judge_name
-from rarl.files import file_hash, write_text
+from rarl.files import file_hash
 from rarl.judge.client import check_judge
 from rarl.planning.memory import require_memory
 from rarl.prepare.card import card_splits
@@ -45,7 +45,7 @@ class Setup:
     @property
     def evaluation(self) -> Path:
         """The folder of the measurements."""
-        return self.run_dir.path / "evaluation"
+        return self.run_dir.evaluation
 
     @property
     def own_prompt(self) -> str:
@@ -116,8 +116,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         sources["data.train"] = config.data.train
     for key, path in sources.items():
         find_data(key, path)
-    run_dir = open_run_dir(own.model_copy(update={"run_dir": config.run_dir}))
-    keep_templates(run_dir, config)
+    here = own.model_copy(update={"run_dir": config.run_dir})
+    run_dir = open_run_dir(here, trains=made_with is None)
     data = {
         key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()
     }
@@ -153,23 +153,6 @@ def require_same_run(config: Config, own: Config) -> None:
                 f"data.eval.{name}={path}: the run knows {own.data.eval[name]} by that name; "
                 f"choose another, as in data.eval.{name}-2={path}"
             )
-
-
-def keep_templates(run_dir: RunDir, config: Config) -> None:
-    """A copy of the user's own wordings in the run directory. Raises UserError when they were
-    changed since."""
-    if config.prompts.templates is None:
-        return
-    text, kept = (
-        Path(config.prompts.templates).read_text(encoding="utf-8"),
-        run_dir.path / "prompts.yaml",
-    )
-    if kept.exists() and kept.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{config.prompts.templates}: changed since {run_dir.path} was begun; "
-            "choose another run_dir"
-        )
-    write_text(kept, text)
 
 
 def find_data(key: str, path: str) -> None:

@@ -25,60 +25,63 @@ from rarl.grpo.policy import read_adapter
 from rarl.prompts import has_rationale, imitation_prompts, training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
-from rarl.training.checkpoint import find_checkpoint
+from rarl.training.checkpoint import find_checkpoint, read_progress
 from rarl.training.inputs import TrainInputs
-from rarl.training.log import missing_trackers, read_metrics, tracker_problems
+from rarl.training.log import SecondsLog, missing_trackers, tracker_problems
 
 
 def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     """Makes a whole run; returns the summary that it also writes to `summary.json`. Raises
     UserError."""
-    started = time.time()
+    started = time.monotonic()
     setup = resolve(config)
     finished = setup.run_dir.read_summary()
-    if finished is not None:
+    if finished is not None and config.data.eval.keys() <= finished["base"].keys():
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
-    for line in missing_trackers(config.train.trackers):
+    for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
         display.note(line)
     if config.method == "sft":
         display.note(what_is_imitated(str(setup.train_data), config.prompts))
-    with open_session(
-        setup, display, {"train": str(setup.train_data), **setup.eval_data}, trains=True
-    ) as live:
+    sets = {"train": str(setup.train_data), **setup.eval_data}
+    with (
+        SecondsLog(setup.run_dir.seconds, started) as seconds,
+        open_session(setup, display, sets, trains=True) as live,
+    ):
         base = measure_all(setup, live, "base", display)
-        train_seconds = train(setup, live, display)
+        with seconds.training():
+            train(setup, live, display)
         assert live.pool is not None
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
         trained = measure_all(setup, live, "trained", display)
-    seconds = {"train": train_seconds, "total": time.time() - started}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     floors = floors_of(Path(str(setup.train_data)), base)
-    summary = summary_of(base, trained, skipped, floors=floors) | {"seconds": seconds}
-    summary |= {"leaks": setup.run_dir.read_leaks()}
+    summary = summary_of(base, trained, skipped, floors=floors)
+    summary |= {"seconds": seconds.over_all_starts(), "leaks": setup.run_dir.read_leaks()}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def train(setup: Setup, live: Session, display: Display) -> float:
-    """Makes the steps that are missing; returns the seconds that all steps took, with this worker's
-    start. Raises Stopped if the run was asked to end."""
+def train(setup: Setup, live: Session, display: Display) -> None:
+    """Makes the steps that are missing. Raises Stopped if the run was asked to end."""
     # Imported by `open_session`, while the engines come up.
     from rarl.training.driver import run_training
 
     config, data = setup.config, setup.train_data
     assert data is not None, "what is to be trained is resolved with its training data"
     assert live.pool is not None, "training asks for engines"
-    before = float(sum(row["seconds/step"] for row in read_metrics(setup.run_dir.metrics)))
     if setup.run_dir.adapter.is_dir():
-        return before
+        return
     found = find_checkpoint(setup.run_dir.checkpoints)
     instead = "and none before it is whole: training begins anew"
     if found.path:
         instead = "the one before it is used"
     for fault in found.damaged:
         display.note(f"damaged checkpoint, {instead}: {fault}")
+    if found.path:
+        step = read_progress(found.path).step
+        display.note(f"continues after step {step} of {config.train.steps}")
     rows = live.checked["train"].good
     order = step_order(ParquetRows(data).parts, rows, config.train.prompts_per_step, config.seed)
     inputs = TrainInputs(
@@ -94,7 +97,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
     )
     prompts = imitation_prompts if config.method == "sft" else training_prompts
     preparer = setup.preparer(data, prompts(config.prompts, config.seed))
-    started = time.time()
     showing = display.training(setup.run_dir.metrics, config.train.steps)
     with showing as refresh, ending_after_the_step(setup.run_dir.stop_request):
         outcome = run_training(inputs, order, preparer, refresh)
@@ -102,7 +104,6 @@ def train(setup: Setup, live: Session, display: Display) -> float:
         display.note(line)
     if outcome.steps < config.train.steps:
         raise Stopped
-    return before + time.time() - started
 
 
 def what_is_imitated(data: str, prompts: PromptsConfig) -> str:

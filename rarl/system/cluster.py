@@ -14,7 +14,7 @@ import ray.data
 
 from rarl.errors import UserError
 from rarl.system.processes import Stopped, output_in
-from rarl.system.ray_internals import REUSED_PROCESSES, listen_here_alone
+from rarl.system.ray_internals import REUSED_PROCESSES, listen_here_alone, own_sigterm
 
 QUIET = {"log_to_driver": False, "logging_level": logging.ERROR}
 
@@ -26,7 +26,8 @@ def ray_session(log_folder: Path) -> Iterator[None]:
     with output_in(log_folder / "driver.log"):
         joined = ray.is_initialized()
         if not joined:
-            start_or_join()
+            with own_sigterm():
+                start_or_join()
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             yield

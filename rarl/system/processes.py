@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -44,16 +45,22 @@ def log_output_to(path: Path) -> None:
             os.dup2(log.fileno(), number)
 
 
+# Standard error as it is for the user, while `output_in` has another in its place.
+_errors_go_to = [2]
+
+
 @contextmanager
 def output_in(path: Path) -> Iterator[None]:
     """Inside, this process's output goes to the end of a file."""
     kept = [(number, os.dup(number)) for number in (1, 2)]
+    _errors_go_to.append(kept[1][1])
     try:
         log_output_to(path)
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+        _errors_go_to.pop()
         for number, original in kept:
             os.dup2(original, number)
             os.close(original)
@@ -64,18 +71,55 @@ class Stopped(BaseException):
     catches errors may take it for one."""
 
 
+def tell_end(what: str) -> None:
+    """Says in one line how a command ended that can be given again."""
+    os.write(
+        _errors_go_to[-1], f"{what}; the same command continues where this one stopped\n".encode()
+    )
+
+
+def end_at_once(number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+    """Ends this process well and on the spot: the handler of SIGTERM where nothing has to be
+    finished. An exception would not do: raised within Ray's C++, it becomes another one."""
+    tell_end("stopped as asked")
+    os._exit(0)
+
+
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Inside, SIGTERM raises Stopped."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, end)
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end this process with one line. For the inside of commands, since
+    typer would swallow Ctrl-C outside."""
+    before = signal.signal(signal.SIGTERM, end_at_once)
     try:
         yield
+    except Stopped:
+        end_at_once()
+    except KeyboardInterrupt:
+        tell_end("interrupted")
+        os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """Runs a program and returns its exit code. SIGTERM is passed on to it, and Stopped raised once
+    it has ended."""
+    asked = False
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        process.terminate()
+
+    with subprocess.Popen(command) as process:
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    if asked:
+        raise Stopped
+    return code
 
 
 @contextmanager

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # For `ray.init`. Idle processes stay: each data stream finds those of the last one, which have
@@ -92,6 +95,21 @@ def torch_config_here_alone() -> Any:
             return FileBackend
 
     return MeetInFile()
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Inside, `ray.init` leaves this process's handler of SIGTERM in place. Ray's own ones, of
+    which it sets two in Python and then one in C++, end the process as failed."""
+    from ray._private import utils
+
+    own, original = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = original
+        signal.signal(signal.SIGTERM, own)  # in place of the one in C++
 
 
 class WithoutPlacementGroupCleaner:

@@ -1,6 +1,6 @@
 """Checkpoints, written whole or not at all and verified before they are used: the adapter, the
-optimizer's state, the progress, from which data order and seeds follow, and the SHA-256 of each
-file. PyTorch is imported inside, since the driver imports this module too."""
+optimizer's state, the progress, from which learning rate, data order and seeds follow, and the
+SHA-256 of each file. PyTorch is imported inside, since the driver imports this module too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rarl.files import file_hash, replacing_folder
 from rarl.training.inputs import Progress
@@ -43,8 +43,7 @@ def save_checkpoint(
     final = folder / f"step_{progress.step:06d}"
     # Not written by torch itself, which calls every failure of the disk a RuntimeError.
     state = io.BytesIO()
-    learned = {"optimizer": learner.optimizer, "scheduler": learner.scheduler}
-    torch.save({name: one.state_dict() for name, one in learned.items()}, state)
+    torch.save({"optimizer": learner.optimizer.state_dict()}, state)
     # It takes the place of a damaged one of the same step.
     with replacing_folder(final) as partial:
         save_adapter(learner.policy, partial / "adapter")
@@ -57,9 +56,7 @@ def save_checkpoint(
     return final
 
 
-def restore_checkpoint(
-    folder: Path, policy: PeftModel, optimizer: Optimizer, scheduler: Any
-) -> Progress:
+def restore_checkpoint(folder: Path, policy: PeftModel, optimizer: Optimizer) -> Progress:
     """Loads the newest whole checkpoint, if there is one. Returns its progress, or that of a run
     that has not begun."""
     import torch
@@ -72,7 +69,6 @@ def restore_checkpoint(
     load_adapter(policy, path / "adapter")
     state = torch.load(path / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
     return read_progress(path)
 
 

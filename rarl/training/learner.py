@@ -50,10 +50,11 @@ class Learner:
             load_adapter(policy, inputs.start_adapter)
         parameters = adapter_parameters(policy)
         optimizer = torch.optim.AdamW(parameters, lr=config.train.learning_rate, weight_decay=0.0)
+        progress = restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer)
+        # Of the step alone, and not from the checkpoint: the run may have more steps than it had.
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_factor(step, config)
+            optimizer, lambda step: rate_factor(step, config), last_epoch=progress.step - 1
         )
-        progress = restore_checkpoint(inputs.run_dir.checkpoints, policy, optimizer, scheduler)
         return cls(policy, optimizer, scheduler, progress)
 
     def require_same_progress(self, inputs: TrainInputs, workers: Workers) -> None:

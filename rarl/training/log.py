@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +29,7 @@ from rarl.training.run_dir import RunDir, flatten
 PHASES = ("data", "rollout", "reward", "update", "publish", "save")  # of a step
 RECENT = 10  # steps that a mean is over: of the score of a checkpoint, and of the curves
 WAITING_ROWS = 1000  # that a slow tracker may be behind; after that it gets no more
+KEPT_EVERY = 10.0  # seconds, of the time that a start has taken so far
 CLOSE_SECONDS = 30.0  # that the end of a run waits for all trackers together
 PROJECT = "rarl"
 
@@ -52,6 +53,52 @@ class Stopwatch:
         seconds = self.phases | {"other": whole - sum(self.phases.values()), "step": whole}
         self.started, self.phases = now, dict.fromkeys(PHASES, 0.0)
         return {f"seconds/{name}": value for name, value in seconds.items()}
+
+
+class SecondsLog(contextlib.AbstractContextManager["SecondsLog"]):
+    """The wall seconds that a run has taken, in training and as a whole, start by start, in
+    `seconds.json`. They are kept from time to time: a killed start loses the last few at most."""
+
+    def __init__(self, path: Path, started: float) -> None:
+        """`started` is when this start began, by `time.monotonic`."""
+        self.path, self.started = path, started
+        self.earlier: list[dict[str, float]] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        )
+        self.trained: Callable[[], float] = lambda: 0.0
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.keep, daemon=True, name="seconds")
+        self.thread.start()
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        begin = time.monotonic()
+        self.trained = lambda: time.monotonic() - begin
+        try:
+            yield
+        finally:
+            taken = self.trained()
+            self.trained = lambda: taken
+
+    def over_all_starts(self) -> dict[str, Any]:
+        """Returns the sums, `train` and `total`, and the same two of each start as `starts`."""
+        own = {"train": self.trained(), "total": time.monotonic() - self.started}
+        starts = [*self.earlier, own]
+        return {name: sum(one[name] for one in starts) for name in own} | {"starts": starts}
+
+    def keep(self) -> None:
+        while not self.ended.wait(KEPT_EVERY):
+            self.save()
+
+    def save(self) -> None:
+        """Best effort: a full disk is for those to report whose files matter."""
+        with contextlib.suppress(OSError):
+            write_text(self.path, json.dumps(self.over_all_starts()["starts"]))
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.save()
 
 
 class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):

@@ -49,9 +49,9 @@ def test_a_restored_learner_goes_on_to_the_same_bits(
     save_checkpoint(tmp_path, learner, Progress(3, 4), 0.5, keep=2)
     other = load_policy(model_path, "float32", "cpu", 2, 4, seed=1)
     optimizer = torch.optim.AdamW(adapter_parameters(other), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    assert restore_checkpoint(tmp_path, other, optimizer, scheduler) == Progress(3, 4)
+    assert restore_checkpoint(tmp_path, other, optimizer) == Progress(3, 4)
     assert same(learner.policy, other)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0, last_epoch=2)
     restored = Learner(other, optimizer, scheduler, Progress(3, 4))
     for one in (learner, restored):
         step_once(one, 99)
@@ -101,9 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     found = find_checkpoint(tmp_path)
     assert found.path == tmp_path / "step_000002"
     assert len(found.damaged) == 1 and str(tmp_path / "step_000003") in found.damaged[0]
-    assert restore_checkpoint(
-        tmp_path, learner.policy, learner.optimizer, learner.scheduler
-    ) == Progress(2, 2)
+    assert restore_checkpoint(tmp_path, learner.policy, learner.optimizer) == Progress(2, 2)
     save_checkpoint(tmp_path, learner, Progress(3, 3), None, keep=3)
     assert find_checkpoint(tmp_path).path == tmp_path / "step_000003"
 
@@ -137,6 +135,4 @@ def test_one_that_was_being_written_does_not_count(tmp_path: Path, learner: Lear
 
 def test_no_checkpoint_is_the_beginning(tmp_path: Path, learner: Learner) -> None:
     assert find_checkpoint(tmp_path).path is None
-    assert restore_checkpoint(
-        tmp_path, learner.policy, learner.optimizer, learner.scheduler
-    ) == Progress(0, 0)
+    assert restore_checkpoint(tmp_path, learner.policy, learner.optimizer) == Progress(0, 0)

@@ -4,8 +4,11 @@ last bit."""
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,47 @@ def command(run: Path, *overrides: str) -> list[str]:
         "data.eval={}",
         *overrides,
     ]
+
+
+def asked_to_end(arguments: list[str], when: Callable[[int], bool]) -> None:
+    """Starts a program, sends SIGTERM to it as soon as `when` is true of its process id, and
+    asserts that it ends as promised."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not when(process.pid) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    told = "stopped as asked; the same command continues where this one stopped\n"
+    assert (process.returncode, said) == (0, told)
+
+
+def catches_sigterm(pid: int) -> bool:
+    """Whether the process has a handler of SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in status if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("program", [["-m", "rarl", "train"], ["jobs/train.py"]])
+def test_sigterm_is_heeded_before_anything_is_imported(tmp_path: Path, program: list[str]) -> None:
+    """At once, which is in the first tenth of a second: the libraries take longer to import."""
+    arguments = [*program, "configs/demo.yaml", f"run_dir={tmp_path / 'run'}"]
+    asked_to_end(arguments, catches_sigterm)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.engines
+def test_sigterm_is_heeded_before_training(tmp_path: Path) -> None:
+    """Ray is up then, and has not put its own handler in place of ours."""
+    log = tmp_path / "run" / "logs" / "sampler-0.log"
+    asked_to_end(["-m", "rarl", *command(tmp_path / "run")[1:]], lambda pid: log.exists())
 
 
 @pytest.mark.long
