@@ -192,16 +192,17 @@ def test_a_run_takes_further_data_sets_and_steps_and_no_other_configuration(
     run = tmp_path / "run"
     opened(run)
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
-    further = ["data.eval.further=further.parquet"]
+    place = str(tmp_path / "further.parquet")
+    further = [f"data.eval.further={place}"]
     opened(run, *further)
     assert "further" not in load_config(opened(run).config).data.eval, "nothing was measured of it"
-    assert load_config(opened(run, *further).config).data.eval["further"] == "further.parquet"
+    assert load_config(opened(run, *further).config).data.eval["further"] == place
     assert load_config(opened(run, *further, "train.steps=150").config).train.steps == 150
     (run / "evaluation" / "model=base" / "data=further").mkdir(parents=True)
     for override, message in [
         ("train.steps=149", "train.steps is 150 there, 149 here"),
-        ("data.eval.further=other.parquet", "data.eval.further is 'further.parquet' there"),
-        ("data.eval={}", "data.eval.further is 'further.parquet' there, None here"),
+        ("data.eval.further=other.parquet", f"data.eval.further is '{place}' there"),
+        ("data.eval={}", f"data.eval.further is '{place}' there, None here"),
         ("rewards.judge=null", "rewards.judge"),
     ]:
         with pytest.raises(UserError, match="already holds a run with another") as caught:
