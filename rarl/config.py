@@ -196,7 +196,7 @@ class JudgeConfig(Section):
 
 
 class EvaluationConfig(Section):
-    max_examples: Positive | None = None  # per data set; None: all
+    max_examples: Positive | None = None  # per data set, the first in its order; None: all
     max_completion_tokens: Positive | None = None  # None: as in rollout
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageFilter
 
-from rarl.commands import held_out
+from rarl.commands import checked_data, held_out
 from rarl.commands.evaluate import read_target
 from rarl.commands.held_out import compare_with_training, fingerprint
 from rarl.commands.resolve import Setup, resolve
@@ -114,6 +114,17 @@ def test_only_what_is_measured_counts_and_held_out_data_are_no_warning(tmp_path:
     assert not any(
         "images" in note for note in notes_on([read_run(tmp_path / "run", False, None)], [])
     )
+
+
+def test_how_many_of_a_data_set_are_measured_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_data, "check_rows", check)
+    display, setup = Told(), setup_of(tmp_path, "evaluation.max_examples=2")
+    sets = {"train": str(setup.train_data), **setup.eval_data}
+    checked_data.check_data(setup, display, sets, [], engines=False)
+    assert display.lines[-1] == "mine: the first 2 of 5 rows (evaluation.max_examples)"
+    assert sum("the first" in line for line in display.lines) == 1
 
 
 @pytest.fixture

@@ -110,7 +110,9 @@ def test_submitted_jobs_train_and_evaluate(
     measured = ray(variables, *submit, "jobs/evaluate.py", str(run), "prompts.eval=none")
     assert measured.returncode == 0, measured.stdout[-3000:] + measured.stderr[-3000:]
     assert "phantoms-unseen" in measured.stdout
-    assert [path.name for path in (run / "evaluation").glob("summary*.json")] == ["summary-none.json"]
+    assert [path.name for path in (run / "evaluation").glob("summary*.json")] == [
+        "summary-none.json"
+    ]
     assert set(finished_measurements(run / "evaluation")) - before == {
         Measurement(label, f"phantoms-{name}", "none")
         for label in ("base", "trained")

@@ -36,6 +36,9 @@ def check_data(
             write_text(setup.run_dir.path / f"skipped-{name}.txt", lines)
             listed = f"listed in skipped-{name}.txt; the first: {bad[0].reason}"
             display.note(f"{name}: {len(bad)} bad rows skipped, {listed}")
+        most, rows = setup.config.evaluation.max_examples, len(checked[name].good)
+        if name != "train" and most is not None and most < rows:
+            display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
         require_room_for_all(setup, data, checked)
     return checked

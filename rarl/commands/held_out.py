@@ -102,7 +102,7 @@ def leak_of(trained: Side, measured: Side) -> dict[str, Any]:
     if leak["same_text"]:
         told += (
             f". {leak['same_text']:,} of its {questions:,} questions are asked and answered alike "
-            "there about other images, so that they can be answered without looking"
+            "there about other images: the floors show what their words alone are worth"
         )
     totals = {"of_images": images, "of_questions": questions}
     return {**leak, **totals, "warns": warns, "told": told}

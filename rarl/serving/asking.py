@@ -27,7 +27,7 @@ from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.prompts import Family, evaluation_prompts, question_text, read_families
 from rarl.replies.grading import is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
-from rarl.replies.words import yes_or_no
+from rarl.replies.words import chosen_option, yes_or_no
 from rarl.schema import Example
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
@@ -307,9 +307,15 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
 
 def read_answer(replies: list[str], question: Question, model: Model) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
-    sample. Raises Refusal without any answer."""
+    sample. What is none of the options has no vote beside what is one. Raises Refusal without any
+    answer."""
     parsed = [parse_reply(text, model.family.form) for text in replies]
     answers = [one.answer or None for one in parsed]
+    if options := question.options:
+        offered = [
+            one if one and chosen_option(one, options) is not None else None for one in answers
+        ]
+        answers = offered if any(offered) else answers
     voted = vote(Sampled(answers, question.reference, question.options))
     if voted.answer is None:
         raise Refusal("no_answer", number=len(replies), name=model.name)

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rarl.config import PromptsConfig
 from rarl.data.images import decode_image
 from rarl.errors import UserError
 from rarl.prepare.metadata import without_metadata
+from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
 from rarl.serving.app import build_api
-from rarl.serving.asking import Engines
+from rarl.serving.asking import Engines, Model, Question, read_answer
 from rarl.serving.guard import Metrics, merge
 from rarl.serving.images import read_image
 from rarl.serving.settings import (
@@ -447,3 +449,23 @@ def test_figures_of_several_nodes_are_one_text() -> None:
         'ray_rarl_requests_total{node="a"} 1.0',
         'ray_rarl_requests_total{node="b"} 1.0',
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "answer", "confidence"),
+    [
+        (("left", "right"), ["no", "left"], "left", 0.5),
+        (("left", "right"), ["no", "no", "B"], "B", 1 / 3),
+        (("left", "right"), ["no", "no", "up"], "no", 2 / 3),
+        (None, ["no", "no", "left"], "no", 2 / 3),
+    ],
+)
+def test_what_is_no_option_has_no_vote_beside_one_that_is(
+    options: tuple[str, ...] | None, said: list[str], answer: str, confidence: float
+) -> None:
+    model = Model("base", "1", None, evaluation_prompts(PromptsConfig()).families["plain"], None)
+    replies = [f"<think>So it is.</think><answer>{one}</answer>" for one in said]
+    result, reply = read_answer(replies, Question("Where?", options, ""), model)
+    assert (result["answer"], result["confidence"]) == (answer, pytest.approx(confidence))
+    assert reply == f"<think>So it is.</think><answer>{answer}</answer>"
+    assert result["samples"] == said
