@@ -353,9 +353,11 @@ def describe(error: ValidationError, section: type[BaseModel] | None = None) -> 
         return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
     if first["type"] == "missing":
         return f"key '{key}' is missing"
+    message = str(first["msg"]).removeprefix("Value error, ")
     if not key:
-        return str(first["msg"]).removeprefix("Value error, ")
-    return f"key '{key}': {first['msg']}, got {first['input']!r}"
+        return message
+    got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"key '{key}': {message}{got}"
 
 
 def nearest_key(unknown: str, section: type[BaseModel]) -> str | None:
