@@ -67,7 +67,10 @@ class PromptPlan:
     seed: int
 
     def __call__(self, processor: Any, example: Example, step: int | None = None) -> Prompt:
-        name, number = self.choose(example.id, step)
+        return self.worded(processor, example, *self.choose(example.id, step))
+
+    def worded(self, processor: Any, example: Example, name: str, number: int) -> Prompt:
+        """Returns the example's question in one wording of a family."""
         family = self.families[name]
         text = question_text(example, family, family.wordings[number])
         return Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
@@ -79,10 +82,7 @@ class PromptPlan:
             family = self.families[name]
             counts = [tokens_of(processor.tokenizer, wording) for wording in family.wordings]
             number = int(np.argmax(counts))
-            text = question_text(example, family, family.wordings[number])
-            prompts.append(
-                Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
-            )
+            prompts.append(self.worded(processor, example, name, number))
         return prompts
 
     def choose(self, example_id: str, step: int | None) -> tuple[str, int]:

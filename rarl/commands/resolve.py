@@ -12,6 +12,7 @@ from rarl.data.parquet import ParquetRows, parquet_files, read_mixture
 from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
+from rarl.evaluation import ways
 from rarl.evaluation.measurements import judge_name
 from rarl.files import file_hash
 from rarl.judge.client import check_judge
@@ -184,11 +185,8 @@ def require_no_held_out_split(named: str, folder: Path) -> None:
 
 def training_data(config: Config, run_dir: RunDir) -> str | None:
     """Returns where a run's training data are, or None where they are not at hand."""
-    if config.data.train is None:
-        return None
-    is_made = IMPORT_PATH.match(config.data.train)
-    place = run_dir.data / "data.train.parquet" if is_made else Path(config.data.train).expanduser()
-    return str(place.resolve()) if place.exists() else None
+    place = ways.training_data(config, run_dir.path)
+    return str(place.resolve()) if place is not None and place.exists() else None
 
 
 def require_other_files(trained: str, measured: dict[str, str]) -> None:

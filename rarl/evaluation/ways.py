@@ -145,14 +145,14 @@ def floors_of(
     if train is None:
         return {}
     try:
-        return {data: floor_replies(train, own) for data, own in replies.items()}
+        known = read_questions(ParquetRows(train))
     except UserError:
         return {}
+    return {data: floor_replies(known, own) for data, own in replies.items()}
 
 
-def floor_replies(train: Path, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Returns the same for one data set. Raises UserError if the training data cannot be read."""
-    known = read_questions(ParquetRows(train))
+def floor_replies(known: Sequence[Question], samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Returns the same for one data set, from the training questions."""
     examples = [one.example for one in samples if not one.number]
     asked = [
         Question(one.question, one.answer, one.answer_type, one.image_id, one.options)

@@ -140,8 +140,12 @@ class Files:
 
     def read_text(self, name: str) -> str:
         """Returns a text file in UTF-8, with or without its mark. Raises UserError."""
+        return self.decoded(name, self.read_whole(name))
+
+    def decoded(self, name: str, content: bytes) -> str:
+        """Returns what `read_text` does, of a file that was read."""
         try:
-            return self.read_whole(name).decode("utf-8-sig")
+            return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             byte, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
             reason = f"not UTF-8 (byte 0x{byte:02x} in line {line}); save it as UTF-8"
@@ -152,7 +156,7 @@ class Files:
         Europe, is read so. Returns the text, and then a note that shows one of its words."""
         content = self.read_whole(name)
         if is_utf8(content) or not may_be_cp1252(content):
-            return self.read_text(name), ()
+            return self.decoded(name, content), ()
         text = content.decode("cp1252")
         letters = (word for word in re.findall(r"\w+|\S", text) if not word.isascii())
         advice = f"if '{next(letters)}' is not what it says, save the table as UTF-8"
