@@ -26,7 +26,16 @@ import pyarrow.parquet as pq
 
 from rarl.files import replacing
 from rarl.replies.tags import Reply, parse_reply
-from rarl.schema import IN_MEMORY, Example, PreparedExample, Prompt, Rollout, Score, Verdict
+from rarl.schema import (
+    IN_MEMORY,
+    Example,
+    Explained,
+    PreparedExample,
+    Prompt,
+    Rollout,
+    Score,
+    Verdict,
+)
 
 
 @dataclass
@@ -34,8 +43,9 @@ class Sample:
     """One reply with everything that is known of it. A field is None until its step has filled it.
 
     number: the reply's place among the replies to its prompt. rederived: the reply to the thinking
-    alone, without the image, which the reward `consistency` compares. seconds: from the request of
-    the batch to this reply. prepared: what the models are shown; it is not kept on disk.
+    alone, without the image, which the reward `consistency` compares. explained: what the base
+    model reads from the thinking, for the reward `explains`. seconds: from the request of the batch
+    to this reply. prepared: what the models are shown; it is not kept on disk.
     """
 
     example: Example
@@ -43,6 +53,7 @@ class Sample:
     rollout: Rollout
     number: int = 0
     rederived: str | None = None
+    explained: Explained | None = None
     verdict: Verdict | None = None
     score: Score | None = None
     advantage: float | None = None

@@ -102,6 +102,17 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Explained:
+    """How surely the base model, adapter off, gives reference answers without the image:
+    `probabilities` when it reads a reply's thinking, `priors` when it reads the question alone. The
+    reply's own question is the first, then other questions about its image. All are in [0, 1]:
+    among the options where there are any, else the mean over the answer's tokens."""
+
+    probabilities: list[float]
+    priors: list[float]
+
+
+@dataclass(frozen=True)
 class Score:
     """The rewards of one completion by name, each in [0, 1] or None where it could not be scored,
     and their weighted sum."""

@@ -246,6 +246,14 @@ class RowRange:
     weight: float
 
 
+ImageKey = tuple[str, str]
+
+
+def image_key(example: Example) -> ImageKey:
+    """Returns what tells an image from all others, also of a mixture: its data set and its id."""
+    return example.dataset, example.image_id
+
+
 class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder
     in name order, or a mixture, whose data sets follow each other. Raises UserError if there is no
@@ -296,6 +304,18 @@ class ParquetRows:
             with damage_named(path, f"column '{name}'"):
                 values += file.read(columns=[name])[name].to_pylist()
         return [value or "" for value in values] if name in REQUIRED else values
+
+    def questions_by_image(self) -> dict[ImageKey, list[Example]]:
+        """Returns all questions by the image that they are about, without the image itself, in
+        their order."""
+        names = ("id", "image_id", "question", "answer", "answer_type", "options", "dataset")
+        found: dict[ImageKey, list[Example]] = {}
+        for values in zip(*map(self.column, names), strict=True):
+            known = dict(zip(names, values, strict=True))
+            options = known.pop("options")
+            example = Example(image=b"", options=tuple(options) if options else None, **known)
+            found.setdefault(image_key(example), []).append(example)
+        return found
 
     def read(self, rows: Iterable[int]) -> list[Example]:
         """Returns the examples at these row numbers, in this order."""

@@ -13,7 +13,7 @@ from rarl.rewards import COLUMNS, Reward
 from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
-from rarl.rewards.thinking import consistency_reward, reasoning_reward
+from rarl.rewards.thinking import consistency_reward, explains_reward, reasoning_reward
 from rarl.system.imports import import_object
 
 REWARDS: dict[str, Reward] = {
@@ -23,6 +23,7 @@ REWARDS: dict[str, Reward] = {
     "items": items_reward,
     "reasoning": reasoning_reward,
     "consistency": consistency_reward,
+    "explains": explains_reward,
     "judge": judge_reward,
     "repetition": repetition_reward,
     "length": length_reward,

@@ -1,11 +1,14 @@
-"""Rewards for the thinking: `reasoning`, how good the explanation is without a judge, and
-`consistency`, whether it alone leads to the reply's own answer."""
+"""Rewards for the thinking: `reasoning`, how good the explanation is without a judge;
+`consistency`, whether it alone leads to the reply's own answer; and `explains`, how much surer it
+makes a reader of the reference answer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from rarl.replies import findings
 from rarl.replies.findings import Claim, conflict, content_words, overlap
@@ -15,13 +18,15 @@ from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.words import length_in_words
 from rarl.rewards import Options, per_reply
 from rarl.rewards.form import length_factor
-from rarl.schema import ReplyForm
+from rarl.schema import Explained, ReplyForm
 
 Words = frozenset[str]
 # Overlap from which a clause that could be the answer in words is a finding of the rationale.
 SAME = 0.75
 # Of a thinking's words; a telegram has 0.7, a wordy sentence 0.3.
 MIN_CONTENT_SHARE = 0.2
+# Other questions about an image whose answers a thinking should lead to.
+SIBLINGS = 3
 
 
 @per_reply
@@ -44,6 +49,35 @@ def consistency_reward(
         return None
     again = parse_reply(rederived, "answer").answer
     return float(bool(again) and same_answer(reply.answer, again or "", answer, options))
+
+
+@per_reply
+def explains_reward(
+    text: str, *, form: ReplyForm, explained: Explained | None, siblings: int = SIBLINGS
+) -> float | None:
+    """Pays what the thinking adds to a reader's belief in what is true of the image: the mean of
+    (1 + p − p₀)/2 over the reply's own question and up to `siblings` other training questions about
+    the image. p and p₀ are the base model's probabilities of the reference answer when it reads the
+    thinking, without the image and without the clauses that state an answer, and when it reads the
+    question alone. Silence earns 1/2, and so does on average a guess with the odds of the reader.
+
+    A likelihood in place of a verifier is from VeriFree (arXiv 2505.21493, eq. 3), the subtraction
+    of what is known without thinking from RLPR (arXiv 2506.18254, eq. 4). That the reader is frozen
+    and blind is ours: it learns no code, and has nothing else to go by.
+
+    0 for a malformed reply, for one without thinking and for one that speaks to whoever scores it.
+    None for a prompt without thinking, and where nobody was asked.
+    """
+    if form == "answer":
+        return None
+    reply = parse_reply(text, form)
+    if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
+        return 0.0
+    if explained is None or not explained.priors:
+        return None
+    pairs = zip(explained.probabilities, explained.priors, strict=True)
+    gains = [probability - prior for probability, prior in islice(pairs, 1 + siblings)]
+    return (1 + math.fsum(gains) / len(gains)) / 2
 
 
 @dataclass(frozen=True)

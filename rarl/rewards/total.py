@@ -76,6 +76,7 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
         "form": [one.prompt.form for one in samples],
         "wording": [one.prompt.wording for one in samples],
         "rederived": [one.rederived for one in samples],
+        "explained": [one.explained for one in samples],
         "verdict": [one.verdict for one in samples],
     }
 

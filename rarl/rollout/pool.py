@@ -134,6 +134,23 @@ class PendingRollouts:
 
 
 @dataclass(frozen=True)
+class PendingScores:
+    """Likelihoods in flight: actor i has every n-th of the `count` requests, from i on."""
+
+    pool: SamplerPool
+    count: int
+    asked: list[tuple[Any, ...]]
+
+    def result(self) -> list[list[list[float]]]:
+        """Waits; returns what was asked for, by request. Raises UserError."""
+        results: list[list[list[float]]] = [[] for _ in range(self.count)]
+        for index, one in enumerate(self.asked):
+            found = self.pool.result_of(*one, parts=len(one[3]))
+            results[index :: len(self.asked)] = found
+        return results
+
+
+@dataclass(frozen=True)
 class Adapter:
     """What was published last: float32 arrays under PEFT's own names, and PEFT's configuration."""
 
@@ -279,16 +296,23 @@ class SamplerPool:
         """Does not wait; the adapter that is loaded now samples."""
         return PendingRollouts(self, requests, sampling, use_adapter, on_group)
 
-    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Returns the log-likelihoods (nats) of each request's replies. Raises UserError."""
+    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+        """Asks for the log-probs (nats) of the tokens of each request's replies."""
+        return self.start("score", requests, use_adapter)
+
+    def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+        """Asks for the share of each request's replies among them: a list of one list."""
+        return self.start("weigh", requests, use_adapter)
+
+    def start(self, method: str, requests: list[ScoreRequest], use_adapter: bool) -> PendingScores:
+        """Does not wait; the adapter that is loaded now is used, or the base model."""
         actors = self.actors[: len(requests)]
-        parts = [requests[index :: len(actors)] for index in range(len(actors))]
-        pending = [a.score.remote(p, use_adapter) for a, p in zip(actors, parts, strict=True)]
-        results: list[list[float]] = [[] for _ in requests]
-        for index, (actor, scoring) in enumerate(zip(actors, pending, strict=True)):
-            asked = (actor, scoring, "score", parts[index], use_adapter)
-            results[index :: len(actors)] = self.result_of(*asked, parts=len(parts[index]))
-        return results
+        asked: list[tuple[Any, ...]] = []
+        for index, actor in enumerate(actors):
+            part = requests[index :: len(actors)]
+            reference = getattr(actor, method).remote(part, use_adapter)
+            asked.append((actor, reference, method, part, use_adapter))
+        return PendingScores(self, len(requests), asked)
 
     def stop(self) -> None:
         for actor in self.launched:

@@ -8,8 +8,9 @@ as the actor lives.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """One prompt and the replies whose likelihood after it is asked."""
+    """One prompt and the replies whose likelihoods after it are asked."""
 
     prompt: str
     pixels: NDArray[np.uint8] | None
@@ -188,9 +189,11 @@ class Sampler:
             if self.engine.llm_engine.has_unfinished_requests():
                 self.engine.llm_engine.abort_request(list(positions))
 
-    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Returns the log-likelihood (nats) of each reply of each request after its prompt, at
-        temperature 1, nothing banned."""
+    def score(
+        self, requests: list[ScoreRequest], use_adapter: bool = True
+    ) -> list[list[list[float]]]:
+        """Returns the log-probs (nats) of the tokens of each reply of each request after its
+        prompt, at temperature 1, nothing banned."""
         from vllm import SamplingParams
 
         pairs = [(request, reply) for request in requests for reply in request.replies]
@@ -202,8 +205,39 @@ class Sampler:
         )
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
-        sums = map(tail_logprob, outputs, lengths)
-        return [[next(sums) for _ in request.replies] for request in requests]
+        scored = map(tail_logprobs, outputs, lengths)
+        return [[next(scored) for _ in request.replies] for request in requests]
+
+    def weigh(
+        self, requests: list[ScoreRequest], use_adapter: bool = True
+    ) -> list[list[list[float]]]:
+        """Returns the share of each reply among those of its request, as a list of one list: the
+        probabilities of the first token in which they differ, after what they have in common. One
+        token is generated, which is far cheaper than to read every reply, and the prompt's cache is
+        used. Replies that also have that token in common share its probability."""
+        from vllm import SamplingParams
+
+        tokenizer, inputs, parameters, firsts = self.engine.get_tokenizer(), [], [], []
+        for request in requests:
+            replies = [
+                tokenizer(reply, add_special_tokens=False).input_ids for reply in request.replies
+            ]
+            common = common_length(replies)
+            tokens = [ids[common] for ids in replies]
+            firsts.append(tokens)
+            prompt = tokenizer(request.prompt, add_special_tokens=False).input_ids
+            inputs.append({"prompt_token_ids": [*prompt, *replies[0][:common]]})
+            allowed = sorted(set(tokens))
+            parameters.append(
+                # What may not be drawn has no share in the processed log-probs.
+                SamplingParams(max_tokens=1, allowed_token_ids=allowed, logprobs=len(allowed))
+            )
+        adapter = self.adapter_for(use_adapter)
+        outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
+        return [
+            [reply_shares(tokens, output.outputs[0].logprobs[0])]
+            for tokens, output in zip(firsts, outputs, strict=True)
+        ]
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
@@ -212,10 +246,23 @@ def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any
     return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
 
 
-def tail_logprob(output: Any, length: int) -> float:
-    """Returns the sum over the last `length` tokens of a scored prompt."""
+def common_length(replies: list[list[int]]) -> int:
+    """Returns how many tokens all begin with; each has at least one more."""
+    for place, tokens in enumerate(zip(*replies, strict=False)):
+        if len(set(tokens)) > 1:
+            return place
+    return min(map(len, replies)) - 1
+
+
+def reply_shares(tokens: Sequence[int], found: Mapping[int, Any]) -> list[float]:
+    """Returns the probability of each token; equal ones share theirs."""
+    return [math.exp(found[token].logprob) / tokens.count(token) for token in tokens]
+
+
+def tail_logprobs(output: Any, length: int) -> list[float]:
+    """Returns those of the last `length` tokens of a scored prompt."""
     tail = list(zip(output.prompt_token_ids, output.prompt_logprobs, strict=True))[-length:]
-    return float(sum(entry[token].logprob for token, entry in tail))
+    return [float(entry[token].logprob) for token, entry in tail]
 
 
 def to_rollouts(output: Any, version: int) -> list[Rollout]:

@@ -15,11 +15,12 @@ from rarl.training.run_dir import RunDir
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Everything that the driver looked up and started: files, device, and the samplers. The run
-    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
+    """Everything that the driver looked up and started: files, device, and the samplers.
+    `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
 
     config: Config
     run_dir: RunDir
+    data_path: str
     model_path: str
     start_adapter: Path | None
     device: Device
