@@ -72,10 +72,8 @@ class Reader:
                 continue
             pairs = []
             for asked in self.questions(one.example):
-                answers = [
-                    asked.answer,
-                    *([one.reply.answer or ""] if asked is one.example else []),
-                ]
+                own = [one.reply.answer or ""] if asked is one.example else []
+                answers = [asked.answer, *own]
                 kept = without_answers(one.reply.thinking, asked.question, answers)
                 shown, bare = self.prompt(asked, kept), self.prompt(asked, "")
                 if shown is not None and bare is not None:

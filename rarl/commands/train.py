@@ -87,6 +87,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
     inputs = TrainInputs(
         config=config,
         run_dir=setup.run_dir,
+        data_path=data,
         model_path=setup.model_path,
         start_adapter=setup.start_adapter,
         device=setup.device,

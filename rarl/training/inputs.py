@@ -16,7 +16,10 @@ from rarl.training.run_dir import RunDir
 @dataclass(frozen=True)
 class TrainInputs:
     """Everything that the driver looked up and started: files, device, and the samplers.
-    `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
+
+    `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
+    policy exceeds `mismatch_bound`.
+    """
 
     config: Config
     run_dir: RunDir
