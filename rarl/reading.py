@@ -32,6 +32,7 @@ GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDER
 OPENING, CLOSING = "<answer", "</answer>"
 # Digits of a probability that are kept. Below, engines differ with what else they are asked.
 DIGITS = 4
+MAX_REPLIES = 20  # that compete; vLLM tells the log-probs of no more
 
 
 @dataclass(frozen=True)
@@ -165,4 +166,4 @@ def possible_replies(example: Example) -> list[str]:
     others = [one for one in options if not same_words(one, example.answer)]
     # Whole replies where they compete, since one may begin another; else the answer's own tokens.
     end = CLOSING if others else ""
-    return [f">{one.strip()}{end}" for one in [example.answer, *others]]
+    return [f">{one.strip()}{end}" for one in [example.answer, *others][:MAX_REPLIES]]

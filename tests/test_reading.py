@@ -15,7 +15,7 @@ from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, ParquetRows, image_key, write_examples
 from rarl.grpo.policy import load_policy
 from rarl.prompts import rederive_text, render
-from rarl.reading import CLOSING, OPENING, Reader, possible_replies
+from rarl.reading import CLOSING, MAX_REPLIES, OPENING, Reader, possible_replies
 from rarl.replies.tags import target_text
 from rarl.replies.tricks import without_answers
 from rarl.rewards.thinking import explains_reward
@@ -85,6 +85,9 @@ def test_the_replies_that_compete() -> None:
     closed = replace(organ, options=None, answer="No", answer_type="closed")
     assert possible_replies(closed) == [f">No{CLOSING}", f">yes{CLOSING}"]
     assert possible_replies(replace(closed, answer="a cyst", answer_type="open")) == [">a cyst"]
+    many = replace(organ, options=tuple(f"grade {one}" for one in range(30)), answer="grade 25")
+    assert possible_replies(many)[:2] == [f">grade 25{CLOSING}", f">grade 0{CLOSING}"]
+    assert len(possible_replies(many)) == MAX_REPLIES
 
 
 def test_where_replies_part() -> None:
