@@ -16,7 +16,8 @@ from rarl.training.run_dir import RunDir
 @dataclass(frozen=True)
 class TrainInputs:
     """Everything that the driver looked up and started: files, device, and the samplers. The run
-    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
+    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`.
+    `gpu_share` is what a worker may take of its card, beside context and sampler; None on a CPU."""
 
     config: Config
     run_dir: RunDir
@@ -27,6 +28,7 @@ class TrainInputs:
     mismatch_bound: float
     banned_token_ids: list[int]
     pool: SamplerPool
+    gpu_share: float | None = None
 
     @property
     def distribution(self) -> SamplingDistribution:
