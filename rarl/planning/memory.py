@@ -1,6 +1,7 @@
 """How much memory a configuration needs: of a GPU by estimates from the model's shapes, of which
-the activations' formula alone is checked (`bench/plan.py --activations`), or of all processes of a
-run on CPU. Private pages (USS) count for each process, shared ones once: the sum is the PSS."""
+the trainer's are checked (`bench/plan.py --activations`, `bench/meta_update.py`), or of all
+processes of a run on CPU. Private pages (USS) count for each process, shared ones once: the sum is
+the PSS."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from rarl.planning.sizes import (
     Work,
     activation_bytes,
     adapter_bytes,
+    layer_bytes,
     model_shapes,
     model_size,
     step_work,
@@ -30,8 +32,7 @@ if TYPE_CHECKING:
     from rarl.config import Config
 
 GIB, MIB = 1024**3, 1024**2
-# `kernels.chunk_bytes` of a GPU: logits, probabilities and their product, and a copy in bfloat16
-HEAD_GIB = 3.5 * 0.25
+HEAD_GIB = 3 * 0.25  # `kernels.chunk_bytes` of a GPU: logits, probabilities and their product
 HEAD_CHUNK_MIB = 8  # of a CPU
 CONTEXT_GIB = 0.6  # of CUDA context and kernels per process, beside what it is given; an assumption
 GRAPHS_GIB = 0.5  # of the CUDA graphs that vLLM captures; an assumption
@@ -41,6 +42,7 @@ MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequ
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
 ACTIVATIONS = "activations"
+HEAD = "log-probs over the vocabulary"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
 # copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
 # given back
@@ -132,7 +134,8 @@ class MemoryPlan:
         """Returns (rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best:
         first a cache for all sequences at once, then the largest micro-batch beside it. None where
         even the smallest micro-batch leaves no cache."""
-        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS]
+        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS] - self.trainer[HEAD]
+        fixed += HEAD_GIB
         engine = sum(self.sampler.values()) - self.sampler[CACHE]
         smallest = fixed + MICRO_BATCHES[0] * self.activation_gib
         # in steps of 0.05
@@ -151,7 +154,7 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
     size = model_size(model, config.model.lora.rank)
     weights = 2 * size.total / GIB  # bfloat16
-    per_token = activation_bytes(model, config.train.gradient_checkpointing, 2) / GIB
+    checkpointing = config.train.gradient_checkpointing
     share = config.rollout.gpu_memory_share * card_gib
     sampler = {
         "base weights": weights,
@@ -167,8 +170,7 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
         trainer={
             "base weights": weights,
             "adapter, gradient, optimizer": adapter_bytes(size) / GIB,
-            ACTIVATIONS: config.train.micro_batch_tokens * per_token,
-            "log-probs over the vocabulary": HEAD_GIB,
+            **update_parts(model, config.train.micro_batch_tokens, checkpointing),
         },
         sampler=sampler | {CACHE: share - sum(sampler.values())},
         judge=JUDGE_SHARE * card_gib if judged else 0.0,
@@ -176,8 +178,16 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
         sampler_share=share,
         card=card_gib,
         wanted_cache=size.cache_bytes(2) * tokens / GIB,
-        activation_gib=per_token,
+        activation_gib=activation_bytes(model, checkpointing, 2) / GIB,
     )
+
+
+def update_parts(model: Any, tokens: int, checkpointing: bool) -> dict[str, float]:
+    """Returns the GiB that an update of so many tokens takes on a GPU, in bfloat16. With
+    checkpointing the head comes before the second of the two layers that are there at a time."""
+    later = tokens * layer_bytes(model, 2) / GIB if checkpointing else 0.0
+    activations = tokens * activation_bytes(model, checkpointing, 2) / GIB
+    return {ACTIVATIONS: activations, HEAD: max(0.0, HEAD_GIB - later)}
 
 
 def engine_bytes(config: Config, model: Any) -> float:
@@ -261,7 +271,7 @@ def plan_processes(
         "weights": weights,
         "adapter, gradient, optimizer": adapter_bytes(size) / MIB,
         ACTIVATIONS: tokens * activations / MIB,
-        "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
+        HEAD: 2 * HEAD_CHUNK_MIB,
     }
     sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
     # those of the streams, which have checked the data

@@ -119,19 +119,24 @@ def adapter_bytes(size: ModelSize) -> int:
     return 16 * size.adapter
 
 
-def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
-    """Returns what the shared-prefix pass keeps of each token for the backward pass.
-
-    In a layer: seven hidden-sized tensors, queries, keys and values before and after rotation, and
-    three MLP-sized ones, which fit the peaks of `bench/plan.py --activations`. With checkpointing:
-    two layers at a time and each layer's input.
-    """
+def layer_bytes(model: Any, value_bytes: int) -> int:
+    """Returns what the shared-prefix pass keeps of each token in one layer for the backward pass:
+    ten hidden-sized tensors, queries, keys and values before and after rotation, and the two
+    MLP-sized ones that `kernels.LoraMlp` keeps. The ten fit the peaks of `bench/plan.py
+    --activations`, in float32, and in bfloat16 those of `bench/meta_update.py`."""
     text = model.text_config
     hidden = text.hidden_size
     heads = 2 * hidden + 4 * hidden * text.num_key_value_heads // text.num_attention_heads
-    per_layer = value_bytes * (7 * hidden + heads + 3 * text.intermediate_size)
+    return int(value_bytes * (10 * hidden + heads + 2 * text.intermediate_size))
+
+
+def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> int:
+    """Returns what the shared-prefix pass keeps of each token: of all layers, or with checkpointing
+    of two at a time; and each layer's input."""
+    text = model.text_config
     layers = 2 if checkpointing else text.num_hidden_layers
-    return layers * per_layer + value_bytes * text.num_hidden_layers * hidden
+    inputs = value_bytes * text.num_hidden_layers * text.hidden_size
+    return int(layers * layer_bytes(model, value_bytes) + inputs)
 
 
 def step_work(config: Config, model_path: str, lengths: tuple[float, float] | None = None) -> Work:
