@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rarl.commands.resolve import resolve
 from rarl.config import Config, load_config
 from rarl.errors import UserError
 from rarl.planning.memory import CARDS, find_card, require_memory
 from rarl.planning.plan import make_plan
+from rarl.planning.sizes import QWEN2_VL_2B
 from rarl.rollout.sampler import SamplerSettings, engine_arguments, require_platform
 from rarl.system import gpu
 from rarl.system.device import resolve_device, resolve_dtype
+from rarl.system.processes import sampler_environment
 from rarl.training.worker import use_share_of_gpu
 from tests.pretended_gpu import pretend_driver, pretend_gpu, write_program
 from tests.runs import REPOSITORY
@@ -310,3 +316,45 @@ def test_the_products_of_the_head_are_not_rounded_on_a_gpu() -> None:
         product(left, right, out=torch.empty(8, 8, device="meta"))
     assert "aten.mm.dtype_out" in called.names
     assert not any("copy_" in name or "_to_copy" in name for name in called.names)
+
+
+def engines_in(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yields every part of a file of Serve's that describes an engine on a GPU, texts of YAML in
+    it included."""
+    if isinstance(tree, str) and "\n" in tree:
+        tree = yaml.safe_load(tree)
+    if isinstance(tree, dict):
+        if "engine_kwargs" in tree and "GPU" in str(tree.get("placement_group_config")):
+            yield tree
+        tree = list(tree.values())
+    for part in tree if isinstance(tree, list) else []:
+        yield from engines_in(part)
+
+
+def test_no_gpus_engine_needs_nvcc_and_no_judge_is_penalised_for_repeating() -> None:
+    """FlashInfer's sampler would be compiled; a judge's ten booleans repeat."""
+    files = ["rarl/serving/engines.yaml", "deploy/rayservice.yaml"]
+    files += [str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("configs/*/*.yaml")]
+    found = {f: list(engines_in(yaml.safe_load((REPOSITORY / f).read_text()))) for f in files}
+    judges = ("configs/judge/qwen2_5_7b.yaml", "deploy/rayservice.yaml")
+    assert {f for f, engines in found.items() if engines} >= {*judges, files[0]}
+    for file, engines in found.items():
+        for engine in engines:
+            assert engine["runtime_env"]["env_vars"]["VLLM_USE_FLASHINFER_SAMPLER"] == "0", file
+            if file in judges:
+                assert engine["engine_kwargs"]["generation_config"] == "vllm", file
+    assert sampler_environment("cuda", 0)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
+def test_the_clouds_image_has_a_driver_that_is_new_enough() -> None:
+    text = (REPOSITORY / "cluster.yaml").read_text()
+    (driver,) = re.findall(r"sourceImage: \S+-nvidia-(\d+)", text)
+    assert int(driver) >= gpu.version_of(gpu.OLDEST_DRIVER)[0]
+
+
+def test_the_random_2b_has_the_real_ones_positions() -> None:
+    """vLLM takes a model without `mrope_section` for one whose positions are those of text."""
+    rope = QWEN2_VL_2B["text_config"]["rope_parameters"]
+    assert rope["mrope_section"] == [16, 24, 24]
+    assert 2 * sum(rope["mrope_section"]) == 1536 // 12, "the width of a head"
+    assert isinstance(rope["rope_theta"], float)

@@ -33,7 +33,7 @@ OF_RAY_TRAIN = {
 }
 SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 # On a GPU: every micro-batch has other shapes, and blocks of fixed sizes would not be used again.
-GROWING = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 WORKER_ENVIRONMENT = {"env_vars": SILENT | GROWING | OF_RAY_TRAIN}
 
 
