@@ -160,6 +160,7 @@ def train(device: str, config: str, run: Path, overrides: list[str]) -> list[str
         row["seconds/step"] for row in rows
     )
     phases = sorted(key for key in rows[0] if key.startswith("seconds/"))
+    resident = peak.private | {"shared pages": peak.shared}
     seconds = {key: statistics.median(row[key] for row in rows) for key in phases}
     if rows[0]["shared_prefix"] != 1:
         raise RuntimeError(f"the shared-prefix pass was not used: {check}")
@@ -169,7 +170,7 @@ def train(device: str, config: str, run: Path, overrides: list[str]) -> list[str
         f"largest {max(r['sampler_mismatch/max'] for r in rows):.2g}",
         f"{rate:.0f} completion tokens/s; median seconds: "
         + ", ".join(f"{key.removeprefix('seconds/')} {seconds[key]:.3f}" for key in phases),
-        *memory_lines(device, config, given, on_gpu or peak.private),
+        *memory_lines(device, config, given, on_gpu or resident),
     ]
 
 

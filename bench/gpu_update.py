@@ -37,7 +37,7 @@ from tests.random_models import random_group, random_policy  # noqa: E402
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 DRAWS = 6  # of groups, for each family and dtype
 # Of the mean |log-prob difference|, and of |gradient difference| / |gradient|.
-BOUNDS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 1e-1)}
+BOUNDS = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 2e-1)}
 REPEATS = 5
 CASES = {
     "cuda": [Case("medium", "2b", 800, 200, 8, 48), Case("recipe", "2b", 612, 512, 8, 44)],
@@ -57,11 +57,11 @@ def difference(family: str, dtype: torch.dtype, device: str) -> tuple[float, flo
     rng, distribution = np.random.default_rng(0), SamplingDistribution(0.8, [290, 291])
     logprob = gradient = 0.0
     for draw in range(DRAWS):
-        grids = [tuple(2 * rng.integers(1, 4, 2)) for _ in range(1 + draw % 3)]
-        groups = [
-            random_group(rng, grid, tuple(rng.integers(1, 9, 2)), rng.integers(1, 25, 4), key)
-            for key, grid in enumerate(grids)
-        ]
+        groups = []
+        for key in range(1 + draw % 3):
+            rows, columns, before, after = rng.integers(1, 4, 4).tolist()
+            lengths = rng.integers(1, 25, 4).tolist()
+            groups.append(random_group(rng, (2 * rows, 2 * columns), (before, after), lengths, key))
         passes = []
         for forward in (plain_forward, SharedPrefixForward(checkpointing=draw % 2 == 1)):
             out = forward(policy, groups, distribution, VisionCache()).logprobs

@@ -118,10 +118,14 @@ def test_a_card_without_bfloat16_is_refused_by_vllm_too(qwen_folder: Path, tmp_p
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-def test_the_gpu_builds_packages_go_together(python: str, tmp_path: Path) -> None:
-    """With wheels alone, for a distribution of 2020 or newer; nothing is installed. The CUDA of the
-    result is the one that the check of the driver is for."""
+@pytest.mark.parametrize(
+    ("python", "compiled"), [("3.11", []), ("3.12", []), ("3.13", []), ("3.14", ["pyjpegls"])]
+)
+def test_the_gpu_builds_packages_go_together(
+    python: str, compiled: list[str], tmp_path: Path
+) -> None:
+    """With wheels, but for those that are compiled, for a distribution of 2020 or newer; nothing is
+    installed. The CUDA of the result is the one that the check of the driver is for."""
     index = "https://pypi.org/simple"
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
@@ -134,7 +138,8 @@ def test_the_gpu_builds_packages_go_together(python: str, tmp_path: Path) -> Non
         [
             *(uv, "pip", "compile", "--quiet", "--no-config", "--default-index", index),
             *("--python-version", python, "--python-platform", "x86_64-manylinux_2_31"),
-            *("--only-binary", ":all:", "--extra", "gpu", "--extra", "dev"),
+            *("--only-binary", ":all:", *(f"--no-binary={name}" for name in compiled)),
+            *("--extra", "gpu", "--extra", "dev"),
             str(REPOSITORY / "pyproject.toml"),
         ],
         cwd=tmp_path,

@@ -90,6 +90,8 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
     from vllm.usage.usage_lib import UsageContext
 
     config = EngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
+    # The first that vLLM's worker does on its card.
+    current_platform.check_if_supports_dtype(config.model_config.dtype)
     budget = MultiModalBudget(config, MULTIMODAL_REGISTRY, enable_cache=False)
     graphs = config.compilation_config
     return {
