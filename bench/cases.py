@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
 from rarl.planning.sizes import PATCH_VALUES, QWEN2_VL_2B, GroupShape
-from rarl.tiny.dataset import base_model
 
 RANK = 8
 
@@ -59,15 +58,20 @@ MIDDLE_VISION = {"depth": 6, "embed_dim": 384, "num_heads": 6, "hidden_size": 51
 
 
 def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftModel:
-    """`tiny` ships with RARL; `middle` and `2b` are random. The adapter is random too, so that no
-    gradient is zero."""
+    """`tiny` ships with RARL; `middle`, and `2b` (in bfloat16), are random. The adapter is random
+    too, so that no gradient is zero."""
     if kind == "tiny":
+        from rarl.tiny.dataset import base_model
+
         policy = load_policy(str(base_model()), "float32", device, RANK, 2 * RANK, seed=0)
     else:
         torch.manual_seed(0)
+        dtype = torch.bfloat16 if kind == "2b" else torch.float32
         with torch.device(device):
-            model = Qwen2VLForConditionalGeneration(model_config(kind, vocabulary))
-        model = model.to(torch.bfloat16) if device == "cuda" else model
+            # In its dtype from the beginning: at 2B another copy would be most of a card.
+            model = AutoModelForImageTextToText.from_config(
+                model_config(kind, vocabulary), dtype=dtype
+            )
         adapter = LoraConfig(
             r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"
         )

@@ -211,7 +211,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="The card, such as a100-40g (else as the configuration says)."),
+        typer.Option(help="The card, such as a100-40g (else this machine's)."),
     ] = None,
     gpu_gib: Annotated[
         float | None, typer.Option(help="Its memory, where only a part of the card is meant.")
@@ -219,10 +219,10 @@ def plan(
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither
     GPU nor model."""
-    from rarl.planning.memory import DEFAULT_CARD, find_card
+    from rarl.planning.memory import find_card
 
     loaded = load_config(config, overrides)
-    find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
+    find_card(gpu, gpu_gib)  # before anything that takes seconds to import
     from rarl.planning.plan import lines, make_plan, memory_table
 
     planned = make_plan(loaded, gpu, gpu_gib)

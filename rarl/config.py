@@ -205,7 +205,7 @@ class Config(Section):
 
     run_dir: str  # where all is written; on a cluster, on storage that every node sees
     seed: Annotated[int, Field(ge=0)] = 0  # of data, sampling and adapter
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where PyTorch sees one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: what vLLM here is built for
     # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where
     # the prompt asks
     method: Literal["grpo", "sft"] = "grpo"

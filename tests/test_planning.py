@@ -26,6 +26,7 @@ from rarl.planning.data import read_lengths, spread_rows
 from rarl.planning.memory import (
     CACHE,
     CARDS,
+    CONTEXT_GIB,
     ProcessMemory,
     find_card,
     judge_is_here,
@@ -188,7 +189,9 @@ def test_a_judge_on_the_same_machine_takes_its_share(
     assert judge_is_here(config) == here
     planned = plan_memory(config, qwen, 40.0, work)
     assert planned.judge == (10.0 if here else 0.0)
-    assert planned.trainer_limit == pytest.approx(40 - planned.sampler_share - planned.judge)
+    assert planned.contexts == pytest.approx((3 if here else 2) * CONTEXT_GIB)
+    beside = planned.sampler_share + planned.judge + planned.contexts
+    assert planned.trainer_limit == pytest.approx(40 - beside)
 
 
 def test_decoding_steps_are_those_of_the_longest_chain() -> None:

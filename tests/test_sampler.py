@@ -3,7 +3,9 @@ float32."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings
+from rarl.rollout.sampler import SampleRequest, SamplerSettings, SamplingSettings
 from rarl.schema import Example, PreparedExample, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
@@ -314,3 +316,27 @@ def test_a_worker_that_loads_none_gives_a_restarted_engine_its_adapter(
     expected = views[0].generate(requests(prepared), SAMPLING)
     ray.kill(pool.launched[0], no_restart=False)
     assert views[2].generate(requests(prepared), SAMPLING) == expected
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_started_anew_has_the_cache_that_it_had(
+    sampler_settings: SamplerSettings, ray_cluster: None, tmp_path: Path
+) -> None:
+    """And one that is started by another run measures again. What it had is another size here than
+    what its settings say, as it would be on a GPU."""
+    kept, log = tmp_path / "sampler-0.cache", tmp_path / "sampler-0.log"
+    kept.write_text("1")
+    one = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
+    try:
+        one.wait_until_ready()
+        assert int(kept.read_text()) == 64 << 20
+        kept.write_text(str(32 << 20))
+        before = log.read_text().count("KV cache")
+        ray.kill(one.launched[0], no_restart=False)
+        one.revive(one.launched[0])
+        sizes = re.findall(r"GPU KV cache size: ([\d,]+) tokens", log.read_text())
+        first, again = (int(size.replace(",", "")) for size in sizes)
+        assert before > 0 and again == pytest.approx(first / 2, rel=0.02)
+        assert int(kept.read_text()) == 32 << 20
+    finally:
+        one.stop()

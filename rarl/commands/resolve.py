@@ -16,7 +16,7 @@ from rarl.evaluation import ways
 from rarl.evaluation.measurements import judge_name
 from rarl.files import file_hash
 from rarl.judge.client import check_judge
-from rarl.planning.memory import require_memory
+from rarl.planning.memory import MemoryPlan, require_memory
 from rarl.prepare.card import card_splits
 from rarl.prompts import training_prompts
 from rarl.rewards.registry import find_rewards
@@ -34,6 +34,8 @@ class Setup:
     run_dir: RunDir
     device: Device
     dtype: Dtype
+    # None: on a CPU.
+    memory: MemoryPlan | None
     model_path: str
     start_adapter: Path | None
     # None: the run is only measured.
@@ -104,10 +106,10 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         resolve_adapter(config.model.adapter, config.model.lora) if config.model.adapter else None
     )
     device = resolve_device(config)
+    dtype = resolve_dtype(config, device)
     model_path = resolve_model(config.model.path)
     require_known_model(config.model.path, model_path)
-    if device == "cuda":
-        require_memory(config, model_path)
+    memory = require_memory(config, model_path) if device == "cuda" else None
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
     if made_with is None:
         if config.data.train is None:
@@ -130,7 +132,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         config=config,
         run_dir=run_dir,
         device=device,
-        dtype=resolve_dtype(config, device),
+        dtype=dtype,
+        memory=memory,
         model_path=model_path,
         start_adapter=start_adapter,
         train_data=train_data,

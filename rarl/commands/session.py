@@ -106,6 +106,7 @@ def launch_pool(setup: Setup) -> SamplerPool:
         lora_rank=setup.config.model.lora.rank,
         rollout=rollout,
         log_path="",
+        max_pixels=setup.config.data.max_pixels,
     )
     return SamplerPool.launch(
         settings, rollout.num_actors, setup.run_dir.logs, rollout.timeout_seconds

@@ -32,7 +32,9 @@ OF_RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that nobody listens to
 }
 SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
-WORKER_ENVIRONMENT = {"env_vars": SILENT | OF_RAY_TRAIN}
+# On a GPU: every micro-batch has other shapes, and blocks of fixed sizes would not be used again.
+GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+WORKER_ENVIRONMENT = {"env_vars": SILENT | GROWING | OF_RAY_TRAIN}
 
 
 @dataclass(frozen=True)

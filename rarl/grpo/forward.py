@@ -105,10 +105,14 @@ def plain_forward(
         mm_token_type_ids=(input_ids == model.config.image_token_id).int() * attention_mask,
         use_cache=False,
     ).last_hidden_state
+    # On a GPU the head is in float32, as the sampler's is (see `kernels.product`).
+    precision = torch.float32 if device.type == "cuda" else hidden.dtype
+    head = model.lm_head.weight.to(precision)
     rows = []
     for index, (group, completion) in enumerate(each):
         start, size = len(group.prompt_token_ids), len(completion)
-        logits = model.lm_head(hidden[index, start - 1 : start + size - 1])
+        own = hidden[index, start - 1 : start + size - 1]
+        logits = functional.linear(own.to(precision), head)
         token_ids = input_ids[index, start : start + size]
         rows.append(completion_logprobs(logits, token_ids, distribution))
     columns = [pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)]

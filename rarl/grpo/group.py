@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rarl.samples import Group
+if TYPE_CHECKING:
+    from rarl.samples import Group
 
 # Is added to a standard deviation.
 EPSILON = 1e-4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rarl.config import Config, GrpoConfig, TrainConfig
 from rarl.distribution import MODEL_SOFTMAX, SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass, VisionCache
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.loss import LossInputs, StepTotals, compute_loss
 from rarl.grpo.workers import ALONE, Workers
+
+if TYPE_CHECKING:
+    from rarl.config import Config, GrpoConfig, TrainConfig
 
 # Norm of a gradient before it is clipped; what is learnt from is below a thousand.
 EXPLODED = 1e6

@@ -1,38 +1,48 @@
 """How much memory a configuration needs: of a GPU by estimates from the model's shapes, of which
-the activations' formula alone is checked (`bench/plan.py --activations`), or of all processes of a
-run on CPU. Private pages (USS) count for each process, shared ones once: the sum is the PSS."""
+the trainer's are checked (`bench/plan.py --activations`, `bench/meta_update.py`), or of all
+processes of a run on CPU. Private pages (USS) count for each process, shared ones once: the sum is
+the PSS."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from rarl.config import Config
 from rarl.errors import UserError
 from rarl.planning.sizes import (
     FIGURES,
     PATCH_VALUES,
-    ModelSize,
+    PATCHES_PER_TOKEN,
     Work,
+    activation_bytes,
+    adapter_bytes,
+    layer_bytes,
     model_shapes,
     model_size,
     step_work,
 )
+from rarl.rollout.sampler import BATCHED_TOKENS
+from rarl.system.gpu import gpus
+
+if TYPE_CHECKING:
+    from rarl.config import Config
 
 GIB, MIB = 1024**3, 1024**2
-HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
+HEAD_GIB = 3 * 0.25  # `kernels.chunk_bytes` of a GPU: logits, probabilities and their product
 HEAD_CHUNK_MIB = 8  # of a CPU
-CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
-WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
+CONTEXT_GIB = 0.6  # of CUDA context and kernels per process, beside what it is given; an assumption
+GRAPHS_GIB = 0.5  # of the CUDA graphs that vLLM captures; an assumption
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
 MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
 ACTIVATIONS = "activations"
+HEAD = "log-probs over the vocabulary"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
 # copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
 # given back
@@ -53,27 +63,42 @@ DEFAULT_CARD = "a100-40g"
 CARDS = {name: Card(name, **figures) for name, figures in FIGURES["cards"].items()}
 
 
-def find_card(name: str, memory: float | None = None) -> Card:
-    """Returns a card by name, with `memory` GiB where a part of it is meant. Raises UserError for
-    one that is not listed."""
-    if name not in CARDS:
+def find_card(name: str | None = None, memory: float | None = None) -> Card:
+    """Returns a card by name; without one this machine's, or a common one where there is none; with
+    `memory` GiB where a part of it is meant. Raises UserError for one that is not listed."""
+    if name is not None and name not in CARDS:
         known = ", ".join(CARDS)
         raise UserError(f"--gpu {name}: not a card that is known here; choose one of {known}")
-    card = CARDS[name]
+    card = CARDS[name] if name else card_here() or CARDS[DEFAULT_CARD]
     if memory is not None and memory <= 0:
         raise UserError(f"--gpu-gib {memory:g}: a card has more than 0 GiB")
     return replace(card, memory=memory or card.memory)
 
 
+def card_here() -> Card | None:
+    """Returns this machine's first card, as its driver describes it; None where there is none. One
+    that is not listed has the rates of the listed card whose memory is nearest, and says so."""
+    found = gpus()
+    if not found:
+        return None
+    name = re.sub(r"[^a-z0-9]", " ", found[0].name.lower().replace("rtx ", "rtx")).split()
+    same = [card for key, card in CARDS.items() if key.partition("-")[0] in name]
+    near = min(same or CARDS.values(), key=lambda card: abs(card.memory - found[0].memory))
+    called = near.name if same else f"{found[0].name}, with the rates of {near.name},"
+    return replace(near, name=called, memory=found[0].memory)
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
-    inside it. `wanted_cache` is what the keys and values of all sequences at once would take,
-    `activation_gib` what a token of `train.micro_batch_tokens` does."""
+    """GiB by part. `trainer` parts must fit beside vLLM's share, the judge's and the `contexts` of
+    all processes, `sampler` parts inside vLLM's share. `wanted_cache` is what the keys and values
+    of all sequences at once would take, `activation_gib` what a token of `train.micro_batch_tokens`
+    does."""
 
     trainer: dict[str, float]
     sampler: dict[str, float]
     judge: float
+    contexts: float
     sampler_share: float
     card: float
     wanted_cache: float
@@ -81,7 +106,13 @@ class MemoryPlan:
 
     @property
     def trainer_limit(self) -> float:
-        return self.card - self.sampler_share - self.judge
+        return self.card - self.sampler_share - self.judge - self.contexts
+
+    @property
+    def needed(self) -> float:
+        """Returns what a run takes of the card, without a judge."""
+        contexts = self.contexts - (CONTEXT_GIB if self.judge else 0)
+        return sum(self.trainer.values()) + self.sampler_share + contexts
 
     def shortfalls(self) -> list[str]:
         """Returns what does not fit, and what to change; nothing where all fits."""
@@ -103,16 +134,18 @@ class MemoryPlan:
         """Returns (rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best:
         first a cache for all sequences at once, then the largest micro-batch beside it. None where
         even the smallest micro-batch leaves no cache."""
-        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS]
+        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS] - self.trainer[HEAD]
+        fixed += HEAD_GIB
         engine = sum(self.sampler.values()) - self.sampler[CACHE]
         smallest = fixed + MICRO_BATCHES[0] * self.activation_gib
         # in steps of 0.05
-        most = math.floor(20 * (self.card - self.judge - smallest) / self.card) / 20
+        room = self.card - self.judge - self.contexts
+        most = math.floor(20 * (room - smallest) / self.card) / 20
         wanted = math.ceil(20 * (engine + self.wanted_cache) / self.card) / 20
         share = min(most, wanted, 0.9)
         if share * self.card <= engine:
             return None
-        left = self.card * (1 - share) - self.judge - fixed
+        left = room - self.card * share - fixed
         fitting = [tokens for tokens in MICRO_BATCHES if tokens * self.activation_gib <= left]
         return share, max(fitting, default=MICRO_BATCHES[0])
 
@@ -121,48 +154,55 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
     size = model_size(model, config.model.lora.rank)
     weights = 2 * size.total / GIB  # bfloat16
-    per_token = activation_bytes(model, config.train.gradient_checkpointing, 2) / GIB
-    share, working = config.rollout.gpu_memory_share * card_gib, WORKING_SHARE * card_gib
-    sampler = {"base weights": weights, "working memory": working, "context": CONTEXT_GIB}
+    checkpointing = config.train.gradient_checkpointing
+    share = config.rollout.gpu_memory_share * card_gib
+    sampler = {
+        "base weights": weights,
+        "activations at the start": engine_bytes(config, model) / GIB,
+        "CUDA graphs": GRAPHS_GIB,
+    }
     # keys and values of all sequences that one engine samples at once; a prompt counts once
     prompts = math.ceil(work.prompts / config.rollout.num_actors)
     sequences = min(MAX_SEQUENCES, prompts * work.group)
+    judged = judge_is_here(config)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
     return MemoryPlan(
         trainer={
             "base weights": weights,
             "adapter, gradient, optimizer": adapter_bytes(size) / GIB,
-            ACTIVATIONS: config.train.micro_batch_tokens * per_token,
-            "log-probs over the vocabulary": 2 * HEAD_CHUNK_GIB,
-            "context": CONTEXT_GIB,
+            **update_parts(model, config.train.micro_batch_tokens, checkpointing),
         },
         sampler=sampler | {CACHE: share - sum(sampler.values())},
-        judge=JUDGE_SHARE * card_gib if judge_is_here(config) else 0.0,
+        judge=JUDGE_SHARE * card_gib if judged else 0.0,
+        contexts=(3 if judged else 2) * CONTEXT_GIB,
         sampler_share=share,
         card=card_gib,
         wanted_cache=size.cache_bytes(2) * tokens / GIB,
-        activation_gib=per_token,
+        activation_gib=activation_bytes(model, checkpointing, 2) / GIB,
     )
 
 
-def adapter_bytes(size: ModelSize) -> int:
-    """Returns the bytes of weight, gradient and the two moments of Adam, all float32."""
-    return 16 * size.adapter
+def update_parts(model: Any, tokens: int, checkpointing: bool) -> dict[str, float]:
+    """Returns the GiB that an update of so many tokens takes on a GPU, in bfloat16. With
+    checkpointing the head comes before the second of the two layers that are there at a time."""
+    later = tokens * layer_bytes(model, 2) / GIB if checkpointing else 0.0
+    activations = tokens * activation_bytes(model, checkpointing, 2) / GIB
+    return {ACTIVATIONS: activations, HEAD: max(0.0, HEAD_GIB - later)}
 
 
-def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
-    """Returns what the shared-prefix pass keeps of each token for the backward pass.
-
-    In a layer: seven hidden-sized tensors, queries, keys and values before and after rotation, and
-    three MLP-sized ones, which fit the peaks of `bench/plan.py --activations`. With checkpointing:
-    two layers at a time and each layer's input.
-    """
-    text = model.text_config
-    hidden = text.hidden_size
-    heads = 2 * hidden + 4 * hidden * text.num_key_value_heads // text.num_attention_heads
-    per_layer = value_bytes * (7 * hidden + heads + 3 * text.intermediate_size)
-    layers = 2 if checkpointing else text.num_hidden_layers
-    return layers * per_layer + value_bytes * text.num_hidden_layers * hidden
+def engine_bytes(config: Config, model: Any) -> float:
+    """Returns what vLLM's activations take when it tries, at its start, as many tokens and images
+    as it will ever take at once: of an MLP three tensors of its inner width and a few of its outer
+    one, in bfloat16, first of the vision tower, then of the language model; and the logits. The
+    counts are an assumption."""
+    text, vision = model.text_config, model.vision_config
+    # As many images as make these tokens, each of four patches.
+    tokens = max(BATCHED_TOKENS, config.rollout.max_model_length)
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
+    of_images = 2 * PATCHES_PER_TOKEN * tokens * (3 * inner + 2 * width)
+    of_text = 2 * tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
+    return max(of_images, of_text) + 3 * 4 * MAX_SEQUENCES * text.vocab_size
 
 
 def judge_is_here(config: Config) -> bool:
@@ -174,15 +214,27 @@ def judge_is_here(config: Config) -> bool:
     return url.startswith("app:") or urlparse(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def require_memory(config: Config, model_path: str) -> None:
-    """Raises UserError when the plan does not fit the GPU of this machine."""
+def require_memory(config: Config, model_path: str) -> MemoryPlan:
+    """Returns the plan for the GPU of this machine. Raises UserError when it does not fit, or when
+    others hold what it needs."""
     import torch
 
     card = torch.cuda.get_device_properties(0).total_memory / GIB
     work = step_work(config, model_path)
-    problems = plan_memory(config, model_shapes(model_path), card, work).shortfalls()
+    plan = plan_memory(config, model_shapes(model_path), card, work)
+    problems = plan.shortfalls()
     if problems:
         raise UserError(f"the GPU has {card:.0f} GiB, and {problems[0]}")
+    # Those that Ray gives to the samplers; on a cluster the run may come to other cards.
+    used = [] if "RAY_ADDRESS" in os.environ else gpus()[: config.rollout.num_actors]
+    free = min((card.free for card in used), default=plan.needed)
+    if free < plan.needed:
+        raise UserError(
+            f"{free:.1f} GiB of the GPU are free, and this run needs {plan.needed:.1f}: end what "
+            "holds the rest (`nvidia-smi` lists it), or lower rollout.gpu_memory_share and "
+            "train.micro_batch_tokens"
+        )
+    return plan
 
 
 @dataclass(frozen=True)
@@ -219,7 +271,7 @@ def plan_processes(
         "weights": weights,
         "adapter, gradient, optimizer": adapter_bytes(size) / MIB,
         ACTIVATIONS: tokens * activations / MIB,
-        "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
+        HEAD: 2 * HEAD_CHUNK_MIB,
     }
     sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
     # those of the streams, which have checked the data

@@ -11,7 +11,6 @@ from rich.table import Table
 from rarl.config import IMPORT_PATH, Config
 from rarl.planning.data import DataLengths, read_lengths
 from rarl.planning.memory import (
-    DEFAULT_CARD,
     Card,
     MemoryPlan,
     ProcessMemory,
@@ -51,9 +50,9 @@ class Plan:
 
 
 def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = None) -> Plan:
-    """Plans for the named card where one is named or the configuration wants a GPU, for this
-    machine's CPU otherwise. Needs neither the GPU nor, for the models that the recipes name, the
-    model. Raises UserError."""
+    """Plans for the named card where one is named; where the configuration wants a GPU, for this
+    machine's, or for a common one where there is none; for this machine's CPU otherwise. Needs
+    neither the GPU nor, for the models that the recipes name, the model. Raises UserError."""
     path = config.model.path
     path = str(import_object(path)()) if IMPORT_PATH.match(path) else path
     lengths = read_lengths(config, path)
@@ -70,7 +69,7 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
 
         for_gpu = torch.cuda.is_available()
     if for_gpu:
-        card = find_card(gpu or DEFAULT_CARD, gpu_gib)
+        card = find_card(gpu, gpu_gib)
         speeds, value_bytes, crowding = gpu_speeds(card), 2, 1.0
         memory, processes = plan_memory(config, model, card.memory, work), None
     else:
@@ -96,6 +95,7 @@ def memory_table(plan: Plan) -> Table:
             ("sampler (vLLM)", memory.sampler, memory.sampler_share),
         ):
             rows.append((name, f"{sum(parts.values()):.1f} of {room:.1f}", parts))
+        rows.append(("contexts, outside the shares", f"{memory.contexts:.1f}", {}))
         if memory.judge:
             share = f"{memory.judge:.1f} of {memory.judge:.1f}"
             rows.append(("judge, where it shares the card", share, {}))

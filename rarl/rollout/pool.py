@@ -205,7 +205,10 @@ class SamplerPool:
         completed group to the next before it counts as hung and is started anew."""
         actors, gpus = [], SAMPLER_GPUS if settings.device == "cuda" else 0
         for index in range(num_actors):
-            own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
+            cache_file = log_folder / f"sampler-{index}.cache"
+            cache_file.unlink(missing_ok=True)  # of an earlier start, beside other processes
+            log = log_folder / f"sampler-{index}.log"
+            own = replace(settings, log_path=str(log), cache_file=str(cache_file))
             environment = {"env_vars": sampler_environment(settings.device, index)}
             placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
             remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
@@ -334,4 +337,7 @@ def wait_for_restart(actor: Any, patience: float) -> None:
 
 
 def engine_failed(error: Exception) -> UserError:
-    return UserError(f"a vLLM engine failed: {last_line(error)}; {LOGS}")
+    reason = f"a vLLM engine failed: {last_line(error)}"
+    if "out of memory" in reason:
+        reason += "; raise rollout.gpu_memory_share, or lower rollout.max_model_length"
+    return UserError(f"{reason}; {LOGS}")

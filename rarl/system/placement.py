@@ -15,8 +15,10 @@ from rarl.system.device import Device
 # Shares of a core and of a card to place processes by; each uses what it needs, or is told to.
 READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with two cores starves
 SAMPLER_CPUS = 0.2
-# more than half, whatever memory it takes: Ray must not put two samplers on one card
+# Of a card, whatever memory they take. Two samplers find no room on one card, nor do two train
+# workers beside a sampler; a judge with 0.24 does, beside one of each.
 SAMPLER_GPUS = 0.51
+TRAIN_GPUS = 0.249
 TRAIN_CPUS = 0.25
 REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
 
@@ -31,7 +33,7 @@ Needs = dict[str, tuple[int, dict[str, float]]]
 
 def worker_resources(device: Device) -> dict[str, float]:
     """Returns what Ray reserves for one train worker: on a GPU the place beside a sampler."""
-    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
+    return {"CPU": TRAIN_CPUS} | ({"GPU": TRAIN_GPUS} if device == "cuda" else {})
 
 
 def needs_of(config: Config, device: Device, trains: bool) -> Needs:

@@ -19,6 +19,8 @@ COMMON = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "INFO",
     "TOKENIZERS_PARALLELISM": "false",
+    # Its sampler would be compiled with nvcc, which few machines have.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_ONLY = {
     # On CPU vLLM compiles one log-prob helper with g++ at the first request (20 s) for no gain.

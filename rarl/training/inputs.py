@@ -18,7 +18,8 @@ class TrainInputs:
     """Everything that the driver looked up and started: files, device, and the samplers.
 
     `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
-    policy exceeds `mismatch_bound`.
+    policy exceeds `mismatch_bound`. `gpu_share` is what a worker may take of its card, beside
+    context and sampler; None on a CPU.
     """
 
     config: Config
@@ -31,6 +32,7 @@ class TrainInputs:
     mismatch_bound: float
     banned_token_ids: list[int]
     pool: SamplerPool
+    gpu_share: float | None = None
 
     @property
     def distribution(self) -> SamplingDistribution:
