@@ -19,7 +19,8 @@ def check_data(
     setup: Setup, display: Display, data: dict[str, str], families: Sequence[str], engines: bool
 ) -> dict[str, CheckedRows]:
     """Checks every data set, given by name and path; "train" is the training data, the others are
-    measured with prompts of these families. Lists bad rows that are skipped in the run directory.
+    measured with prompts of these families, of which the first `evaluation.max_examples` good rows
+    are returned. Lists bad rows that are skipped in the run directory.
     Raises UserError for a bad row that may not be skipped and, if `engines` are to be asked, where
     the longest prompt and reply do not fit."""
     checked = {}
@@ -38,6 +39,7 @@ def check_data(
             display.note(f"{name}: {len(bad)} bad rows skipped, {listed}")
         most, rows = setup.config.evaluation.max_examples, len(checked[name].good)
         if name != "train" and most is not None and most < rows:
+            checked[name] = checked[name].first(most)
             display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
         require_room_for_all(setup, data, checked)
@@ -51,8 +53,7 @@ def require_room_for_all(
     enough for all."""
     limit, rows = setup.config.rollout.max_model_length, []
     for name, one in checked.items():
-        most = None if name == "train" else setup.config.evaluation.max_examples
-        facts = one.facts.slice(0, most).select(["row", *RowLengths._fields])
+        facts = one.facts.select(["row", *RowLengths._fields])
         rows += [fact | {"path": data[name]} for fact in facts.to_pylist()]
     too_long = [one for one in rows if one["needed"] > limit]
     if not too_long:

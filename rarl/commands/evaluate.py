@@ -343,7 +343,7 @@ def key_of(setup: Setup, model: str, data: str, way: Way) -> Measurement:
 def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
     """Returns the data set's checked rows, asked in this way."""
     config = setup.config
-    rows = live.checked[name].good[: config.evaluation.max_examples]
+    rows = live.checked[name].good
     image_rows = None
     if way.control == "shuffled":
         image_ids = np.array(ParquetRows(setup.eval_data[name]).column("image_id"))[rows]
