@@ -19,7 +19,7 @@ from rarl.data.prepared import require_room
 from rarl.errors import UserError
 from rarl.judge.candidate import candidate_of
 from rarl.judge.judge import Judge
-from rarl.prompts import rederive_text, render, without_image
+from rarl.prompts import as_turn, rederive_text, without_image
 from rarl.rewards import Reward
 from rarl.rewards.total import score_groups
 from rarl.rollout.pool import PendingRollouts, SamplerPool
@@ -85,7 +85,7 @@ class Collector:
         thinking = sample.reply.thinking
         if not thinking:
             return None
-        text = render(self.processor, rederive_text(sample.example, thinking), image=False)
+        text = as_turn(self.processor, rederive_text(sample.example, thinking), image=False)
         length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
         return text if length <= self.max_model_length else None
 

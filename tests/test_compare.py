@@ -70,6 +70,21 @@ def test_a_misspelt_key_is_compared_with_a_comparisons_keys(
         read_plan(write(tmp_path, **changes), [])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", "seed=3: every training has its own seed; set seeds"),
+        ("run_dir=x", "run_dir=x: every training has its own run_dir; set out"),
+        ("trian.steps=3", "override 'trian.steps=3': unknown key 'trian.steps'"),
+    ],
+)
+def test_keys_that_no_training_takes_are_refused(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_plan(write(tmp_path), [override])
+
+
 def test_each_ablation_is_one_override() -> None:
     plan = read_plan(CONFIGS / "ablations.yaml", [])
     for name, entry in plan.comparison.models.items():

@@ -13,12 +13,11 @@ from typing import Any, get_args
 from urllib.parse import quote
 
 import numpy as np
-from pydantic import ValidationError
 
 from rarl.collect import Collector
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
-from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, load_config
 from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
@@ -39,6 +38,7 @@ from rarl.evaluation.results import difference, summary_of
 from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
+from rarl.keys import anchored_override, validated
 from rarl.paths import anchored
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
@@ -108,7 +108,8 @@ def read_model(
         "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
-    config = validated(tree, overrides)
+    here = [anchored_override(one, Path.cwd()) for one in overrides]
+    config = validated(Config, anchored(tree, Path.cwd()), here, target)
     return Asked(config, config, adapter)
 
 
@@ -123,17 +124,7 @@ def read_judge(rest: list[str]) -> JudgeConfig:
         return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
     # never read
     tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": None}}
-    return validated(tree, overrides).judge
-
-
-def validated(tree: dict[str, object], overrides: list[str]) -> Config:
-    """Returns the configuration. Raises UserError."""
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return Config.model_validate(anchored(tree, Path.cwd()))
-    except ValidationError as error:
-        raise UserError(describe(error)) from None
+    return validated(Config, tree, overrides, "the rules").judge
 
 
 def name_data_sets(paths: list[str]) -> dict[str, str]:

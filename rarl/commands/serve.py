@@ -16,8 +16,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rarl.config import Config, apply_override, load_config, read_yaml
+from rarl.config import Config, load_config
 from rarl.errors import UserError, last_line
+from rarl.keys import read_yaml
 from rarl.serving import settings
 from rarl.serving.adapters import NAME
 from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, require_key_for
@@ -56,9 +57,7 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
         "max_pixels": config.data.max_pixels,
         "llm": engine_of(config, resolve_device(config)),
     }
-    for override in overrides:
-        apply_override(tree, override)
-    return read_settings(tree)
+    return read_settings(tree, overrides)
 
 
 def engine_of(config: Config, device: Device) -> dict[str, Any]:

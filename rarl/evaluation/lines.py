@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rarl.config import load_config
 from rarl.errors import UserError
-from rarl.evaluation.measurements import Question, judge_name, questions_of
+from rarl.evaluation.measurements import QuestionKey, judge_name, questions_of
 from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways, training_data
 from rarl.files import write_text
 from rarl.samples import Sample
@@ -127,7 +127,7 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
     bases, trained = dict[str, Model](), dict[str, Model]()
     places: dict[str, int] = {}  # of the lines that trained models belong to
     floors = {name: Model(name, "floor") for name in FLOORS}
-    drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
+    drawn: dict[tuple[Path, tuple[QuestionKey, ...]], dict[str, list[Sample]]] = {}
     for line, seed in [(one, seed) for one in lines for seed in one.folders]:
         base, own = (
             {

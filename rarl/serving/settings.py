@@ -6,13 +6,15 @@ import hashlib
 import hmac
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rarl.config import Positive, Section, describe
+from rarl.config import Positive, Section
 from rarl.errors import UserError
+from rarl.keys import validated
 from rarl.system.ray_internals import served_host
 
 # Seconds that a replica which is to go has for its requests: a little more than one may take.
@@ -67,12 +69,9 @@ class ServiceConfig(Section):
         return self
 
 
-def read_settings(args: dict[str, Any]) -> ServiceConfig:
+def read_settings(args: dict[str, Any], overrides: Sequence[str] = ()) -> ServiceConfig:
     """Raises UserError with the first mistake."""
-    try:
-        return ServiceConfig.model_validate(args)
-    except ValidationError as error:
-        raise UserError(f"inference application: {describe(error)}") from None
+    return validated(ServiceConfig, args, overrides, "inference application")
 
 
 class ApiKey:

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from rarl.commands.serve import ENGINES, engine_of
-from rarl.config import load_config, read_yaml
+from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
+from rarl.keys import read_yaml
 from rarl.serving.settings import ServiceConfig
 from tests.runs import REPOSITORY
 from tests.serving.service import Service

@@ -20,7 +20,7 @@ from rarl.prepare.metadata import without_metadata
 from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
 from rarl.serving.app import build_api
-from rarl.serving.asking import Engines, Model, Question, read_answer
+from rarl.serving.asking import Engines, Model, PosedQuestion, read_answer
 from rarl.serving.guard import Metrics, merge
 from rarl.serving.images import read_image
 from rarl.serving.settings import (
@@ -465,7 +465,7 @@ def test_what_is_no_option_has_no_vote_beside_one_that_is(
 ) -> None:
     model = Model("base", "1", None, evaluation_prompts(PromptsConfig()).families["plain"], None)
     replies = [f"<think>So it is.</think><answer>{one}</answer>" for one in said]
-    result, reply = read_answer(replies, Question("Where?", options, ""), model)
+    result, reply = read_answer(replies, PosedQuestion("Where?", options, ""), model)
     assert (result["answer"], result["confidence"]) == (answer, pytest.approx(confidence))
     assert reply == f"<think>So it is.</think><answer>{answer}</answer>"
     assert result["samples"] == said

@@ -49,11 +49,11 @@ def write_report(folder: Path) -> Path:
     returns its path. Raises UserError if `folder` is neither, and if nothing in it was measured."""
     report = gather(folder)
     path = report.folder / "report.html"
-    write_text(path, render(report))
+    write_text(path, page_of(report))
     return path
 
 
-def render(report: Report) -> str:
+def page_of(report: Report) -> str:
     """Returns the page; its words are in the template. Jinja escapes all values but those marked
     here, which are our own files, charts, and JSON made safe for HTML."""
     environment = Environment(
