@@ -103,8 +103,8 @@ def evaluate(
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
         found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter)
-        for suffix, summary in found.items():
-            display.measured(suffix.removeprefix("-"), summary)
+        for way, summary in found.items():
+            display.measured(way, summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
 
 

@@ -222,7 +222,13 @@ def test_a_killed_comparison_continues_and_repeats_nothing(
     assert noted[0].startswith("[1/3] SFT") and noted[3].startswith(measuring)
     assert (out / "sft-0" / "summary.json").stat().st_mtime_ns == first
     table = re.sub(" +", " ", (out / "results.md").read_text())
-    for title in ("base (plain)", "base (reason)", "SFT", "RARL", "RARL, answer alone"):
+    for title in (
+        "base (prompt plain)",
+        "base (prompt reason)",
+        "SFT",
+        "RARL",
+        "RARL, answer alone",
+    ):
         assert table.count(f"| {title} | 30 |") == 2, title
     assert all((out / f"results.{kind}").is_file() for kind in ("csv", "tex"))
 

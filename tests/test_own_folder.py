@@ -134,6 +134,11 @@ def test_the_last_line_says_that_a_data_set_was_replaced(tmp_path: Path) -> None
     ("header", "proposed"),
     [
         (
+            "Image,Frage,ANSWER",
+            "column 'question' is missing (it has: Image, Frage, ANSWER); name it with --map "
+            "question=COLUMN",
+        ),
+        (
             "Image Name,question,answer",
             "did you mean 'Image Name'? Then add --map image='Image Name'",
         ),
@@ -154,7 +159,7 @@ def test_near_columns_are_proposed_and_the_proposal_works(
         prepared(tmp_path, "t.csv", table)
     assert str(caught.value).endswith(proposed)
     mapped = tuple(zip(("image", "question", "answer"), header.split(","), strict=True))
-    choices = Choices(map=tuple(f"{ours}={theirs}" for ours, theirs in mapped if ours != theirs))
+    choices = Choices(map=tuple(f"{ours}={theirs}" for ours, theirs in mapped))
     [row] = prepared(tmp_path, "t.csv", table, choices=choices)[0]
     assert (row.question, row.answer) == ("What?", "x")
 

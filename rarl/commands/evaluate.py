@@ -23,6 +23,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation import options
+from rarl.evaluation.lines import named
 from rarl.evaluation.measurements import (
     FINISHED,
     Exam,
@@ -181,7 +182,7 @@ def evaluate_only(
 ) -> dict[str, dict[str, Any]]:
     """Measures the base model of a configuration, and the run directory's adapter, or else
     `adapter`, if there is one. `made_with` is the run's configuration; `config` may have other
-    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its suffix, and
+    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its words, and
     writes it beside the replies. Engines start only if replies are missing."""
     ways = [replace(way, prompt=way.prompt or config.prompts.eval) for way in ways]
     for way in ways:
@@ -226,7 +227,7 @@ def evaluate_only(
 def measure_ways(
     setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str], display: Display
 ) -> dict[str, dict[str, Any]]:
-    """Returns the summaries by suffix, and writes them."""
+    """Returns the summaries by their ways in words, and writes them."""
     summaries = {}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     asked = [way for way in ways if not way.options]
@@ -235,12 +236,13 @@ def measure_ways(
     }
     train = training_data(setup.made_with, setup.run_dir.path)
     for way in ways:
-        suffix = way.suffix(setup.own_prompt)
+        suffix, words = way.suffix(setup.own_prompt), way.words(setup.own_prompt)
         if way.options:
             summary = measure_options(setup, live, models, display, way)
         else:
             if setup.judge != setup.own_judge:
                 suffix += f"-judged-by-{quote(setup.judge, safe='')}"
+                words = [*words, f"judged by {setup.judge}"]
             summary = summary_of(
                 replies[way]["base"],
                 replies[way].get("trained", {}),
@@ -256,7 +258,7 @@ def measure_ways(
                 }
         path = setup.evaluation / f"summary{suffix}.json"
         write_text(path, json.dumps(summary, indent=2) + "\n")
-        summaries[suffix] = summary
+        summaries[", ".join(words)] = summary
     return summaries
 
 
@@ -269,7 +271,7 @@ def other_prompts(
     for other, by_model in replies.items() if way.is_plain else ():
         if other.is_plain and other != way:
             for name, samples in by_model["base"].items():
-                found.setdefault(name, {})[f"base, prompt {other.prompt}"] = samples
+                found.setdefault(name, {})[named("base", other.words())] = samples
     return found
 
 
@@ -303,7 +305,7 @@ def measure_all(
         if progress.is_finished:
             replies[name] = progress.samples
             continue
-        what = f"measuring {model} on {name}{way.described}"
+        what = f"measuring {named(model, way.words(setup.own_prompt))} on {name}"
         with display.counting(what, len(exam.rows)) as advance:
             replies[name] = complete(progress, collector, live.judge, advance)
     return replies

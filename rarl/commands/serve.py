@@ -26,6 +26,7 @@ from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 from rarl.system.models import find_adapter
 from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone
+from rarl.training.run_dir import RunDir
 
 LOOPBACK, PORT = "127.0.0.1", 8000  # where nothing else is said
 POLL_SECONDS = 0.5
@@ -48,12 +49,14 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
     if not NAME.fullmatch(name):
         allowed = "an adapter's name may hold letters, digits, '.', '_' and '-' only"
         raise UserError(f"{run}: {allowed}; rename the folder")
+    templates = RunDir(run).templates
     tree: dict[str, Any] = {
         "model": config.model.path,
         "name": "base",
         "adapters": str(run.resolve().parent),
         "default": name,
         "prompt": config.prompts.eval,
+        "templates": str(templates.resolve()) if templates.is_file() else None,
         "max_pixels": config.data.max_pixels,
         "llm": engine_of(config, resolve_device(config)),
     }

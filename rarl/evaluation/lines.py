@@ -180,17 +180,17 @@ def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
 def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
     """Returns "base", with the prompt if lines differ in theirs, or if it is another one than the
     line's, and with the model if lines differ in it."""
-    words = way.words
-    if not way.options and (len({one.prompt for one in lines}) > 1 or way.prompt != line.prompt):
-        words = [str(way.prompt), *words]
+    words = way.words(None if len({one.prompt for one in lines}) > 1 else line.prompt)
     if len({one.base for one in lines}) > 1:
         words = [*words, line.base]
-    return f"base ({', '.join(words)})" if words else "base"
+    return named("base", words)
 
 
 def trained_name(line: Line, way: Way) -> str:
     """Returns the line's title, with what is asked otherwise in brackets."""
-    words = way.words
-    if way.prompt != line.prompt and not way.options:
-        words = [f"prompt {way.prompt}", *words]
-    return f"{line.title} ({', '.join(words)})" if words else line.title
+    return named(line.title, way.words(line.prompt))
+
+
+def named(model: str, words: Sequence[str]) -> str:
+    """Returns a model's name with what is asked otherwise in brackets."""
+    return f"{model} ({', '.join(words)})" if words else model

@@ -24,7 +24,7 @@ from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
-from rarl.prompts import Family, evaluation_prompts, question_text, read_families
+from rarl.prompts import Family, evaluation_prompts, question_text
 from rarl.replies.grading import is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option, yes_or_no
@@ -81,7 +81,7 @@ class Engines:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
-        family, most = read_families()[self.config.prompt], self.config.max_pixels
+        family, most = self.config.family, self.config.max_pixels
         if name == self.config.name:
             return Model(name, name, None, family, most)
         adapter = self.adapters.find(name)

@@ -97,6 +97,18 @@ def test_a_tiff_is_shown_as_rarl_prepare_keeps_it(
     assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
 
 
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_a_photograph_is_turned_as_rarl_prepare_turns_it(kind: str, turned: int) -> None:
+    shades = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(shades).save(file, kind, exif=exif)
+    shown = read_image(encoded(file.getvalue(), f"image/{kind}"), LIMITS, "image")
+    assert shown.size == ((30, 40) if turned >= 5 else (40, 30))
+    assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
+
+
 def part(**keys: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [keys]}]}
 

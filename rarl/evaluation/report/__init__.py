@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart]:
-    """Draws the means of one data set."""
+    """Draws the means of one data set, with their intervals."""
     colours, charts = colours_of(report), []
     for metric, what in (("accuracy", "accuracy"), ("reasoning", "reasoning score")):
         plain = [one for one in report.lines if one.way.is_plain]
@@ -37,7 +37,7 @@ def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart
                 GREY if model.is_base else colours[model.name],
             )
             for model, one in measured
-            if one
+            if one and one.has_interval
         ]
         if rows:
             charts.append(dot_chart(f"{data}: {what}", rows))
