@@ -201,6 +201,7 @@ def test_files_that_are_trained_on_are_not_measured_unless_told(tmp_path: Path) 
             UserError, match=rf"data\.eval\.x=.*{said}.*data\.allow_same_files=true"
         ):
             resolve(load_config(REPOSITORY / "configs/demo.yaml", wanted))
+        assert not (tmp_path / "new").exists()
     wanted.append("data.allow_same_files=true")
     resolve(load_config(REPOSITORY / "configs/demo.yaml", wanted))
     with pytest.raises(UserError, match=r"is a file of data\.train"):

@@ -41,6 +41,7 @@ from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.keys import anchored_override, validated
 from rarl.paths import anchored
+from rarl.planning.data import require_room_at_first_sight
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
@@ -212,6 +213,8 @@ def evaluate_only(
     ]
     begun = all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
     families = [str(way.prompt) for way in ways]
+    if not begun:
+        require_room_at_first_sight(setup.config, setup.model_path, False, families)
     for engines in [False, True] if begun else [True]:
         with open_session(
             setup, display, setup.eval_data, engines=engines, families=families
