@@ -5,6 +5,7 @@ other machines do not reach."""
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -25,7 +26,8 @@ from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, re
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 from rarl.system.models import find_adapter
-from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone
+from rarl.system.processes import output_in
+from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone, session_logs
 from rarl.training.run_dir import RunDir
 
 LOOPBACK, PORT = "127.0.0.1", 8000  # where nothing else is said
@@ -122,6 +124,8 @@ def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say
     """Starts Ray, and what `start` starts and tells of, and returns after Ctrl-C or SIGTERM, when
     the requests in flight are answered. Raises UserError."""
     require_free(host, port)
+    # Within Ray's C++ an exception becomes another one, with a stack trace.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     replicas_listen_here_alone()
     start_cluster()
     import ray
@@ -131,7 +135,8 @@ def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say
     logging.getLogger(serve.__name__).setLevel(logging.WARNING)
     try:
         try:
-            told = start()
+            with output_in(session_logs() / "rarl-serve.log"):  # that of vLLM and Triton
+                told = start()
         # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
         except (RuntimeError, TimeoutError) as error:
             reason = f"the service did not start: {last_line(error) or 'no reason was given'}"
