@@ -246,7 +246,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     wrong value.
     """
     here = [anchored_override(one, Path.cwd()) for one in overrides or []]
-    return validated(Config, read_recipe(Path(path)), here, path)
+    tree = read_recipe(Path(path))
+    if "models" in tree and "model" not in tree:
+        raise UserError(f"{path}: is a comparison; `rarl compare` takes it")
+    return validated(Config, tree, here, path)
 
 
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them

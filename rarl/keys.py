@@ -31,6 +31,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         advice = "configurations are YAML files such as configs/demo.yaml"
         raise UserError(f"{path.absolute()}: no such file; {advice}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the YAML file, such as config.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -127,7 +129,8 @@ def told_of(error: ErrorDetails, key: str, section: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"key '{key}' is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
-    if not key:
+    message = message.replace("a valid dictionary", "keys with values")
+    if not key or message.startswith(key):
         return message
     got = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"key '{key}': {message}{got}"

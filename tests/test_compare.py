@@ -75,7 +75,7 @@ def test_a_misspelt_key_is_compared_with_a_comparisons_keys(
     [
         ("seed=3", "seed=3: every training has its own seed; set seeds"),
         ("run_dir=x", "run_dir=x: every training has its own run_dir; set out"),
-        ("trian.steps=3", "override 'trian.steps=3': unknown key 'trian.steps'"),
+        ("trian.steps=3", "override 'trian.steps=3': unknown key 'trian'"),
     ],
 )
 def test_keys_that_no_training_takes_are_refused(
@@ -83,6 +83,13 @@ def test_keys_that_no_training_takes_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         read_plan(write(tmp_path), [override])
+
+
+def test_a_run_and_a_comparison_are_told_apart() -> None:
+    with pytest.raises(UserError, match=r"rarl\.yaml: is a run's, for `rarl train`"):
+        read_plan(RECIPES / "rarl.yaml", [])
+    with pytest.raises(UserError, match=r"tiny\.yaml: is a comparison; `rarl compare` takes it"):
+        load_config(CONFIGS / "tiny.yaml")
 
 
 def test_each_ablation_is_one_override() -> None:

@@ -119,6 +119,8 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder; name the YAML file"):
+        load_config(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load_config(tmp_path / "none.yaml")
 

@@ -255,7 +255,7 @@ def test_engines_start_only_if_replies_are_missing(
     assert summary[""]["base"]["examples"]["accuracy"] == 1.0
     assert json.loads((evaluation / "summary.json").read_text()) == summary[""]
 
-    judged = evaluate(tmp_path, model_path, dataset, judge="rules")["-judged-by-rules"]
+    judged = evaluate(tmp_path, model_path, dataset, judge="rules")["judged by rules"]
     assert sessions == [False, False], "another judge reads the replies that are there"
     assert judged["base"]["examples"]["judge"]["correctness"]["n"] == len(examples)
     assert (evaluation / "summary-judged-by-rules.json").exists()

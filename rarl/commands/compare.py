@@ -212,6 +212,8 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
     training. Raises UserError."""
     tree = anchored(read_yaml(path), path.parent, ("out", "data.*"))
+    if "models" not in tree and {"model", "extends"} & tree.keys():
+        raise UserError(f"{path}: is a run's, for `rarl train`; configs/compare has comparisons")
     rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
     for override in overrides:
         key, _, value = override.partition("=")

@@ -124,6 +124,10 @@ def read_judge(rest: list[str]) -> JudgeConfig:
     if files:
         path = Path(files[0])
         return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
+    needless = [one for one in overrides if one.startswith(("judge.url=", "judge.model="))]
+    if needless and not any(one.startswith("judge.backend=") for one in overrides):
+        advice = "the rules ask nobody; add judge.backend=openai or judge.backend=serve"
+        raise UserError(f"override '{needless[0]}': {advice}")
     # never read
     tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": None}}
     return validated(Config, tree, overrides, "the rules").judge

@@ -98,7 +98,8 @@ def serve_file(path: Path, host: str | None, port: int | None, say: Say) -> None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}") from None
+        told = f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}"
+        raise UserError(f"{told}; to serve a run, name its directory") from None
     http = schema.http_options
     own = http.host if "host" in http.model_fields_set else LOOPBACK
     http.host, http.port = host or own, port or http.port

@@ -74,9 +74,9 @@ class Request:
         self.source.require_taken(self.choices)
         if self.split not in WAYS_TO_SPLIT:
             known = ", ".join(WAYS_TO_SPLIT)
-            raise UserError(f"split '{self.split}' is unknown; known are: {known}")
+            raise UserError(f"--split '{self.split}' is unknown; known are: {known}")
         if not 0 < self.test_share < 1:
-            raise UserError(f"test share {self.test_share} is not between 0 and 1")
+            raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
