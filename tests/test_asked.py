@@ -149,6 +149,6 @@ def test_the_text_control_takes_out_the_image_and_nothing_else(
 
 
 def test_a_judge_with_an_address_is_not_taken_for_the_rules() -> None:
-    with pytest.raises(UserError, match="'judge.url=http://x': the rules ask nobody"):
+    with pytest.raises(UserError, match="the rules ask nobody; add judge"):
         read_judge(["judge.url=http://x"])
     assert read_judge(["judge.url=http://x", "judge.backend=serve"]).backend == "serve"
