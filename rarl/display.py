@@ -149,7 +149,9 @@ class Display:
         for label, sets in summary.items():
             for name, one in sets.items():
                 margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
-                cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
+                known = one["margin"]["n"] >= FEWEST_VALUES
+                interval = f" ({low:+.2f} to {high:+.2f})" if known else ""
+                cells = (percent(one["accuracy"]), f"{margin:+.2f}{interval}")
                 count = str(one["accuracy"]["n"])
                 table.add_row(label, name, count, *cells, percent(one["probability"]))
         self.console.print(table)
