@@ -103,21 +103,29 @@ def evaluate(
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
         found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter)
-        for suffix, summary in found.items():
-            display.measured(suffix.removeprefix("-"), summary)
+        for way, summary in found.items():
+            display.measured(way, summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
 
 
 @app.command()
-def compare(config: Path, overrides: Overrides = None) -> None:
-    """Trains what is missing, measures every model on every data set, and makes one table. `out=…`
-    and `seeds=0,1` set the comparison's own keys; other overrides go to every training."""
+def compare(
+    comparison: Path,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="out=FOLDER and seeds=0,1 are the comparison's; every other key=value is a "
+            "recipe's, such as train.steps=50, and goes to every training."
+        ),
+    ] = None,
+) -> None:
+    """Trains what is missing, measures every model on every data set, and makes one table."""
     from rarl.commands.compare import compare as compare_models
     from rarl.evaluation.report import write_report
 
     display = open_display()
     with interruptible():
-        out = compare_models(config, overrides or [], display.note)
+        out = compare_models(comparison, overrides or [], display.note)
         report_path = write_report(out)
     display.note(f"tables {out / 'results.md'}, .csv and .tex; report {report_path}")
 
@@ -352,8 +360,8 @@ def check(
         raise typer.Exit(1)
 
 
-@tiny.command()
-def build(
+@tiny.command(name="build")
+def build_tiny(
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("runs/tiny-base"),
 ) -> None:

@@ -3,15 +3,14 @@ in one line."""
 
 from __future__ import annotations
 
-import difflib
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rarl.errors import UserError
+from rarl.keys import anchored_override, read_yaml, validated
 from rarl.paths import IMPORT_PATH as IMPORT_PATH
 from rarl.paths import anchored
 
@@ -187,7 +186,7 @@ class JudgeConfig(Section):
     evaluate: bool = False  # judge the replies of the measurements too
 
     @model_validator(mode="after")
-    def complete(self) -> JudgeConfig:
+    def address_given(self) -> JudgeConfig:
         if self.backend != "rules" and not self.url:
             raise ValueError(f"judge.url is needed with judge.backend={self.backend}")
         if self.backend == "openai" and not self.model:
@@ -246,20 +245,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a
     wrong value.
     """
+    here = [anchored_override(one, Path.cwd()) for one in overrides or []]
     tree = read_recipe(Path(path))
-    for override in overrides or []:
-        apply_override(tree, anchored_override(override, Path.cwd()))
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{path}: " + describe(error)) from None
+    if "models" in tree and "model" not in tree:
+        raise UserError(f"{path}: is a comparison; `rarl compare` takes it")
+    return validated(Config, tree, here, path)
 
 
-# What an override of one entry is added to, where the recipe does not name the group.
-ADDED_TO: dict[str, dict[str, float]] = {
-    "rewards": {"format": 0.2, "accuracy": 1.0},
-    "prompts.train": {"plain": 1.0},
-}
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them
 
 
@@ -287,104 +279,6 @@ def merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[
         else:
             merged[key] = value
     return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        advice = "configurations are YAML files such as configs/demo.yaml"
-        raise UserError(f"{path.absolute()}: no such file; {advice}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: expected keys and values at the top level, found {type(tree).__name__}"
-        )
-    return tree
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets one dotted key in place."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': write key=value, for example rollout.group_size=4")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is not valid YAML") from None
-    *parents, leaf = key.split(".")
-    node = tree
-    for depth, part in enumerate(parents, start=1):
-        name = ".".join(parents[:depth])
-        if part not in node and name in ADDED_TO:  # one more, not one instead
-            node[part] = dict(ADDED_TO[name])
-        if name.startswith("rewards.") and isinstance(node.get(part), int | float):
-            node[part] = {"weight": node[part]}
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise UserError(f"override '{override}': '{part}' is not a group of keys")
-    node[leaf] = parsed
-
-
-def anchored_override(override: str, folder: Path) -> str:
-    """Returns an override of which relative paths are relative to `folder` with absolute ones."""
-    tree: dict[str, Any] = {}
-    apply_override(tree, override)
-    moved: Any = anchored(tree, folder)
-    if moved == tree:
-        return override
-    key = override.partition("=")[0]
-    for part in key.split("."):
-        moved = moved[part]
-    return f"{key}={json.dumps(moved)}"
-
-
-def describe(error: ValidationError, section: type[BaseModel] | None = None) -> str:
-    """The first mistake of a validation of `section` (None: of a configuration) as one line."""
-    errors = error.errors()
-    # a typo also leaves a key missing
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        nearest = nearest_key(key, section or Config)
-        return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
-    if first["type"] == "missing":
-        return f"key '{key}' is missing"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"key '{key}': {message}{got}"
-
-
-def nearest_key(unknown: str, section: type[BaseModel]) -> str | None:
-    """The known dotted key most like `unknown`; a leaf that exists in another group counts as
-    near."""
-    known = list(known_keys(section, unknown.split(".")))
-    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    leaf = unknown.rsplit(".", 1)[-1]
-    leaves = {key.rsplit(".", 1)[-1]: key for key in known}
-    near = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
-    return leaves[near[0]] if near else None
-
-
-def known_keys(section: type[BaseModel], asked: list[str], prefix: str = "") -> list[str]:
-    """All dotted keys; in groups whose entries the user names, those of the entry in `asked`."""
-    keys = []
-    for name, field in section.model_fields.items():
-        inner, place = field.annotation, f"{prefix}{name}."
-        keys.append(prefix + name)
-        if get_origin(inner) is dict and asked[0] == name and len(asked) > 1:
-            inner, place = get_args(inner)[1], f"{place}{asked[1]}."
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            deeper = asked[place.count(".") - prefix.count(".") :] if asked[0] == name else []
-            keys += known_keys(inner, deeper or [""], place)
-    return keys
 
 
 def dump_config(config: Config) -> str:

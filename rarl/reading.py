@@ -16,7 +16,7 @@ from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, image_key
-from rarl.prompts import rederive_text, render
+from rarl.prompts import as_turn, rederive_text
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tricks import without_answers
 from rarl.replies.words import same_words
@@ -93,7 +93,7 @@ class Reader:
 
     def prompt(self, example: Example, thinking: str) -> str | None:
         """Returns None where it is too long to be shown."""
-        text = render(self.processor, rederive_text(example, thinking), image=False)
+        text = as_turn(self.processor, rederive_text(example, thinking), image=False)
         length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
         return text if length <= self.max_model_length else None
 

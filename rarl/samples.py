@@ -118,7 +118,7 @@ def to_table(samples: Sequence[Sample]) -> pa.Table:
 def from_table(table: pa.Table) -> list[Sample]:
     """Returns the samples of a table that `to_table` made, in its order."""
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return [build(Sample, "", row, columns) for row in range(len(table))]
+    return [record_of(Sample, "", row, columns) for row in range(len(table))]
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ def arrow_type(kind: Any) -> pa.DataType:
     raise TypeError(f"a record cannot hold {kind}: samples.py knows no Arrow type for it")
 
 
-def build(record: type, prefix: str, row: int, columns: Mapping[str, list[Any]]) -> Any:
+def record_of(record: type, prefix: str, row: int, columns: Mapping[str, list[Any]]) -> Any:
     """Returns the record of one row, or None for a part of which every column is null."""
     values: dict[str, Any] = {}
     empty = True
     for one, kind in stored_fields(record):
         name = f"{prefix}{one.name}"
         if is_dataclass(kind):
-            value = build(typing.cast(type, kind), f"{name}/", row, columns)
+            value = record_of(typing.cast(type, kind), f"{name}/", row, columns)
         elif typing.get_origin(kind) is dict:
             value = {
                 key.removeprefix(f"{name}/"): column[row]

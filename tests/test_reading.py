@@ -14,7 +14,7 @@ import torch
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, ParquetRows, image_key, write_examples
 from rarl.grpo.policy import load_policy
-from rarl.prompts import rederive_text, render
+from rarl.prompts import as_turn, rederive_text
 from rarl.reading import CLOSING, MAX_REPLIES, OPENING, Reader, possible_replies
 from rarl.replies.tags import target_text
 from rarl.replies.tricks import without_answers
@@ -162,7 +162,7 @@ def other_rationale(example: Example) -> str:
 def by_transformers(model: Any, processor: Any, sample: Sample, example: Example) -> float:
     answers = [example.answer, *([sample.reply.answer or ""] if example == sample.example else [])]
     kept = without_answers(sample.reply.thinking or "", example.question, answers)
-    prompt = render(processor, rederive_text(example, kept), image=False) + OPENING
+    prompt = as_turn(processor, rederive_text(example, kept), image=False) + OPENING
     start = processor.tokenizer(prompt).input_ids
     replies = [processor.tokenizer(one).input_ids for one in possible_replies(example)]
     tokens = []

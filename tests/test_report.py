@@ -94,7 +94,7 @@ def test_one_run_has_the_numbers_of_its_summary(
 def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> None:
     report = gather(comparison)
     found = numbers_of(report)
-    names = ["base (reason)", "base (plain)", "rarl", "sft"]
+    names = ["base (prompt reason)", "base (prompt plain)", "rarl", "sft"]
     assert [model.name for model in report.models] == names
     rarl, lead = found.mean("rarl", "seen"), found.gain("rarl", "seen", against="sft")
     assert rarl and lead
@@ -225,7 +225,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     write_measurement(folder / "evaluation", replace(own, prompt="none"), better)
     report = gather(folder)
     numbers = numbers_of(report)
-    names = ["majority answer", "nearest question", "base", "base (none)", "trained"]
+    names = ["majority answer", "nearest question", "base", "base (prompt none)", "trained"]
     assert [one.name for one in report.lines] == names
     majority = numbers.mean("majority answer", "seen")
     assert majority and (majority.n, majority.mean) == (60, 90.0)
@@ -234,7 +234,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     assert "The best that needs no training is majority answer with 90.0 % (n 60)" in told
     assert "a clear loss" in told and "a clear gain" not in told
     page = write_report(folder).read_text()
-    assert "majority answer" in page and "base (none)" in page
+    assert "majority answer" in page and "base (prompt none)" in page
     means, leads = compare_models(report.lines, ["seen"], "trained")
     for text in (to_csv(means, leads), to_latex(means, leads)):
         assert all(name in text for name in names)
@@ -300,7 +300,7 @@ def test_a_comparisons_report_has_its_titles_its_reference_and_its_runs_alone(
     ]
     Compared(reference="SFT & more", lines=lines).write(tmp_path)
     report = gather(tmp_path)
-    names = ["base (reason)", "base (plain)", "Ours", "SFT & more"]
+    names = ["base (prompt reason)", "base (prompt plain)", "Ours", "SFT & more"]
     assert [one.name for one in report.models] == names
     assert report.best.name == "SFT & more", "the reference, though Ours is right more often"
     assert {run.name for run in report.runs} == {"Ours", "SFT & more"}

@@ -20,7 +20,7 @@ from rarl.grpo.forward import VisionCache
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.prompts import as_turn, plain_prompt, rederive_text
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
@@ -227,7 +227,7 @@ def test_a_prompt_without_an_image_is_answered(
 ) -> None:
     """The reasoning in place of the image: the tiny base can follow it."""
     examples = [p.example for p in prepared]
-    texts = [render(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
+    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
     asked = [SampleRequest(text, None) for text in texts]
     groups = pool.generate(asked, SamplingSettings(1, 0.0, 24), use_adapter=False)
     right = [

@@ -209,7 +209,7 @@ def test_pmc_vqa_in_both_versions(pmc: Path, tmp_path: Path) -> None:
     ]
     assert train[0].options == ("CT", "MRI", "X-ray, lateral", "PET")
     assert train[1].image == picture(1)
-    assert "LEAK: 1 images are in more than one split" in report
+    assert "LEAK: test: 1 of its 1 images are in train" in report
     prepare_dataset("pmc-vqa", pmc, tmp_path / "v2", choices=Choices(version=2))
     assert [(e.answer, e.image) for e in read(tmp_path / "v2" / "train.parquet")] == [
         ("CT", picture(10)),

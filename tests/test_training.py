@@ -29,7 +29,7 @@ from rarl.evaluation.measurements import (
 )
 from rarl.files import write_text
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
-from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.prompts import as_turn, plain_prompt, rederive_text
 from rarl.reading import Reader
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
@@ -454,7 +454,7 @@ def test_consistency_asks_the_policy_itself_without_the_image(
     policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for row in scored[:6]:
         thinking = parse_reply(row["rollout/text"]).thinking or ""
-        prompt = render(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
+        prompt = as_turn(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
         ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
             own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)

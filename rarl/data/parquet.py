@@ -117,8 +117,8 @@ def open_parquet(
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet file: {reason}") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path}: not a readable Parquet file: {reason}{advice}") from None
     has = file.schema_arrow.names
     missing, listed = next((n for n in required if n not in has), None), ", ".join(has)
     if missing is not None:

@@ -37,7 +37,7 @@ from rarl.system.placement import REQUESTS_PER_ACTOR
 JUDGED_AT_ONCE = 256  # replies that were made before
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
 DATA = "_data.json"  # in evaluation/; names with an underscore are no measurement to pyarrow
-Question = tuple[str, str, str]  # id, question, reference answer
+QuestionKey = tuple[str, str, str]  # id, question, reference answer
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def write_part(path: Path, samples: Sequence[Sample]) -> None:
         pq.write_table(to_table(samples).append_column("reply/answer", answers), temporary)
 
 
-def questions_of(samples: Iterable[Sample]) -> list[Question]:
+def questions_of(samples: Iterable[Sample]) -> list[QuestionKey]:
     """Returns what each reply is about."""
     return [(one.example.id, one.example.question, one.example.answer) for one in samples]
 
@@ -171,16 +171,16 @@ class Exam:
     show_image: bool = True
 
     @cached_property
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[QuestionKey]:
         """The questions in order, read without their images."""
         source = ParquetRows(self.preparer.data_path)
         columns = [source.column(name) for name in ("id", "question", "answer")]
         return [(columns[0][row], columns[1][row], columns[2][row]) for row in self.rows]
 
-    def places_of(self, stored: Iterable[Question], folder: Path) -> list[int]:
+    def places_of(self, stored: Iterable[QuestionKey], folder: Path) -> list[int]:
         """Returns the place of each stored question; if the data repeat one, the n-th is the n-th.
         Raises UserError for a question that the exam does not have."""
-        free: dict[Question, deque[int]] = defaultdict(deque)
+        free: dict[QuestionKey, deque[int]] = defaultdict(deque)
         for place, question in enumerate(self.questions):
             free[question].append(place)
         places = []

@@ -21,7 +21,14 @@ from rarl.data.images import BadImage, format_of, png_bytes
 from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
-from rarl.prepare.card import DOUBTS, SKIPPED, hashed_files, require_replaceable, split_counts
+from rarl.prepare.card import (
+    DOUBTS,
+    REMOVED,
+    SKIPPED,
+    hashed_files,
+    require_replaceable,
+    split_counts,
+)
 from rarl.prepare.dicom import identifying, is_dicom, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
 from rarl.prepare.files import Fault, Files, ImageFile
@@ -46,6 +53,7 @@ TAKEN_AWAY = "image files held more than pixels (EXIF, comments, texts), which w
 OTHER_FORMAT = "image files are of another format than their names say, which does no harm"
 HARMLESS = (RENDERED, TAKEN_AWAY, OTHER_FORMAT)
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
+SAME, NEAR = (f"about {what} that --against has" for what in ("an image", "a near copy of one"))
 UNTOLD = "questions are in train since neither a column `split` nor the table's name says otherwise"
 
 
@@ -66,9 +74,9 @@ class Request:
         self.source.require_taken(self.choices)
         if self.split not in WAYS_TO_SPLIT:
             known = ", ".join(WAYS_TO_SPLIT)
-            raise UserError(f"split '{self.split}' is unknown; known are: {known}")
+            raise UserError(f"--split '{self.split}' is unknown; known are: {known}")
         if not 0 < self.test_share < 1:
-            raise UserError(f"test share {self.test_share} is not between 0 and 1")
+            raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
@@ -238,8 +246,8 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     if asked.split == "official":
         described = told(splits, staged, asked)
     splits[splits == ""] = "train"
-    removed = [] if protected is None else find_leak(protected, staged.side).questions
-    splits[removed] = ""
+    removed = dict(removed_rows(protected, staged)) if protected else {}
+    splits[list(removed)] = ""
     if not (splits != "").any():
         shared = f"every question is about an image that {asked.against} has too; nothing is left"
         raise UserError(f"{asked.src}: {shared}")
@@ -262,6 +270,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     (folder / STAGED).unlink()
     write_lines(folder / SKIPPED, staged.skipped)
     write_lines(folder / DOUBTS, staged.doubts)
+    write_lines(folder / REMOVED, list(removed.values()))
     card = {
         "source": asked.source.name,
         "read_from": asked.src,
@@ -275,7 +284,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "extra": list(staged.extra),
         "languages": dict(staged.languages.most_common()),  # of questions where it is clear
         "against": None if asked.against is None else str(asked.against),
-        "removed_as_leaks": len(removed),
+        "removed_as_leaks": Counter(one.reason for one in removed.values()),
         "dropped": Counter(one.kind for one in dropped),
         "splits": counts,
         "checks": leaks_among(sides),
@@ -285,6 +294,15 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     text = json.dumps(card, indent=1, ensure_ascii=False)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
     return card
+
+
+def removed_rows(protected: Side, staged: Staged) -> Iterator[tuple[int, BadRecord]]:
+    """Yields the rows whose images --against has too, each with its place and why."""
+    leak = find_leak(protected, staged.side)
+    same = set(leak.same_images)
+    for row in leak.questions:
+        reason = SAME if staged.side.rows[row][0] in same else NEAR
+        yield row, BadRecord(staged.places[row], reason)
 
 
 def find_doubts(

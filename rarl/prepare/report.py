@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rarl.prepare.card import DOUBTS, SKIPPED, listed
+from rarl.prepare.card import DOUBTS, REMOVED, SKIPPED, listed
 from rarl.prepare.doubts import KINDS, Doubt
 from rarl.prepare.leaks import leak_lines
 from rarl.prepare.rows import BadRecord
@@ -41,8 +41,9 @@ def report_lines(
     if len(card["languages"]) > 1:
         yield f"questions whose language is clear: {listed(card['languages'])}"
     if card["against"] is not None:
-        removed = f"{card['removed_as_leaks']:,} questions were removed"
-        yield f"{removed}: {card['against']} has their images too"
+        removed = card["removed_as_leaks"]
+        told = f", listed in {out / REMOVED}: {listed(removed)}" if removed else ""
+        yield f"--against {card['against']}: {sum(removed.values()):,} questions removed{told}"
     for name, counts in card["splits"].items():
         types = listed(dict(sorted(counts["answer_types"].items())))
         questions = f"{counts['questions']:,} questions ({types})"
