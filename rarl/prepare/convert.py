@@ -24,11 +24,12 @@ from rarl.files import replacing_folder
 from rarl.prepare.card import DOUBTS, SKIPPED, hashed_files, require_replaceable, split_counts
 from rarl.prepare.dicom import identifying, is_dicom, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
+from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
-from rarl.prepare.report import counted_reasons, report_lines
+from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
 from rarl.replies.grading import is_yes_no
@@ -61,6 +62,7 @@ class Request:
     choices: Choices
     against: Path | None
     drop: tuple[str, ...]  # of KINDS
+    facts: str | None  # of WAYS_TO_FACTS
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
@@ -72,6 +74,9 @@ class Request:
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
+        if self.facts not in (None, *WAYS_TO_FACTS):
+            known = ", ".join(WAYS_TO_FACTS)
+            raise UserError(f"--facts '{self.facts}' is unknown; known are: {known}")
 
 
 def prepare_dataset(
@@ -84,10 +89,12 @@ def prepare_dataset(
     choices: Choices | None = None,
     against: Path | None = None,
     drop: tuple[str, ...] = (),
+    facts: str | None = None,
 ) -> str:
     """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
     known = find_source(source)
-    asked = Request(known, str(src), split, test_share, seed, choices or Choices(), against, drop)
+    chosen = choices or Choices()
+    asked = Request(known, str(src), split, test_share, seed, chosen, against, drop, facts)
     protected = None if against is None else read_side(against)
     with closing(Files(find_source_files(asked.src))) as files:
         try:
@@ -101,6 +108,8 @@ def prepare_dataset(
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     lines = list(report_lines(card, staged.skipped, staged.doubts, out))
+    for name in card["splits"]:
+        lines += fact_lines(name, ParquetRows(out / f"{name}.parquet"))
     if replaced:
         lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)
@@ -139,6 +148,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             answer_type=item.answer_type or guessed,
             options=item.options,
             split=item.split,
+            facts=item.facts or None,
             extra=item.extra,
             **{name: value for name, value in item.texts.items() if value is not None},
         )
@@ -255,9 +265,11 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         raise UserError(f"{asked.src}: nothing is left without {' and '.join(asked.drop)}")
     for name in sorted({*splits.tolist()} - {""}):
         rows = np.flatnonzero(splits == name).tolist()
-        examples = (replace(data.read([row])[0], split=name) for row in rows)
+        found = split_facts(data, rows, siblings=asked.facts == "siblings")
+        examples = (replace(data.read([row])[0], split=name, **found.get(row, {})) for row in rows)
         write_split(folder / f"{name}.parquet", examples)
-        counts[name] = split_counts(data, rows)
+        written = ParquetRows(folder / f"{name}.parquet")
+        counts[name] = split_counts(written, range(len(written)))
         sides.append(staged.side.part(name, rows))
     (folder / STAGED).unlink()
     write_lines(folder / SKIPPED, staged.skipped)
@@ -277,6 +289,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "against": None if asked.against is None else str(asked.against),
         "removed_as_leaks": len(removed),
         "dropped": Counter(one.kind for one in dropped),
+        "facts": asked.facts,
         "splits": counts,
         "checks": leaks_among(sides),
         "files": hashed_files(folder),
