@@ -90,7 +90,12 @@ class Display:
 
         if not self.console.is_terminal:
             show = plain_lines(self, metrics, steps)
-            yield lambda: (show(), warn())
+
+            def refresh_lines() -> None:
+                show()
+                warn()
+
+            yield refresh_lines
             warn()
             return
         bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn())

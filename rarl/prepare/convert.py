@@ -139,6 +139,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
         is_closed = is_yes_no(item.answer)
         guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
+        given: dict[str, Any] = {k: text for k, text in item.texts.items() if text is not None}
         example = Example(
             id=item.id,
             image=encoded,
@@ -150,7 +151,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             split=item.split,
             facts=item.facts or None,
             extra=item.extra,
-            **{name: value for name, value in item.texts.items() if value is not None},
+            **given,
         )
         fault = text_fault(example)
         if fault:

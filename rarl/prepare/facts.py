@@ -51,7 +51,7 @@ class Fact:
 
 def split_facts(
     data: ParquetRows, rows: Sequence[int], siblings: bool
-) -> dict[int, dict[str, tuple[Any, ...]]]:
+) -> dict[int, dict[str, Any]]:
     """Returns the fields `facts` and `fact_priors` of those rows of a split that have any. What is
     not among the rows, such as another split's questions about the same image, tells nothing."""
     questions = read_questions(data, rows)
@@ -70,7 +70,10 @@ def read_questions(data: ParquetRows, rows: Sequence[int]) -> list[Question]:
     """Returns what the facts of these rows are made from."""
     names = ("image_id", "organ", "question", "answer", "facts")
     columns = [[values[row] for row in rows] for values in map(data.column, names)]
-    return [Question(*texts, tuple(given or ())) for *texts, given in zip(*columns, strict=True)]
+    return [
+        Question(image_id, organ, question, answer, tuple(given or ()))
+        for image_id, organ, question, answer, given in zip(*columns, strict=True)
+    ]
 
 
 def find_facts(questions: Sequence[Question], siblings: bool) -> list[list[Fact]]:
@@ -159,10 +162,11 @@ class Priors:
         for key in from_tables:
             self.images[key] = max(self.images[key], len(bringing[key[0]]))
         # organ and whether it is polar → value → weight; "" stands for all values
-        self.shares: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+        self.shares: dict[tuple[str, bool], dict[str, float]] = {}
         for (organ, subject), counts in self.values.items():
             weight = 1 / (self.images[organ, subject] - 1 + SMOOTHING)
-            share = self.shares[organ, "yes" in counts or "no" in counts]
+            is_polar = "yes" in counts or "no" in counts
+            share = self.shares.setdefault((organ, is_polar), defaultdict(float))
             share[""] += weight * self.images[organ, subject]
             for value, count in counts.items():
                 share[value] += weight * count

@@ -257,7 +257,7 @@ def open_statement(asked: str, told: str) -> Statement | None:
             nothing = existence(
                 x if kind in ("place", "count") else f"abnormality{place}", False, plural
             )
-            return nothing and make(nothing, subject, "no", is_polar=True)
+            return make(nothing, subject, "no", is_polar=True) if nothing else None
         if kind == "view" and re.match("with", told, re.IGNORECASE):
             sentence = "This image was taken {a}"
         elif kind == "view" and re.search(pattern("{picture}$"), told):
