@@ -272,6 +272,12 @@ def prepare(
         typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
     ] = None,
     drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            help="siblings: of the other questions about the image, for the reward facts."
+        ),
+    ] = None,
 ) -> None:
     """Converts a published data set, or your own, to the Parquet files that training reads, and
     checks it."""
@@ -283,7 +289,9 @@ def prepare(
     choices = Choices(kept, language, images, version, tuple(map_ or ()))
     kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
-        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against, kinds)
+        report = prepare_dataset(
+            source, src, out, split, test_share, seed, choices, against, kinds, facts
+        )
     display.note(report)
 
 

@@ -115,6 +115,9 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
+    # Rewards for reasoning that say nothing about the data, or pay without looking. refuse: not
+    # started, later warned of; warn: no more than warned of; stop: a run that has begun stops, too
+    on_silent_reward: Literal["refuse", "warn", "stop"] = "refuse"
     # Where copies of metrics.jsonl go, through accelerate; `pip install` what is not there. Their
     # own environment variables say where their servers are: WANDB_*, MLFLOW_*, COMET_*, CLEARML_*,
     # SWANLAB_*, TRACKIO_*; Aim and DVCLive write into the run directory. Never a reason for a run

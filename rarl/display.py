@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from rarl.intervals import FEWEST_VALUES
+from rarl.training.alarms import alarms
 from rarl.training.log import read_metrics
 
 if TYPE_CHECKING:
@@ -78,9 +79,25 @@ class Display:
 
     @contextmanager
     def training(self, metrics: Path, steps: int) -> Iterator[Callable[[], Any]]:
-        """Follows a metrics file; yields the function that looks for news."""
+        """Follows a metrics file; yields the function that looks for news, and says what is wrong
+        with the rewards, once."""
+        told = set[str]()
+
+        def warn() -> None:
+            for about, sentence in alarms(read_metrics(metrics)).items():
+                if about not in told:
+                    self.note(f"warning: {sentence}")
+                told.add(about)
+
         if not self.console.is_terminal:
-            yield plain_lines(self, metrics, steps)
+            show = plain_lines(self, metrics, steps)
+
+            def refresh_lines() -> None:
+                show()
+                warn()
+
+            yield refresh_lines
+            warn()
             return
         bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
         columns = (*bar, TextColumn("{task.description}"), TimeRemainingColumn())
@@ -91,6 +108,7 @@ class Display:
                 rows = read_metrics(metrics)
                 if rows:
                     progress.update(task, completed=rows[-1]["step"], description=means_of(rows))
+                warn()
 
             yield refresh
             refresh()

@@ -26,8 +26,9 @@ class Example:
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
     `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
     (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image: intervals and splits treat it as the unit. `extra` holds the further columns of a table
-    of the user's own, by their names there.
+    image: intervals and splits treat it as the unit. `facts` are sentences that are known to be
+    true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
+    images. `extra` holds the further columns of a table of the user's own, by their names there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -40,6 +41,8 @@ class Example:
     answer_type: AnswerType
     options: tuple[str, ...] | None = None
     rationale: str | None = None
+    facts: tuple[str, ...] | None = None
+    fact_priors: tuple[float, ...] | None = None
     modality: str | None = None
     organ: str | None = None
     dataset: str = ""

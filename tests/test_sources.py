@@ -426,6 +426,8 @@ def test_the_card_says_what_the_data_is(slake: Path, tmp_path: Path) -> None:
         "modalities": {"X-Ray": 2},
         "organs": {"chest lung": 1, "abdomen": 1},
         "rationales": 0,
+        "with_1_facts": 0,
+        "with_3_facts": 0,
     }
     assert {file["path"] for file in card["files"]} == {
         "train.parquet",

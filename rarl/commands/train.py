@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.evaluate import measure_all
 from rarl.commands.resolve import Setup, resolve, what_is_imitated
 from rarl.commands.session import Session, open_session
@@ -41,6 +42,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     display.note(f"run directory {setup.run_dir.path}")
     for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
         display.note(line)
+    if config.method == "grpo":
+        check_rewards(config, str(setup.train_data), display)
     if config.method == "sft":
         display.note(what_is_imitated(str(setup.train_data), config.prompts))
     sets = {"train": str(setup.train_data), **setup.eval_data}

@@ -25,6 +25,7 @@ from rarl.schema import Example
 KINDS = {
     bytes: pa.binary(),
     tuple[str, ...] | None: pa.list_(pa.string()),
+    tuple[float, ...] | None: pa.list_(pa.float64()),
     dict[str, str | None]: pa.map_(pa.string(), pa.string()),
 }
 HINTS = get_type_hints(Example)
@@ -57,8 +58,9 @@ def from_row(row: dict[str, Any]) -> Example:
     """Returns the example of a row. Absent columns count as null, and null as an empty text where
     there must be one: the checks find that."""
     given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
-    if "options" in given:
-        given["options"] = tuple(option or "" for option in given["options"])
+    for name in (name for name, value in given.items() if isinstance(value, list)):
+        absent = "" if name in ("options", "facts") else 0.0
+        given[name] = tuple(absent if one is None else one for one in given[name])
     if "extra" in given:
         given["extra"] = dict(given["extra"])
     return Example(**EMPTY | given)
@@ -150,6 +152,8 @@ def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
         return any(is_one(found) for is_one in lists) and holds(found.value_type, wanted.value_type)
     if kind.is_map(wanted):
         return kind.is_map(found) and holds(found.item_type, wanted.item_type)
+    if kind.is_floating(wanted):
+        return kind.is_floating(found) or kind.is_integer(found)
     texts = (pa.string(), pa.large_string(), pa.string_view())
     binaries = (pa.binary(), pa.large_binary(), pa.binary_view())
     if kind.is_binary(wanted):

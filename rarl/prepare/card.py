@@ -27,7 +27,13 @@ def split_counts(data: ParquetRows, rows: Sequence[int]) -> dict[str, Any]:
         values = data.column(column)
         present = Counter(values[row] for row in rows if values[row])
         kinds[name] = dict(present.most_common())
-    return counts | kinds | {"rationales": sum(bool(rationales[row]) for row in rows)}
+    facts = [len(found or ()) for found in data.column("facts")]
+    return (
+        counts
+        | kinds
+        | {"rationales": sum(bool(rationales[row]) for row in rows)}
+        | {f"with_{least}_facts": sum(facts[row] >= least for row in rows) for least in (1, 3)}
+    )
 
 
 def listed(counts: dict[str, int]) -> str:

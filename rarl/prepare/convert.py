@@ -31,11 +31,12 @@ from rarl.prepare.card import (
 )
 from rarl.prepare.dicom import identifying, is_dicom, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
+from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
-from rarl.prepare.report import counted_reasons, report_lines
+from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
 from rarl.replies.grading import is_yes_no
@@ -69,6 +70,7 @@ class Request:
     choices: Choices
     against: Path | None
     drop: tuple[str, ...]  # of KINDS
+    facts: str | None  # of WAYS_TO_FACTS
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
@@ -80,6 +82,9 @@ class Request:
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
+        if self.facts not in (None, *WAYS_TO_FACTS):
+            known = ", ".join(WAYS_TO_FACTS)
+            raise UserError(f"--facts '{self.facts}' is unknown; known are: {known}")
 
 
 def prepare_dataset(
@@ -92,10 +97,12 @@ def prepare_dataset(
     choices: Choices | None = None,
     against: Path | None = None,
     drop: tuple[str, ...] = (),
+    facts: str | None = None,
 ) -> str:
     """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
     known = find_source(source)
-    asked = Request(known, str(src), split, test_share, seed, choices or Choices(), against, drop)
+    chosen = choices or Choices()
+    asked = Request(known, str(src), split, test_share, seed, chosen, against, drop, facts)
     protected = None if against is None else read_side(against)
     with closing(Files(find_source_files(asked.src))) as files:
         try:
@@ -109,6 +116,8 @@ def prepare_dataset(
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     lines = list(report_lines(card, staged.skipped, staged.doubts, out))
+    for name in card["splits"]:
+        lines += fact_lines(name, ParquetRows(out / f"{name}.parquet"))
     if replaced:
         lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)
@@ -138,6 +147,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
         is_closed = is_yes_no(item.answer)
         guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
+        given: dict[str, Any] = {k: text for k, text in item.texts.items() if text is not None}
         example = Example(
             id=item.id,
             image=encoded,
@@ -147,8 +157,9 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             answer_type=item.answer_type or guessed,
             options=item.options,
             split=item.split,
+            facts=item.facts or None,
             extra=item.extra,
-            **{name: value for name, value in item.texts.items() if value is not None},
+            **given,
         )
         fault = text_fault(example)
         if fault:
@@ -263,9 +274,11 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         raise UserError(f"{asked.src}: nothing is left without {' and '.join(asked.drop)}")
     for name in sorted({*splits.tolist()} - {""}):
         rows = np.flatnonzero(splits == name).tolist()
-        examples = (replace(data.read([row])[0], split=name) for row in rows)
+        found = split_facts(data, rows, siblings=asked.facts == "siblings")
+        examples = (replace(data.read([row])[0], split=name, **found.get(row, {})) for row in rows)
         write_split(folder / f"{name}.parquet", examples)
-        counts[name] = split_counts(data, rows)
+        written = ParquetRows(folder / f"{name}.parquet")
+        counts[name] = split_counts(written, range(len(written)))
         sides.append(staged.side.part(name, rows))
     (folder / STAGED).unlink()
     write_lines(folder / SKIPPED, staged.skipped)
@@ -286,6 +299,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "against": None if asked.against is None else str(asked.against),
         "removed_as_leaks": Counter(one.reason for one in removed.values()),
         "dropped": Counter(one.kind for one in dropped),
+        "facts": asked.facts,
         "splits": counts,
         "checks": leaks_among(sides),
         "files": hashed_files(folder),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rarl.data.parquet import ParquetRows
 from rarl.prepare.card import DOUBTS, REMOVED, SKIPPED, listed
 from rarl.prepare.doubts import KINDS, Doubt
 from rarl.prepare.leaks import leak_lines
@@ -15,6 +16,7 @@ from rarl.prepare.rows import BadRecord
 
 SHOWN = 10  # columns, or files
 SHOWN_REASONS = 5
+SHOWN_FACTS = 4
 DROPPED = {
     "repeats": "rows that repeat another one were dropped",
     "contradictions": "rows that contradict another one were dropped",
@@ -63,6 +65,28 @@ def report_lines(
     droppable = [kind for kind in found if kind not in card["dropped"]]
     if droppable:
         yield f"--drop {','.join(droppable)} leaves them out"
+
+
+def fact_lines(name: str, rows: ParquetRows) -> Iterator[str]:
+    """Yields how many rows of a split have facts, and three examples to be read. Nothing if none
+    has."""
+    facts = rows.column("facts")
+    having = [row for row, found in enumerate(facts) if found]
+    if not having:
+        return
+    three = sum(len(facts[row]) >= 3 for row in having)
+    one_or_more = (
+        f"{percent(len(having), len(facts))} of the questions have facts about their image"
+    )
+    yield f"{name}: {one_or_more}, {percent(three, len(facts))} three or more; read some:"
+    places = dict.fromkeys(having[len(having) * part // 6] for part in (1, 3, 5))
+    for row in places:
+        asked = f"{rows.column('question')[row]} → {rows.column('answer')[row]}"
+        yield f"  {asked}   facts: {' '.join(facts[row][:SHOWN_FACTS])}"
+
+
+def percent(count: int, whole: int) -> str:
+    return f"{100 * count / whole:.1f} %"
 
 
 def first_of(names: Sequence[str]) -> str:
