@@ -23,13 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from rarl.replies.findings import content_words, split_claims
-from rarl.replies.lexicon import read_lexicon, stems
+from rarl.replies.lexicon import SHIPPED, stems
 from rarl.replies.matching import compare_findings, conflict, facts_value
 
 SWAPS = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 SWAPS |= {"upper": "lower", "lower": "upper", "anterior": "posterior", "posterior": "anterior"}
 AUXILIARY = re.compile(r"^(is/are|is|are|was|were|does|do|has|have|did|can) (.+)$", re.IGNORECASE)
-PLACE = re.compile(r"\b(in|on|at|within|present|seen|visible|visuali[sz]ed|located|appear|show|due)\b")
+PLACE = re.compile(
+    r"\b(in|on|at|within|present|seen|visible|visuali[sz]ed|located|appear|show|due)\b"
+)
 KNOWLEDGE = re.compile(
     r"\b(why|how (?:can|do|would|could|did)|cause|treat\w*|likely|possibl\w+|suggest\w*|besides|if)\b"
 )
@@ -63,7 +65,7 @@ def yes_no(verb: str, rest: str, true: bool) -> str | None:
     if match := re.match(r"(?:you|we) (?:see|appreciate|identify) (?:any )?(.+)", rest):
         return f"{match[1]} is {'' if true else 'not '}seen."
     words = rest.split()
-    kinds, forms = read_lexicon().kinds, read_lexicon().concepts(stems(rest))
+    kinds, forms = SHIPPED.kinds, SHIPPED.concepts(stems(rest))
     quality = [start for word, start, _ in forms if kinds.get(word) == "quality" and start > 1]
     place = PLACE.search(rest, len(" ".join(words[:2])))
     cut = place.start() if place else len(" ".join(words[:-1]))
@@ -129,7 +131,9 @@ def each(wording: str) -> Callable[[str], str]:
     """Puts a wording around every sentence."""
 
     def worded(text: str) -> str:
-        parts = [part.strip() for part in re.split(r"(?<=[a-z0-9])\.(?:\s|$)", text) if part.strip()]
+        parts = [
+            part.strip() for part in re.split(r"(?<=[a-z0-9])\.(?:\s|$)", text) if part.strip()
+        ]
         return " ".join(wording.format(part[0].lower() + part[1:]) for part in parts)
 
     return worded
@@ -199,6 +203,70 @@ SEEN: Bad = {
     "shuffled": [shuffled],
 }
 
+# Written when the rules stood; no rule was changed for these.
+UNSEEN: Bad = {
+    "conditional": [
+        each("Granted that {}, one would act."),
+        each("Whether {} remains to be settled."),
+        each("Were one to find that {}, surgery would follow."),
+        each("Only in the event that {} is a drain placed."),
+        each("Picture a scan on which {}."),
+        each("Let it be assumed that {}."),
+        each("A reader could argue that {}."),
+        each("It might well be that {}."),
+        each("When {}, doctors worry."),
+        each("Say that {}; then what?"),
+    ],
+    "past": [
+        each("Back in spring {}."),
+        each("Two winters earlier {}."),
+        each("As a teenager the patient learnt that {}."),
+        each("{} in 2014."),
+        whole("Here is what the first visit brought to light. {}"),
+        each("The archived film tells us that {}."),
+        each("Until last month {}."),
+        whole("An old report reads as follows. {}"),
+        each("It used to be that {}."),
+        each("Prior to therapy {}."),
+    ],
+    "other patient": [
+        each("In the lady opposite {}."),
+        each("Her twin's radiograph shows that {}."),
+        whole("Let me describe some other folder. {}"),
+        each("In most smokers {}."),
+        whole("The lecture slide looks like this. {}"),
+        each("As for the boy upstairs, {}."),
+        each("Mr Smith, unlike ours, was told that {}."),
+        whole("Case 12 of the atlas. {}"),
+        each("With the neighbour {}."),
+        whole("A stranger's pictures got mixed up with these. {}"),
+    ],
+    "denied": [
+        each("It is simply wrong to say that {}."),
+        each("Nobody would claim that {}."),
+        each("By no means can one say that {}."),
+        each("I refuse to believe that {}."),
+        each("The idea that {} is absurd."),
+        each("It has been disproved that {}."),
+        each("There is not a shred of proof that {}."),
+        each("It is a myth that {}."),
+        each("One must reject the view that {}."),
+        each("It is far from certain that {}."),
+    ],
+    "taken back": [
+        whole("{} Please strike these lines."),
+        whole("{} Or rather, no."),
+        whole("{} I take it all back."),
+        whole("{} That description was pure fantasy."),
+        whole("{} Everything above should be disregarded."),
+        whole("{} Sorry, I looked at something else."),
+        whole("{} This was just a joke."),
+        whole("{} Not a word of it holds."),
+        whole("All of what follows is invented. {}"),
+        whole("{} My bad, forget it."),
+    ],
+}
+
 
 def auc(good: Sequence[float], bad: Sequence[float]) -> float:
     """Returns the share of pairs, of a good and a bad text, in the right order; ties are half."""
@@ -215,11 +283,11 @@ def measure(pairs: Sequence[Pair], bad: Bad) -> dict[str, tuple[float, float, in
     for kind, wordings in bad.items():
         good, found = [], []
         for place, pair in enumerate(long):
-            text = wordings[place % len(wordings)](pair.honest)
-            if kind == "mirrored" and text == pair.honest:
-                continue
-            good.append(value[pair])
-            found.append(compare_findings(text, pair.reference).f1)
+            for wording in wordings:
+                text = wording(pair.honest)
+                if kind != "mirrored" or text != pair.honest:
+                    good.append(value[pair])
+                    found.append(compare_findings(text, pair.reference).f1)
         rows[kind] = (sum(found) / len(found), auc(good, found), len(found))
     return rows
 
@@ -245,10 +313,10 @@ def false_alarms(pairs: Sequence[Pair]) -> float:
 
 
 def texts_a_second(pairs: Sequence[Pair]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for pair in pairs:
         compare_findings(pair.honest, pair.reference)
-    return len(pairs) / (time.perf_counter() - start)
+    return len(pairs) / (time.process_time() - start)
 
 
 def main(folder: str) -> None:
@@ -256,8 +324,9 @@ def main(folder: str) -> None:
     print(f"{len(pairs)} images, {sum(len(pair.true) for pair in pairs)} pairs")
     print(f"paraphrases recognised {recognised(pairs):.3f}, false alarms {false_alarms(pairs):.4f}")
     print(f"{texts_a_second(pairs):,.0f} texts a second")
-    for kind, (mean, order, count) in measure(pairs, SEEN).items():
-        print(f"| {kind} | {mean:.2f} | {order:.2f} | {count} |")
+    for name, bad in (("seen", SEEN), ("unseen", UNSEEN)):
+        for kind, (mean, order, count) in measure(pairs, bad).items():
+            print(f"| {kind} | {name} | {mean:.2f} | {order:.2f} | {count} |")
 
 
 if __name__ == "__main__":

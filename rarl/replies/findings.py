@@ -20,14 +20,14 @@ from rarl.replies.lexicon import (
     MILLIMETRES,
     NUMBER_WORDS,
     ORDINALS,
+    SHIPPED,
     STOP_WORDS,
     Lexicon,
-    read_lexicon,
     stem,
     stems,
 )
-from rarl.replies.words import VOCABULARY, fold, pattern
 from rarl.replies.wording import heads, order_factor, unknown_words
+from rarl.replies.words import VOCABULARY, fold, pattern
 
 Status = Literal["asserted", "conditional", "past", "other_patient", "withdrawn", "question"]
 
@@ -41,7 +41,11 @@ SALAD = 0.25
 
 # Captured, since a question claims nothing.
 SENTENCE_END = re.compile(r"((?<!\d)\.|\.(?!\d)|[;!?\n•—–]|\s[-*]\s)")
-CLAUSE_END, NEGATION, DENIES_NEXT = pattern("clause_end"), pattern("negation"), pattern("denies_next")
+CLAUSE_END, NEGATION, DENIES_NEXT = (
+    pattern("clause_end"),
+    pattern("negation"),
+    pattern("denies_next"),
+)
 PSEUDO_NEGATION, VERB = pattern("pseudo_negation"), pattern("verb")
 DENIES_SENTENCE = pattern("denies_sentence")
 CONDITIONAL, HEDGE, PAST = pattern("conditional"), pattern("hedged"), pattern("past")
@@ -54,6 +58,8 @@ OR = re.compile(r"\b(?:or|nor)\b")
 SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
 IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
 LOCATION = ("anatomy", "side", "level")
+# Words without content that place something: "above the diaphragm" is not below it.
+PLACES = frozenset(stem(word) for word in VOCABULARY["place_words"].split())
 NUMBER_ENDINGS = frozenset(("st", "nd", "rd", "th"))
 NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS
 
@@ -61,7 +67,7 @@ NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS
 def concept_pairs(name: str) -> list[frozenset[str]]:
     """Returns a list of pairs of the vocabulary's, by the names of the concepts."""
     return [
-        frozenset(read_lexicon().concepts(stems(word))[0][0] for word in pair.split("/"))
+        frozenset(SHIPPED.concepts(stems(word))[0][0] for word in pair.split("/"))
         for pair in VOCABULARY[name].split()
     ]
 
@@ -89,14 +95,14 @@ class Claim:
 
 
 def split_claims(
-    text: str, known: Collection[str] | None = None, lexicon: Lexicon | None = None
+    text: str, known: Collection[str] | None = None, lexicon: Lexicon = SHIPPED
 ) -> list[Claim]:
     """Returns the claims of a text in order, without those that have no concept."""
     return [claim for claim in split_clauses(text, known, lexicon) if claim.words]
 
 
 def split_clauses(
-    text: str, known: Collection[str] | None = None, lexicon: Lexicon | None = None
+    text: str, known: Collection[str] | None = None, lexicon: Lexicon = SHIPPED
 ) -> list[Claim]:
     """Returns the first MAX_CLAUSES clauses in order, also those that claim nothing, such as
     questions.
@@ -104,11 +110,10 @@ def split_clauses(
     With `known`, the stems of what may be said, words outside of these and an impossible order make
     claims worth less; without it all wording is trusted, as that of a reference is.
     """
-    lexicon = lexicon or read_lexicon()
     parts = [*SENTENCE_END.split(fold(text)), ""]
     clauses: list[Claim] = []
     frame: Status = "asserted"
-    ahead = withdrawn = False
+    ahead = False
     doubt = 1.0
     for sentence, end in zip(parts[::2], parts[1::2], strict=True):
         if len(clauses) >= MAX_CLAUSES:
@@ -123,9 +128,10 @@ def split_clauses(
         told = any(one.words for one in read)
         if WITHDRAWN_AHEAD.search(sentence):
             ahead = True
-        if taken_back := WITHDRAWN.search(sentence) or (
-            not told and REFERS_BACK.search(sentence) and is_negated(sentence)
-        ):
+        taken_back = WITHDRAWN.search(sentence)
+        if not told and is_negated(sentence):
+            taken_back = taken_back or REFERS_BACK.search(sentence)
+        if taken_back:
             clauses = [replace(one, status="withdrawn") for one in clauses]
             before = [one for one in read if sentence.find(one.text) < taken_back.start()]
             read = [replace(one, status="withdrawn") if one in before else one for one in read]
@@ -242,7 +248,9 @@ def with_status(
     if status == "asserted" or not here:
         return [replace(one, status=status) for one in claims], status
     found = [
-        one if sentence.find(one.text) + len(one.text) > here.start() else replace(one, status=status)
+        one
+        if sentence.find(one.text) + len(one.text) > here.start()
+        else replace(one, status=status)
         for one in claims
     ]
     return found, "asserted"
@@ -281,21 +289,18 @@ def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
     return found
 
 
-def content_words(text: str, lexicon: Lexicon | None = None) -> frozenset[str]:
-    """Returns the concepts, sizes, counts and other words of content of a text."""
-    return concepts_of(text, lexicon or read_lexicon())
-
-
 @lru_cache(maxsize=16384)
-def concepts_of(text: str, lexicon: Lexicon) -> frozenset[str]:
+def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
+    """Returns the concepts, sizes, counts and other words of content of a text."""
     found = stems(text)
     words = set()
-    for concept, place, end in lexicon.concepts(found):
+    for concept, _, end in lexicon.concepts(found):
         if concept in lexicon.kinds:
             words.add(concept)
         elif (number := NUMBER_WORDS.get(concept)) is not None or concept[0].isdigit():
             following = found[end] if end < len(found) else ""
-            if concept in ("one", "pair") and (not following or following in IDLE):
+            # A pronoun, unless it is the whole answer.
+            if concept in ("one", "pair") and len(found) > 1 and following in {"", *IDLE}:
                 continue
             value = float(concept.replace(",", ".")) if number is None else float(number)
             words.add(number_of(value, found[end : end + 6]))
@@ -332,3 +337,11 @@ def opposites(word: str) -> frozenset[str]:
 def near(word: str) -> frozenset[str]:
     """Returns the concepts that come near one: nearly right where it is true."""
     return frozenset(other for pair in NEAR if word in pair for other in pair if other != word)
+
+
+def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:
+    """Returns what a short text says: its claims' concepts with the words that place them, and
+    whether they are denied. Equal for two names of one thing: RUL and right upper lobe."""
+    said = frozenset((claim.words, claim.negated) for claim in split_claims(text))
+    places = frozenset(word for word, _, _ in SHIPPED.concepts(stems(text)) if word in PLACES)
+    return said | {(places, False)} if said and places else said

@@ -15,7 +15,7 @@ from pathlib import Path
 from rarl.errors import UserError
 from rarl.replies.words import VOCABULARY, fold
 
-SHIPPED = Path(__file__).with_name("lexicon.tsv")
+FILE = Path(__file__).with_name("lexicon.tsv")
 KINDS = (
     "finding", "device", "anatomy", "quality", "severity", "side", "level", "modality", "plane",
     "sequence", "compound",
@@ -94,7 +94,7 @@ class Lexicon:
         found = tuple(stems(form))
         self.words.update(found)
         known = self.forms.setdefault(found[0], [])
-        known.append((found, concepts))
+        known.insert(0, (found, concepts))  # a user's before the shipped one
         known.sort(key=lambda one: -len(one[0]))
 
     def concepts(self, found: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -113,14 +113,13 @@ class Lexicon:
         return named
 
 
-
 @lru_cache(maxsize=8)
 def read_lexicon(path: str | None = None) -> Lexicon:
     """Returns the shipped lexicon, and with a path the user's file added to it. Raises UserError
     for a file that cannot be read or a line that is none of the lexicon's."""
     lexicon = Lexicon()
     lines: list[tuple[str, int, str]] = []
-    for file in [SHIPPED, *([Path(path)] if path else [])]:
+    for file in [FILE, *([Path(path)] if path else [])]:
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -147,3 +146,6 @@ def read_lexicon(path: str | None = None) -> Lexicon:
         for form in names:
             lexicon.add(form, meant)
     return lexicon
+
+
+SHIPPED = read_lexicon()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rarl.replies.findings import Claim, near, opposites, split_claims
-from rarl.replies.lexicon import Lexicon, read_lexicon
+from rarl.replies.lexicon import SHIPPED, Lexicon
 from rarl.replies.wording import is_common, known_words
 
 MATCH = 0.5  # share of a claim's concepts above which another says the same
@@ -78,22 +78,23 @@ class FactsValue:
 
 
 def facts_value(
-    thinking: str, facts: Sequence[str], known: str = "", lexicon: Lexicon | None = None
+    thinking: str, facts: Sequence[str], known: str = "", lexicon: Lexicon = SHIPPED
 ) -> FactsValue:
     """Returns what a thinking says of facts, each a plain sentence that is true of the image.
 
     `known` are further texts whose words may be said, such as the question. Only what is asserted
     counts. One claim that cannot be true beside a fact contradicts it, whatever else is said.
     """
-    lexicon = lexicon or read_lexicon()
     given = split_claims(thinking, known_words(known, *facts), lexicon)[:MAX_CLAIMS]
     asserted = [claim for claim in dict.fromkeys(given) if claim.asserted]
     verdicts = []
     for fact in facts:
         wanted = references_of(fact, lexicon)
-        against = any(conflict(claim, one) for claim in asserted for one in wanted)
-        earned = [max((support(pool, one) * pool.trust for pool in pools(asserted)), default=0.0)
-                  for one in wanted]
+        against = any(conflict(claim, one, lexicon) for claim in asserted for one in wanted)
+        earned = [
+            max((support(pool, one, lexicon) * pool.trust for pool in pools(asserted)), default=0.0)
+            for one in wanted
+        ]
         verdicts.append(-1.0 if against else sum(earned) / len(earned) if earned else 0.0)
     return FactsValue(tuple(verdicts))
 
@@ -104,22 +105,26 @@ def references_of(text: str, lexicon: Lexicon) -> tuple[Claim, ...]:
     return tuple(dict.fromkeys(split_claims(text, lexicon=lexicon)))
 
 
-def compare_findings(text: str, reference: str, known: str = "") -> FindingsMatch:
+def compare_findings(
+    text: str, reference: str, known: str = "", lexicon: Lexicon = SHIPPED
+) -> FindingsMatch:
     """Returns precision and recall of a text's claims against a reference's; all 0 where either has
     no claim. `known` are further texts whose words may be said."""
-    lexicon = read_lexicon()
     claims = split_claims(text, known_words(known, reference), lexicon)
-    return match_claims(claims, references_of(reference, lexicon))
+    return match_claims(claims, references_of(reference, lexicon), lexicon)
 
 
-def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> FindingsMatch:
+def match_claims(
+    claims: Sequence[Claim], references: Sequence[Claim], lexicon: Lexicon = SHIPPED
+) -> FindingsMatch:
     """Soft matching, so that neither repetition nor saying both pays.
 
     Each reference claim earns what its best claim supports of it, times that claim's trust; none
     where a claim contradicts it. Recall is that over the reference claims, less three quarters of
-    one for each contradiction. Precision is S / (M + 2 C + U / 2): S what M reference claims earned, C
-    contradictions, U claims that are something else, or of another status. What is merely denied
-    beyond the reference costs nothing: a normal finding that nobody asked for is no mistake.
+    one for each contradiction. Precision is S / (M + 2 C + U / 2): S is what M reference claims
+    earned, C counts contradictions, U claims that are something else, or of another status. What is
+    merely denied beyond the reference costs nothing: a normal finding that nobody asked for is no
+    mistake.
     """
     given = list(dict.fromkeys(claim for claim in claims if claim.words))
     wanted = list(dict.fromkeys(claim for claim in references if claim.words))[:MAX_CLAIMS]
@@ -129,8 +134,10 @@ def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> Findin
     for claim in given[:MAX_CLAIMS]:
         if not claim.asserted:
             continue
-        supports = max((support(claim, one) * fit_of(claim, one) for one in wanted), default=0.0)
-        conflicts = [conflict(claim, other) for other in wanted]
+        supports = max(
+            (support(claim, one, lexicon) * fit_of(claim, one) for one in wanted), default=0.0
+        )
+        conflicts = [conflict(claim, other, lexicon) for other in wanted]
         if max(conflicts, default=0.0) > supports:
             contradicted += 1
             denied |= {place for place, value in enumerate(conflicts) if value >= DENIED}
@@ -140,7 +147,7 @@ def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> Findin
     earned = [0.0] * len(wanted)
     for pool in pools(asserted):
         for place, other in enumerate(wanted):
-            value = support(pool, other) * pool.trust if place not in denied else 0.0
+            value = support(pool, other, lexicon) * pool.trust if place not in denied else 0.0
             if value and value >= earned[place]:
                 used |= pool.words if value > earned[place] or pool in asserted else frozenset()
                 earned[place] = value
@@ -177,7 +184,7 @@ def pools(claims: Sequence[Claim]) -> Iterable[Claim]:
 
 
 @lru_cache(maxsize=65536)
-def support(claim: Claim, reference: Claim) -> float:
+def support(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> float:
     """Returns how much of a known claim another one says; 0 up to MATCH, without its finding, and
     where they cannot both be true."""
     differ = claim.negated != reference.negated
@@ -185,8 +192,8 @@ def support(claim: Claim, reference: Claim) -> float:
     # "not enlarged" says "normal", but "not on the left" does not say "on the right".
     if differ != bool(opposed) or any(is_slot(word) for word in opposed):
         return 0.0
-    wanted = weights(reference)
-    core = core_of(reference)
+    wanted = weights(reference, lexicon)
+    core = core_of(reference, lexicon)
     said = claim.words | opposed
     if core and not any(cover(word, said) for word in core):
         return 0.0
@@ -197,7 +204,7 @@ def support(claim: Claim, reference: Claim) -> float:
         if full
         else float(all(same_slot(slot, said) for slot in slots))
     )
-    if share < MATCH or share == MATCH and not core:
+    if share < MATCH or (share == MATCH and not core):
         return 0.0
     left_out = sum(not same_slot(slot, said) for slot in slots)
     cost = SLOT_LEFT_OUT * left_out / len(slots) if slots and full else 0.0
@@ -205,7 +212,7 @@ def support(claim: Claim, reference: Claim) -> float:
 
 
 @lru_cache(maxsize=65536)
-def conflict(claim: Claim, reference: Claim) -> float:
+def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> float:
     """Returns how much two claims are about the same thing and cannot both be true; 0 up to MATCH.
 
     "No spot on the right" does not conflict with "a spot on the left": two differences cancel. A
@@ -214,27 +221,27 @@ def conflict(claim: Claim, reference: Claim) -> float:
     """
     opposed = opposed_words(claim, reference)
     differ = claim.negated != reference.negated
-    if differ == bool(opposed) or places_differ(claim, reference):
+    if differ == bool(opposed) or places_differ(claim, reference, lexicon):
         return 0.0
-    cores = core_of(claim), core_of(reference)
+    cores = core_of(claim, lexicon), core_of(reference, lexicon)
     if all(cores) and not any(cover(word, cores[1]) for word in cores[0]):
         return 0.0
     if differ:
         denial, other = (claim, reference) if claim.negated else (reference, claim)
         if not all(same_slot(word, other.words) for word in denial.words if is_slot(word)):
             return 0.0
-        kinds = read_lexicon().kinds
+        kinds = lexicon.kinds
         # Where something is denied may be told more exactly than where it is claimed.
         wanted = {
             word: weight
-            for word, weight in weights(denial).items()
-            if not core_of(denial) or kinds.get(word) != "anatomy"
+            for word, weight in weights(denial, lexicon).items()
+            if not core_of(denial, lexicon) or kinds.get(word) != "anatomy"
         }
         full = sum(wanted.values())
         share = sum(w * cover(word, other.words) for word, w in wanted.items()) / (full or 1.0)
         return share if share >= DENIED else 0.0
     first, second = (
-        {word: weight for word, weight in weights(one).items() if word not in opposed}
+        {word: weight for word, weight in weights(one, lexicon).items() if word not in opposed}
         for one in (claim, reference)
     )
     full = sum(first.values()) + sum(second.values())
@@ -246,19 +253,19 @@ def conflict(claim: Claim, reference: Claim) -> float:
 
 
 @lru_cache(maxsize=16384)
-def core_of(claim: Claim) -> frozenset[str]:
+def core_of(claim: Claim, lexicon: Lexicon) -> frozenset[str]:
     """Returns what a claim is about: its findings and devices, or where it has none, the technique
     that it names."""
-    kinds = read_lexicon().kinds
+    kinds = lexicon.kinds
     findings = frozenset(word for word in claim.words if kinds.get(word) in ("finding", "device"))
     return findings or frozenset(word for word in claim.words if kinds.get(word) in TECHNIQUE)
 
 
 @lru_cache(maxsize=16384)
-def weights(claim: Claim) -> dict[str, float]:
+def weights(claim: Claim, lexicon: Lexicon) -> dict[str, float]:
     """Returns what each concept of a claim weighs, without its slots. A word that the lexicon does
     not know may be the finding, or the place of one; one of common language is neither."""
-    kinds, core = read_lexicon().kinds, core_of(claim)
+    kinds, core = lexicon.kinds, core_of(claim, lexicon)
     found = {}
     for word in claim.words:
         kind = kinds.get(word)
@@ -280,9 +287,9 @@ def cover(word: str, words: Collection[str]) -> float:
     return NEARLY if any(other in words for other in near(word)) else 0.0
 
 
-def places_differ(claim: Claim, reference: Claim) -> bool:
+def places_differ(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> bool:
     """Says whether both name organs or parts of the body, and none in common."""
-    kinds = read_lexicon().kinds
+    kinds = lexicon.kinds
     first, second = (
         {word for word in one.words if kinds.get(word) == "anatomy"} for one in (claim, reference)
     )

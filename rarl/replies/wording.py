@@ -37,44 +37,40 @@ WORDS = frozenset(
 MEDICAL = re.compile(
     r"^(?:hyper|hypo|peri|intra|retro|supra|infra|sub|para|endo|epi|osteo|cardio|pneumo|hemo|neuro|"
     r"cyst|chol|hepat|nephr|myel|arthr|costo|cranio|cerebr|gastr|lymph|angi|vasc|micro|macro|poly)"
-    r"\w{4,}|\w{3,}(?:itis|osis|asis|oma|emia|pathy|plasia|plastic|trophy|ectasis|ectomy|ostomy|"
-    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic|ectop\w*)$"
+    r"\w{4}|(?:itis|osis|asis|oma|emia|pathy|plasia|plastic|trophy|ectasis|ectomy|ostomy|"
+    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic)$"
 )
+LONGEST_WORD = 40
 NUMBER = re.compile(r"\d|^[a-z]\d*$")
 
-DETERMINERS = frozenset("a an the".split())
-BE = frozenset("is are was were".split())
-PREPOSITIONS = frozenset(
-    "of in on at from with within into onto between beside near along across through by".split()
-)
-CONJUNCTIONS = frozenset("and or but nor".split())
+DETERMINERS = frozenset(("a", "an", "the"))
+BE = frozenset(("is", "are", "was", "were"))
+PREPOSITIONS = frozenset(VOCABULARY["prepositions"].split())
+CONJUNCTIONS = frozenset(("and", "or", "but", "nor"))
 FUNCTION = DETERMINERS | BE | PREPOSITIONS | CONJUNCTIONS
 # What may follow a preposition though it is a function word itself.
-AFTER_PREPOSITION = DETERMINERS | frozenset("between within near".split())
-AFTER_THERE = BE | frozenset(
-    "be been has have had may might can could should must will would seems appears appear seem also"
-    " exists exist lies lie remains remain isn aren wasn weren".split()
-)
+AFTER_PREPOSITION = DETERMINERS | {"between", "within", "near"}
+AFTER_THERE = BE | frozenset(VOCABULARY["after_there"].split())
 TOKEN = re.compile(r"[^\W_]+|[.,;:!?()\n/]")
 ENDS = frozenset(".,;:!?()\n/")
 LONGEST_RUN = 6  # words of content on end; a telegram's clause is shorter
 FAULTS_ALLOWED, FAULTS_MOST = 0.04, 0.16  # impossible neighbours in a text, as a share of its words
-ADJECTIVES = ("side", "level", "severity")
+ADJECTIVES, PARTS = ("side", "severity"), ("anatomy", "level")
 NOUNS = ("finding", "device", "anatomy")
-ADJECTIVE = re.compile(r"(?:al|ar|ic|ary|ous|ed|ing)$")
+ADJECTIVE = re.compile(r"(?:al|ar|ic|ary|ous|ed|ing|per|wer|ior)$")
 
 
 def unknown_words(found: Sequence[str], known: Collection[str], lexicon: Lexicon) -> int:
     """Returns how many stems are neither in `known` nor in the lexicon nor common in descriptions
     nor of a medical make."""
-    return sum(
-        not (word in known or word in lexicon.words or is_common(word)) for word in found
-    )
+    return sum(not (word in known or word in lexicon.words or is_common(word)) for word in found)
 
 
 @lru_cache(maxsize=16384)
 def is_common(word: str) -> bool:
-    return word in WORDS or bool(MEDICAL.search(word) or NUMBER.search(word))
+    return word in WORDS or (
+        len(word) < LONGEST_WORD and bool(MEDICAL.search(word) or NUMBER.search(word))
+    )
 
 
 @lru_cache(maxsize=2048)
@@ -98,8 +94,9 @@ def order_factor(text: str, lexicon: Lexicon) -> float:
             continue
         words += 1
         if start and token in BE:
-            end = next((one for one in tokens[place:] if one in ".;!?\n"), ".")
-            faults += end != "?"
+            faults += (
+                next((one for one in tokens[place : place + 40] if one in ".;!?\n"), ".") != "?"
+            )
         start = False
         run = run + 1 if token not in STOP_WORDS else 0
         faults += run > LONGEST_RUN
@@ -116,7 +113,7 @@ def impossible(word: str, following: str, lexicon: Lexicon) -> bool:
         return ends or following in FUNCTION or following in ("there", "not", "no")
     if word in PREPOSITIONS:
         bad = following in FUNCTION - AFTER_PREPOSITION or following in ("there", "not")
-        return (ends and following != ":") or bad
+        return bad or (ends and following != ":")
     if word in CONJUNCTIONS:
         return ends or following in CONJUNCTIONS
     if word in BE:
@@ -126,16 +123,17 @@ def impossible(word: str, following: str, lexicon: Lexicon) -> bool:
     if ends or following in STOP_WORDS or following.endswith("ly") or ADJECTIVE.search(word):
         return False
     place = kind_of(following, lexicon)
-    adjective = place in ADJECTIVES or (place == "anatomy" and ADJECTIVE.search(following))
+    adjective = place in ADJECTIVES or (place in PARTS and ADJECTIVE.search(following))
     return bool(adjective) and kind_of(word, lexicon) in NOUNS
 
 
 def heads(words: Collection[str], lexicon: Lexicon) -> int:
-    """Returns how many things concepts name: findings, techniques, and organs with a quality."""
+    """Returns how many things concepts name: findings and techniques, or organs with a
+    quality."""
     kinds = [lexicon.kinds.get(word) for word in words]
     technique = any(kind in ("modality", "plane", "sequence") for kind in kinds)
     qualified = min(kinds.count("quality"), kinds.count("anatomy"))
-    return kinds.count("finding") + kinds.count("device") + technique + qualified
+    return max(kinds.count("finding") + kinds.count("device") + technique, qualified)
 
 
 @lru_cache(maxsize=16384)
