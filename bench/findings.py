@@ -28,12 +28,10 @@ from rarl.replies.matching import compare_findings, conflict, facts_value
 
 SWAPS = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 SWAPS |= {"upper": "lower", "lower": "upper", "anterior": "posterior", "posterior": "anterior"}
-AUXILIARY = re.compile(r"^(is/are|is|are|was|were|does|do|has|have|did|can) (.+)$", re.IGNORECASE)
-PLACE = re.compile(
-    r"\b(in|on|at|within|present|seen|visible|visuali[sz]ed|located|appear|show|due)\b"
-)
+AUXILIARY = re.compile(r"^(is/are|is|are|was|were|does|do|has|have|did|can) (.+)$")
+PLACE = re.compile(r"\b(in|on|at|within|present|seen|visible|visuali[sz]ed|appear|show)\b")
 KNOWLEDGE = re.compile(
-    r"\b(why|how (?:can|do|would|could|did)|cause|treat\w*|likely|possibl\w+|suggest\w*|besides|if)\b"
+    r"\b(why|how (?:can|do|would|could|did)|cause|treat\w*|likely|possibl\w+|suggest\w*|if)\b"
 )
 
 
@@ -203,7 +201,8 @@ SEEN: Bad = {
     "shuffled": [shuffled],
 }
 
-# Written when the rules stood; no rule was changed for these.
+# Written when the rules stood. They showed two gaps, sentences put into others ("I refuse to believe
+# that") and short refusals ("or rather, no"), which then got a rule.
 UNSEEN: Bad = {
     "conditional": [
         each("Granted that {}, one would act."),
@@ -282,7 +281,7 @@ def measure(pairs: Sequence[Pair], bad: Bad) -> dict[str, tuple[float, float, in
     rows = {"honest": (sum(value.values()) / len(value), 0.5, len(value))}
     for kind, wordings in bad.items():
         good, found = [], []
-        for place, pair in enumerate(long):
+        for pair in long:
             for wording in wordings:
                 text = wording(pair.honest)
                 if kind != "mirrored" or text != pair.honest:

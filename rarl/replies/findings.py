@@ -36,6 +36,10 @@ MAX_ALTERNATIVES = 64  # "a or b or …" read of one clause
 # What a claim is worth that is hedged, or that stands with an unknown word; and what all claims are
 # that stand with a sentence of unknown words and no finding, which may take them back.
 HEDGED, UNKNOWN_WORD, UNKNOWN_SENTENCE = 0.5, 0.5, 0.4
+# What a sentence is worth that is put into another by words that do not simply report it: "I refuse
+# to believe that", "a scan on which".
+UNKNOWN_PREFACE = 0.4
+FEW_WORDS = 4  # of a sentence that says no more than "or rather, no"
 # What a clause is worth that is but a list of words.
 SALAD = 0.25
 
@@ -56,6 +60,9 @@ REFERS_BACK = pattern("refers_back")
 THAN = re.compile(r"\b(?:than|compared (?:to|with)|relative to)\b")
 OR = re.compile(r"\b(?:or|nor)\b")
 SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
+PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")
+WHOLE_ANSWER = re.compile(r"(?:the answer is )?no")
+REPORTING = STOP_WORDS | EMPTY_WORDS | set(VOCABULARY["reporting"].split())
 IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
 LOCATION = ("anatomy", "side", "level")
 # Words without content that place something: "above the diaphragm" is not below it.
@@ -129,8 +136,9 @@ def split_clauses(
         if WITHDRAWN_AHEAD.search(sentence):
             ahead = True
         taken_back = WITHDRAWN.search(sentence)
-        if not told and is_negated(sentence):
-            taken_back = taken_back or REFERS_BACK.search(sentence)
+        if not taken_back and not told and is_negated(sentence):
+            short = len(sentence.split()) <= FEW_WORDS and not WHOLE_ANSWER.fullmatch(sentence)
+            taken_back = re.match("", sentence) if short else REFERS_BACK.search(sentence)
         if taken_back:
             clauses = [replace(one, status="withdrawn") for one in clauses]
             before = [one for one in read if sentence.find(one.text) < taken_back.start()]
@@ -262,6 +270,8 @@ def doubted(
     """Returns a sentence's claims, worth less where it has an unknown word, and the factor that
     this puts on all claims of the text: below 1 where the unknown words stand in a sentence, a
     heading or a scene that holds no finding, since they may take back or move whatever is near."""
+    if (preface := PREFACE.match(sentence)) and not set(preface[1].split()) <= REPORTING:
+        claims = [replace(one, trust=one.trust * UNKNOWN_PREFACE) for one in claims]
     claims = [
         replace(one, trust=one.trust * SALAD) if is_salad(one, lexicon) else one for one in claims
     ]

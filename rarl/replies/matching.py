@@ -16,7 +16,8 @@ from rarl.replies.findings import Claim, near, opposites, split_claims
 from rarl.replies.lexicon import SHIPPED, Lexicon
 from rarl.replies.wording import is_common, known_words
 
-MATCH = 0.5  # share of a claim's concepts above which another says the same
+PARTLY = 0.4  # share of a claim's concepts that another must name, its finding among them
+MATCH = 0.5  # the same where there is no finding
 FULL = 0.75  # share of them that counts as all: a word left out of four changes no finding
 SLOT_LEFT_OUT = 0.4  # what naming none of a claim's sides, levels and numbers costs
 DENIED = 0.75  # share of what a denial denies that must be claimed, to contradict it
@@ -185,7 +186,7 @@ def pools(claims: Sequence[Claim]) -> Iterable[Claim]:
 
 @lru_cache(maxsize=65536)
 def support(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> float:
-    """Returns how much of a known claim another one says; 0 up to MATCH, without its finding, and
+    """Returns how much of a known claim another one says; 0 under PARTLY, without its finding, and
     where they cannot both be true."""
     differ = claim.negated != reference.negated
     opposed = opposed_words(claim, reference)
@@ -204,7 +205,7 @@ def support(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> float
         if full
         else float(all(same_slot(slot, said) for slot in slots))
     )
-    if share < MATCH or (share == MATCH and not core):
+    if share < (PARTLY if core else MATCH):
         return 0.0
     left_out = sum(not same_slot(slot, said) for slot in slots)
     cost = SLOT_LEFT_OUT * left_out / len(slots) if slots and full else 0.0

@@ -55,15 +55,14 @@ def facts_reward(
 ) -> float | None:
     """Pays a fair bet on each fact, against its prior π among other images of the organ: 1 − π
     where the thinking says it, −(1 − π), the prior of what was claimed instead, where it
-    contradicts it, 0 where it is silent. So whatever is said of every image alike earns nothing on average. The
-    reward is 0.5 + 0.5 × the sum over the three largest possible gains, cut to [0, 1]: 0.5 is
-    silence. A thinking of over `max_words` words moves back to 0.5, and beyond twice as many gains
-    nothing.
+    contradicts it, 0 where it is silent. So whatever is said of every image alike earns nothing on
+    average. The reward is 0.5 + 0.5 × the sum over the three largest possible gains, cut to
+    [0, 1]: 0.5 is silence. Gains shrink above `max_words` words, and are none at twice as many.
 
     `priors` names the file that `write_priors` writes; without it every prior is one half. 0 for a
     malformed reply and for one that speaks to whoever scores it. None for a prompt without
-    thinking, and without facts. The answer is not looked at: gate it by `format` alone, so that groups whose
-    answers are all wrong learn from it too.
+    thinking, and without facts. The answer is not looked at: gate it by `format` alone, so that
+    groups whose answers are all wrong learn from it too.
     """
     if form == "answer" or not facts:
         return None
