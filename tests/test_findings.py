@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarl.replies.findings import MAX_CLAIMS, compare_findings, match_claims, split_claims
+from rarl.replies.findings import split_claims
+from rarl.replies.matching import MAX_CLAIMS, compare_findings, match_claims
 from rarl.tiny.phantoms import ORGANS, SIDES, Facts, rationale_for
 
 CHEST_LEFT = "Two lungs between ribs. A round spot in the left half."

@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import ITEMS
-from rarl.replies.findings import (
-    Claim,
-    FindingsMatch,
-    conflict,
-    content_words,
-    match_claims,
-    split_claims,
-)
+from rarl.replies.findings import Claim, content_words, split_claims
 from rarl.replies.grading import grade_answer, is_correct, is_yes_no
+from rarl.replies.matching import FindingsMatch, conflict, match_claims
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
+from rarl.replies.wording import known_words
 from rarl.replies.words import normalise, words
 from rarl.schema import Verdict
 
@@ -131,7 +126,8 @@ def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) ->
     answers = [content_words(candidate.reference), content_words(candidate.answer or "")]
     known = content_words(candidate.question).union({"answer"}, *answers)
     found = []
-    for claim in split_claims(text):
+    texts = (candidate.question, candidate.reference, candidate.rationale)
+    for claim in split_claims(text, known_words(*texts, *(candidate.options or ()))):
         concluding = states_answer(claim, answers) or concludes(claim)
         only_concludes = concluding and claim.words <= known
         if not only_concludes or any(conflict(claim, one) for one in references):

@@ -11,10 +11,13 @@ from functools import cached_property
 from itertools import islice
 
 from rarl.replies import findings
-from rarl.replies.findings import Claim, conflict, content_words, overlap
+from rarl.replies.findings import Claim, content_words
 from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
+from rarl.replies.lexicon import Lexicon, read_lexicon
+from rarl.replies.matching import conflict, match_claims, support
 from rarl.replies.tags import parse_reply
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
+from rarl.replies.wording import known_words
 from rarl.replies.words import length_in_words
 from rarl.rewards import Options, per_reply
 from rarl.rewards.form import length_factor
@@ -88,20 +91,21 @@ class Known:
     answer: str
     rationale: str | None
     attributes: list[str]  # organ and modality
+    lexicon: Lexicon
 
     @cached_property
     def claims(self) -> list[Claim]:
-        return findings.split_claims(self.rationale or "")
+        return findings.split_claims(self.rationale or "", lexicon=self.lexicon)
 
     @cached_property
     def asked(self) -> Words:
-        return content_words(self.question)
+        return content_words(self.question, self.lexicon)
 
     @cached_property
     def references(self) -> list[Claim]:
         """Returns the rationale's claims, but for those that the question already holds or that
         are the answer."""
-        answers = [content_words(self.answer)]
+        answers = [content_words(self.answer, self.lexicon)]
         new = (claim for claim in self.claims if claim.negated or not claim.words <= self.asked)
         return [claim for claim in new if not states_answer(claim, answers)]
 
@@ -120,6 +124,7 @@ def reasoning_reward(
     max_words: int = 200,
     leak_factor: float = 0.5,
     attributes: bool = False,
+    lexicon: str = "",
 ) -> float | None:
     """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a
     rationale nothing is paid (None), or with `attributes` the share of organ and modality that it
@@ -139,20 +144,22 @@ def reasoning_reward(
     """
     if form == "answer":
         return None
-    known = Known(question, answer, rationale, [one for one in (organ, modality) if one])
+    named = [one for one in (organ, modality) if one]
+    known = Known(question, answer, rationale, named, read_lexicon(lexicon or None))
     # To name the one that is asked for is to answer.
-    asked_for = content_words(answer)
+    asked_for = content_words(answer, known.lexicon)
     named = [one for one in known.attributes if attributes and not content_words(one) & asked_for]
     if not known.references and not named:
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
         return 0.0
-    clauses = findings.split_clauses(reply.thinking)
-    answers = [asked_for, content_words(reply.answer or "")]
+    sayable = known_words(question, answer, rationale, organ, modality)
+    clauses = findings.split_clauses(reply.thinking, sayable, known.lexicon)
+    answers = [asked_for, content_words(reply.answer or "", known.lexicon)]
     if known.references:
         kept = evidence(clauses, known, answers)
-        value = findings.match_claims(kept, known.references).f1
+        value = match_claims(kept, known.references, known.lexicon).f1
         leaked = is_leaked(clauses, known, answers)
     else:
         value = attribute_recall(reply.thinking, named)
@@ -174,14 +181,14 @@ def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -
     for clause in clauses:
         if not clause.words:
             continue
-        fit = max(known.references, key=lambda other: overlap(clause, other))
-        supported = overlap(clause, fit) > 0
+        fit = max(known.references, key=lambda other: support(clause, other, known.lexicon))
+        supported = support(clause, fit, known.lexicon) > 0
         new = clause.words & fit.words if supported else clause.words
         # It repeats the question.
         idle = not clause.negated and new <= known.asked
         idle |= clause.words <= named or states_answer(clause, answers)
         idle |= not supported and (concludes(clause) or answers_in_words(clause, known, answers))
-        denies = any(conflict(clause, other) for other in known.references)
+        denies = any(conflict(clause, other, known.lexicon) for other in known.references)
         if denies or not idle:
             kept.append(clause)
     return kept
@@ -191,10 +198,10 @@ def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) 
     """Says whether the answer, or a conclusion, comes before the first finding that is right, or
     within it."""
     for clause in clauses:
-        told = all(overlap(clause, other) < SAME for other in known.claims)
+        told = all(support(clause, one, known.lexicon) < SAME for one in known.claims)
         if states_answer(clause, answers) or (told and answers_in_words(clause, known, answers)):
             return True
-        if any(overlap(clause, other) for other in known.references):
+        if any(support(clause, one, known.lexicon) for one in known.references):
             return False
         if concludes(clause):
             return True
