@@ -41,12 +41,12 @@ class Example:
     answer_type: AnswerType
     options: tuple[str, ...] | None = None
     rationale: str | None = None
-    facts: tuple[str, ...] | None = None
-    fact_priors: tuple[float, ...] | None = None
     modality: str | None = None
     organ: str | None = None
     dataset: str = ""
     split: str = ""
+    facts: tuple[str, ...] | None = None
+    fact_priors: tuple[float, ...] | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
 
 

@@ -141,8 +141,8 @@ def score_batch(
         replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
         requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
     scored = pool.score(requests, use_adapter).result()
-    for (its, options), replies in zip(asked, scored, strict=True):
-        logprobs = [sum(tokens) for tokens in replies]
+    for (its, options), tokens in zip(asked, scored, strict=True):
+        logprobs = [float(sum(one)) for one in tokens]
         is_right = same_words if its.options else partial(is_correct, options=None)
         right = [is_right(option, its.answer) for option in options].index(True)
         known = (its.id, its.image_id, its.question, its.answer)

@@ -202,7 +202,9 @@ class Sampler:
         used. Replies that also have that token in common share its probability."""
         from vllm import SamplingParams
 
-        tokenizer, inputs, parameters, firsts = self.engine.get_tokenizer(), [], [], []
+        tokenizer = self.engine.get_tokenizer()
+        inputs: list[Any] = []
+        parameters, firsts = [], []
         for request in requests:
             replies = [
                 tokenizer(reply, add_special_tokens=False).input_ids for reply in request.replies
@@ -220,7 +222,7 @@ class Sampler:
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         return [
-            [reply_shares(tokens, output.outputs[0].logprobs[0])]
+            [reply_shares(tokens, output.outputs[0].logprobs)]
             for tokens, output in zip(firsts, outputs, strict=True)
         ]
 
@@ -308,9 +310,10 @@ def common_length(replies: list[list[int]]) -> int:
     return min(map(len, replies)) - 1
 
 
-def reply_shares(tokens: Sequence[int], found: Mapping[int, Any]) -> list[float]:
-    """Returns the probability of each token; equal ones share theirs."""
-    return [math.exp(found[token].logprob) / tokens.count(token) for token in tokens]
+def reply_shares(tokens: Sequence[int], found: Any) -> list[float]:
+    """Returns the probability of each token as the first of a generated text, of which `found` are
+    the log-probs; equal ones share theirs."""
+    return [math.exp(found[0][token].logprob) / tokens.count(token) for token in tokens]
 
 
 def tail_logprobs(output: Any, length: int) -> list[float]:
