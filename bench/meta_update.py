@@ -94,7 +94,7 @@ def gpu_attention(
 @contextmanager
 def gpus_attention() -> Iterator[None]:
     own = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = gpu_attention
+    functional.scaled_dot_product_attention = gpu_attention  # type: ignore[assignment]
     try:
         yield
     finally:

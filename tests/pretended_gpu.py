@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def write_program(path: Path, text: str) -> None:
 
 
 def pretend_driver(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: dict[str, str | None]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *cards: Mapping[str, str | None]
 ) -> None:
     """Puts an nvidia-smi on PATH that knows these cards: an A100 each, with what is said of it. A
     field that is None is one that this driver does not know."""

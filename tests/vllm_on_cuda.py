@@ -117,7 +117,8 @@ def attention_backends() -> list[str]:
     from vllm.platforms import current_platform
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
-    wanted = dict.fromkeys(AttentionSelectorConfig._fields, False) | {
+    unset: dict[str, Any] = dict.fromkeys(AttentionSelectorConfig._fields, False)
+    wanted = unset | {
         "head_size": 128,
         "dtype": torch.bfloat16,
         "kv_cache_dtype": "auto",
@@ -126,9 +127,7 @@ def attention_backends() -> list[str]:
     }
     capability = current_platform.get_device_capability()
     found, _ = current_platform.get_valid_backends(capability, AttentionSelectorConfig(**wanted))
-    return [
-        getattr(one, "backend", one[1] if isinstance(one, tuple) else one).name for one in found
-    ]
+    return [str(one.backend.name) for one in found]
 
 
 def main(capability: str, gib: str, settings_file: str) -> None:
