@@ -48,10 +48,10 @@ def check_data(
             checked[name] = checked[name].first(most)
             display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
-        rows = [
+        measured = [
             Measured(data[name], row, RowLengths(*lengths))
             for name, one in checked.items()
             for row, *lengths in zip(*(one.facts[its].to_pylist() for its in SIZES), strict=True)
         ]
-        require_room(rows, setup.config.rollout.max_model_length)
+        require_room(measured, setup.config.rollout.max_model_length)
     return checked

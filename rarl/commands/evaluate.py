@@ -110,8 +110,8 @@ def read_model(
         "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
-    here = [anchored_override(one, Path.cwd()) for one in overrides]
-    config = validated(Config, anchored(tree, Path.cwd()), here, target)
+    absolute = [anchored_override(one, Path.cwd()) for one in overrides]
+    config = validated(Config, anchored(tree, Path.cwd()), absolute, target)
     return Asked(config, config, adapter)
 
 

@@ -57,9 +57,10 @@ def texts(rows: pd.DataFrame, form: str) -> list[str]:
     lines = zip(accuracy["model"], accuracy["data"], strict=True)
     counts = dict(zip(lines, accuracy["n"], strict=True))
     return [
-        cell(form, row.n, row.mean, row.low, row.high)
-        + ("" if row.n == counts.get((row.model, row.data), row.n) else f" (n={row.n})")
-        for row in rows[["model", "data", "n", "mean", "low", "high"]].itertuples()
+        cell(form, n, mean, low, high) + ("" if n == counts.get((model, data), n) else f" (n={n})")
+        for model, data, n, mean, low, high in zip(
+            *(rows[name] for name in ("model", "data", "n", "mean", "low", "high")), strict=True
+        )
     ]
 
 
