@@ -124,7 +124,8 @@ def configured(tmp_path: Path, varied: list[Example], *overrides: str) -> Config
 
 def setup_of(tmp_path: Path, varied: list[Example], length: int, *overrides: str) -> Setup:
     """Whose engines take so many tokens, which no look at the data has questioned."""
-    setup = resolve(configured(tmp_path, varied, *overrides))
+    enough = "rollout.max_model_length=2048"
+    setup = resolve(configured(tmp_path, varied, enough, *overrides))
     rollout = setup.config.rollout.model_copy(update={"max_model_length": length})
     return replace(setup, config=setup.config.model_copy(update={"rollout": rollout}))
 

@@ -42,9 +42,9 @@ from rarl.evaluation.report.examples import (
 )
 from rarl.evaluation.report.gather import data_cards, gather
 from rarl.evaluation.report.numbers import Measure, numbers_of
-from rarl.evaluation.report.verdict import verdict
+from rarl.evaluation.report.verdict import in_words, verdict
 from rarl.evaluation.results import compare_models, difference, summarise
-from rarl.evaluation.tables import comparison_table, to_csv, to_latex
+from rarl.evaluation.tables import cell, comparison_table, to_csv, to_latex
 from rarl.samples import Sample
 from rarl.schema import Example, Verdict
 from rarl.tiny.dataset import draw_examples
@@ -120,6 +120,15 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     assert twice and alone
     assert (twice.n, alone.n) == (120, 60)
     assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_a_number_of_few_replies_stands_without_an_interval() -> None:
+    few, enough = (Measure(n, 0.0, -92.4, 92.4, {}, n) for n in (9, 10))
+    assert in_words(few) == "0.0 points (too few for an interval, n 9)"
+    assert in_words(enough) == "0.0 points (95 % interval −92.4 to +92.4, n 10)"
+    form = "{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}"
+    assert cell(form, 9, 50.0, 10.0, 90.0) == "+50.0"
+    assert cell(form, 10, 50.0, 10.0, 90.0).endswith("[+10.0, +90.0]}")
 
 
 def test_data_sets_measured_later_are_found_however_they_were_asked(
@@ -244,7 +253,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     (tmp_path / "data/seen.parquet").unlink()
     report = gather(folder)
     told = " ".join(verdict(report, numbers_of(report), "seen"))
-    assert "The best that needs no training is base (none) with 66.7 %" in told
+    assert "The best that needs no training is base (prompt none) with 66.7 %" in told
     assert any("training data are not to be found" in note for note in report.notes)
 
 

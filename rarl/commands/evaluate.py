@@ -110,8 +110,8 @@ def read_model(
         "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
-    own = [anchored_override(one, Path.cwd()) for one in overrides]
-    config = validated(Config, anchored(tree, Path.cwd()), own, target)
+    absolute = [anchored_override(one, Path.cwd()) for one in overrides]
+    config = validated(Config, anchored(tree, Path.cwd()), absolute, target)
     return Asked(config, config, adapter)
 
 
