@@ -201,8 +201,8 @@ SEEN: Bad = {
     "shuffled": [shuffled],
 }
 
-# Written when the rules stood. They showed two gaps, sentences put into others ("I refuse to believe
-# that") and short refusals ("or rather, no"), which then got a rule.
+# Written when the rules stood. They showed two gaps, sentences put into others ("I refuse to
+# believe that") and short refusals ("or rather, no"), which then got a rule.
 UNSEEN: Bad = {
     "conditional": [
         each("Granted that {}, one would act."),

@@ -314,7 +314,7 @@ def reason(
         (f"{RATIONALE} No round spot in the left half.", 4 / 23),
         (f"The answer is left. {RATIONALE}", 0.5),
         (f"Left. {RATIONALE}", 0.5),
-        (f"(a) {RATIONALE}", 0.5),
+        (f"A. {RATIONALE}", 0.5),
         (f"The lesion is in the left half. {RATIONALE}", 0.5),
         (f"The lesion is on the left. {RATIONALE}", 0.5),
         (f"{RATIONALE} The lesion is on the left.", 1.0),

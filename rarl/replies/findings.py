@@ -57,7 +57,7 @@ COMPARED, PRESENT, OTHER_PATIENT = pattern("compared"), pattern("present"), patt
 WITHDRAWN, WITHDRAWN_AHEAD = pattern("withdrawn"), pattern("withdrawn_ahead")
 REFERS_BACK = pattern("refers_back")
 # What something is compared with is not claimed.
-THAN = re.compile(r"\b(?:than|compared (?:to|with)|relative to)\b")
+THAN = re.compile(r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b")
 OR = re.compile(r"\b(?:or|nor)\b")
 SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
 PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")

@@ -127,7 +127,9 @@ def match_claims(
     merely denied beyond the reference costs nothing: a normal finding that nobody asked for is no
     mistake.
     """
-    given = list(dict.fromkeys(claim for claim in claims if claim.words))
+    # What is asserted somewhere is asserted, wherever else it is only supposed.
+    ordered = sorted(claims, key=lambda claim: not claim.asserted)
+    given = list(dict.fromkeys(claim for claim in ordered if claim.words))
     wanted = list(dict.fromkeys(claim for claim in references if claim.words))[:MAX_CLAIMS]
     asserted: list[Claim] = []
     denied: set[int] = set()
@@ -148,16 +150,15 @@ def match_claims(
     earned = [0.0] * len(wanted)
     for pool in pools(asserted):
         for place, other in enumerate(wanted):
-            value = support(pool, other, lexicon) * pool.trust if place not in denied else 0.0
-            if value and value >= earned[place]:
-                used |= pool.words if value > earned[place] or pool in asserted else frozenset()
-                earned[place] = value
+            value = support(pool, other, lexicon) if place not in denied else 0.0
+            if value and (pool in asserted or value * pool.trust > earned[place]):
+                used |= pool.words
+                earned[place] = max(earned[place], value * pool.trust)
     beyond = len(given) - len(given[:MAX_CLAIMS])
     unused = [
         claim
         for claim in given[:MAX_CLAIMS]
-        if not claim.asserted
-        or (claim in asserted and not claim.negated and not claim.words <= used)
+        if not claim.asserted or (claim in asserted and not (claim.negated or claim.words <= used))
     ]
     total, matched = sum(earned), sum(value > 0 for value in earned)
     counted = matched + 2 * contradicted + len(unused) / 2 + beyond
@@ -222,7 +223,9 @@ def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> floa
     """
     opposed = opposed_words(claim, reference)
     differ = claim.negated != reference.negated
-    if differ == bool(opposed) or places_differ(claim, reference, lexicon):
+    slots = any(is_slot(word) for word in opposed)
+    differences = differ + slots + any(not is_slot(word) for word in opposed)
+    if differences != 1 or places_differ(claim, reference, lexicon):
         return 0.0
     cores = core_of(claim, lexicon), core_of(reference, lexicon)
     if all(cores) and not any(cover(word, cores[1]) for word in cores[0]):

@@ -85,6 +85,8 @@ def order_factor(text: str, lexicon: Lexicon) -> float:
     a run of content without a word between."""
     tokens = [*TOKEN.findall(fold(text)), "."]
     faults = sum(impossible(one, other, lexicon) for one, other in pairwise(tokens))
+    # "A." at the beginning is an option's letter.
+    faults -= tokens[0] in ("a", "(") and "a" in tokens[:2] and bool(ENDS & set(tokens[1:3]))
     words = run = 0
     start = True
     for place, token in enumerate(tokens):
