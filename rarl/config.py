@@ -65,6 +65,8 @@ class RolloutConfig(Section):
     # from one group to the next, before an engine counts as hung and is started anew
     timeout_seconds: Positive = 1800
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
+    # replies that an engine writes at once; more are faster while the cache has room for them
+    max_sequences: Positive = 128
     # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
     kv_cache_mib: Positive = 128
     # GPU: of the card, for vLLM's weights and cache; the trainer has the rest

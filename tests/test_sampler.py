@@ -4,12 +4,15 @@ float32."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
@@ -22,7 +25,7 @@ from rarl.prompts import plain_prompt, rederive_text, render
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings
+from rarl.rollout.sampler import SampleRequest, SamplingSettings, decode
 from rarl.schema import Example, PreparedExample, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
@@ -61,7 +64,7 @@ def largest_difference(
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
         TokenGroup(
-            p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key
+            p.prompt_token_ids, p.pixels, p.patch_rule, [r.completion_token_ids for r in group], key
         )
         for key, (p, group) in enumerate(zip(prepared, rollouts, strict=True))
     ]
@@ -73,6 +76,42 @@ def largest_difference(
         float((rows[i, : len(r.sampler_logprobs)] - torch.tensor(r.sampler_logprobs)).abs().max())
         for i, r in enumerate(flat)
     )
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_text_made_once_is_what_vllm_makes_token_by_token(processor: Any, data: Any) -> None:
+    """Of real text that was cut and mixed, with special tokens and characters in pieces."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    tokenizer = processor.tokenizer
+    words = [
+        "<think>",
+        "a left",
+        " pleural effusion",
+        "é",
+        "胸",
+        "🫁",
+        "\ufffd",
+        " ",
+        "\n\n",
+        " .",
+        "n't",
+    ]
+    parts = data.draw(st.lists(st.sampled_from(words + tokenizer.all_special_tokens), max_size=12))
+    ids = tokenizer("".join(parts)).input_ids
+    cut = data.draw(st.integers(0, len(ids)))
+    ids = [*ids[:cut], *data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))]
+    prompt = tokenizer("Is it normal?").input_ids
+    options = SamplingParams()
+    request: Any = SimpleNamespace(
+        sampling_params=options, prompt_token_ids=prompt, request_id="0", prompt_embeds=None
+    )
+    own = IncrementalDetokenizer.from_new_request(tokenizer, request)
+    for token in ids:
+        own.update([token], stop_terminated=False)
+    assert decode(tokenizer, ids) == own.get_next_output_text(finished=True, delta=False)
 
 
 @pytest.mark.slow
