@@ -105,7 +105,8 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 5  # in which the rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # of the rate after that; cosine: to 0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # a longer gradient is shortened to it
-    # per forward and backward pass, a prompt counted once; bounds memory
+    # Per forward and backward pass, a prompt counted once; bounds memory. A group that is longer is
+    # cut, and its prompt computed again for each part.
     micro_batch_tokens: Positive = 4096
     # recompute each layer in the backward pass: a third slower, little memory
     gradient_checkpointing: bool = False

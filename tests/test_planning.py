@@ -192,10 +192,11 @@ def test_a_judge_on_the_same_machine_takes_its_share(
 
 
 def test_decoding_steps_are_those_of_the_longest_chain() -> None:
-    assert decode_steps(np.array([[3, 9], [4, 1]])) == 9
-    assert decode_steps(np.full((16, 8), 10)) == 10  # 128 at once
-    assert decode_steps(np.full((17, 8), 10)) == 20
-    assert decode_steps(np.array([[5] * 128 + [7]])) == 12
+    assert decode_steps(np.array([[3, 9], [4, 1]]), 128) == 9
+    assert decode_steps(np.full((16, 8), 10), 128) == 10
+    assert decode_steps(np.full((17, 8), 10), 128) == 20
+    assert decode_steps(np.full((17, 8), 10), 136) == 10
+    assert decode_steps(np.array([[5] * 128 + [7]]), 128) == 12
 
 
 def test_lengths_have_the_assumed_mean(work: Work) -> None:

@@ -20,9 +20,10 @@ class TokenGroup:
     """One prompt and its G completions, on the CPU.
 
     prompt_token_ids: (P,) int64, image placeholder expanded. pixels: (height, width, 3) uint8, of
-    which patches are made by `patch_rule`, on the device that needs them. completions: the token ids of each, of any length from 1. key: differs between the
-    prompts of one update. sampler_logprobs: the sampler's log-prob of each token, in nats.
-    advantages: (G,) float32. The last two are empty where the completions are imitated.
+    which patches are made by `patch_rule`, on the policy's device. completions: the token ids of
+    each, of any length from 1. key: differs between the prompts of one update. sampler_logprobs:
+    the sampler's log-prob of each token, in nats. advantages: (G,) float32. The last two are empty
+    where the completions are imitated.
     """
 
     prompt_token_ids: NDArray[np.int64]

@@ -14,7 +14,7 @@ from rarl.config import Config
 from rarl.errors import UserError
 from rarl.planning.sizes import (
     FIGURES,
-    PATCH_VALUES,
+    IMAGE_TOKEN_PIXELS,
     ModelSize,
     Work,
     model_shapes,
@@ -29,14 +29,13 @@ CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
 WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
-MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
 ACTIVATIONS = "activations"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
-# copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
-# given back
-HELD = 8
+# copies of a batch of questions that the driver has room for: as they were streamed, unpacked, as
+# requests, and not given back
+HELD = 4
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     sampler = {"base weights": weights, "working memory": working, "context": CONTEXT_GIB}
     # keys and values of all sequences that one engine samples at once; a prompt counts once
     prompts = math.ceil(work.prompts / config.rollout.num_actors)
-    sequences = min(MAX_SEQUENCES, prompts * work.group)
+    sequences = min(work.sequences, prompts * work.group)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
     return MemoryPlan(
         trainer={
@@ -213,8 +212,8 @@ def plan_processes(
     activations = activation_bytes(model, config.train.gradient_checkpointing, value_bytes)
     asked = REQUESTS_PER_ACTOR * config.rollout.num_actors
     questions = min(config.evaluation.max_examples or asked, asked) if config.data.eval else 0
-    # pictures as float32 patches
-    questions_bytes = HELD * questions * work.patches * PATCH_VALUES * 4
+    # pictures as bytes of three colours
+    questions_bytes = HELD * questions * work.image * IMAGE_TOKEN_PIXELS * 3
     trainer = {
         "weights": weights,
         "adapter, gradient, optimizer": adapter_bytes(size) / MIB,
