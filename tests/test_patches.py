@@ -4,6 +4,7 @@ bit for bit, with the same prompt tokens."""
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -48,4 +49,6 @@ def test_patches_and_tokens_are_the_processors_own(
     expected = own(text=[prepared.prompt.text], images=[prepared.pixels], return_tensors="pt")
     assert torch.equal(make_patches(group, "cpu"), expected["pixel_values"])
     assert group.grid.tolist() == expected["image_grid_thw"][0].tolist()
+    # What waits in the object store is the picture, and little more.
+    assert len(pickle.dumps(prepared)) < prepared.pixels.nbytes + 8192
     assert prepared.prompt_token_ids.tolist() == expected["input_ids"][0].tolist()

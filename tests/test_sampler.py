@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rarl.config import RolloutConfig
 from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
@@ -161,7 +162,7 @@ def test_prompt_tokens_are_equal_on_both_sides(
     for own, group in zip(prepared, sampled, strict=True):
         assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
         placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        assert group[0].prompt_token_ids.count(placeholder) == int(np.prod(own.grid)) // 4
+        assert group[0].prompt_token_ids.count(placeholder) == own.pixels[..., 0].size // 28**2
 
 
 @pytest.mark.slow
@@ -231,6 +232,23 @@ def test_groups_arrive_while_others_are_still_being_sampled(
     assert [r.completion_token_ids for r in again[position]] == [
         r.completion_token_ids for r in first
     ]
+
+
+@pytest.mark.slow
+def test_more_requests_than_an_engine_takes_at_once_are_answered_in_order_and_in_parts(
+    pool: SamplerPool, processor: Any
+) -> None:
+    count = 3 * RolloutConfig().max_sequences
+    texts = [render(processor, f"{number} or no?", image=False) for number in range(count)]
+    requests = [SampleRequest(text, None) for text in texts]
+    expected = [processor.tokenizer(text).input_ids for text in texts]
+    pending = pool.submit(requests, SamplingSettings(1, 0.0, 2), use_adapter=False)
+    part = pending.part(10, 20).result()
+    assert [group[0].prompt_token_ids for group in part] == expected[10:20]
+    assert [group[0].prompt_token_ids for group in pending.result()] == expected
+    assert pending.result()[10:20] == part
+    again = pool.generate(requests[:20], SamplingSettings(1, 0.0, 2), use_adapter=False)
+    assert [one.text for [one] in again] == [one.text for [one] in pending.result()[:20]]
 
 
 @pytest.mark.slow
