@@ -12,9 +12,11 @@ from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
-from rarl.planning.sizes import PATCH_VALUES, QWEN2_VL_2B, GroupShape
+from rarl.planning.sizes import QWEN2_VL_2B, GroupShape
+from rarl.schema import PatchRule
 
 RANK = 8
+PATCH_RULE = PatchRule(14, frames=2, merge=2, mean=(127.5,) * 3, std=(64.0,) * 3)
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def make_group(case: Case, config: Any, seed: int = 0) -> TokenGroup:
     ]
     return TokenGroup(
         prompt_token_ids=np.array(ids, dtype=np.int64),
-        patches=rng.standard_normal((case.side**2, PATCH_VALUES)).astype(np.float32),
-        grid=np.array([1, case.side, case.side], dtype=np.int64),
+        pixels=rng.integers(0, 256, (case.side * 14, case.side * 14, 3), dtype=np.uint8),
+        patch_rule=PATCH_RULE,
         completions=[
             rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)
         ],

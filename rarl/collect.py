@@ -8,8 +8,9 @@ the judge as soon as it is sampled; `result` waits for what is missing and score
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -118,6 +119,16 @@ class PendingGroups:
         """Returns when the samplers are done with this batch, well or not, so that their adapter
         can be replaced."""
         self.pending.wait()
+
+    def parts(self, size: int) -> Iterator[PendingGroups]:
+        """Yields the batch in parts of up to `size` prompts, each as soon as it is sampled."""
+        for start in range(0, len(self.prompts), size):
+            part = copy(self)
+            part.prompts = self.prompts[start : start + size]
+            part.pending = self.pending.part(start, start + len(part.prompts))
+            part.verdicts = self.verdicts[start : start + size]
+            part.seconds = self.seconds[start : start + size]
+            yield part
 
     def sampled(self) -> list[Group]:
         """Waits for the completions and starts what follows from them with the same adapter. Raises

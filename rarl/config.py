@@ -64,6 +64,8 @@ class RolloutConfig(Section):
     # from one group to the next, before an engine counts as hung and is started anew
     timeout_seconds: Positive = 1800
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
+    # replies that an engine writes at once; more are faster while the cache has room for them
+    max_sequences: Positive = 128
     # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
     kv_cache_mib: Positive = 128
     # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
@@ -102,7 +104,8 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 5  # in which the rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # of the rate after that; cosine: to 0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # a longer gradient is shortened to it
-    # per forward and backward pass, a prompt counted once; bounds memory
+    # Per forward and backward pass, a prompt counted once; bounds memory. A group that is longer is
+    # cut, and its prompt computed again for each part.
     micro_batch_tokens: Positive = 4096
     # recompute each layer in the backward pass: a third slower, little memory
     gradient_checkpointing: bool = False

@@ -66,22 +66,33 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class PatchRule:
+    """How a model's image processor makes patches of pixels: squares of `size` pixels, repeated for
+    `frames` frames, ordered in blocks of `merge` x `merge`. `mean` and `std` are those of red,
+    green and blue by which pixels (0 to 255) are normalised."""
+
+    size: int
+    frames: int
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class PreparedExample:
     """An example and its prompt, ready for the models. `example` comes without its image file; the
     pixels below replace it.
 
-    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the
-    sampler. prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer.
-    patches: (patches, channels * temporal * patch * patch) float32, the image processor's output.
-    grid: (3,) int64, patches along time, height and width.
+    pixels: (height, width, 3) uint8, already of the size the image processor keeps.
+    prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer, which also
+    makes patches of the pixels by `patch_rule`: as float32 they are eight times as large.
     """
 
     example: Example
     prompt: Prompt
     pixels: NDArray[np.uint8]
     prompt_token_ids: NDArray[np.int64]
-    patches: NDArray[np.float32]
-    grid: NDArray[np.int64]
+    patch_rule: PatchRule
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,6 @@ def engines_on(
         config.rollout,
         "",
         config.data.max_pixels,
-        128,
         str(kept),
     )
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))

@@ -70,7 +70,8 @@ def test_a_rows_lengths_are_those_of_the_longest_prompt_that_may_be_drawn(
         width, height = Image.open(io.BytesIO(example.image)).size
         found = rule.lengths(example, height, width, processor)
         longest = max(len(one.prompt_token_ids) for one in prepared)
-        image = int(np.prod(prepared[0].grid)) // 4
+        image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        image = int((prepared[0].prompt_token_ids == image_token).sum())
         assert tuple(found) == (longest, image, longest + 64)
 
 

@@ -6,13 +6,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rarl.config import RolloutConfig
 from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
@@ -24,7 +28,7 @@ from rarl.prompts import as_turn, plain_prompt, rederive_text
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplerSettings, SamplingSettings
+from rarl.rollout.sampler import SampleRequest, SamplerSettings, SamplingSettings, decode
 from rarl.schema import Example, PreparedExample, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
@@ -63,7 +67,7 @@ def largest_difference(
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
         TokenGroup(
-            p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key
+            p.prompt_token_ids, p.pixels, p.patch_rule, [r.completion_token_ids for r in group], key
         )
         for key, (p, group) in enumerate(zip(prepared, rollouts, strict=True))
     ]
@@ -75,6 +79,42 @@ def largest_difference(
         float((rows[i, : len(r.sampler_logprobs)] - torch.tensor(r.sampler_logprobs)).abs().max())
         for i, r in enumerate(flat)
     )
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_text_made_once_is_what_vllm_makes_token_by_token(processor: Any, data: Any) -> None:
+    """Of real text that was cut and mixed, with special tokens and characters in pieces."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    tokenizer = processor.tokenizer
+    words = [
+        "<think>",
+        "a left",
+        " pleural effusion",
+        "é",
+        "胸",
+        "🫁",
+        "\ufffd",
+        " ",
+        "\n\n",
+        " .",
+        "n't",
+    ]
+    parts = data.draw(st.lists(st.sampled_from(words + tokenizer.all_special_tokens), max_size=12))
+    ids = tokenizer("".join(parts)).input_ids
+    cut = data.draw(st.integers(0, len(ids)))
+    ids = [*ids[:cut], *data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))]
+    prompt = tokenizer("Is it normal?").input_ids
+    options = SamplingParams()
+    request: Any = SimpleNamespace(
+        sampling_params=options, prompt_token_ids=prompt, request_id="0", prompt_embeds=None
+    )
+    own = IncrementalDetokenizer.from_new_request(tokenizer, request)
+    for token in ids:
+        own.update([token], stop_terminated=False)
+    assert decode(tokenizer, ids) == own.get_next_output_text(finished=True, delta=False)
 
 
 @pytest.mark.slow
@@ -124,7 +164,7 @@ def test_prompt_tokens_are_equal_on_both_sides(
     for own, group in zip(prepared, sampled, strict=True):
         assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
         placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        assert group[0].prompt_token_ids.count(placeholder) == int(np.prod(own.grid)) // 4
+        assert group[0].prompt_token_ids.count(placeholder) == own.pixels[..., 0].size // 28**2
 
 
 @pytest.mark.slow
@@ -194,6 +234,23 @@ def test_groups_arrive_while_others_are_still_being_sampled(
     assert [r.completion_token_ids for r in again[position]] == [
         r.completion_token_ids for r in first
     ]
+
+
+@pytest.mark.slow
+def test_more_requests_than_an_engine_takes_at_once_are_answered_in_order_and_in_parts(
+    pool: SamplerPool, processor: Any
+) -> None:
+    count = 3 * RolloutConfig().max_sequences
+    texts = [as_turn(processor, f"{number} or no?", image=False) for number in range(count)]
+    requests = [SampleRequest(text, None) for text in texts]
+    expected = [processor.tokenizer(text).input_ids for text in texts]
+    pending = pool.submit(requests, SamplingSettings(1, 0.0, 2), use_adapter=False)
+    part = pending.part(10, 20).result()
+    assert [group[0].prompt_token_ids for group in part] == expected[10:20]
+    assert [group[0].prompt_token_ids for group in pending.result()] == expected
+    assert pending.result()[10:20] == part
+    again = pool.generate(requests[:20], SamplingSettings(1, 0.0, 2), use_adapter=False)
+    assert [one.text for [one] in again] == [one.text for [one] in pending.result()[:20]]
 
 
 @pytest.mark.slow

@@ -75,10 +75,10 @@ def pretend(capability: tuple[int, int], gib: float) -> None:
         def is_pin_memory_available(cls) -> bool:
             return True
 
-    vllm.platforms._current_platform = Card()
+    vllm.platforms._current_platform = Card()  # type: ignore[assignment]
     # Triton is a part of CUDA's PyTorch.
     for module in (vllm.triton_utils.importing, vllm.triton_utils, vllm.config.vllm):
-        module.HAS_TRITON = True
+        module.HAS_TRITON = True  # type: ignore[attr-defined]
 
 
 def described(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
 
     config = EngineArgs(**arguments).create_engine_config(UsageContext.LLM_CLASS)
     # The first that vLLM's worker does on its card.
-    current_platform.check_if_supports_dtype(config.model_config.dtype)
+    current_platform.check_if_supports_dtype(config.model_config.dtype)  # type: ignore[arg-type]
     budget = MultiModalBudget(config, MULTIMODAL_REGISTRY, enable_cache=False)
     graphs = config.compilation_config
     return {

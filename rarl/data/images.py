@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarl.errors import UserError
+from rarl.schema import PatchRule
 
 MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, above this
 SMALLEST_SIDE = 8  # pixels
@@ -161,6 +162,22 @@ def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int
 
     rows, columns = min(large_enough, key=distance)
     return rows * factor, columns * factor
+
+
+def patch_rule(image_processor: Any) -> PatchRule:
+    """Returns the rule by which the processor makes patches. Like the processor, it normalises in
+    one step, in float32, by mean and deviation in units of the pixels."""
+    unit = np.float32(1 / image_processor.rescale_factor)
+    mean, std = (
+        tuple((np.array(each, dtype=np.float32) * unit).tolist())
+        for each in (image_processor.image_mean, image_processor.image_std)
+    )
+    sizes = (
+        image_processor.patch_size,
+        image_processor.temporal_patch_size,
+        image_processor.merge_size,
+    )
+    return PatchRule(*sizes, mean, std)
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from rarl.schema import PreparedExample
 from rarl.system.placement import REQUESTS_PER_ACTOR
 
 JUDGED_AT_ONCE = 256  # replies that were made before
+QUESTIONS_PER_FILE = 64  # what a stop loses at most, and the longest of their replies decides when
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
 DATA = "_data.json"  # in evaluation/; names with an underscore are no measurement to pyarrow
 QuestionKey = tuple[str, str, str]  # id, question, reference answer
@@ -315,11 +316,14 @@ def complete(
         for places, prepared in exam.batches(progress.missing, size):
             seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
             asking = (exam.sampling, key.model != "base", exam.show_image)
-            new = collector.submit(prepared, seeds, *asking).result()
-            for sample in flatten(new):
-                sample.prepared = None  # pixels and patches
-            groups |= zip(places, new, strict=True)
-            write_part(part_path(progress.folder, places[0]), flatten(new))
-            advance(len(places))
+            pending = collector.submit(prepared, seeds, *asking)
+            for part in pending.parts(QUESTIONS_PER_FILE):
+                new, its = part.result(), places[: len(part.prompts)]
+                for sample in flatten(new):
+                    sample.prepared = None  # with the pixels
+                groups |= zip(its, new, strict=True)
+                write_part(part_path(progress.folder, its[0]), flatten(new))
+                advance(len(its))
+                places = places[len(its) :]
     write_text(progress.folder / FINISHED, "")
     return progress.samples

@@ -44,14 +44,14 @@ class Span:
 @dataclass(frozen=True)
 class Packed:
     """A micro-batch as one matrix. `positions` is (3, 1, tokens) for the multimodal rotary
-    embedding; `image_rows` are the rows of image tokens; `first` is the number of prefix rows,
-    which come before those of the completions."""
+    embedding; `first` is the number of prefix rows, which come before those of the completions, and
+    `image_rows` are those of them that stand for images."""
 
     token_ids: Tensor
     positions: Tensor
-    image_rows: Tensor
     spans: list[Span]
     first: int
+    image_rows: Tensor
     targets: Tensor
     lengths: list[int]
 
@@ -79,7 +79,7 @@ class SharedPrefixForward:
         for index, layer in enumerate(lower):
             arguments = (layer, hidden, cos, sin, packed, False)
             if self.checkpointing and torch.is_grad_enabled():
-                # There is no dropout whose random numbers would have to be the same again.
+                # Nothing in a layer is random: no generator's state need be read from the GPU.
                 hidden = checkpoint(
                     decoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False
                 )
@@ -116,13 +116,13 @@ def pack(model: Any, groups: list[TokenGroup]) -> Packed:
         start += sum(lengths)
     completions = [c for group in groups for c in group.completions]
     # On the CPU: a GPU would have to be waited for before their number is known.
-    is_image = torch.cat(prefix_ids) == model.config.image_token_id
+    prefixes = torch.cat(prefix_ids)
     return Packed(
-        token_ids=torch.cat([*prefix_ids, *ids]).to(device),
+        token_ids=torch.cat([prefixes, *ids]).to(device),
         positions=torch.cat([*prefix_positions, *positions], dim=1)[:, None].to(device),
-        image_rows=is_image.nonzero().squeeze(1).to(device),
         spans=spans,
         first=first,
+        image_rows=(prefixes == model.config.image_token_id).nonzero().squeeze(1).to(device),
         targets=torch.tensor([token for c in completions for token in c], device=device),
         lengths=[len(c) for c in completions],
     )

@@ -107,10 +107,13 @@ def update_policy(
                 inputs = replace(found[index], logprobs=current.logprobs)
                 out = compute_loss(inputs, totals, grpo)
                 out.loss.backward()
-                drift = (inputs.old_logprobs - inputs.sampler_logprobs).abs()[inputs.mask]
-                parts = (out.loss, out.clipped, out.kl, current.entropy[inputs.mask].sum())
-                sums += [part.item() for part in (*parts, drift.sum())]
-                largest = max(largest, drift.max().item())
+                # All three are padded with zeros.
+                drift = (inputs.old_logprobs - inputs.sampler_logprobs).abs()
+                parts = (out.loss, out.clipped, out.kl, current.entropy.sum(), drift.sum())
+                # Read together: the GPU is waited for once.
+                *found_sums, top = torch.stack([*parts, drift.max()]).tolist()
+                sums += found_sums
+                largest = max(largest, top)
         loss, *token_sums = workers.sum(sums.tolist())
         clipped, kl, entropy, mean_drift = (value / tokens for value in token_sums)
         largest = workers.max(largest)

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 from rarl.errors import UserError
 from rarl.planning.sizes import (
     FIGURES,
-    PATCH_VALUES,
+    IMAGE_TOKEN_PIXELS,
     PATCHES_PER_TOKEN,
     Work,
     activation_bytes,
@@ -38,15 +38,14 @@ CONTEXT_GIB = 0.6  # of CUDA context and kernels per process, beside what it is 
 GRAPHS_GIB = 0.5  # of the CUDA graphs that vLLM captures; an assumption
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
-MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
 ACTIVATIONS = "activations"
 HEAD = "log-probs over the vocabulary"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
-# copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
-# given back
-HELD = 8
+# copies of a batch of questions that the driver has room for: as they were streamed, unpacked, as
+# requests, and not given back
+HELD = 4
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     }
     # keys and values of all sequences that one engine samples at once; a prompt counts once
     prompts = math.ceil(work.prompts / config.rollout.num_actors)
-    sequences = min(MAX_SEQUENCES, prompts * work.group)
+    sequences = min(work.sequences, prompts * work.group)
     judged = judge_is_here(config)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
     return MemoryPlan(
@@ -202,7 +201,7 @@ def engine_bytes(config: Config, model: Any) -> float:
     inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
     of_images = 2 * PATCHES_PER_TOKEN * tokens * (3 * inner + 2 * width)
     of_text = 2 * tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
-    return max(of_images, of_text) + 3 * 4 * MAX_SEQUENCES * text.vocab_size
+    return max(of_images, of_text) + 3 * 4 * config.rollout.max_sequences * text.vocab_size
 
 
 def judge_is_here(config: Config) -> bool:
@@ -265,8 +264,8 @@ def plan_processes(
     activations = activation_bytes(model, config.train.gradient_checkpointing, value_bytes)
     asked = REQUESTS_PER_ACTOR * config.rollout.num_actors
     questions = min(config.evaluation.max_examples or asked, asked) if config.data.eval else 0
-    # pictures as float32 patches
-    questions_bytes = HELD * questions * work.patches * PATCH_VALUES * 4
+    # pictures as bytes of three colours
+    questions_bytes = HELD * questions * work.image * IMAGE_TOKEN_PIXELS * 3
     trainer = {
         "weights": weights,
         "adapter, gradient, optimizer": adapter_bytes(size) / MIB,

@@ -50,8 +50,9 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Work:
-    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound. `reference` asks
-    for a pass without gradient, for the KL to the base model."""
+    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound, and `sequences`
+    are sampled by an engine at once. `reference` asks for a pass without gradient, for the KL to
+    the base model."""
 
     prompts: int
     group: int
@@ -59,6 +60,7 @@ class Work:
     image: int
     completion: int
     longest: int
+    sequences: int
     epochs: int = 1
     reference: bool = False
     checkpointing: bool = False
@@ -156,6 +158,7 @@ def step_work(config: Config, model_path: str, lengths: tuple[float, float] | No
         image=image,
         completion=max(1, round(MEAN_LENGTH * rollout.max_completion_tokens)),
         longest=rollout.max_completion_tokens,
+        sequences=rollout.max_sequences,
         epochs=config.grpo.epochs,
         reference=config.grpo.kl_beta > 0,
         checkpointing=train.gradient_checkpointing,

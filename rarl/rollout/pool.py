@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Condition, Thread
 from typing import Any
 
 import ray
@@ -65,6 +66,9 @@ class PendingRollouts:
         self.sampling, self.use_adapter = sampling, use_adapter
         self.groups: list[list[Rollout]] = [[] for _ in requests]
         self.error: Exception | None = None
+        # What has been taken in, and how many threads are at it; told to who waits for a part.
+        self.taken_in: set[int] = set()
+        self.changed = Condition()
         actors = pool.actors[: len(requests)]
         self.stride = len(actors)
         # Asked for in this thread: what is loaded into an engine afterwards cannot come before it.
@@ -73,6 +77,7 @@ class PendingRollouts:
             Thread(target=self.take_share, args=(place, actor, stream), daemon=True)
             for place, (actor, stream) in enumerate(zip(actors, streams, strict=True))
         ]
+        self.running = len(self.threads)
         for thread in self.threads:
             thread.start()
 
@@ -94,6 +99,10 @@ class PendingRollouts:
                     stream = self.ask(actor, place)
         except Exception as error:
             self.error = error
+        finally:
+            with self.changed:
+                self.running -= 1
+                self.changed.notify_all()
 
     def take_in(self, place: int, actor: Any, stream: Any) -> None:
         """Raises what Ray raises. An engine that completes no group in time is ended, and counts as
@@ -117,10 +126,23 @@ class PendingRollouts:
             self.groups[index] = group
             if self.on_group is not None:
                 self.on_group(index, group)
+            with self.changed:
+                self.taken_in.add(index)
+                self.changed.notify_all()
 
     def wait(self) -> None:
         for thread in self.threads:
             thread.join()
+
+    def part(self, start: int, stop: int) -> PendingRollouts:
+        """Waits for these groups alone, and returns them as a batch of its own, which is done."""
+        wanted = set(range(start, stop))
+        with self.changed:
+            self.changed.wait_for(lambda: wanted <= self.taken_in or self.running == 0)
+        part = copy(self)
+        part.groups, part.threads = self.groups[start:stop], []
+        part.error = None if wanted <= self.taken_in else self.error
+        return part
 
     def result(self) -> list[list[Rollout]]:
         """Waits; returns a group per request, in their order. An error inside an engine is final,

@@ -12,6 +12,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ class SamplerSettings:
     rollout: RolloutConfig
     log_path: str
     max_pixels: int | None = None
-    max_sequences: int = 128
     cache_file: str | None = None
 
 
@@ -98,6 +98,9 @@ class Sampler:
             use_own_operators()
         self.engine = LLM(**engine_arguments(settings))
         keep_cache_size(settings, self.engine)
+        # So many requests have work for all sequences, since each has one at least. Of all others
+        # the engine need not hold the images.
+        self.most_requests = settings.rollout.max_sequences
         self.banned = banned_token_ids(self.engine.get_tokenizer())
         self.adapter: Any = None
         self.version, self.swaps = -1, 0
@@ -145,6 +148,29 @@ class Sampler:
     ) -> Iterator[tuple[int, list[Rollout]]]:
         """Yields the `group_size` rollouts of each request, with the request's position, as soon
         as the group is complete."""
+        engine, tokenizer = self.engine.llm_engine, self.engine.get_tokenizer()
+        version = self.version if use_adapter else -1
+        waiting, positions = iter(enumerate(requests)), dict[str, int]()
+        try:
+            while True:
+                following = list(islice(waiting, self.most_requests - len(positions)))
+                names = self.enqueue([one for _, one in following], sampling, use_adapter)
+                positions |= zip(names, (position for position, _ in following), strict=True)
+                if not positions:
+                    return
+                for output in engine.step():
+                    if output.finished:
+                        rollouts = to_rollouts(output, version, tokenizer)
+                        yield positions.pop(output.request_id), rollouts
+        # Whoever asked may be gone; the next one must not get what is left.
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request(list(positions))
+
+    def enqueue(
+        self, requests: list[SampleRequest], sampling: SamplingSettings, use_adapter: bool
+    ) -> list[str]:
+        """Gives requests to the engine; returns the names that its outputs will bear."""
         from vllm import SamplingParams
 
         inputs: list[Any] = [engine_input(one.prompt, one.pixels) for one in requests]
@@ -156,23 +182,16 @@ class Sampler:
                 max_tokens=sampling.max_tokens,
                 logprobs=0,
                 logit_bias=dict.fromkeys(self.banned, BAN_BIAS),
+                # Text is made once, of the whole completion, and not after every token.
+                detokenize=False,
+                flat_logprobs=True,
             )
             for request in requests
         ]
         adapter = self.adapter_for(use_adapter)
-        version = self.version if use_adapter else -1
         ids = self.engine.enqueue(inputs, parameters, use_tqdm=False, lora_request=adapter)
         # Inside, vLLM adds a random suffix to the id that its outputs bear.
-        positions = {name.rsplit("-", 1)[0]: position for position, name in enumerate(ids)}
-        try:
-            while self.engine.llm_engine.has_unfinished_requests():
-                for output in self.engine.llm_engine.step():
-                    if output.finished:
-                        yield positions[output.request_id], to_rollouts(output, version)
-        # Whoever asked may be gone; the next one must not get what is left.
-        finally:
-            if self.engine.llm_engine.has_unfinished_requests():
-                self.engine.llm_engine.abort_request(list(positions))
+        return [name.rsplit("-", 1)[0] for name in ids]
 
     def score(
         self, requests: list[ScoreRequest], use_adapter: bool = True
@@ -243,7 +262,7 @@ def engine_arguments(settings: SamplerSettings) -> dict[str, Any]:
         "model": settings.model_path,
         "dtype": settings.dtype,
         "max_model_len": rollout.max_model_length,
-        "max_num_seqs": settings.max_sequences,
+        "max_num_seqs": rollout.max_sequences,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "enable_lora": True,
         "max_loras": 1,
@@ -322,18 +341,31 @@ def tail_logprobs(output: Any, length: int) -> list[float]:
     return [float(entry[token].logprob) for token, entry in tail]
 
 
-def to_rollouts(output: Any, version: int) -> list[Rollout]:
+def to_rollouts(output: Any, version: int, tokenizer: Any) -> list[Rollout]:
     rollouts = []
     for completion in sorted(output.outputs, key=lambda c: c.index):
-        ids = list(completion.token_ids)
-        entries = zip(ids, completion.logprobs, strict=True)
+        ids, found = list(completion.token_ids), completion.logprobs
+        stopped = completion.finish_reason == "stop"
         rollout = Rollout(
             prompt_token_ids=list(output.prompt_token_ids),
             completion_token_ids=ids,
-            sampler_logprobs=[entry[token].logprob for token, entry in entries],
-            text=completion.text,
-            finish_reason="stop" if completion.finish_reason == "stop" else "length",
+            # Flat lists of all positions; the sampled token is the first of each.
+            sampler_logprobs=[found.logprobs[start] for start in found.start_indices],
+            text=decode(tokenizer, ids[:-1] if stopped else ids),
+            finish_reason="stop" if stopped else "length",
             adapter_version=version,
         )
         rollouts.append(rollout)
     return rollouts
+
+
+def decode(tokenizer: Any, token_ids: list[int]) -> str:
+    """Returns the text that vLLM makes of tokens one by one: without special tokens, and without a
+    last character of which bytes are missing."""
+    for size in range(len(token_ids), 0, -1):
+        text: str = tokenizer.decode(
+            token_ids[:size], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return text
+    return ""

@@ -20,7 +20,9 @@ SAMPLER_CPUS = 0.2
 SAMPLER_GPUS = 0.51
 TRAIN_GPUS = 0.249
 TRAIN_CPUS = 0.25
-REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
+# Of a measurement, in flight at a time: until the last of them is answered, less and less of the
+# engine is used, so they are many.
+REQUESTS_PER_ACTOR = 256
 
 # seconds, on a cluster that others may be using, or that is growing: machines boot and install
 WAIT = 900

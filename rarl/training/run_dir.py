@@ -34,6 +34,7 @@ FREE_TO_CONTINUE = (
     "rollout.num_actors",
     "rollout.timeout_seconds",
     "rollout.kv_cache_mib",
+    "rollout.max_sequences",
     "rollout.gpu_memory_share",
     "train.num_workers",
     "train.micro_batch_tokens",
