@@ -103,7 +103,8 @@ class Lexicon:
         named: list[tuple[str, int, int]] = []
         place = 0
         while place < len(found):
-            end, concepts = place + 1, (found[place],)
+            end = place + 1
+            concepts: tuple[str, ...] = (found[place],)
             for form, meant in self.forms.get(found[place], ()):
                 if tuple(found[place : place + len(form)]) == form:
                     end, concepts = place + len(form), meant
