@@ -136,19 +136,18 @@ def test_reversed_options_keep_the_answer() -> None:
 
 
 def test_the_rules_are_fit(rules_card: JudgeCard) -> None:
-    """By rules an enlarged heart is no cardiomegaly and MS no multiple sclerosis; a squamous cell
-    carcinoma is nearly a basal cell one, a follicular lymphoma nearly Hodgkin's, an artery nearly a
-    vein: 5 of 48 answers, 4 replies each."""
+    """By rules a squamous cell carcinoma is nearly a basal cell one, a follicular lymphoma nearly
+    Hodgkin's, an artery nearly a vein: 3 of 48 answers, 4 replies each."""
     assert rules_card.fit and rules_card.failures() == []
     assert (
         value(rules_card.balanced_accuracy)
         == value(rules_card.agreement)
-        == pytest.approx(1 - 5 / 48)
+        == pytest.approx(1 - 3 / 48)
     )
-    assert rules_card.kappa == pytest.approx(1 - 2 * 5 / 48)
+    assert rules_card.kappa == pytest.approx(1 - 2 * 3 / 48)
     assert {
         kind: share.value for kind, share in rules_card.balanced_by_type.items()
-    } == pytest.approx({"closed": 1.0, "choice": 1.0, "open": 1 - 5 / 16})
+    } == pytest.approx({"closed": 1.0, "choice": 1.0, "open": 1 - 3 / 16})
     for name in (
         "explanation_auc",
         "swap_consistency",
@@ -183,7 +182,7 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
         said = [content_words(text.lower()) for text in (one.good, one.bad)]
         shares.append([len(words & known) / len(words) for words in said])
     good, bad = np.mean(shares, axis=0)
-    assert (round(good, 2), round(bad, 2)) == (0.94, 0.70)
+    assert (round(good, 2), round(bad, 2)) == (0.97, 0.69)
     assert sum(good > bad for good, bad in shares) == 21
 
 

@@ -3,15 +3,22 @@ VQA-RAD as other people worded them, and the same transformations of the phantom
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import findings as protocol
 import pytest
 
+from rarl.errors import UserError
+from rarl.judge.card_measure import QUESTIONS
 from rarl.replies.findings import split_claims
 from rarl.replies.grading import grade_answer, is_correct
+from rarl.replies.lexicon import SHIPPED, read_lexicon
 from rarl.replies.matching import compare_findings, facts_value
+from rarl.rewards.facts import fact_priors, facts_reward
 from rarl.tiny.phantoms import ORGANS, SIDES, Facts, rationale_for
 
 MIRRORED = 0.92  # a third of the mirrored texts has one side among several true statements
@@ -68,6 +75,23 @@ def test_bad_texts_about_phantoms_earn_less(kind: tuple[str, int]) -> None:
             bad += compare_findings(ALL[kind](truth), truth).f1
     assert good == len(ORGANS) * len(SIDES)
     assert bad < 0.8 * good
+
+
+@pytest.mark.parametrize("kind", protocol.SEEN)
+def test_of_explanations_by_others_no_bad_one_comes_near_the_honest(kind: str) -> None:
+    """The judge's card has 24 explanations of many fields, written before these rules."""
+    wordings = [*protocol.SEEN[kind], *protocol.UNSEEN.get(kind, [])]
+    near = tried = 0
+    for one in QUESTIONS:
+        honest = compare_findings(one.good, one.rationale, one.question).f1
+        assert honest >= 0.5
+        for wording in wordings:
+            if (text := wording(one.good)) != one.good:
+                tried += 1
+                near += compare_findings(text, one.rationale, one.question).f1 >= 0.8 * honest
+    assert tried >= 10
+    # Rules without a language model take some shuffled texts for telegrams.
+    assert near <= (tried / 8 if kind == "shuffled" else 0)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +174,65 @@ def test_facts_are_supported_contradicted_or_unknown() -> None:
     assert (found.supported, found.contradicted, found.unknown) == (0, 2, 1)
     assert facts_value("", facts).verdicts == (0.0, 0.0, 0.0)
     assert facts_value("If this is a CT, all is well.", ["This is CT."]).supported == 0
+
+
+@pytest.mark.parametrize(
+    ("thinking", "value"),
+    [
+        ("There is a mass in the right upper lobe.", 0.5 + 0.5 * 1 / 1.4),
+        ("There is a mass in the left upper lobe.", 0.5 - 0.5 * 1 / 1.4),
+        ("There is no pneumothorax.", 0.5 + 0.5 * 0.4 / 1.4),
+        ("The bones are slender.", 0.5),
+    ],
+)
+def test_facts_are_a_fair_bet(thinking: str, value: float, tmp_path: Path) -> None:
+    """What is true of nearly every image is worth little."""
+    facts = ["There is no pneumothorax.", "There is a mass in the right upper lobe."]
+    priors = tmp_path / "priors.json"
+    priors.write_text(json.dumps({"chest": {facts[0]: 0.6, facts[1]: 0.0}}), encoding="utf-8")
+    asked = {"form": "think", "question": "What is seen?", "answer": "a mass", "organ": "chest"}
+    text = f"<think>{thinking}</think><answer>a cyst</answer>"
+    score = inspect.unwrap(facts_reward)  # of one reply
+    assert score(text, facts=facts, priors=str(priors), **asked) == pytest.approx(value)
+    assert score("a mass", facts=facts, **asked) == 0.0
+    assert score(text, facts=None, **asked) is None
+
+
+def test_saying_the_same_of_all_images_gains_nothing() -> None:
+    """Nine images without and one with an effusion: over them, "no effusion" is worth silence."""
+
+    @dataclass(frozen=True)
+    class Row:
+        image_id: str
+        facts: tuple[str, ...]
+        organ: str | None = "chest"
+
+    rows = [Row(str(n), ("There is no pleural effusion.",)) for n in range(90)]
+    rows += [Row(str(n), ("There is a pleural effusion.",)) for n in range(90, 100)]
+    priors = fact_priors(rows)["chest"]
+    assert priors["There is no pleural effusion."] == pytest.approx(0.9, abs=0.03)
+    gains = [
+        (1 - priors[row.facts[0]]) * facts_value("No effusion is seen.", row.facts).verdicts[0]
+        for row in rows
+    ]
+    assert sum(gains) / len(gains) == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_users_lexicon_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text("zebra sign\tfinding\tstriped sign\n", encoding="utf-8")
+    lexicon = read_lexicon(str(path))
+    assert facts_value("A striped sign is seen.", ["There is a zebra sign."], "", lexicon).supported
+    path = tmp_path / "bad.tsv"
+    path.write_text("zebra sign\tanimal\tstripes\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad.tsv, line 1: .*kind"):
+        read_lexicon(str(path))
+
+
+def test_the_lexicon_names_no_form_twice() -> None:
+    for forms in SHIPPED.forms.values():
+        found = [form for form, _ in forms]
+        assert len(found) == len(set(found))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 
 from rarl.replies.findings import Claim, near, opposites, split_claims
 from rarl.replies.lexicon import SHIPPED, Lexicon
@@ -28,7 +29,7 @@ TOLERANCE = 0.25  # two sizes so near are one
 # What a contradiction takes from the recall, in claims; below 1, so that one right claim of two is
 # worth more than none.
 CONTRADICTION = 0.75
-POOLED = 3  # neighbouring claims that may support one together
+POOLED, MOST_POOLED = 3, 6  # claims that may support one together, and from among how many
 MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
 AXES = (
     frozenset(("left", "right", "midline")),
@@ -87,13 +88,16 @@ def facts_value(
     counts. One claim that cannot be true beside a fact contradicts it, whatever else is said.
     """
     given = split_claims(thinking, known_words(known, *facts), lexicon)[:MAX_CLAIMS]
-    asserted = [claim for claim in dict.fromkeys(given) if claim.asserted]
+    asserted = list(dict.fromkeys(claim for claim in given if claim.asserted))
     verdicts = []
     for fact in facts:
         wanted = references_of(fact, lexicon)
         against = any(conflict(claim, one, lexicon) for claim in asserted for one in wanted)
         earned = [
-            max((support(pool, one, lexicon) * pool.trust for pool in pools(asserted)), default=0.0)
+            max(
+                (support(pool, one, lexicon) * pool.trust for pool in pools(asserted, one)),
+                default=0.0,
+            )
             for one in wanted
         ]
         verdicts.append(-1.0 if against else sum(earned) / len(earned) if earned else 0.0)
@@ -148,8 +152,8 @@ def match_claims(
             asserted.append(claim)
     used: set[str] = set()
     earned = [0.0] * len(wanted)
-    for pool in pools(asserted):
-        for place, other in enumerate(wanted):
+    for place, other in enumerate(wanted):
+        for pool in pools(asserted, other):
             value = support(pool, other, lexicon) if place not in denied else 0.0
             if value and (pool in asserted or value * pool.trust > earned[place]):
                 used |= pool.words
@@ -174,15 +178,18 @@ def fit_of(claim: Claim, reference: Claim) -> float:
     return 1.0 if all(same_slot(slot, reference.words) for slot in slots) else 0.9
 
 
-def pools(claims: Sequence[Claim]) -> Iterable[Claim]:
-    """Yields each claim, then each two and three neighbours that assert something, as one."""
+def pools(claims: Sequence[Claim], reference: Claim) -> Iterable[Claim]:
+    """Yields each claim, then each two and three that assert something of the reference's
+    concepts, as one: what is told in several clauses is told. At most MOST_POOLED claims are put
+    together, whatever their order."""
     yield from claims
+    told = {word for word in reference.words if not is_slot(word)}
+    about = [claim for claim in claims if not claim.negated and claim.words & told]
+    about.sort(key=lambda claim: (-len(claim.words & told), sorted(claim.words)))
     for size in range(2, POOLED + 1):
-        for start in range(len(claims) - size + 1):
-            pool = claims[start : start + size]
-            if not any(one.negated for one in pool):
-                words = frozenset(word for one in pool for word in one.words)
-                yield Claim(words, False, trust=min(one.trust for one in pool))
+        for pool in combinations(about[:MOST_POOLED], size):
+            words = frozenset(word for one in pool for word in one.words)
+            yield Claim(words, False, trust=min(one.trust for one in pool))
 
 
 @lru_cache(maxsize=65536)

@@ -50,11 +50,12 @@ CONJUNCTIONS = frozenset(("and", "or", "but", "nor"))
 FUNCTION = DETERMINERS | BE | PREPOSITIONS | CONJUNCTIONS
 # What may follow a preposition though it is a function word itself.
 AFTER_PREPOSITION = DETERMINERS | {"between", "within", "near"}
+FINITE_VERBS = frozenset(VOCABULARY["finite_verbs"].split())
 AFTER_THERE = BE | frozenset(VOCABULARY["after_there"].split())
 TOKEN = re.compile(r"[^\W_]+|[.,;:!?()\n/]")
 ENDS = frozenset(".,;:!?()\n/")
 LONGEST_RUN = 6  # words of content on end; a telegram's clause is shorter
-FAULTS_ALLOWED, FAULTS_MOST = 0.04, 0.16  # impossible neighbours in a text, as a share of its words
+FAULTS_ALLOWED, FAULTS_MOST = 0.03, 0.12  # impossible neighbours in a text, as a share of its words
 ADJECTIVES, PARTS = ("side", "severity"), ("anatomy", "level")
 NOUNS = ("finding", "device", "anatomy")
 ADJECTIVE = re.compile(r"(?:al|ar|ic|ary|ous|ed|ing|per|wer|ior)$")
@@ -80,7 +81,7 @@ def known_words(*texts: str | None) -> frozenset[str]:
 
 
 def order_factor(text: str, lexicon: Lexicon) -> float:
-    """Returns 1 for words in an order that English allows, down to 0 where one neighbour in six is
+    """Returns 1 for words in an order that English allows, down to 0 where one pair in eight is
     impossible: an article before a verb, a preposition at the end, a noun before its adjective, or
     a run of content without a word between."""
     tokens = [*TOKEN.findall(fold(text)), "."]
@@ -112,7 +113,7 @@ def impossible(word: str, following: str, lexicon: Lexicon) -> bool:
         return False
     ends = following in ENDS
     if word in DETERMINERS or word == "no":
-        return ends or following in FUNCTION or following in ("there", "not", "no")
+        return ends or following in FUNCTION | FINITE_VERBS or following in ("there", "not", "no")
     if word in PREPOSITIONS:
         bad = following in FUNCTION - AFTER_PREPOSITION or following in ("there", "not")
         return bad or (ends and following != ":")
