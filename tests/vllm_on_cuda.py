@@ -94,6 +94,7 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
     current_platform.check_if_supports_dtype(config.model_config.dtype)  # type: ignore[arg-type]
     budget = MultiModalBudget(config, MULTIMODAL_REGISTRY, enable_cache=False)
     graphs = config.compilation_config
+    assert config.lora_config is not None
     return {
         "platform": current_platform.device_type,
         "v2_runner": config.use_v2_model_runner,
