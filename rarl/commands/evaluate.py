@@ -160,7 +160,8 @@ def judge_overrides(judge: str) -> list[str]:
     if not judge:
         return []
     if judge == "rules":
-        return ["judge.backend=rules", "judge.evaluate=true"]
+        unseen = ["judge.image=false", "judge.rubric=checklist"]
+        return ["judge.backend=rules", "judge.evaluate=true", *unseen]
     backend = "openai" if judge.rstrip("/").endswith("/v1") else "serve"
     return [f"judge.backend={backend}", f"judge.url={judge}", "judge.evaluate=true"]
 
@@ -290,7 +291,10 @@ def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str
             key = options.OptionsKey(model, name)
             missing = options.missing_options(key, setup.evaluation, exam)
         else:
-            missing = look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
+            progress = look_up(key_of(setup, model, name, way), setup.evaluation, exam)
+            # A judge of the run's own comes with the engines.
+            unjudged = setup.config.asks_local_judge(trains=False) and progress.waiting
+            missing = progress.missing or unjudged
         if missing:
             return True
     return False

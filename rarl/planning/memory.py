@@ -7,13 +7,15 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from rarl.config import Config
+from rarl.config import IMPORT_PATH, Config
 from rarl.errors import UserError
 from rarl.planning.sizes import (
     FIGURES,
+    KNOWN_MODELS,
     PATCH_VALUES,
     ModelSize,
     Work,
@@ -21,6 +23,7 @@ from rarl.planning.sizes import (
     model_size,
     step_work,
 )
+from rarl.system.imports import import_object
 
 GIB, MIB = 1024**3, 1024**2
 HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
@@ -29,6 +32,7 @@ CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
 WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
+JUDGE = "judge's own engine"
 MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
@@ -68,12 +72,16 @@ def find_card(name: str, memory: float | None = None) -> Card:
 @dataclass(frozen=True)
 class MemoryPlan:
     """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
-    inside it. `wanted_cache` is what the keys and values of all sequences at once would take,
+    inside it. `judge` is the judge's share of this card, and `own_judge` the parts of a judge that
+    comes with the run, which must fit `judge_room`, there or on a card of its own; no parts where
+    its model is not at hand. `wanted_cache` is what the keys and values of all sequences at once would take,
     `activation_gib` what a token of `train.micro_batch_tokens` does."""
 
     trainer: dict[str, float]
     sampler: dict[str, float]
     judge: float
+    own_judge: dict[str, float]
+    judge_room: float
     sampler_share: float
     card: float
     wanted_cache: float
@@ -96,6 +104,11 @@ class MemoryPlan:
             problems.append(
                 f"vLLM's share of {self.sampler_share:.1f} GiB leaves no {CACHE}: raise "
                 "rollout.gpu_memory_share"
+            )
+        if self.own_judge and self.own_judge[CACHE] <= 0:
+            problems.append(
+                f"the judge's share of {self.judge_room:.1f} GiB leaves no {CACHE}: raise "
+                "judge.gpu_memory_share, or take a smaller judge.model"
             )
         return problems
 
@@ -128,6 +141,13 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     prompts = math.ceil(work.prompts / config.rollout.num_actors)
     sequences = min(MAX_SEQUENCES, prompts * work.group)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
+    local = config.asks_local_judge()
+    room = config.judge.gpu_memory_share * card_gib if local else 0.0
+    beside = JUDGE_SHARE * card_gib if judge_is_here(config) else 0.0
+    judge_parts: dict[str, float] = {}
+    if local and (held := judge_weights(config, 2)) is not None:
+        judge_parts = {"weights": held / GIB, "working memory": working, "context": CONTEXT_GIB}
+        judge_parts |= {CACHE: room - sum(judge_parts.values())}
     return MemoryPlan(
         trainer={
             "base weights": weights,
@@ -137,7 +157,9 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
             "context": CONTEXT_GIB,
         },
         sampler=sampler | {CACHE: share - sum(sampler.values())},
-        judge=JUDGE_SHARE * card_gib if judge_is_here(config) else 0.0,
+        judge=0.0 if local and config.judge.own_gpu else room or beside,
+        own_judge=judge_parts,
+        judge_room=room,
         sampler_share=share,
         card=card_gib,
         wanted_cache=size.cache_bytes(2) * tokens / GIB,
@@ -166,12 +188,24 @@ def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float
 
 
 def judge_is_here(config: Config) -> bool:
-    """Returns whether a judge with a model is asked that runs on this machine, hence maybe on this
-    card."""
-    if config.judge.backend == "rules" or not ("judge" in config.rewards or config.judge.evaluate):
+    """Returns whether a judge with a model is asked that is served on this machine, hence maybe on
+    this card."""
+    if config.judge.backend not in ("openai", "serve") or not config.asks_judge():
         return False
     url = str(config.judge.url)
     return url.startswith("app:") or urlparse(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def judge_weights(config: Config, value_bytes: int) -> float | None:
+    """Returns the bytes of the local judge's weights: of its files where it is a folder, which may
+    be quantised; else of its parameters, `value_bytes` each; None where neither is known."""
+    model = str(config.judge.model)
+    path = str(import_object(model)()) if IMPORT_PATH.match(model) else model
+    if files := sum(file.stat().st_size for file in Path(path).glob("*.safetensors")):
+        return float(files)
+    if path in KNOWN_MODELS:
+        return float(value_bytes * model_size(model_shapes(path), rank=1).total)
+    return None
 
 
 def require_memory(config: Config, model_path: str) -> None:
@@ -234,4 +268,9 @@ def plan_processes(
     for kind, libraries in LIBRARIES.items():
         count, added = special.get(kind, (1, {}))
         plan[kind] = ProcessMemory(count, libraries, added)
+    if config.asks_local_judge():
+        judge = {CACHE: float(config.rollout.kv_cache_mib)}
+        if (held := judge_weights(config, 4)) is not None:
+            judge["weights"] = held / MIB
+        plan[JUDGE] = ProcessMemory(1, LIBRARIES["sampler"], judge)
     return plan

@@ -77,28 +77,14 @@ class Sampler:
 
     def __init__(self, settings: SamplerSettings) -> None:
         log_output_to(Path(settings.log_path))
-        with quick_imports():
-            from vllm import LLM
-
         rollout = settings.rollout
-        hardware: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_share}
-        if settings.device == "cpu":
-            use_own_operators()
-            hardware = {
-                "kv_cache_memory_bytes": rollout.kv_cache_mib << 20,
-                "enforce_eager": True,
-                # The G completions of a group share the prompt's whole blocks; the CPU build's
-                # default of 128 tokens is longer than many prompts.
-                "block_size": 32,
-                # A prompt in pieces makes vLLM rewind the random generator of its request, which
-                # torch's CPU generators cannot do ("CPU Generator does not use offset").
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(4096, 8 * rollout.max_model_length),
-            }
-        self.engine = LLM(
+        self.engine = start_engine(
             settings.model_path,
-            dtype=settings.dtype,
+            settings.device,
+            kv_cache_mib=rollout.kv_cache_mib,
+            gpu_memory_share=rollout.gpu_memory_share,
             max_model_len=rollout.max_model_length,
+            dtype=settings.dtype,
             max_num_seqs=settings.max_sequences,
             limit_mm_per_prompt={"image": 1, "video": 0},
             enable_lora=True,
@@ -108,9 +94,6 @@ class Sampler:
             # The log-prob of the distribution that was drawn from: after banned tokens and
             # temperature.
             logprobs_mode="processed_logprobs",
-            seed=0,
-            disable_log_stats=True,
-            **hardware,
         )
         self.banned = banned_token_ids(self.engine.get_tokenizer())
         self.adapter: Any = None
@@ -204,6 +187,44 @@ class Sampler:
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         sums = map(tail_logprob, outputs, lengths)
         return [[next(sums) for _ in request.replies] for request in requests]
+
+
+def start_engine(
+    model_path: str,
+    device: Literal["cpu", "cuda"],
+    *,
+    kv_cache_mib: int,
+    gpu_memory_share: float,
+    max_model_len: int,
+    **arguments: Any,
+) -> Any:
+    """Returns a vLLM engine in this process, with what every engine of a run needs on the device;
+    `arguments` are vLLM's own."""
+    with quick_imports():
+        from vllm import LLM
+
+    hardware: dict[str, Any] = {"gpu_memory_utilization": gpu_memory_share}
+    if device == "cpu":
+        use_own_operators()
+        hardware = {
+            "kv_cache_memory_bytes": kv_cache_mib << 20,
+            "enforce_eager": True,
+            # The G completions of a group share the prompt's whole blocks; the CPU build's
+            # default of 128 tokens is longer than many prompts.
+            "block_size": 32,
+            # A prompt in pieces makes vLLM rewind the random generator of its request, which
+            # torch's CPU generators cannot do ("CPU Generator does not use offset").
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(4096, 8 * max_model_len),
+        }
+    return LLM(
+        model_path,
+        max_model_len=max_model_len,
+        seed=0,
+        disable_log_stats=True,
+        **hardware,
+        **arguments,
+    )
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with tw
 SAMPLER_CPUS = 0.2
 # more than half, whatever memory it takes: Ray must not put two samplers on one card
 SAMPLER_GPUS = 0.51
+JUDGE_GPUS = 0.04  # of the run's own judge, beside a sampler and a train worker
 TRAIN_CPUS = 0.25
 REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
 
@@ -31,7 +32,14 @@ Needs = dict[str, tuple[int, dict[str, float]]]
 
 def worker_resources(device: Device) -> dict[str, float]:
     """Returns what Ray reserves for one train worker: on a GPU the place beside a sampler."""
-    return {"CPU": TRAIN_CPUS} | ({"GPU": 1 - SAMPLER_GPUS} if device == "cuda" else {})
+    beside = round(1 - SAMPLER_GPUS - JUDGE_GPUS, 4)
+    return {"CPU": TRAIN_CPUS} | ({"GPU": beside} if device == "cuda" else {})
+
+
+def judge_resources(device: Device, own_gpu: bool) -> dict[str, float]:
+    """Returns what Ray reserves for the engine of `judge.backend: local`."""
+    gpus = 1 if own_gpu else JUDGE_GPUS
+    return {"CPU": SAMPLER_CPUS} | ({"GPU": gpus} if device == "cuda" else {})
 
 
 def needs_of(config: Config, device: Device, trains: bool) -> Needs:
@@ -40,6 +48,8 @@ def needs_of(config: Config, device: Device, trains: bool) -> Needs:
     needs = {f"rollout.num_actors={samplers}": (samplers, sampler)}
     if trains:
         needs[f"train.num_workers={workers}"] = (workers, worker_resources(device))
+    if config.asks_local_judge(trains):
+        needs["judge.backend=local"] = (1, judge_resources(device, config.judge.own_gpu))
     return needs | {"a reader of data": (1, {"CPU": READ_CPUS})}
 
 

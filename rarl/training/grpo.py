@@ -202,7 +202,7 @@ def opened_collector(
     judge = None
     if "judge" in config.rewards:
         cache = inputs.run_dir.judge_cache_of(workers.rank)
-        judge = open_judge(config.judge, cache, share=workers.size)
+        judge = open_judge(config.judge, cache, workers.size, inputs.judge_engine)
     try:
         yield Collector(
             pool,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rarl.config import Config
 from rarl.distribution import SamplingDistribution
@@ -16,7 +17,8 @@ from rarl.training.run_dir import RunDir
 @dataclass(frozen=True)
 class TrainInputs:
     """Everything that the driver looked up and started: files, device, and the samplers. The run
-    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`."""
+    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`.
+    `judge_engine` is the actor of the run's own judge, None where it has none."""
 
     config: Config
     run_dir: RunDir
@@ -27,6 +29,7 @@ class TrainInputs:
     mismatch_bound: float
     banned_token_ids: list[int]
     pool: SamplerPool
+    judge_engine: Any = None
 
     @property
     def distribution(self) -> SamplingDistribution:
