@@ -12,7 +12,7 @@ import numpy as np
 
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Share
-from rarl.judge.card_measure import QUESTIONS
+from rarl.judge.card_set import QUESTIONS
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
 from rarl.judge.rules import judge_by_rules
@@ -107,6 +107,14 @@ def cannot_say_no(candidate: Candidate, verdict: Verdict, before: int) -> Verdic
 
 def away(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
     return unreachable("gone") if candidate.question in UNREADABLE else verdict
+
+
+def counts_words(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
+    """Thinks that an explanation is as good as it has words of the rationale."""
+    said = set((candidate.thinking or "").lower().split())
+    shared = len(said & set((candidate.rationale or "").lower().split()))
+    part = min(1.0, shared / max(1, len(said)))
+    return replace(verdict, factuality=part, completeness=part, relevance=part)
 
 
 def dice(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:

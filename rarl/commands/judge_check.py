@@ -15,8 +15,10 @@ from rarl.errors import UserError
 from rarl.files import write_text
 from rarl.judge.backends import PLAIN, without_password
 from rarl.judge.card import JudgeCard, render_markdown
-from rarl.judge.card_measure import QUESTIONS, measure_judge, verdicts_needed
+from rarl.judge.card_measure import measure_judge, verdicts_needed
+from rarl.judge.card_set import QUESTIONS
 from rarl.judge.client import open_judge
+from rarl.judge.rubric import find_rubric
 from rarl.judge.vl_rewardbench import measure_preferences, read_vl_rewardbench
 from rarl.system.device import Device
 
@@ -62,7 +64,7 @@ def judge_check(
     address = f"at {without_password(config.url)}" if config.url else ""
     unusual = (config.rubric != "checklist" and config.rubric, config.image and "seeing")
     name = " ".join(part for part in (config.backend, config.model, address, *unusual) if part)
-    needed = verdicts_needed(len(QUESTIONS), repeats)
+    needed = verdicts_needed(QUESTIONS, repeats)
     # Replies that the judge does not answer are counted.
     config = config.model_copy(update={"on_unreachable": "continue"})
     with engine_alone(config, out, display) as engine, open_judge(config, None, 1, engine) as judge:
@@ -75,7 +77,9 @@ def judge_check(
                 f"({first.reason}), so nothing was measured; start it, or correct the address"
             )
         with display.counting("verdicts of the judge", needed) as advance:
-            card = measure_judge(judge, QUESTIONS, repeats, advance, name)
+            card = measure_judge(
+                judge, QUESTIONS, repeats, advance, name, find_rubric(config.rubric)
+            )
         if vl_rewardbench:
             with display.counting("verdicts on VL-RewardBench", 4 * len(pairs)) as advance:
                 found = measure_preferences(judge, pairs, vl_rewardbench.name, advance)

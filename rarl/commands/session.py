@@ -35,8 +35,8 @@ _ready_pool: ContextVar[SamplerPool | None] = ContextVar("ready_pool", default=N
 
 @dataclass(frozen=True)
 class Session:
-    """Engines (None: none were asked for), judge (None: nobody judges the measurements), the judge's
-    engine where the run has one of its own, and the checked rows by data set."""
+    """Engines (None: none were asked for), judge (None: nobody judges the measurements), the
+    engine of a judge of the run's own (None: there is none), and the checked rows by data set."""
 
     pool: SamplerPool | None
     judge: Judge | None

@@ -74,8 +74,8 @@ class MemoryPlan:
     """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
     inside it. `judge` is the judge's share of this card, and `own_judge` the parts of a judge that
     comes with the run, which must fit `judge_room`, there or on a card of its own; no parts where
-    its model is not at hand. `wanted_cache` is what the keys and values of all sequences at once would take,
-    `activation_gib` what a token of `train.micro_batch_tokens` does."""
+    its model is not at hand. `wanted_cache` is what the keys and values of all sequences at once
+    would take, `activation_gib` what a token of `train.micro_batch_tokens` does."""
 
     trainer: dict[str, float]
     sampler: dict[str, float]
