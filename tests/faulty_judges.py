@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -111,9 +112,11 @@ def away(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
 
 def counts_words(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
     """Thinks that an explanation is as good as it has words of the rationale."""
-    said = set((candidate.thinking or "").lower().split())
-    shared = len(said & set((candidate.rationale or "").lower().split()))
-    part = min(1.0, shared / max(1, len(said)))
+    said, known = (
+        {word for word in re.findall("[a-z]+", (text or "").lower()) if len(word) > 3}
+        for text in (candidate.thinking, candidate.rationale)
+    )
+    part = len(said & known) / max(1, len(said))
     return replace(verdict, factuality=part, completeness=part, relevance=part)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
@@ -30,7 +30,7 @@ from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json, image_uri, reply_of
 from rarl.judge.client import RemoteJudge, open_judge, read_key
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.rubric import CHECKLIST, find_rubric, unparsable, unreachable
+from rarl.judge.rubric import CHECKLIST, Rubric, find_rubric, unparsable, unreachable
 from rarl.schema import Verdict
 from tests.judge_faults import (
     FAULTS,
@@ -83,7 +83,7 @@ def test_the_key_depends_on_the_wording() -> None:
     identities = [OpenAIBackend(*asked, find_rubric(name)).identity for name in RUBRICS]
     keys = {verdict_key(one, candidates(1)[0]) for one in identities}
     assert len(keys) == len(RUBRICS) == 2
-    changed = CHECKLIST.model_copy(update={"unseen": "Guess."})
+    changed = Rubric.model_validate(CHECKLIST.model_dump() | {"unseen": "Guess."})
     assert changed.version != CHECKLIST.version
 
 
@@ -244,7 +244,7 @@ def test_workers_share_the_requests_in_flight(monkeypatch: pytest.MonkeyPatch) -
 def test_a_continued_run_with_more_workers_asks_nothing_twice(start: Start, tmp_path: Path) -> None:
     judge, server = start(cache=True)
     first = judge.score(candidates(6))
-    backend = OpenAIBackend(judge.backend.identity[1], "m", None, None, 30)
+    backend = OpenAIBackend(judge.backend.identity[2], "m", None, None, 30)
     with RemoteJudge(backend, VerdictCache(tmp_path / "verdicts-1.sqlite")) as other:
         assert other.score(candidates(6)) == first
         assert other.counts().cached == 6 and len(server.log) == 6
@@ -266,8 +266,12 @@ def test_candidates_and_verdicts_travel_as_json() -> None:
     for candidate in (
         *candidates(2),
         replace(candidates(1)[0], options=None, rationale=None, thinking=None),
+        replace(candidates(1)[0], image=PLAIN_IMAGE),
     ):
         assert CANDIDATE.validate_python(candidate_json(candidate)) == candidate
+    elsewhere = candidate_json(replace(candidates(1)[0], image="http://127.0.0.1/private.png"))
+    with pytest.raises(ValidationError, match="image"):
+        CANDIDATE.validate_python(elsewhere)
     cut = candidate_json(replace(candidates(1)[0], reply="cut \ud83d"))
     assert CANDIDATE.validate_json(json.dumps(cut)).reply == "cut ?"
     verdicts = [

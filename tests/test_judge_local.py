@@ -116,9 +116,20 @@ def test_a_judge_that_does_not_fit_its_share_is_told() -> None:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Returns those that still run; one that nobody has waited for does not."""
-    _, left = psutil.wait_procs(processes, timeout=60)
-    return [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    """Returns those that still run after a while: Ray's own agents notice late that a cluster is
+    gone. One that nobody has waited for does not run."""
+    deadline, left = time.monotonic() + 300, processes
+    while left and time.monotonic() < deadline:
+        left = [one for one in left if runs(one)]
+        time.sleep(0.2)
+    return left
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow

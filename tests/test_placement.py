@@ -69,7 +69,7 @@ def test_a_cluster_that_is_too_small_is_told_by_key_and_resource() -> None:
     require_enough(needs, {"CPU": 2.0, "GPU": 2.0})
     with pytest.raises(
         UserError,
-        match=r"rollout.num_actors=2 of 0.51 GPU, train.num_workers=1 of 0.49 GPU make 1.51 GPU, "
+        match=r"rollout.num_actors=2 of 0.51 GPU, train.num_workers=1 of 0.45 GPU make 1.47 GPU, "
         r"and it has 1; lower that key",
     ):
         require_enough(needs, {"CPU": 2.0, "GPU": 1.0})

@@ -36,12 +36,12 @@ _ready_pool: ContextVar[SamplerPool | None] = ContextVar("ready_pool", default=N
 @dataclass(frozen=True)
 class Session:
     """Engines (None: none were asked for), judge (None: nobody judges the measurements), the
-    engine of a judge of the run's own (None: there is none), and the checked rows by data set."""
+    checked rows by data set, and the engine of a judge of the run's own (None: there is none)."""
 
     pool: SamplerPool | None
     judge: Judge | None
-    judge_engine: Any
     checked: dict[str, CheckedRows]
+    judge_engine: Any = None
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def open_session(
             cache = setup.run_dir.judge_cache_of(rank=0)
             judge = open_judge(setup.config.judge, cache, engine=judge_engine)
             stack.callback(judge.close)
-        yield Session(pool, judge, judge_engine, checked)
+        yield Session(pool, judge, checked, judge_engine)
 
 
 def wait_for_room(setup: Setup, display: Display, trains: bool) -> None:

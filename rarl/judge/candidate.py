@@ -22,6 +22,11 @@ MAX_CHARACTERS = 100_000  # of one candidate's texts together
 # In JSON the key may be left out.
 Text = Annotated[str | None, Field(default=None)]
 Texts = Annotated[tuple[str, ...] | None, Field(default=None)]
+# Never an address, which the model's server would fetch for whoever asks.
+DataUri = Annotated[
+    str | None,
+    Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$", max_length=30_000_000),
+]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -41,7 +46,7 @@ class Candidate:
     reply: str
     thinking: Text
     answer: Text
-    image: Text = None
+    image: DataUri = None
 
     @property
     def readable(self) -> bool:
