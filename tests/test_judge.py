@@ -84,7 +84,7 @@ def test_correctness(changed: dict[str, bool], expected: int) -> None:
 
 def test_the_schema_is_the_checklist() -> None:
     """What the judge is forced to write is what the parser accepts, with the reason first."""
-    described = CHECKLIST.schema(ONE)
+    described = CHECKLIST.answer_schema(ONE)
     assert (
         list(described["properties"])
         == ["reason", *ITEMS]

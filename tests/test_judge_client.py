@@ -358,7 +358,9 @@ def test_a_request_is_deterministic_and_constrained(start: Start) -> None:
     assert (request["temperature"], request["model"], request["seed"]) == (0, "m", 0)
     assert request["max_completion_tokens"] == 512
     assert request["response_format"]["json_schema"]["strict"] is True
-    assert request["response_format"]["json_schema"]["schema"] == CHECKLIST.schema(candidates(1)[0])
+    assert request["response_format"]["json_schema"]["schema"] == CHECKLIST.answer_schema(
+        candidates(1)[0]
+    )
     assert request["messages"] == CHECKLIST.messages(candidates(1)[0])
     assert server.headers[0]["authorization"] == "Bearer secret"
 

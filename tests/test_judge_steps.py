@@ -43,7 +43,7 @@ def test_the_steps_are_numbered_and_counted() -> None:
         "3": "nothing else",
     }
     assert shown["rationale_steps"] == {"1": "A wide heart.", "2": "Clear lungs."}
-    arrays = STEPS.schema(ASKED)["properties"]
+    arrays = STEPS.answer_schema(ASKED)["properties"]
     for name, length in (("reply_steps", 3), ("rationale_steps", 2)):
         assert arrays[name]["minItems"] == arrays[name]["maxItems"] == length
     unread = replace(ASKED, thinking=None, reply="One. Two.")
@@ -53,7 +53,7 @@ def test_the_steps_are_numbered_and_counted() -> None:
 def test_every_answer_about_three_steps_gives_the_shares() -> None:
     """Efficiency over all steps, factuality over those that advance, completeness over the
     rationale's."""
-    pairs = list(itertools.product((False, True), repeat=2))
+    pairs = [(one, other) for one in (False, True) for other in (False, True)]
     for steps in itertools.product(pairs, repeat=3):
         for said in itertools.product((False, True), repeat=2):
             verdict = STEPS.read(answer(list(steps), list(said)), ASKED)

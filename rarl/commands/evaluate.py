@@ -292,9 +292,10 @@ def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str
             missing = options.missing_options(key, setup.evaluation, exam)
         else:
             progress = look_up(key_of(setup, model, name, way), setup.evaluation, exam)
+            missing = progress.missing
             # A judge of the run's own comes with the engines.
-            unjudged = setup.config.asks_local_judge(trains=False) and progress.waiting
-            missing = progress.missing or unjudged
+            if setup.config.asks_local_judge(trains=False):
+                missing = missing or [place for part in progress.waiting.values() for place in part]
         if missing:
             return True
     return False

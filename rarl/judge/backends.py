@@ -200,7 +200,7 @@ class OpenAIBackend(HttpBackend):
 
     def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         (candidate,) = candidates
-        form = {"name": "verdict", "strict": True, "schema": self.rubric.schema(candidate)}
+        form = {"name": "verdict", "strict": True, "schema": self.rubric.answer_schema(candidate)}
         return {
             "model": self.model,
             "messages": self.rubric.messages(candidate),
@@ -286,7 +286,7 @@ class LocalBackend(Backend):
         from ray.exceptions import RayError
 
         (candidate,) = candidates
-        messages, form = self.rubric.messages(candidate), self.rubric.schema(candidate)
+        messages, form = self.rubric.messages(candidate), self.rubric.answer_schema(candidate)
         try:
             answer = await self.engine.answer.remote(messages, form, self.rubric.max_tokens, SEED)
         except RayError as error:

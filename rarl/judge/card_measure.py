@@ -133,11 +133,9 @@ def numbers_of(passes: Sequence[Sequence[Judged]], swapped: Sequence[Judged]) ->
     }
 
 
-def twin_numbers(
-    twins: Sequence[Twin], found: Mapping[Candidate, Verdict]
-) -> dict[str, Share | dict[str, Share] | None]:
-    """Returns how often the honest explanation is scored above its twin, ties half: of paraphrases,
-    of what was made of true texts, and of this by kind."""
+def twin_numbers(twins: Sequence[Twin], found: Mapping[Candidate, Verdict]) -> dict[str, Any]:
+    """Returns by the card's fields how often the honest explanation is scored above its twin, ties
+    half: of paraphrases, of what was made of true texts, and of this by kind."""
     won: dict[str | None, list[tuple[float, str]]] = {}
     for twin in twins:
         high, low = found[twin.honest].explanation, found[twin.bad].explanation

@@ -149,7 +149,7 @@ class Rubric(BaseModel):
         texts = {"reasoning": reasoning, "rationale": candidate.rationale}
         return {name: len(steps_of(texts[steps.text] or "")) for name, steps in self.lists.items()}
 
-    def schema(self, candidate: Candidate) -> dict[str, Any]:
+    def answer_schema(self, candidate: Candidate) -> dict[str, Any]:
         """Returns the JSON schema of an answer about this candidate, in the subset that constrained
         decoding understands everywhere."""
         reason = {"pattern": REASON_PATTERN, "type": "string"}
