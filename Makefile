@@ -1,3 +1,5 @@
+# make demo, make test, make check and the like use the environment in .venv, which computes on the CPU, on every machine
+#
 # make demo   train the tiny model on phantom radiographs, end to end (SEED=0 OUT=runs/demo-SEED)
 # make test   every test but the long ones, in two lanes beside each other: test-engines, test-quick;
 #             some need Chromium, see setup/browser.py
@@ -6,14 +8,18 @@
 # make check test   both, beside each other
 # make docs   docs/configuration.md from the comments beside the keys
 # make campaign   kill a run 50 times and compare (12 minutes); docs/interruptions.md
-# make clean  remove the environment and caches; runs/ and data/ stay
+# make gpu    the environment in .venv-gpu, which computes on NVIDIA GPUs: .venv-gpu/bin/rarl
+# make gpu-smoke   whether training, update and serving work on this machine's GPU; writes a file to attach to a report
+# make clean  remove the environments and caches; runs/ and data/ stay
 
 PYTHON ?= python3
 SEED ?= 0
 OUT ?= runs/demo-$(SEED)
 READY = .venv/rarl-environment-complete
+GPU_READY = .venv-gpu/rarl-environment-complete
+SOURCES = pyproject.toml setup/environment.py setup/torchvision_schemas.py
 
-.PHONY: demo test test-engines test-quick test-long check campaign docs clean setup browser
+.PHONY: demo test test-engines test-quick test-long check campaign docs clean setup browser gpu gpu-smoke
 MAKEFLAGS += --jobs=2
 
 demo: $(READY)
@@ -48,9 +54,17 @@ setup: $(READY)
 browser:
 	@$(PYTHON) setup/browser.py
 
-$(READY): pyproject.toml setup/environment.py setup/torchvision_schemas.py | $(filter clean,$(MAKECMDGOALS))
+gpu: $(GPU_READY)
+
+gpu-smoke: $(GPU_READY)
+	.venv-gpu/bin/python bench/gpu_smoke.py
+
+$(READY): $(SOURCES) | $(filter clean,$(MAKECMDGOALS))
 	$(PYTHON) setup/environment.py
 
+$(GPU_READY): $(SOURCES) | $(filter clean,$(MAKECMDGOALS))
+	$(PYTHON) setup/environment.py --gpu
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-gpu build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
-from rarl.planning.sizes import PATCH_VALUES, QWEN2_VL_2B, GroupShape
-from rarl.tiny.dataset import base_model
+from rarl.planning.sizes import QWEN2_VL_2B, GroupShape
+from rarl.schema import PatchRule
 
 RANK = 8
+PATCH_RULE = PatchRule(14, frames=2, merge=2, mean=(127.5,) * 3, std=(64.0,) * 3)
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,20 @@ MIDDLE_VISION = {"depth": 6, "embed_dim": 384, "num_heads": 6, "hidden_size": 51
 
 
 def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftModel:
-    """`tiny` ships with RARL; `middle` and `2b` are random. The adapter is random too, so that no
-    gradient is zero."""
+    """`tiny` ships with RARL; `middle`, and `2b` (in bfloat16), are random. The adapter is random
+    too, so that no gradient is zero."""
     if kind == "tiny":
+        from rarl.tiny.dataset import base_model
+
         policy = load_policy(str(base_model()), "float32", device, RANK, 2 * RANK, seed=0)
     else:
         torch.manual_seed(0)
+        dtype = torch.bfloat16 if kind == "2b" else torch.float32
         with torch.device(device):
-            model = Qwen2VLForConditionalGeneration(model_config(kind, vocabulary))
-        model = model.to(torch.bfloat16) if device == "cuda" else model
+            # In its dtype from the beginning: at 2B another copy would be most of a card.
+            model = AutoModelForImageTextToText.from_config(
+                model_config(kind, vocabulary), dtype=dtype
+            )
         adapter = LoraConfig(
             r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS, task_type="CAUSAL_LM"
         )
@@ -105,8 +111,8 @@ def make_group(case: Case, config: Any, seed: int = 0) -> TokenGroup:
     ]
     return TokenGroup(
         prompt_token_ids=np.array(ids, dtype=np.int64),
-        patches=rng.standard_normal((case.side**2, PATCH_VALUES)).astype(np.float32),
-        grid=np.array([1, case.side, case.side], dtype=np.int64),
+        pixels=rng.integers(0, 256, (case.side * 14, case.side * 14, 3), dtype=np.uint8),
+        patch_rule=PATCH_RULE,
         completions=[
             rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)
         ],

@@ -60,9 +60,13 @@ def main() -> None:
         print(f"{asked.examples:,} examples, {megabytes:,.0f} MB, generated in {seconds:.0f} s")
         order = StepOrder(np.arange(asked.examples), PER_STEP, seed=0)
         steps = asked.examples // PER_STEP
+        held: list[int] = []
         rows = [
             measure(
-                "Ray Data", lambda: ray_stream(folder, order, steps, asked.cores), order, steps
+                "Ray Data",
+                lambda: ray_stream(folder, order, steps, asked.cores, held),
+                order,
+                steps,
             ),
             measure(
                 "DataLoader", lambda: plain_loader(folder, order, steps, asked.cores), order, steps
@@ -74,6 +78,8 @@ def main() -> None:
             f"largest process {row['peak_mb']:6.0f} MB, "
             f"of which its own {row['own_mb']:6.0f} MB ({row['largest']})"
         )
+    rows[0]["store_bytes"] = sum(held) / rows[0]["examples"]
+    print(f"an example takes {rows[0]['store_bytes'] / 1000:,.0f} kB of the object store")
     write_rows(asked.json, rows)
     if rows[0]["peak_mb"] > BOUND_MB or not all(row["in_order"] for row in rows):
         sys.exit(
@@ -107,8 +113,10 @@ def make_example(number: int) -> Example:
     )
 
 
-def ray_stream(folder: str, order: StepOrder, steps: int, cores: int) -> Iterator[list[str]]:
-    """Ids of each step."""
+def ray_stream(
+    folder: str, order: StepOrder, steps: int, cores: int, held: list[int]
+) -> Iterator[list[str]]:
+    """Ids of each step; `held` gets the bytes of its examples in the object store."""
     import ray
 
     ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
@@ -118,6 +126,7 @@ def ray_stream(folder: str, order: StepOrder, steps: int, cores: int) -> Iterato
     for batch in stream.iter_batches(
         batch_size=PER_STEP, batch_format="pyarrow", prefetch_batches=1
     ):
+        held.append(batch["prepared"].nbytes)
         yield [prepared.example.id for prepared in unpack(batch)]
     ray.shutdown()
 

@@ -105,8 +105,8 @@ def predict(config: Path, overrides: list[str]) -> tuple[dict[str, float], dict[
 def activations(case: Case) -> dict[str, float]:
     """MiB of one group's update, head included, by the formula and by the high-water mark of a
     process that does nothing else."""
-    from rarl.planning.memory import HEAD_CHUNK_MIB, activation_bytes
-    from rarl.planning.sizes import model_shapes
+    from rarl.planning.memory import HEAD_CHUNK_MIB
+    from rarl.planning.sizes import activation_bytes, model_shapes
     from rarl.tiny.dataset import base_model
 
     config = (

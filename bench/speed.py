@@ -74,7 +74,9 @@ def generation(report: Callable[[str], None]) -> None:
             ]
             lengths = np.array([[len(r.completion_token_ids) for r in g] for g in groups])
             if repeat:
-                columns.append([decode_steps(lengths), lengths.sum(), prompts])
+                columns.append(
+                    [decode_steps(lengths, rollout.max_sequences), lengths.sum(), prompts]
+                )
                 taken.append(time.perf_counter() - started)
     step, token, prompt = fit(columns, taken)
     errors = np.abs(np.array(columns) @ [step, token, prompt] / taken - 1)

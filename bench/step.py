@@ -23,13 +23,22 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from measure import write_rows
 from rich.console import Console
 from rich.table import Table
 
+from rarl.planning.sizes import IMAGE_TOKEN_PIXELS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROMPTS, GROUP, MAX_TOKENS, WARM_UP = 16, 8, 48, 3
+SPECIAL = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "vision_start_token": "<|vision_start|>",
+    "vision_end_token": "<|vision_end|>",
+}
 
 
 def rarl_step(steps: int, overrides: list[str], device: str) -> dict[str, Any]:
@@ -73,8 +82,6 @@ class GpuMemory:
     """Watches how much of the GPU is taken, whoever takes it."""
 
     def __init__(self) -> None:
-        import torch
-
         self.read = torch.cuda.mem_get_info
         self.start, self.peak, self.running = self.used(), 0.0, True
         self.thread = threading.Thread(target=self.watch, daemon=True)
@@ -120,15 +127,24 @@ def trl_step(steps: int, tuned: bool, use_vllm: bool = False) -> dict[str, Any]:
     return {"step": statistics.median(json.loads(line)[WARM_UP:])}
 
 
-def random_2b(folder: Path, tokenizer: Path) -> None:
-    """A random Qwen2-VL-2B with the tokenizer and processor of `tokenizer`, saved as a model
-    folder."""
-    from cases import make_policy
-    from transformers import AutoProcessor
+def random_2b(folder: Path, tokenizer: Path, image_tokens: int | None = None) -> None:
+    """Saves a random Qwen2-VL-2B of bfloat16 weights as a model folder, with the tokenizer and
+    processor of `tokenizer`; with `image_tokens`, small images are enlarged to at least so many.
+    Made on the CPU: what this process took of a GPU, the run that is measured would lack."""
+    from cases import model_config
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(tokenizer)
-    vocabulary = -(-len(processor.tokenizer) // 128) * 128
-    make_policy("2b", "cuda", vocabulary).unload().save_pretrained(folder)
+    config, ids = model_config("2b", None), processor.tokenizer.convert_tokens_to_ids
+    for key in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
+        setattr(config, f"{key}_id", ids(SPECIAL[key]))
+    config.text_config.eos_token_id = processor.tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    if image_tokens is not None:
+        area = image_tokens * IMAGE_TOKEN_PIXELS
+        processor.image_processor.size = {"shortest_edge": area, "longest_edge": 4 * area}
     processor.save_pretrained(folder)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rarl.grpo.forward import make_patches
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS
 from rarl.prompts import chat_messages, question_text, read_families
@@ -60,7 +61,7 @@ def trl_update(
         "completion_mask": torch.ones_like(completions),
         "advantages": advantages,
         "num_items_in_batch": torch.tensor(completions.numel()),
-        "pixel_values": torch.from_numpy(group.patches).repeat(count, 1),
+        "pixel_values": make_patches(group, "cpu").repeat(count, 1),
         "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(count, 1),
         "mm_token_type_ids": torch.cat(
             [image, torch.zeros_like(completions, dtype=torch.int32)], dim=1

@@ -4,12 +4,10 @@
 The same as `rarl train`; the run directory must be on storage that every node sees.
 """
 
-import signal
-
-from rarl.system.processes import end_at_once
+from rarl.system.processes import end_when_asked
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
+    end_when_asked()  # what follows takes a second to import
     import typer
 
     from rarl.cli import run_and_explain, train

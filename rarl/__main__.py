@@ -1,16 +1,15 @@
 """The entry point, `rarl` and `python -m rarl`."""
 
-import signal
 import sys
 
-from rarl.system.processes import end_at_once
+from rarl.system.processes import end_when_asked
 
 CONTINUED = ("train", "sft", "eval", "compare", "demo")  # commands that go on when given again
 
 
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in CONTINUED:
-        signal.signal(signal.SIGTERM, end_at_once)  # what follows takes a second to import
+        end_when_asked()  # what follows takes a second to import
     from rarl.cli import main as run
 
     run()

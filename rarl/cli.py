@@ -103,21 +103,29 @@ def evaluate(
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
         found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter)
-        for suffix, summary in found.items():
-            display.measured(suffix.removeprefix("-"), summary)
+        for way, summary in found.items():
+            display.measured(way, summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")
 
 
 @app.command()
-def compare(config: Path, overrides: Overrides = None) -> None:
-    """Trains what is missing, measures every model on every data set, and makes one table. `out=…`
-    and `seeds=0,1` set the comparison's own keys; other overrides go to every training."""
+def compare(
+    comparison: Path,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="out=FOLDER and seeds=0,1 are the comparison's; every other key=value is a "
+            "recipe's, such as train.steps=50, and goes to every training."
+        ),
+    ] = None,
+) -> None:
+    """Trains what is missing, measures every model on every data set, and makes one table."""
     from rarl.commands.compare import compare as compare_models
     from rarl.evaluation.report import write_report
 
     display = open_display()
     with interruptible():
-        out = compare_models(config, overrides or [], display.note)
+        out = compare_models(comparison, overrides or [], display.note)
         report_path = write_report(out)
     display.note(f"tables {out / 'results.md'}, .csv and .tex; report {report_path}")
 
@@ -211,7 +219,7 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="The card, such as a100-40g (else as the configuration says)."),
+        typer.Option(help="The card, such as a100-40g (else this machine's)."),
     ] = None,
     gpu_gib: Annotated[
         float | None, typer.Option(help="Its memory, where only a part of the card is meant.")
@@ -219,10 +227,10 @@ def plan(
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither
     GPU nor model."""
-    from rarl.planning.memory import DEFAULT_CARD, find_card
+    from rarl.planning.memory import find_card
 
     loaded = load_config(config, overrides)
-    find_card(gpu or DEFAULT_CARD, gpu_gib)  # before anything that takes seconds to import
+    find_card(gpu, gpu_gib)  # before anything that takes seconds to import
     from rarl.planning.plan import lines, make_plan, memory_table
 
     planned = make_plan(loaded, gpu, gpu_gib)
@@ -264,6 +272,12 @@ def prepare(
         typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
     ] = None,
     drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            help="siblings: of the other questions about the image, for the reward facts."
+        ),
+    ] = None,
 ) -> None:
     """Converts a published data set, or your own, to the Parquet files that training reads, and
     checks it."""
@@ -275,7 +289,9 @@ def prepare(
     choices = Choices(kept, language, images, version, tuple(map_ or ()))
     kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
-        report = prepare_dataset(source, src, out, split, test_share, seed, choices, against, kinds)
+        report = prepare_dataset(
+            source, src, out, split, test_share, seed, choices, against, kinds, facts
+        )
     display.note(report)
 
 
@@ -352,8 +368,8 @@ def check(
         raise typer.Exit(1)
 
 
-@tiny.command()
-def build(
+@tiny.command(name="build")
+def build_tiny(
     seed: Annotated[int, typer.Option()] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")] = Path("runs/tiny-base"),
 ) -> None:

@@ -8,33 +8,34 @@ the judge as soon as it is sampled; `result` waits for what is missing and score
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from rarl.config import RewardConfig
+from rarl.data.parquet import ImageKey
 from rarl.data.prepared import require_room
 from rarl.errors import UserError
 from rarl.judge.candidate import candidate_of, image_uri
 from rarl.judge.judge import Judge
-from rarl.prompts import rederive_text, render, without_image
+from rarl.prompts import without_image
+from rarl.reading import Explanations, Reader, Rederived
 from rarl.rewards import Reward
 from rarl.rewards.total import score_groups
-from rarl.rollout.pool import PendingRollouts, SamplerPool
+from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
 from rarl.samples import Group, Sample, flatten
-from rarl.schema import PreparedExample, Rollout, Verdict
-
-REDERIVED_TOKENS = 64  # enough for an answer; a longer one is cut and will not agree
-GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDERIVED_TOKENS)
+from rarl.schema import Example, PreparedExample, Rollout, Verdict
 
 
 @dataclass(frozen=True)
 class Collector:
     """Who is asked: the samplers, the judge (None: nobody judges), and the rewards with their
-    settings. `max_model_length` bounds prompt and completion together, in tokens."""
+    settings. `max_model_length` bounds prompt and completion together, in tokens. `siblings` are
+    the training questions by image, for `explains`."""
 
     pool: SamplerPool
     rewards: Mapping[str, Reward]
@@ -42,6 +43,7 @@ class Collector:
     judge: Judge | None
     model_path: str
     max_model_length: int
+    siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
 
     def submit(
         self,
@@ -68,46 +70,11 @@ class Collector:
         """Asks with the adapter and waits: one scored group for each prompt, in order."""
         return self.submit(prompts, seeds, sampling).result()
 
-    def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederivation | None:
-        """Asks for the answer that each thinking leads to, if the reward `consistency` wants it:
-        the samplers are shown the thinking in place of the image, as they are now, and greedily."""
-        if "consistency" not in self.rewards:
-            return None
-        texts = [(sample, self.rederive_prompt(sample)) for sample in samples]
-        asked = [(sample, text) for sample, text in texts if text is not None]
-        requests = [SampleRequest(text, None) for _, text in asked]
-        pending = self.pool.submit(requests, GREEDY_ANSWER, use_adapter)
-        return Rederivation([sample for sample, _ in asked], pending)
-
-    def rederive_prompt(self, sample: Sample) -> str | None:
-        """Returns None for a reply without thinking, and if the thinking is too long to be
-        shown."""
-        thinking = sample.reply.thinking
-        if not thinking:
-            return None
-        text = render(self.processor, rederive_text(sample.example, thinking), image=False)
-        length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
-        return text if length <= self.max_model_length else None
-
     @cached_property
-    def processor(self) -> Any:
-        """The model's processor, loaded when it is first needed."""
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(self.model_path)
-
-
-@dataclass(frozen=True)
-class Rederivation:
-    """Answers in flight, one for each sample whose thinking was shown."""
-
-    samples: list[Sample]
-    pending: PendingRollouts
-
-    def write(self) -> None:
-        """Waits, and writes each answer on its sample."""
-        for sample, group in zip(self.samples, self.pending.result(), strict=True):
-            sample.rederived = group[0].text
+    def reader(self) -> Reader:
+        """Reads the thinkings without the image, where a reward asks for that."""
+        room = self.max_model_length
+        return Reader(self.pool, self.settings, self.model_path, room, self.siblings)
 
 
 class PendingGroups:
@@ -128,7 +95,7 @@ class PendingGroups:
         self.verdicts: list[list[Future[Verdict]]] = [[] for _ in prompts]
         self.seconds = [0.0] * len(prompts)
         self.groups: list[Group] | None = None
-        self.rederived: Rederivation | None = None
+        self.readings: list[Rederived | Explanations] = []
         requests = [
             SampleRequest(prepared.prompt.text, prepared.pixels, seed)
             if show_image
@@ -155,6 +122,16 @@ class PendingGroups:
         can be replaced."""
         self.pending.wait()
 
+    def parts(self, size: int) -> Iterator[PendingGroups]:
+        """Yields the batch in parts of up to `size` prompts, each as soon as it is sampled."""
+        for start in range(0, len(self.prompts), size):
+            part = copy(self)
+            part.prompts = self.prompts[start : start + size]
+            part.pending = self.pending.part(start, start + len(part.prompts))
+            part.verdicts = self.verdicts[start : start + size]
+            part.seconds = self.seconds[start : start + size]
+            yield part
+
     def sampled(self) -> list[Group]:
         """Waits for the completions and starts what follows from them with the same adapter. Raises
         UserError if the engines fail, or read a prompt otherwise than the trainer."""
@@ -176,15 +153,16 @@ class PendingGroups:
                 ]
                 for index, (prepared, group) in enumerate(zip(self.prompts, rollouts, strict=True))
             ]
-            self.rederived = self.collector.rederive(flatten(self.groups), self.use_adapter)
+            samples = flatten(self.groups)
+            self.readings = self.collector.reader.start(samples, self.use_adapter)
         return self.groups
 
     def result(self) -> list[Group]:
         """Waits for everything and scores. Raises UserError also if the judge is lost and
         `judge.on_unreachable` is "stop"."""
         groups = self.sampled()
-        if self.rederived is not None:
-            self.rederived.write()
+        for reading in self.readings:
+            reading.write()
         for group, futures in zip(groups, self.verdicts, strict=True):
             for sample, future in zip(group, futures, strict=False):
                 sample.verdict = future.result()

@@ -3,15 +3,15 @@ in one line."""
 
 from __future__ import annotations
 
-import difflib
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rarl.errors import UserError
+from rarl.keys import anchored_override, read_yaml, validated
 from rarl.paths import IMPORT_PATH as IMPORT_PATH
 from rarl.paths import anchored
 
@@ -65,6 +65,8 @@ class RolloutConfig(Section):
     # from one group to the next, before an engine counts as hung and is started anew
     timeout_seconds: Positive = 1800
     max_model_length: Positive = 2048  # prompt with image tokens, and completion
+    # replies that an engine writes at once; more are faster while the cache has room for them
+    max_sequences: Positive = 128
     # CPU: a fixed budget, since vLLM's own sizing takes most of the machine's memory
     kv_cache_mib: Positive = 128
     # GPU: of the card, for vLLM's weights and cache; the trainer has the rest
@@ -103,7 +105,8 @@ class TrainConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 5  # in which the rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # of the rate after that; cosine: to 0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0  # a longer gradient is shortened to it
-    # per forward and backward pass, a prompt counted once; bounds memory
+    # Per forward and backward pass, a prompt counted once; bounds memory. A group that is longer is
+    # cut, and its prompt computed again for each part.
     micro_batch_tokens: Positive = 4096
     # recompute each layer in the backward pass: a third slower, little memory
     gradient_checkpointing: bool = False
@@ -116,6 +119,9 @@ class TrainConfig(Section):
     checkpoint_every: Positive = 1  # steps; at most so many are made again after a crash
     keep_checkpoints: Positive = 2  # the last ones, beside the best
     max_restarts: Annotated[int, Field(ge=0)] = 3  # of the train workers after a crash
+    # Rewards for reasoning that say nothing about the data, or pay without looking. refuse: not
+    # started, later warned of; warn: no more than warned of; stop: a run that has begun stops, too
+    on_silent_reward: Literal["refuse", "warn", "stop"] = "refuse"
     # Where copies of metrics.jsonl go, through accelerate; `pip install` what is not there. Their
     # own environment variables say where their servers are: WANDB_*, MLFLOW_*, COMET_*, CLEARML_*,
     # SWANLAB_*, TRACKIO_*; Aim and DVCLive write into the run directory. Never a reason for a run
@@ -224,7 +230,7 @@ class Config(Section):
 
     run_dir: str  # where all is written; on a cluster, on storage that every node sees
     seed: Annotated[int, Field(ge=0)] = 0  # of data, sampling and adapter
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where PyTorch sees one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: what vLLM here is built for
     # grpo: reinforcement learning; sft: imitation of the reference answers, and of rationales where
     # the prompt asks
     method: Literal["grpo", "sft"] = "grpo"
@@ -274,20 +280,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     wrong value.
     """
     tree = read_recipe(Path(path))
-    for override in overrides or []:
-        apply_override(tree, anchored_override(override, Path.cwd()))
-    try:
-        # In overrides, what the judge is called is a path or not by a key that stands elsewhere.
-        return Config.model_validate(anchored(tree, Path.cwd(), ["judge.model"]))
-    except ValidationError as error:
-        raise UserError(f"{path}: " + describe(error)) from None
+    if "models" in tree and "model" not in tree:
+        raise UserError(f"{path}: is a comparison; `rarl compare` takes it")
+    return config_from(tree, overrides or [], path)
 
 
-# What an override of one entry is added to, where the recipe does not name the group.
-ADDED_TO: dict[str, dict[str, float]] = {
-    "rewards": {"format": 0.2, "accuracy": 1.0},
-    "prompts.train": {"plain": 1.0},
-}
+def config_from(tree: dict[str, Any], overrides: Sequence[str], named: object) -> Config:
+    """Returns the configuration that a tree with overrides makes, whose paths are relative to the
+    current folder. Raises UserError, which names the override that is wrong, or else `named`."""
+    here = [anchored_override(one, Path.cwd()) for one in overrides]
+    config = validated(Config, tree, here, named)
+    # In overrides, what the judge is called is a path or not by a key that stands elsewhere.
+    return Config.model_validate(anchored(config.model_dump(), Path.cwd(), ["judge.model"]))
+
+
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them
 
 
@@ -315,104 +321,6 @@ def merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[
         else:
             merged[key] = value
     return merged
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        advice = "configurations are YAML files such as configs/demo.yaml"
-        raise UserError(f"{path.absolute()}: no such file; {advice}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"{path}: expected keys and values at the top level, found {type(tree).__name__}"
-        )
-    return tree
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Sets one dotted key in place."""
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': write key=value, for example rollout.group_size=4")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': the value is not valid YAML") from None
-    *parents, leaf = key.split(".")
-    node = tree
-    for depth, part in enumerate(parents, start=1):
-        name = ".".join(parents[:depth])
-        if part not in node and name in ADDED_TO:  # one more, not one instead
-            node[part] = dict(ADDED_TO[name])
-        if name.startswith("rewards.") and isinstance(node.get(part), int | float):
-            node[part] = {"weight": node[part]}
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise UserError(f"override '{override}': '{part}' is not a group of keys")
-    node[leaf] = parsed
-
-
-def anchored_override(override: str, folder: Path) -> str:
-    """Returns an override of which relative paths are relative to `folder` with absolute ones."""
-    tree: dict[str, Any] = {}
-    apply_override(tree, override)
-    moved: Any = anchored(tree, folder)
-    if moved == tree:
-        return override
-    key = override.partition("=")[0]
-    for part in key.split("."):
-        moved = moved[part]
-    return f"{key}={json.dumps(moved)}"
-
-
-def describe(error: ValidationError, section: type[BaseModel] | None = None) -> str:
-    """The first mistake of a validation of `section` (None: of a configuration) as one line."""
-    errors = error.errors()
-    # a typo also leaves a key missing
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        nearest = nearest_key(key, section or Config)
-        return f"unknown key '{key}'" + (f"; did you mean '{nearest}'?" if nearest else "")
-    if first["type"] == "missing":
-        return f"key '{key}' is missing"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"key '{key}': {message}{got}"
-
-
-def nearest_key(unknown: str, section: type[BaseModel]) -> str | None:
-    """The known dotted key most like `unknown`; a leaf that exists in another group counts as
-    near."""
-    known = list(known_keys(section, unknown.split(".")))
-    close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    leaf = unknown.rsplit(".", 1)[-1]
-    leaves = {key.rsplit(".", 1)[-1]: key for key in known}
-    near = difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.6)
-    return leaves[near[0]] if near else None
-
-
-def known_keys(section: type[BaseModel], asked: list[str], prefix: str = "") -> list[str]:
-    """All dotted keys; in groups whose entries the user names, those of the entry in `asked`."""
-    keys = []
-    for name, field in section.model_fields.items():
-        inner, place = field.annotation, f"{prefix}{name}."
-        keys.append(prefix + name)
-        if get_origin(inner) is dict and asked[0] == name and len(asked) > 1:
-            inner, place = get_args(inner)[1], f"{place}{asked[1]}."
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            deeper = asked[place.count(".") - prefix.count(".") :] if asked[0] == name else []
-            keys += known_keys(inner, deeper or [""], place)
-    return keys
 
 
 def dump_config(config: Config) -> str:

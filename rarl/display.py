@@ -23,6 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rarl.intervals import FEWEST_VALUES
+from rarl.training.alarms import alarms
 from rarl.training.log import read_metrics
 
 if TYPE_CHECKING:
@@ -77,9 +79,25 @@ class Display:
 
     @contextmanager
     def training(self, metrics: Path, steps: int) -> Iterator[Callable[[], Any]]:
-        """Follows a metrics file; yields the function that looks for news."""
+        """Follows a metrics file; yields the function that looks for news, and says what is wrong
+        with the rewards, once."""
+        told = set[str]()
+
+        def warn() -> None:
+            for about, sentence in alarms(read_metrics(metrics)).items():
+                if about not in told:
+                    self.note(f"warning: {sentence}")
+                told.add(about)
+
         if not self.console.is_terminal:
-            yield plain_lines(self, metrics, steps)
+            show = plain_lines(self, metrics, steps)
+
+            def refresh_lines() -> None:
+                show()
+                warn()
+
+            yield refresh_lines
+            warn()
             return
         bar = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
         columns = (*bar, TextColumn("{task.description}"), TimeRemainingColumn())
@@ -89,7 +107,8 @@ class Display:
             def refresh() -> None:
                 rows = read_metrics(metrics)
                 if rows:
-                    progress.update(task, completed=rows[-1]["step"], description=describe(rows))
+                    progress.update(task, completed=rows[-1]["step"], description=means_of(rows))
+                warn()
 
             yield refresh
             refresh()
@@ -124,7 +143,7 @@ class Display:
     def measured(self, way: str, summary: dict[str, Any]) -> None:
         """Prints one way of measuring: accuracy as in `results`, or the options' likelihood."""
         if way:
-            self.note(f"[{way}]")
+            self.note(f"{way}:")
         if "difference" not in summary:
             self.options(summary)
             return
@@ -148,7 +167,9 @@ class Display:
         for label, sets in summary.items():
             for name, one in sets.items():
                 margin, (low, high) = one["margin"]["mean"], one["margin"]["ci95"]
-                cells = (percent(one["accuracy"]), f"{margin:+.2f} ({low:+.2f} to {high:+.2f})")
+                known = one["margin"]["n"] >= FEWEST_VALUES
+                interval = f" ({low:+.2f} to {high:+.2f})" if known else ""
+                cells = (percent(one["accuracy"]), f"{margin:+.2f}{interval}")
                 count = str(one["accuracy"]["n"])
                 table.add_row(label, name, count, *cells, percent(one["probability"]))
         self.console.print(table)
@@ -203,36 +224,42 @@ def in_words(change: dict[str, Any]) -> str:
 
 
 def in_points(change: dict[str, Any] | None) -> str:
-    """Returns a difference with its interval, or nothing."""
+    """Returns a difference, with its interval unless it is of too few pairs; or nothing."""
     if not change:
         return ""
     low, high = change["ci95"]
-    return f"{change['points']:+.1f} ({low:+.1f} to {high:+.1f})"
+    interval = f" ({low:+.1f} to {high:+.1f})" if change["n"] >= FEWEST_VALUES else ""
+    return f"{change['points']:+.1f}{interval}"
 
 
 def percent(result: dict[str, Any] | None) -> str:
-    """Returns an accuracy, or another mean in [0, 1], with its interval; or nothing."""
+    """Returns an accuracy, or another mean in [0, 1], with its interval unless it is of too few
+    values; or nothing."""
     if not result:
         return ""
     low, high = result["ci95"]
+    interval = f" ({100 * low:.0f}–{100 * high:.0f})" if result["n"] >= FEWEST_VALUES else ""
     value = result["accuracy"] if "accuracy" in result else result["mean"]
-    return f"{100 * value:.1f} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{100 * value:.1f}{interval}"
 
 
-def describe(rows: list[dict[str, Any]]) -> str:
-    """Returns the means of the last ten steps: single steps are too noisy to read."""
+def means_of(rows: list[dict[str, Any]]) -> str:
+    """Returns the means of the last ten steps, since single steps are too noisy to read, and in how
+    many of them a reward had nothing to score."""
     recent = rows[-10:]
     seconds = sum(row["seconds/step"] for row in recent)
     tokens = sum(row["completion_tokens/total"] for row in recent)
     rewarded = "reward/mean" in recent[-1]
     reward = f"reward {mean(recent, 'reward/mean'):.2f}" if rewarded else ""
-    parts = [reward or f"loss {mean(recent, 'loss'):.3f}"]
+    over = f"mean of {len(recent)} steps: " if len(recent) > 1 else ""
+    parts = [over + (reward or f"loss {mean(recent, 'loss'):.3f}")]
     for key in (key for key in recent[-1] if key.startswith("reward/")):
         name = key.removeprefix("reward/")
-        if name in ("accuracy", "reasoning") and any(row.get(key) is not None for row in recent):
+        silent = sum(row.get(key) is None for row in recent)
+        if name in ("accuracy", "reasoning") and silent < len(recent):
             parts.append(f"{name} {mean(recent, key):.2f}")
-        if recent[-1][key] is None:
-            parts.append(f"{name} scored nothing in step {recent[-1]['step']}")
+        if silent:
+            parts.append(f"{name} scored nothing in {silent} of {len(recent)} steps")
     lost = mean(recent, "judge/unreachable")
     if lost:
         parts.append(f"judge away for {100 * lost:.0f} %")
@@ -265,7 +292,7 @@ def plain_lines(display: Display, metrics: Path, steps: int) -> Callable[[], Any
         quiet = now - since >= QUIET_SECONDS
         if step // every > printed // every or (quiet and step > printed):
             left = mean(rows[-10:], "seconds/step") * (steps - step)
-            display.note(f"step {step}/{steps}  {describe(rows)}  {left / 60:.1f} min left")
+            display.note(f"step {step}/{steps}  {means_of(rows)}  {left / 60:.1f} min left")
         elif quiet:
             display.note(f"step {step + 1}/{steps} under way for {now - arrived:.0f} s")
         else:

@@ -18,6 +18,7 @@ Z = 1.959964  # the normal quantile of 97.5 %
 # Where fewer clusters than this differ from one end of the scale, percentiles of a bootstrap are
 # too narrow, up to an interval of no width.
 FEW_CLUSTERS = 10
+FEWEST_VALUES = 10  # under which an interval is as wide as the scale, and is not shown
 Clustered = tuple[ArrayLike, Sequence[str]]  # (n,) values, and the cluster of each
 
 

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from rarl.config import PromptsConfig, Section, read_yaml
+from rarl.config import PromptsConfig, Section
 from rarl.errors import UserError
+from rarl.keys import read_yaml
 from rarl.replies.tags import TAG, target_text
 from rarl.schema import Example, Prompt, ReplyForm
 
@@ -73,7 +74,7 @@ class PromptPlan:
         """Returns the example's question in one wording of a family."""
         family = self.families[name]
         text = question_text(example, family, family.wordings[number])
-        return Prompt(render(processor, text, image=True), f"{name}/{number}", family.form)
+        return Prompt(as_turn(processor, text, image=True), f"{name}/{number}", family.form)
 
     def longest(self, processor: Any, example: Example) -> list[Prompt]:
         """Returns for each family that may be drawn the wording of most tokens."""
@@ -199,7 +200,7 @@ def chat_messages(text: str, image: bool = True) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-def render(processor: Any, text: str, image: bool) -> str:
+def as_turn(processor: Any, text: str, image: bool) -> str:
     """The turn through the processor's own chat template, up to where the reply begins."""
     messages = chat_messages(text, image)
     rendered: str = processor.apply_chat_template(

@@ -26,7 +26,16 @@ import pyarrow.parquet as pq
 
 from rarl.files import replacing
 from rarl.replies.tags import Reply, parse_reply
-from rarl.schema import IN_MEMORY, Example, PreparedExample, Prompt, Rollout, Score, Verdict
+from rarl.schema import (
+    IN_MEMORY,
+    Example,
+    Explained,
+    PreparedExample,
+    Prompt,
+    Rollout,
+    Score,
+    Verdict,
+)
 
 
 @dataclass
@@ -34,8 +43,9 @@ class Sample:
     """One reply with everything that is known of it. A field is None until its step has filled it.
 
     number: the reply's place among the replies to its prompt. rederived: the reply to the thinking
-    alone, without the image, which the reward `consistency` compares. seconds: from the request of
-    the batch to this reply. prepared: what the models are shown; it is not kept on disk.
+    alone, without the image, which the reward `consistency` compares. explained: what the base
+    model reads from the thinking, for the reward `explains`. seconds: from the request of the batch
+    to this reply. prepared: what the models are shown; it is not kept on disk.
     """
 
     example: Example
@@ -43,6 +53,7 @@ class Sample:
     rollout: Rollout
     number: int = 0
     rederived: str | None = None
+    explained: Explained | None = None
     verdict: Verdict | None = None
     score: Score | None = None
     advantage: float | None = None
@@ -107,7 +118,7 @@ def to_table(samples: Sequence[Sample]) -> pa.Table:
 def from_table(table: pa.Table) -> list[Sample]:
     """Returns the samples of a table that `to_table` made, in its order."""
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return [build(Sample, "", row, columns) for row in range(len(table))]
+    return [record_of(Sample, "", row, columns) for row in range(len(table))]
 
 
 @dataclass(frozen=True)
@@ -170,14 +181,14 @@ def arrow_type(kind: Any) -> pa.DataType:
     raise TypeError(f"a record cannot hold {kind}: samples.py knows no Arrow type for it")
 
 
-def build(record: type, prefix: str, row: int, columns: Mapping[str, list[Any]]) -> Any:
+def record_of(record: type, prefix: str, row: int, columns: Mapping[str, list[Any]]) -> Any:
     """Returns the record of one row, or None for a part of which every column is null."""
     values: dict[str, Any] = {}
     empty = True
     for one, kind in stored_fields(record):
         name = f"{prefix}{one.name}"
         if is_dataclass(kind):
-            value = build(typing.cast(type, kind), f"{name}/", row, columns)
+            value = record_of(typing.cast(type, kind), f"{name}/", row, columns)
         elif typing.get_origin(kind) is dict:
             value = {
                 key.removeprefix(f"{name}/"): column[row]

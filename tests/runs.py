@@ -132,6 +132,7 @@ def inputs_of(
     return TrainInputs(
         config=config,
         run_dir=open_run_dir(config),
+        data_path=str(dataset),
         model_path=model_path,
         start_adapter=None,
         device="cpu",

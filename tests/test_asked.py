@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarl.commands.evaluate import Way, name_data_sets, read_target, ways_to_measure
+from rarl.commands.evaluate import Way, name_data_sets, read_judge, read_target, ways_to_measure
 from rarl.commands.resolve import require_same_run
 from rarl.config import load_config
 from rarl.data.images import blank_image, rows_with_other_images
@@ -146,3 +146,9 @@ def test_the_text_control_takes_out_the_image_and_nothing_else(
     assert len(prompt) - len(bare) == len("<|vision_start|><|image_pad|><|vision_end|>")
     with pytest.raises(UserError, match="no image to leave out"):
         without_image(bare)
+
+
+def test_a_judge_with_an_address_is_not_taken_for_the_rules() -> None:
+    with pytest.raises(UserError, match="the rules ask nobody; add judge"):
+        read_judge(["judge.url=http://x"])
+    assert read_judge(["judge.url=http://x", "judge.backend=serve"]).backend == "serve"

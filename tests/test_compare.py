@@ -70,6 +70,28 @@ def test_a_misspelt_key_is_compared_with_a_comparisons_keys(
         read_plan(write(tmp_path, **changes), [])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=3", "seed=3: every training has its own seed; set seeds"),
+        ("run_dir=x", "run_dir=x: every training has its own run_dir; set out"),
+        ("trian.steps=3", "override 'trian.steps=3': unknown key 'trian'"),
+    ],
+)
+def test_keys_that_no_training_takes_are_refused(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        read_plan(write(tmp_path), [override])
+
+
+def test_a_run_and_a_comparison_are_told_apart() -> None:
+    with pytest.raises(UserError, match=r"rarl\.yaml: is a run's, for `rarl train`"):
+        read_plan(RECIPES / "rarl.yaml", [])
+    with pytest.raises(UserError, match=r"tiny\.yaml: is a comparison; `rarl compare` takes it"):
+        load_config(CONFIGS / "tiny.yaml")
+
+
 def test_each_ablation_is_one_override() -> None:
     plan = read_plan(CONFIGS / "ablations.yaml", [])
     for name, entry in plan.comparison.models.items():
@@ -207,7 +229,13 @@ def test_a_killed_comparison_continues_and_repeats_nothing(
     assert noted[0].startswith("[1/3] SFT") and noted[3].startswith(measuring)
     assert (out / "sft-0" / "summary.json").stat().st_mtime_ns == first
     table = re.sub(" +", " ", (out / "results.md").read_text())
-    for title in ("base (plain)", "base (reason)", "SFT", "RARL", "RARL, answer alone"):
+    for title in (
+        "base (prompt plain)",
+        "base (prompt reason)",
+        "SFT",
+        "RARL",
+        "RARL, answer alone",
+    ):
         assert table.count(f"| {title} | 30 |") == 2, title
     assert all((out / f"results.{kind}").is_file() for kind in ("csv", "tex"))
 

@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from rarl.config import Config, dump_config, known_keys, load_config
+from rarl.config import Config, dump_config, load_config
 from rarl.errors import UserError
+from rarl.keys import known_keys
 
 FOLDER = Path(__file__).parent.parent / "configs"
 CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("recipes/*/*.yaml")])
@@ -76,6 +77,29 @@ def test_wrong_overrides_are_named(minimal: Path, override: str, message: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "overrides", "named"),
+    [
+        (MINIMAL, ["seed=1", "trian.steps=3"], "override 'trian.steps=3'"),
+        (MINIMAL, ["train={steps: -3}"], "override 'train={steps: -3}'"),
+        (MINIMAL, ["train.num_workers=99"], "override 'train.num_workers=99'"),
+        (MINIMAL, ["rewards.accuracy=0", "rewards.format=0"], "override 'rewards.accuracy=0', 'r"),
+        (MINIMAL + "train: {stepz: 3}\n", ["seed=1"], "FILE"),
+        (MINIMAL + "train: {steps: 0}\n", ["train.num_workers=2", "seed=1"], "FILE"),
+        ("run_dir: x\n", ["model.path=a/b", "seed=1"], "FILE"),
+        ("run_dir: x\n", ["modle.path=a/b"], "override 'modle.path=a/b'"),
+        (MINIMAL + "train: {steps: 0}\n", ["train.steps=-1"], "override 'train.steps=-1'"),
+    ],
+)
+def test_a_mistake_is_named_with_the_file_or_the_override_that_holds_it(
+    minimal: Path, text: str, overrides: list[str], named: str
+) -> None:
+    minimal.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(minimal, overrides)
+    assert str(caught.value).startswith(named.replace("FILE", f"{minimal}: "))
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"run_dir: [", "not valid YAML"),
@@ -95,6 +119,8 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder; name the YAML file"):
+        load_config(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load_config(tmp_path / "none.yaml")
 

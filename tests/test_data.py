@@ -96,6 +96,7 @@ def test_the_columns_are_what_they_always_were() -> None:
     columns = {"id", "image", "image_id", "question", "answer", "answer_type"}
     assert {field.name for field in SCHEMA if not field.nullable} == columns
     optional = {"options", "rationale", "modality", "organ", "dataset", "split", "extra"}
+    optional |= {"facts", "fact_priors"}
     assert {field.name for field in SCHEMA if field.nullable} == optional
     assert SCHEMA.field("image").type == pa.binary()
     assert SCHEMA.field("options").type == pa.list_(pa.string())
@@ -225,7 +226,7 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
         expected = prepare_example(wanted[0], processor, plain_prompt())
         assert prepared[0].prompt == expected.prompt
         assert (prepared[0].prompt_token_ids == expected.prompt_token_ids).all()
-        assert (prepared[0].patches == expected.patches).all()
+        assert prepared[0].patch_rule == expected.patch_rule
         assert (prepared[0].pixels == expected.pixels).all()
     tail = list(
         training_stream(settings, order, 6, 9).iter_batches(batch_size=5, batch_format="pyarrow")

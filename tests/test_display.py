@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from rarl import display as module
-from rarl.display import Display, describe
+from rarl.display import Display, means_of
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Watched:
         self.reach(step)
         self.text.truncate(self.text.seek(0))
         self.refresh()
-        return [" ".join(line.split()[:5]) for line in self.text.getvalue().splitlines()]
+        return [" ".join(line.split()[:7]) for line in self.text.getvalue().splitlines()]
 
 
 def test_a_line_comes_with_every_tenth_of_the_steps_and_every_30_seconds(
@@ -49,13 +49,13 @@ def test_a_line_comes_with_every_tenth_of_the_steps_and_every_30_seconds(
 ) -> None:
     watched = Watched(tmp_path, monkeypatch)
     assert watched.lines(29, 0) == []
-    assert watched.lines(1, 0) == ["step 1/100 under way for"]
-    assert watched.lines(5, 10) == ["step 10/100 reward 0.50 accuracy"]
+    assert watched.lines(1, 0) == ["step 1/100 under way for 30 s"]
+    assert watched.lines(5, 10) == ["step 10/100 mean of 10 steps: reward"]
     assert watched.lines(25, 13) == []
-    assert watched.lines(5, 14) == ["step 14/100 reward 0.50 accuracy"], "30 s after the last"
-    assert watched.lines(30, 14) == ["step 15/100 under way for"]
+    assert watched.lines(5, 14) == ["step 14/100 mean of 10 steps: reward"], "30 s after the last"
+    assert watched.lines(30, 14) == ["step 15/100 under way for 30 s"]
     assert watched.lines(1, 15) == [], "neither a tenth nor 30 s"
-    assert watched.lines(1, 31) == ["step 31/100 reward 0.50 accuracy"]
+    assert watched.lines(1, 31) == ["step 31/100 mean of 10 steps: reward"]
 
 
 def test_a_continued_run_does_not_print_earlier_steps_again(
@@ -63,20 +63,21 @@ def test_a_continued_run_does_not_print_earlier_steps_again(
 ) -> None:
     watched = Watched(tmp_path, monkeypatch, made=45)
     assert watched.lines(1, 45) == watched.lines(1, 43) == watched.lines(1, 49) == []
-    assert watched.lines(1, 50) == ["step 50/100 reward 0.50 accuracy"]
+    assert watched.lines(1, 50) == ["step 50/100 mean of 10 steps: reward"]
 
 
 def test_a_reward_that_scored_nothing_is_shown_as_such() -> None:
     scored = row(1, **{"reward/reasoning": 0.5, "reward/mine:own": 0.5})
-    assert "reasoning 0.50" in describe([scored]) and "nothing" not in describe([scored])
+    assert "reasoning 0.50" in means_of([scored]) and "nothing" not in means_of([scored])
     nothing = scored | {"step": 2, "reward/reasoning": None, "reward/mine:own": None}
-    told = describe([scored, nothing])
-    assert "reasoning 0.50  reasoning scored nothing in step 2" in told
-    assert "mine:own scored nothing in step 2" in told
-    assert "reasoning 0.00" not in describe([nothing])
-    assert "reasoning scored nothing in step 2" in describe([nothing])
+    told = means_of([scored, nothing])
+    assert told.startswith("mean of 2 steps: reward 0.50")
+    assert "reasoning 0.50  reasoning scored nothing in 1 of 2 steps" in told
+    assert "mine:own scored nothing in 1 of 2 steps" in told
+    assert "reasoning 0.00" not in means_of([nothing])
+    assert "reasoning scored nothing in 1 of 1 steps" in means_of([nothing])
 
 
 def test_a_judge_that_was_asked_nothing_is_not_away() -> None:
-    assert "judge" not in describe([row(1, **{"judge/unreachable": None})])
-    assert "judge away for 50 %" in describe([row(1, **{"judge/unreachable": 0.5})])
+    assert "judge" not in means_of([row(1, **{"judge/unreachable": None})])
+    assert "judge away for 50 %" in means_of([row(1, **{"judge/unreachable": 0.5})])

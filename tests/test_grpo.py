@@ -17,7 +17,13 @@ from PIL import Image
 from rarl.config import GrpoConfig, TrainConfig
 from rarl.data.prepared import prepare_example
 from rarl.distribution import BAN_BIAS, SamplingDistribution
-from rarl.grpo.forward import ForwardOutput, ForwardPass, VisionCache, plain_forward
+from rarl.grpo.forward import (
+    ForwardOutput,
+    ForwardPass,
+    VisionCache,
+    make_patches,
+    plain_forward,
+)
 from rarl.grpo.group import TokenGroup, group_advantages, set_advantages
 from rarl.grpo.loss import LOSSES
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
@@ -54,8 +60,8 @@ def make_groups(prepared: list[PreparedExample], rng: np.random.Generator) -> li
     return [
         TokenGroup(
             p.prompt_token_ids,
-            p.patches,
-            p.grid,
+            p.pixels,
+            p.patch_rule,
             [rng.integers(0, 256, n).tolist() for n in lengths],
             key,
         )
@@ -82,7 +88,7 @@ def naive_logprobs(
     logits = policy(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values=torch.from_numpy(group.patches),
+        pixel_values=make_patches(group, "cpu"),
         image_grid_thw=torch.from_numpy(group.grid)[None],
         mm_token_type_ids=(ids == policy.config.image_token_id).int(),
     ).logits[0]

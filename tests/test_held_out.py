@@ -83,8 +83,8 @@ def setup_of(folder: Path, *overrides: str, test: list[Example] = TEST) -> Setup
 
 def compared(setup: Setup, trains: bool = True) -> list[str]:
     """Returns what is said."""
-    display = Told()
-    checked = {name: check(path) for name, path in setup.eval_data.items()}
+    display, most = Told(), setup.config.evaluation.max_examples or len(TEST)
+    checked = {name: check(path).first(most) for name, path in setup.eval_data.items()}
     if trains:
         checked["train"] = check(str(setup.train_data))
     compare_with_training(setup, display, checked)
@@ -95,10 +95,10 @@ def test_what_test_data_share_with_training_data_is_said_and_kept(tmp_path: Path
     setup = setup_of(tmp_path)
     (told,) = compared(setup)
     assert told.startswith(
-        "WARNING: mine: 2 of its 5 images are in the training data, and 1 nearly so; 3 of its 5 "
+        "LEAK: mine: 2 of its 5 images are in the training data, and 1 nearly so; 3 of its 5 "
         "questions are about them, 1 with the same question and answer."
     )
-    assert "1 of its 5 questions are asked and answered alike there about other images" in told
+    assert "1 of its 5 questions are asked and answered alike in the training data about" in told
     kept = json.loads((tmp_path / "run" / "leaks.json").read_text())["mine"]
     counts = {name: kept[name] for name in ("same_images", "near_images", "twins", "same_text")}
     assert counts == {"same_images": 2, "near_images": 1, "twins": 1, "same_text": 1}
@@ -154,7 +154,7 @@ def test_a_later_measurement_is_compared_when_the_training_data_are_gone(
     (tmp_path / "train.parquet").unlink()
     write_examples(tmp_path / "other.parquet", TEST[:1])
     (told,) = compared(measured(tmp_path, tmp_path / "other.parquet"), trains=False)
-    assert told.startswith("WARNING: other: 1 of its 1 images are in the training data")
+    assert told.startswith("LEAK: other: 1 of its 1 images are in the training data")
     assert looked_at == []
     assert set(json.loads((tmp_path / "run" / "leaks.json").read_text())) == {"mine", "other"}
 
@@ -166,7 +166,7 @@ def test_a_run_that_kept_nothing_looks_at_its_training_data_once(
     assert compared(measured(tmp_path), trains=False) == [], "nothing was trained"
     (tmp_path / "run" / "adapter").mkdir()
     for _ in range(2):
-        assert compared(measured(tmp_path), trains=False)[-1].startswith("WARNING: mine: 2 of")
+        assert compared(measured(tmp_path), trains=False)[-1].startswith("LEAK: mine: 2 of")
     assert looked_at == [str(tmp_path / "train.parquet")]
     (tmp_path / "run" / "trained-on.parquet").unlink()
     (tmp_path / "train.parquet").unlink()
@@ -181,7 +181,7 @@ def test_what_a_start_adapter_was_trained_on_counts_too(tmp_path: Path) -> None:
     write_examples(tmp_path / "second" / "train.parquet", [TEST[4]])
     second = replace(second, start_adapter=tmp_path / "first" / "run" / "adapter")
     (told,) = compared(second)
-    assert told.startswith("WARNING: mine: 3 of its 5 images are in the training data, and 1 near")
+    assert told.startswith("LEAK: mine: 3 of its 5 images are in the training data, and 1 near")
 
 
 def test_files_that_are_trained_on_are_not_measured_unless_told(tmp_path: Path) -> None:
@@ -201,6 +201,7 @@ def test_files_that_are_trained_on_are_not_measured_unless_told(tmp_path: Path) 
             UserError, match=rf"data\.eval\.x=.*{said}.*data\.allow_same_files=true"
         ):
             resolve(load_config(REPOSITORY / "configs/demo.yaml", wanted))
+        assert not (tmp_path / "new").exists()
     wanted.append("data.allow_same_files=true")
     resolve(load_config(REPOSITORY / "configs/demo.yaml", wanted))
     with pytest.raises(UserError, match=r"is a file of data\.train"):

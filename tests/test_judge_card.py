@@ -58,8 +58,8 @@ from tests.runs import REPOSITORY, assert_one_line_error, rarl_here
 
 CELLS = build_cells(QUESTIONS)
 EXTRA = extra_candidates(QUESTIONS)
-# The bars that rules which compare words miss, with or without a further fault.
-WORDS = {"paraphrase_auc", "transformed_auc"}
+# The bar that the rules miss, with or without a further fault.
+WORDS = {"paraphrase_auc"}
 GRAMMAR = set(
     re.findall(
         r"\w+",
@@ -146,19 +146,18 @@ def test_reversed_options_keep_the_answer() -> None:
 
 
 def test_the_rules_are_fit_where_words_are_shared(rules_card: JudgeCard) -> None:
-    """By rules an enlarged heart is no cardiomegaly and MS no multiple sclerosis; a squamous cell
-    carcinoma is nearly a basal cell one, a follicular lymphoma nearly Hodgkin's, an artery nearly a
-    vein: 5 of 48 answers, 4 replies each."""
+    """By rules a squamous cell carcinoma is nearly a basal cell one, a follicular lymphoma nearly
+    Hodgkin's, an artery nearly a vein: 3 of 48 answers, 4 replies each."""
     assert {bar.name for bar in rules_card.missed()} == WORDS
     assert (
         value(rules_card.balanced_accuracy)
         == value(rules_card.agreement)
-        == pytest.approx(1 - 5 / 48)
+        == pytest.approx(1 - 3 / 48)
     )
-    assert rules_card.kappa == pytest.approx(1 - 2 * 5 / 48)
+    assert rules_card.kappa == pytest.approx(1 - 2 * 3 / 48)
     assert {
         kind: share.value for kind, share in rules_card.balanced_by_type.items()
-    } == pytest.approx({"closed": 1.0, "choice": 1.0, "open": 1 - 5 / 16})
+    } == pytest.approx({"closed": 1.0, "choice": 1.0, "open": 1 - 3 / 16})
     for name in (
         "explanation_auc",
         "swap_consistency",
@@ -181,6 +180,20 @@ def test_the_rules_are_fit_where_words_are_shared(rules_card: JudgeCard) -> None
     )
     assert (rules_card.questions, rules_card.repeats) == (24, 2)
     assert rules_card.candidates == 384 + len(EXTRA)
+
+
+def test_what_the_documentation_says_of_the_rules_on_other_words() -> None:
+    """The numbers below the table of docs/judge.md."""
+    lost, ties, twins = 0, {True: 0, False: 0}, build_twins(QUESTIONS)
+    for twin in twins:
+        good, bad = (judge_by_rules(one).explanation or 0.0 for one in (twin.honest, twin.bad))
+        if twin.kind is None:
+            lost += good < bad
+        else:
+            own_words = any(one.paraphrase == twin.honest.thinking for one in QUESTIONS)
+            ties[own_words] += good == bad
+    assert lost == 10
+    assert ties == {True: 32, False: 0}
 
 
 def test_the_documented_numbers_are_these(rules_card: JudgeCard) -> None:
@@ -235,7 +248,7 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
         said = [content_words(text.lower()) for text in (one.good, one.bad)]
         shares.append([len(words & known) / len(words) for words in said])
     good, bad = np.mean(shares, axis=0)
-    assert (round(good, 2), round(bad, 2)) == (0.94, 0.70)
+    assert (round(good, 2), round(bad, 2)) == (0.97, 0.69)
     assert sum(good > bad for good, bad in shares) == 21
 
 
@@ -245,8 +258,8 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
 @pytest.mark.parametrize(
     ("fault", "missed"),
     [
-        (generous, {"balanced_accuracy", "explanation_auc"}),
-        (harsh, {"balanced_accuracy", "explanation_auc"}),
+        (generous, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
+        (harsh, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
         (obedient, {"injection_resistance", "injection_rise"}),
         (flattered, {"injection_rise"}),
         (fond_of_length, {"verbosity_explanation"}),

@@ -200,20 +200,19 @@ def official_pair(folder: Path, shared: int, own: int) -> None:
 def test_an_official_pair_that_shares_all_its_test_images_is_reported(tmp_path: Path) -> None:
     official_pair(tmp_path / "src", shared=7, own=4)
     report = prepare_dataset("vqa-rad", tmp_path / "src", tmp_path / "out")
-    told = "LEAK: 7 images are in more than one split, and 0 nearly so: train and test share them"
-    assert f"{told}, of the latter's 7." in report
-    assert "7 of its 7 questions are about them, 3 with the same question and answer" in report
+    told = "LEAK: test: 7 of its 7 images are in train, and 0 nearly so; 7 of its 7 questions are"
+    assert f"{told} about them, 3 with the same question and answer" in report
     for paths in (
         [tmp_path / "out"],
         [tmp_path / "out" / "train.parquet", tmp_path / "out" / "test.parquet"],
     ):
         checked, sound = check_datasets(paths)
         assert not sound
-        assert "LEAK: 7 images are in more than one split" in checked
+        assert "test: 7 of its 7 images are in" in checked.replace(".parquet", "")
     prepare_dataset("vqa-rad", tmp_path / "src", tmp_path / "apart", "image-disjoint")
     checked, sound = check_datasets([tmp_path / "apart"])
     assert sound, checked
-    assert "train and test: no image is in more than one split, nor nearly so" in checked
+    assert "test: none of its 2 images is in train, nor nearly so" in checked
 
 
 def test_against_removes_what_another_data_set_has_too(tmp_path: Path) -> None:
@@ -230,7 +229,15 @@ def test_against_removes_what_another_data_set_has_too(tmp_path: Path) -> None:
     prepare_dataset("folder", held_out, tmp_path / "test")
     report = prepare_dataset("folder", mine, tmp_path / "train", against=tmp_path / "test")
     assert [e.id for e in read(tmp_path / "train" / "train.parquet")] == ["row-1", "row-4"]
-    assert "2 questions were removed" in report
+    listed = tmp_path / "train" / "removed.jsonl"
+    assert (
+        f"--against {tmp_path / 'test'}: 2 questions removed, listed in {listed}: 1 about an image "
+        "that --against has, 1 about a near copy of one that --against has"
+    ) in report
+    assert [json.loads(line) for line in listed.read_text().splitlines()] == [
+        {"where": f"{mine}/table.jsonl: line {line}", "reason": f"about {what} that --against has"}
+        for line, what in ((2, "an image"), (3, "a near copy of one"))
+    ]
     _, sound = check_datasets(
         [tmp_path / "train" / "train.parquet", tmp_path / "test" / "train.parquet"]
     )
@@ -504,8 +511,8 @@ def test_folders_beside_each_other_are_compared_split_by_split(tmp_path: Path) -
     report, sound = check_datasets([a, b])
     assert not sound
     assert report.count("LEAK") == 1
-    assert f"{a}/train and {a}/test share them" in report
-    assert f"{a}/train and {b}/test: no image is in more than one split" in report
+    assert f"LEAK: {a}/test: 1 of its 1 images are in {a}/train" in report
+    assert f"{b}/test: none of its 1 images is in {a}/train" in report
     with pytest.raises(UserError, match="named twice"):
         check_datasets([a, a])
     assert check_datasets([b, b.parent / "a" / "train.parquet"])[1]

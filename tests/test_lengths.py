@@ -18,7 +18,7 @@ from PIL import Image
 
 from rarl.commands.checked_data import check_data
 from rarl.commands.resolve import Setup, resolve
-from rarl.config import PromptsConfig, load_config
+from rarl.config import Config, PromptsConfig, load_config
 from rarl.data.check import FACTS, CheckedRows, RowCheck
 from rarl.data.lengths import LengthRule, measured_lengths, training_lengths
 from rarl.data.parquet import write_examples
@@ -70,7 +70,8 @@ def test_a_rows_lengths_are_those_of_the_longest_prompt_that_may_be_drawn(
         width, height = Image.open(io.BytesIO(example.image)).size
         found = rule.lengths(example, height, width, processor)
         longest = max(len(one.prompt_token_ids) for one in prepared)
-        image = int(np.prod(prepared[0].grid)) // 4
+        image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        image = int((prepared[0].prompt_token_ids == image_token).sum())
         assert tuple(found) == (longest, image, longest + 64)
 
 
@@ -111,7 +112,7 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rarl.commands.checked_data.check_rows", check_rows)
 
 
-def setup_of(tmp_path: Path, varied: list[Example], *overrides: str) -> Setup:
+def configured(tmp_path: Path, varied: list[Example], *overrides: str) -> Config:
     """Row 3 of the training data has the longest question, row 1 of the test data the longest of
     all."""
     train, test = tmp_path / "train.parquet", tmp_path / "test.parquet"
@@ -119,13 +120,21 @@ def setup_of(tmp_path: Path, varied: list[Example], *overrides: str) -> Setup:
     long = replace(varied[1], question="Where " * 60)
     write_examples(test, [varied[0], long, replace(long, id="not asked", question="Why " * 99)])
     data = [f"data.train={train}", f"data.eval={{mine: {test}}}", f"run_dir={tmp_path / 'run'}"]
-    return resolve(load_config(REPOSITORY / "configs/demo.yaml", [*data, *overrides]))
+    return load_config(REPOSITORY / "configs/demo.yaml", [*data, *overrides])
+
+
+def setup_of(tmp_path: Path, varied: list[Example], length: int, *overrides: str) -> Setup:
+    """Whose engines take so many tokens, which no look at the data has questioned."""
+    enough = "rollout.max_model_length=2048"
+    setup = resolve(configured(tmp_path, varied, enough, *overrides))
+    rollout = setup.config.rollout.model_copy(update={"max_model_length": length})
+    return replace(setup, config=setup.config.model_copy(update={"rollout": rollout}))
 
 
 def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
     tmp_path: Path, varied: list[Example], checked_here: None, processor: Any
 ) -> None:
-    setup = setup_of(tmp_path, varied, "evaluation.max_examples=2", "rollout.max_model_length=90")
+    setup = setup_of(tmp_path, varied, 90, "evaluation.max_examples=2")
     data = {"train": str(setup.train_data), **setup.eval_data}
     check = partial(check_data, display=Display(), data=data, families=["plain", "reason"])
     with pytest.raises(UserError) as caught:
@@ -140,9 +149,7 @@ def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
     assert enough == rule.lengths(longest, size[1], size[0], processor).needed
     check(setup, engines=False)  # nothing is asked
     for length, fits in ((enough, True), (enough - 1, False)):
-        setup = setup_of(
-            tmp_path, varied, "evaluation.max_examples=2", f"rollout.max_model_length={length}"
-        )
+        setup = setup_of(tmp_path, varied, length, "evaluation.max_examples=2")
         if fits:
             check(setup, engines=True)
         else:
@@ -150,10 +157,26 @@ def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
                 check(setup, engines=True)
 
 
+def test_a_start_whose_rows_do_not_fit_is_refused_at_once_and_leaves_nothing(
+    tmp_path: Path, varied: list[Example], checked_here: None
+) -> None:
+    """In the words of the check of all rows, of which those that are not measured are no part."""
+    few = "evaluation.max_examples=2"
+    short = configured(tmp_path, varied, few, "rollout.max_model_length=90")
+    with pytest.raises(UserError) as refused:
+        resolve(short)
+    assert not (tmp_path / "run").exists()
+    setup = setup_of(tmp_path, varied, 90, few)
+    data = {"train": str(setup.train_data), **setup.eval_data}
+    with pytest.raises(UserError) as checked:
+        check_data(setup, Display(), data, [short.prompts.eval], engines=True)
+    assert str(refused.value) == str(checked.value)
+
+
 def test_what_is_imitated_counts_as_the_reply(
     tmp_path: Path, varied: list[Example], processor: Any
 ) -> None:
-    setup = setup_of(tmp_path, varied, "method=sft", "prompts.train={plain: 1}")
+    setup = setup_of(tmp_path, varied, 2048, "method=sft", "prompts.train={plain: 1}")
     lengths: Callable[..., Any] = training_lengths(setup.config, setup.model_path).lengths
     short, long = (replace(varied[0], rationale=text) for text in ("A spot.", "A spot. " * 30))
     bare = replace(varied[0], rationale=None)

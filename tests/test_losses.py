@@ -19,7 +19,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rarl.config import GrpoConfig
 from rarl.distribution import SamplingDistribution
-from rarl.grpo.forward import VisionCache, plain_forward
+from rarl.grpo.forward import VisionCache, make_patches, plain_forward
 from rarl.grpo.group import group_advantages
 from rarl.grpo.loss import (
     LOSSES,
@@ -273,7 +273,7 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
         "old_per_token_logps": old,
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
-        "pixel_values": torch.from_numpy(group.patches).repeat(4, 1),
+        "pixel_values": make_patches(group, "cpu").repeat(4, 1),
         "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(4, 1),
         "num_images": [1] * 4,
         "mm_token_type_ids": torch.cat(

@@ -255,7 +255,7 @@ def test_engines_start_only_if_replies_are_missing(
     assert summary[""]["base"]["examples"]["accuracy"] == 1.0
     assert json.loads((evaluation / "summary.json").read_text()) == summary[""]
 
-    judged = evaluate(tmp_path, model_path, dataset, judge="rules")["-judged-by-rules"]
+    judged = evaluate(tmp_path, model_path, dataset, judge="rules")["judged by rules"]
     assert sessions == [False, False], "another judge reads the replies that are there"
     assert judged["base"]["examples"]["judge"]["correctness"]["n"] == len(examples)
     assert (evaluation / "summary-judged-by-rules.json").exists()
@@ -295,13 +295,15 @@ def test_controls_and_other_prompts_are_set_against_the_usual_way(
         replies = [reply_to(one, one.answer if usual else "x") for one in bare]
         write_measurement(evaluation, key, replies)
     found = evaluate(tmp_path, model_path, dataset, control="text")
-    change = found["-text"]["with_image_minus_this"]["base"]["examples"]
+    change = found["no image"]["with_image_minus_this"]["base"]["examples"]
     assert (change["n"], change["points"]) == (len(examples), 100.0)
     assert change["ci95"][0] < 100.0
     found = evaluate(tmp_path, model_path, dataset, prompt="reason,none")
-    other = found[""]["other_prompts"]["examples"]["base, prompt none"]
+    other = found[""]["other_prompts"]["examples"]["base (prompt none)"]
     assert (other["accuracy"], other["model_minus_this"]["points"]) == (0.0, 100.0)
-    Display().measured("text", evaluate(tmp_path, model_path, dataset, control="text")["-text"])
+    Display().measured(
+        "no image", evaluate(tmp_path, model_path, dataset, control="text")["no image"]
+    )
     assert "base on examples: with image minus without +100.0 (" in capfd.readouterr().out
     assert json.loads((evaluation / "_data.json").read_text()) == {"examples": str(dataset)}
 

@@ -9,38 +9,40 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rarl.commands.resolve import resolve
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.system.device import resolve_device
-from rarl.system.placement import SAMPLER_GPUS, needs_of, require_enough, worker_resources
+from rarl.system.placement import (
+    SAMPLER_GPUS,
+    judge_resources,
+    needs_of,
+    require_enough,
+    worker_resources,
+)
+from tests.pretended_gpu import pretend_gpu
 from tests.runs import REPOSITORY, environment
 
 PLACE = """
 import json, ray
-ray.init("local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=4, num_gpus=CARDS, include_dashboard=False, log_to_driver=False)
 
 @ray.remote
 class Holder:
     def gpus(self):
         return ray.get_gpu_ids()
 
-samplers, workers = (
-    [Holder.options(num_gpus=share).remote() for _ in range(2)] for share in (SAMPLER, WORKER)
-)
-held = [[one.gpus.remote() for one in kind] for kind in (samplers, workers)]
+kinds = [[Holder.options(num_gpus=share).remote() for _ in range(count)] for share, count in KINDS]
+held = [[one.gpus.remote() for one in kind] for kind in kinds]
 print(json.dumps([ray.get(one, timeout=60) for one in held]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.engines
-def test_each_gpu_gets_one_sampler_and_one_train_worker() -> None:
-    """However little memory each of them takes."""
-    script = PLACE.replace("SAMPLER", str(SAMPLER_GPUS)).replace(
-        "WORKER", str(worker_resources("cuda")["GPU"])
-    )
+def placed(cards: int, *kinds: tuple[float, int]) -> list[list[list[int]]]:
+    """Returns the cards that Ray gives to so many holders of a share each, in this order."""
+    script = PLACE.replace("CARDS", str(cards)).replace("KINDS", str(kinds))
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment(),
@@ -50,14 +52,40 @@ def test_each_gpu_gets_one_sampler_and_one_train_worker() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    samplers, workers = json.loads(done.stdout)
+    found: list[list[list[int]]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.engines
+def test_each_gpu_gets_one_sampler_and_one_train_worker_and_has_room_for_the_judge() -> None:
+    """However little memory each of them takes; the judge as its file asks, on one card."""
+    judge, worker = judge_share(), worker_resources("cuda")["GPU"]
+    samplers, workers = placed(2, (SAMPLER_GPUS, 2), (worker, 2))
     assert sorted(samplers) == sorted(workers) == [[0], [1]]
+    assert placed(1, (judge, 1), (SAMPLER_GPUS, 1), (worker, 1)) == [[[0]]] * 3
+
+
+def judge_share() -> float:
+    served = yaml.safe_load((REPOSITORY / "configs/judge/qwen2_5_7b.yaml").read_text())
+    (model,) = served["applications"][0]["args"]["llm_configs"]
+    (bundle,) = model["placement_group_config"]["bundles"]
+    return float(bundle["GPU"])
+
+
+def test_shares_leave_no_room_for_a_second_of_a_kind() -> None:
+    judge, worker = judge_share(), worker_resources("cuda")["GPU"]
+    assert judge_resources("cuda", own_gpu=False)["GPU"] == judge
+    assert judge + SAMPLER_GPUS + worker <= 1
+    assert 2 * SAMPLER_GPUS > 1
+    assert SAMPLER_GPUS + 2 * worker > 1, "the second worker belongs to the next sampler"
 
 
 def test_more_train_workers_than_samplers_are_refused_on_gpus(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    pretend_gpu(tmp_path, monkeypatch)
+    monkeypatch.setattr("rarl.system.device.machine_faults", list)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     config = load_config(REPOSITORY / "configs/demo.yaml", ["device=cuda", "train.num_workers=3"])
     with pytest.raises(UserError, match=r"train.num_workers=3, but rollout.num_actors=2"):
@@ -69,7 +97,7 @@ def test_a_cluster_that_is_too_small_is_told_by_key_and_resource() -> None:
     require_enough(needs, {"CPU": 2.0, "GPU": 2.0})
     with pytest.raises(
         UserError,
-        match=r"rollout.num_actors=2 of 0.51 GPU, train.num_workers=1 of 0.45 GPU make 1.47 GPU, "
+        match=r"rollout.num_actors=2 of 0.51 GPU, train.num_workers=1 of 0.249 GPU make 1.269 GPU, "
         r"and it has 1; lower that key",
     ):
         require_enough(needs, {"CPU": 2.0, "GPU": 1.0})

@@ -26,6 +26,8 @@ from rarl.planning.data import read_lengths, spread_rows
 from rarl.planning.memory import (
     CACHE,
     CARDS,
+    CONTEXT_GIB,
+    DEFAULT_CARD,
     ProcessMemory,
     find_card,
     judge_is_here,
@@ -189,14 +191,47 @@ def test_a_judge_on_the_same_machine_takes_its_share(
     assert judge_is_here(config) == here
     planned = plan_memory(config, qwen, 40.0, work)
     assert planned.judge == (10.0 if here else 0.0)
-    assert planned.trainer_limit == pytest.approx(40 - planned.sampler_share - planned.judge)
+    assert planned.contexts == pytest.approx((3 if here else 2) * CONTEXT_GIB)
+    beside = planned.sampler_share + planned.judge + planned.contexts
+    assert planned.trainer_limit == pytest.approx(40 - beside)
+
+
+def test_a_measurements_pictures_take_the_same_memory_however_many_questions_there_are() -> None:
+    """Pictures of 512 image tokens and one engine, as in the 2B recipe: less than 2 GB are held."""
+    pictures = (
+        "data.max_pixels=401408",
+        "rollout.max_model_length=1152",
+        "rollout.num_actors=1",
+    )
+    few, many = (
+        processes(*pictures, f"evaluation.max_examples={count}")["driver"].added
+        for count in (4096, 6719)
+    )
+    assert few == many
+    assert 0 < sum(many.values()) * 2**20 < 2e9
+
+
+def test_a_group_of_the_recipes_fits_a_micro_batch_and_the_micro_batch_its_card(qwen: Any) -> None:
+    config = load_config(QWEN)
+    rollout, tokens = config.rollout, config.train.micro_batch_tokens
+    completions = rollout.group_size * rollout.max_completion_tokens
+    assert rollout.max_model_length - rollout.max_completion_tokens + completions <= tokens
+    card = find_card(DEFAULT_CARD).memory
+    assert not plan_memory(config, qwen, card, step_work(config, HUB)).shortfalls()
+    more = load_config(QWEN, ["rollout.max_sequences=512", "train.prompts_per_step=64"])
+    usual = load_config(QWEN, ["train.prompts_per_step=64"])
+    wanted = [
+        plan_memory(one, qwen, card, step_work(one, HUB)).wanted_cache for one in (usual, more)
+    ]
+    assert wanted[1] == pytest.approx(4 * wanted[0])
 
 
 def test_decoding_steps_are_those_of_the_longest_chain() -> None:
-    assert decode_steps(np.array([[3, 9], [4, 1]])) == 9
-    assert decode_steps(np.full((16, 8), 10)) == 10  # 128 at once
-    assert decode_steps(np.full((17, 8), 10)) == 20
-    assert decode_steps(np.array([[5] * 128 + [7]])) == 12
+    assert decode_steps(np.array([[3, 9], [4, 1]]), 128) == 9
+    assert decode_steps(np.full((16, 8), 10), 128) == 10
+    assert decode_steps(np.full((17, 8), 10), 128) == 20
+    assert decode_steps(np.full((17, 8), 10), 136) == 10
+    assert decode_steps(np.array([[5] * 128 + [7]]), 128) == 12
 
 
 def test_lengths_have_the_assumed_mean(work: Work) -> None:

@@ -42,9 +42,9 @@ from rarl.evaluation.report.examples import (
 )
 from rarl.evaluation.report.gather import data_cards, gather
 from rarl.evaluation.report.numbers import Measure, numbers_of
-from rarl.evaluation.report.verdict import verdict
+from rarl.evaluation.report.verdict import in_words, verdict
 from rarl.evaluation.results import compare_models, difference, summarise
-from rarl.evaluation.tables import comparison_table, to_csv, to_latex
+from rarl.evaluation.tables import cell, comparison_table, to_csv, to_latex
 from rarl.samples import Sample
 from rarl.schema import Example, Verdict
 from rarl.tiny.dataset import draw_examples
@@ -94,7 +94,7 @@ def test_one_run_has_the_numbers_of_its_summary(
 def test_a_comparison_pools_seeds_and_tells_bases_apart(comparison: Path) -> None:
     report = gather(comparison)
     found = numbers_of(report)
-    names = ["base (reason)", "base (plain)", "rarl", "sft"]
+    names = ["base (prompt reason)", "base (prompt plain)", "rarl", "sft"]
     assert [model.name for model in report.models] == names
     rarl, lead = found.mean("rarl", "seen"), found.gain("rarl", "seen", against="sft")
     assert rarl and lead
@@ -120,6 +120,15 @@ def test_seeds_on_the_same_images_do_not_count_them_twice(comparison: Path, tmp_
     assert twice and alone
     assert (twice.n, alone.n) == (120, 60)
     assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_a_number_of_few_replies_stands_without_an_interval() -> None:
+    few, enough = (Measure(n, 0.0, -92.4, 92.4, {}, n) for n in (9, 10))
+    assert in_words(few) == "0.0 points (too few for an interval, n 9)"
+    assert in_words(enough) == "0.0 points (95 % interval −92.4 to +92.4, n 10)"
+    form = "{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}"
+    assert cell(form, 9, 50.0, 10.0, 90.0) == "+50.0"
+    assert cell(form, 10, 50.0, 10.0, 90.0).endswith("[+10.0, +90.0]}")
 
 
 def test_data_sets_measured_later_are_found_however_they_were_asked(
@@ -225,7 +234,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     write_measurement(folder / "evaluation", replace(own, prompt="none"), better)
     report = gather(folder)
     numbers = numbers_of(report)
-    names = ["majority answer", "nearest question", "base", "base (none)", "trained"]
+    names = ["majority answer", "nearest question", "base", "base (prompt none)", "trained"]
     assert [one.name for one in report.lines] == names
     majority = numbers.mean("majority answer", "seen")
     assert majority and (majority.n, majority.mean) == (60, 90.0)
@@ -234,7 +243,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     assert "The best that needs no training is majority answer with 90.0 % (n 60)" in told
     assert "a clear loss" in told and "a clear gain" not in told
     page = write_report(folder).read_text()
-    assert "majority answer" in page and "base (none)" in page
+    assert "majority answer" in page and "base (prompt none)" in page
     means, leads = compare_models(report.lines, ["seen"], "trained")
     for text in (to_csv(means, leads), to_latex(means, leads)):
         assert all(name in text for name in names)
@@ -244,7 +253,7 @@ def test_floors_are_lines_and_the_headline_is_about_the_best_that_needs_no_train
     (tmp_path / "data/seen.parquet").unlink()
     report = gather(folder)
     told = " ".join(verdict(report, numbers_of(report), "seen"))
-    assert "The best that needs no training is base (none) with 66.7 %" in told
+    assert "The best that needs no training is base (prompt none) with 66.7 %" in told
     assert any("training data are not to be found" in note for note in report.notes)
 
 
@@ -300,7 +309,7 @@ def test_a_comparisons_report_has_its_titles_its_reference_and_its_runs_alone(
     ]
     Compared(reference="SFT & more", lines=lines).write(tmp_path)
     report = gather(tmp_path)
-    names = ["base (reason)", "base (plain)", "Ours", "SFT & more"]
+    names = ["base (prompt reason)", "base (prompt plain)", "Ours", "SFT & more"]
     assert [one.name for one in report.models] == names
     assert report.best.name == "SFT & more", "the reference, though Ours is right more often"
     assert {run.name for run in report.runs} == {"Ours", "SFT & more"}

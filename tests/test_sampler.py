@@ -3,14 +3,20 @@ float32."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rarl.config import RolloutConfig
 from rarl.data.prepared import prepare_example
 from rarl.distribution import SamplingDistribution, banned_token_ids
 from rarl.errors import UserError
@@ -18,11 +24,11 @@ from rarl.grpo.forward import VisionCache
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import adapter_arrays, adapter_config, adapter_parameters, load_policy
 from rarl.grpo.shared_prefix import SharedPrefixForward
-from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.prompts import as_turn, plain_prompt, rederive_text
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings
+from rarl.rollout.sampler import SampleRequest, SamplerSettings, SamplingSettings, decode
 from rarl.schema import Example, PreparedExample, Rollout
 
 SAMPLING = SamplingSettings(group_size=4, temperature=1.0, max_tokens=24)
@@ -61,7 +67,7 @@ def largest_difference(
     """Trainer against sampler over all completion tokens, by the trainer's own forward pass."""
     groups = [
         TokenGroup(
-            p.prompt_token_ids, p.patches, p.grid, [r.completion_token_ids for r in group], key
+            p.prompt_token_ids, p.pixels, p.patch_rule, [r.completion_token_ids for r in group], key
         )
         for key, (p, group) in enumerate(zip(prepared, rollouts, strict=True))
     ]
@@ -73,6 +79,42 @@ def largest_difference(
         float((rows[i, : len(r.sampler_logprobs)] - torch.tensor(r.sampler_logprobs)).abs().max())
         for i, r in enumerate(flat)
     )
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_text_made_once_is_what_vllm_makes_token_by_token(processor: Any, data: Any) -> None:
+    """Of real text that was cut and mixed, with special tokens and characters in pieces."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    tokenizer = processor.tokenizer
+    words = [
+        "<think>",
+        "a left",
+        " pleural effusion",
+        "é",
+        "胸",
+        "🫁",
+        "\ufffd",
+        " ",
+        "\n\n",
+        " .",
+        "n't",
+    ]
+    parts = data.draw(st.lists(st.sampled_from(words + tokenizer.all_special_tokens), max_size=12))
+    ids = tokenizer("".join(parts)).input_ids
+    cut = data.draw(st.integers(0, len(ids)))
+    ids = [*ids[:cut], *data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))]
+    prompt = tokenizer("Is it normal?").input_ids
+    options = SamplingParams()
+    request: Any = SimpleNamespace(
+        sampling_params=options, prompt_token_ids=prompt, request_id="0", prompt_embeds=None
+    )
+    own = IncrementalDetokenizer.from_new_request(tokenizer, request)
+    for token in ids:
+        own.update([token], stop_terminated=False)
+    assert decode(tokenizer, ids) == own.get_next_output_text(finished=True, delta=False)
 
 
 @pytest.mark.slow
@@ -122,7 +164,7 @@ def test_prompt_tokens_are_equal_on_both_sides(
     for own, group in zip(prepared, sampled, strict=True):
         assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
         placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        assert group[0].prompt_token_ids.count(placeholder) == int(np.prod(own.grid)) // 4
+        assert group[0].prompt_token_ids.count(placeholder) == own.pixels[..., 0].size // 28**2
 
 
 @pytest.mark.slow
@@ -195,6 +237,23 @@ def test_groups_arrive_while_others_are_still_being_sampled(
 
 
 @pytest.mark.slow
+def test_more_requests_than_an_engine_takes_at_once_are_answered_in_order_and_in_parts(
+    pool: SamplerPool, processor: Any
+) -> None:
+    count = 3 * RolloutConfig().max_sequences
+    texts = [as_turn(processor, f"{number} or no?", image=False) for number in range(count)]
+    requests = [SampleRequest(text, None) for text in texts]
+    expected = [processor.tokenizer(text).input_ids for text in texts]
+    pending = pool.submit(requests, SamplingSettings(1, 0.0, 2), use_adapter=False)
+    part = pending.part(10, 20).result()
+    assert [group[0].prompt_token_ids for group in part] == expected[10:20]
+    assert [group[0].prompt_token_ids for group in pending.result()] == expected
+    assert pending.result()[10:20] == part
+    again = pool.generate(requests[:20], SamplingSettings(1, 0.0, 2), use_adapter=False)
+    assert [one.text for [one] in again] == [one.text for [one] in pending.result()[:20]]
+
+
+@pytest.mark.slow
 def test_each_group_is_announced_once_under_its_own_number(
     pool: SamplerPool, prepared: list[PreparedExample]
 ) -> None:
@@ -225,7 +284,7 @@ def test_a_prompt_without_an_image_is_answered(
 ) -> None:
     """The reasoning in place of the image: the tiny base can follow it."""
     examples = [p.example for p in prepared]
-    texts = [render(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
+    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
     asked = [SampleRequest(text, None) for text in texts]
     groups = pool.generate(asked, SamplingSettings(1, 0.0, 24), use_adapter=False)
     right = [
@@ -314,3 +373,27 @@ def test_a_worker_that_loads_none_gives_a_restarted_engine_its_adapter(
     expected = views[0].generate(requests(prepared), SAMPLING)
     ray.kill(pool.launched[0], no_restart=False)
     assert views[2].generate(requests(prepared), SAMPLING) == expected
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_started_anew_has_the_cache_that_it_had(
+    sampler_settings: SamplerSettings, ray_cluster: None, tmp_path: Path
+) -> None:
+    """And one that is started by another run measures again. What it had is another size here than
+    what its settings say, as it would be on a GPU."""
+    kept, log = tmp_path / "sampler-0.cache", tmp_path / "sampler-0.log"
+    kept.write_text("1")
+    one = SamplerPool.launch(sampler_settings, 1, tmp_path, timeout=300)
+    try:
+        one.wait_until_ready()
+        assert int(kept.read_text()) == 64 << 20
+        kept.write_text(str(32 << 20))
+        before = log.read_text().count("KV cache")
+        ray.kill(one.launched[0], no_restart=False)
+        one.revive(one.launched[0])
+        sizes = re.findall(r"GPU KV cache size: ([\d,]+) tokens", log.read_text())
+        first, again = (int(size.replace(",", "")) for size in sizes)
+        assert before > 0 and again == pytest.approx(first / 2, rel=0.02)
+        assert int(kept.read_text()) == 32 << 20
+    finally:
+        one.stop()

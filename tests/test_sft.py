@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from rarl.commands.train import what_is_imitated
-from rarl.config import LoraConfig, PromptsConfig
+from rarl.commands.resolve import resolve, what_is_imitated
+from rarl.config import LoraConfig, PromptsConfig, load_config
 from rarl.data.parquet import write_examples
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
@@ -38,7 +38,7 @@ from rarl.training.inputs import Progress
 from rarl.training.learner import Learner
 from rarl.training.log import read_metrics
 from rarl.training.sft import target_groups
-from tests.runs import SHORT, assert_one_line_error, rarl_here
+from tests.runs import REPOSITORY, SHORT, assert_one_line_error, rarl_here
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,10 @@ def test_what_is_imitated_is_counted_and_told_before_anything_starts(
     assert what_is_imitated(path, PromptsConfig(train={"none": 1, "plain": 0})) == told
     write_examples(Path(path), bare)
     message = r"not one of 2 rows has a rationale to imitate.*prompts.train=\{none: 1\}"
+    asked = [f"data.train={path}", "data.eval={}", f"run_dir={tmp_path / 'run'}", "method=sft"]
     with pytest.raises(UserError, match=message):
-        what_is_imitated(path, PromptsConfig(train={"plain": 1, "none": 0}))
+        resolve(load_config(REPOSITORY / "configs/demo.yaml", [*asked, "prompts.train={plain: 1}"]))
+    assert not (tmp_path / "run").exists()
     assert what_is_imitated(path, PromptsConfig(train={"plain": 1, "short": 1})).startswith(
         "0 of 2"
     )

@@ -209,7 +209,7 @@ def test_pmc_vqa_in_both_versions(pmc: Path, tmp_path: Path) -> None:
     ]
     assert train[0].options == ("CT", "MRI", "X-ray, lateral", "PET")
     assert train[1].image == picture(1)
-    assert "LEAK: 1 images are in more than one split" in report
+    assert "LEAK: test: 1 of its 1 images are in train" in report
     prepare_dataset("pmc-vqa", pmc, tmp_path / "v2", choices=Choices(version=2))
     assert [(e.answer, e.image) for e in read(tmp_path / "v2" / "train.parquet")] == [
         ("CT", picture(10)),
@@ -426,6 +426,8 @@ def test_the_card_says_what_the_data_is(slake: Path, tmp_path: Path) -> None:
         "modalities": {"X-Ray": 2},
         "organs": {"chest lung": 1, "abdomen": 1},
         "rationales": 0,
+        "with_1_facts": 0,
+        "with_3_facts": 0,
     }
     assert {file["path"] for file in card["files"]} == {
         "train.parquet",

@@ -68,8 +68,8 @@ def tables(
 def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]) -> None:
     means, _, table = tables(lines)
     assert list(table) == [
-        "base (reason)",
-        "base (none)",
+        "base (prompt reason)",
+        "base (prompt none)",
         "SFT",
         "RARL",
         "RARL & answer alone",
@@ -86,7 +86,7 @@ def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]
         ]
         for model in table
     }
-    assert found["base (reason)"] == [0.5, 0.5, 0.2, 1.0, 5.0]
+    assert found["base (prompt reason)"] == [0.5, 0.5, 0.2, 1.0, 5.0]
     assert found["SFT"] == [0.75, 0.75, 0.6, 1.0, 5.0]
     assert found["RARL & answer alone"] == [0.75, 0.75, None, 1.0, 5.0]
     assert table["RARL & answer alone"]["reasoning"] == "–"
@@ -98,7 +98,7 @@ def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]
 def test_the_lead_is_paired_with_mcnemars_test(lines: list[Line]) -> None:
     _, leads, _ = tables(lines)
     assert "RARL" not in leads
-    sft, base = leads["SFT"], leads["base (reason)"]
+    sft, base = leads["SFT"], leads["base (prompt reason)"]
     assert (sft["points"], sft["won"], sft["lost"]) == (25.0, 20, 0)
     assert sft["p"] == pytest.approx(binomtest(0, 20, 0.5).pvalue)
     assert (base["points"], base["won"], base["lost"]) == (50.0, 40, 0)

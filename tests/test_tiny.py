@@ -17,7 +17,7 @@ from PIL import Image
 from rarl.config import PromptsConfig
 from rarl.data.check import RowCheck
 from rarl.data.prepared import prepare_example
-from rarl.prompts import PromptPlan, evaluation_prompts, read_families, rederive_text, render
+from rarl.prompts import PromptPlan, as_turn, evaluation_prompts, read_families, rederive_text
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.schema import Example
@@ -156,7 +156,7 @@ def test_the_base_can_follow_reasoning_without_the_image(model_path: str, proces
 
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
     examples = draw_examples("seen", 90, 12, "test")
-    texts = [render(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
+    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
     batch = processor(text=texts, padding=True, padding_side="left", return_tensors="pt")
     with torch.no_grad():
         ids = model.generate(**batch, max_new_tokens=16, do_sample=False)

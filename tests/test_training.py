@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rarl.data.parquet import ParquetRows
+from rarl.config import RewardConfig
+from rarl.data.parquet import ParquetRows, image_key
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.evaluation.measurements import (
@@ -28,9 +29,11 @@ from rarl.evaluation.measurements import (
 )
 from rarl.files import write_text
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, read_adapter
-from rarl.prompts import plain_prompt, rederive_text, render
+from rarl.prompts import as_turn, plain_prompt, rederive_text
+from rarl.reading import Reader
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
+from rarl.samples import read_samples
 from rarl.training import log
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
@@ -451,7 +454,7 @@ def test_consistency_asks_the_policy_itself_without_the_image(
     policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for row in scored[:6]:
         thinking = parse_reply(row["rollout/text"]).thinking or ""
-        prompt = render(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
+        prompt = as_turn(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
         ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
             own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)
@@ -468,6 +471,36 @@ def test_consistency_asks_the_policy_itself_without_the_image(
     metrics = read_metrics(run_dir.metrics)
     assert [row["step"] for row in metrics] == [1, 2, 3]
     assert all(0 <= row["reward/consistency"] <= 1 for row in metrics)
+
+
+def test_explains_is_paid_by_what_the_base_model_reads_whatever_the_policy_has_become(
+    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+) -> None:
+    """The other questions about an image come from the training data."""
+    overrides = ["rewards={accuracy: 1, explains: 0.5}", "train.steps=3"]
+    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
+    run()
+    asked = ParquetRows(str(dataset)).questions_by_image()
+    settings = {"explains": RewardConfig(weight=1.0)}
+    reader = Reader(pool, settings, model_path, 512, asked)
+    for step in (1, 3):
+        samples = read_samples(run_dir.samples / f"step_{step:06d}.parquet")
+        paid = [one.explained for one in samples]
+        for one in samples:
+            if one.explained is not None:
+                assert len(one.explained.priors) == len(asked[image_key(one.example)])
+            assert (one.explained is None) == (not one.reply.thinking)
+            one.explained = None
+        for reading in reader.start(samples, use_adapter=False):
+            reading.write()
+        for before, one in zip(paid, samples, strict=True):
+            if before is not None and one.explained is not None:
+                assert before.priors == pytest.approx(one.explained.priors, abs=1e-3)
+                assert before.probabilities == pytest.approx(one.explained.probabilities, abs=1e-3)
+            if one.reply.well_formed and before is not None:
+                pairs = zip(before.probabilities, before.priors, strict=True)
+                gain = np.mean([p - prior for p, prior in pairs])
+                assert one.rewards["explains"] == pytest.approx((1 + gain) / 2)
 
 
 def prepare_all(dataset: Path, processor: Any) -> list[PreparedExample]:

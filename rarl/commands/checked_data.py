@@ -8,18 +8,25 @@ from collections.abc import Sequence
 from rarl.commands.held_out import fingerprint
 from rarl.commands.resolve import Setup
 from rarl.data.check import CheckedRows, RowCheck, check_rows
-from rarl.data.lengths import RowLengths, measured_lengths, training_lengths
-from rarl.data.parquet import ParquetRows
+from rarl.data.lengths import (
+    Measured,
+    RowLengths,
+    measured_lengths,
+    require_room,
+    training_lengths,
+)
 from rarl.display import Display
-from rarl.errors import UserError
 from rarl.files import write_text
+
+SIZES = ("row", *RowLengths._fields)
 
 
 def check_data(
     setup: Setup, display: Display, data: dict[str, str], families: Sequence[str], engines: bool
 ) -> dict[str, CheckedRows]:
     """Checks every data set, given by name and path; "train" is the training data, the others are
-    measured with prompts of these families. Lists bad rows that are skipped in the run directory.
+    measured with prompts of these families, of which the first `evaluation.max_examples` good rows
+    are returned. Lists bad rows that are skipped in the run directory.
     Raises UserError for a bad row that may not be skipped and, if `engines` are to be asked, where
     the longest prompt and reply do not fit."""
     checked = {}
@@ -38,32 +45,13 @@ def check_data(
             display.note(f"{name}: {len(bad)} bad rows skipped, {listed}")
         most, rows = setup.config.evaluation.max_examples, len(checked[name].good)
         if name != "train" and most is not None and most < rows:
+            checked[name] = checked[name].first(most)
             display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
-        require_room_for_all(setup, data, checked)
+        measured = [
+            Measured(data[name], row, RowLengths(*lengths))
+            for name, one in checked.items()
+            for row, *lengths in zip(*(one.facts[its].to_pylist() for its in SIZES), strict=True)
+        ]
+        require_room(measured, setup.config.rollout.max_model_length)
     return checked
-
-
-def require_room_for_all(
-    setup: Setup, data: dict[str, str], checked: dict[str, CheckedRows]
-) -> None:
-    """Raises UserError that names the longest of all rows that will be asked, and what would be
-    enough for all."""
-    limit, rows = setup.config.rollout.max_model_length, []
-    for name, one in checked.items():
-        most = None if name == "train" else setup.config.evaluation.max_examples
-        facts = one.facts.slice(0, most).select(["row", *RowLengths._fields])
-        rows += [fact | {"path": data[name]} for fact in facts.to_pylist()]
-    too_long = [one for one in rows if one["needed"] > limit]
-    if not too_long:
-        return
-    longest = max(too_long, key=lambda one: one["needed"])
-    prompt, needed, path = longest["prompt"], longest["needed"], longest["path"]
-    example = ParquetRows(path).column("id")[longest["row"]]
-    raise UserError(
-        f"{path}: row {longest['row']} is the longest: example '{example}', with a prompt of "
-        f"{prompt} tokens ({longest['image']} of the image) and a reply of up to "
-        f"{needed - prompt}. {len(too_long)} of {len(rows)} rows do not fit "
-        f"rollout.max_model_length={limit}: set rollout.max_model_length={needed}, or lower "
-        "data.max_pixels or the replies' length"
-    )

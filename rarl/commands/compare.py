@@ -15,19 +15,22 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from rarl.commands.resolve import find_data
-from rarl.config import Config, Section, anchored_override, describe, load_config, read_yaml
+from rarl.config import Config, Section, load_config
 from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.lines import Compared, ComparedLine, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
+from rarl.keys import anchored_override, read_yaml, validated
 from rarl.paths import anchored
 from rarl.system.processes import run_to_its_end
 from rarl.training.run_dir import RunDir, changes_of, refused_of
 
+# The keys of a run that a comparison sets, and those of its own that they come from.
+SET_BY = {"run_dir": "out", "seed": "seeds"}
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 
 
@@ -209,9 +212,13 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
     """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
     training. Raises UserError."""
     tree = anchored(read_yaml(path), path.parent, ("out", "data.*"))
+    if "models" not in tree and {"model", "extends"} & tree.keys():
+        raise UserError(f"{path}: is a run's, for `rarl train`; configs/compare has comparisons")
     rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
     for override in overrides:
         key, _, value = override.partition("=")
+        if key in SET_BY:
+            raise UserError(f"{override}: every training has its own {key}; set {SET_BY[key]}")
         if key == "out":
             tree["out"] = str(Path(value).expanduser().absolute())
         elif key == "seeds":
@@ -219,10 +226,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
                 tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]
             except ValueError:
                 raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
-    try:
-        comparison = Comparison.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe(error, Comparison)}") from None
+    comparison = validated(Comparison, tree, (), path)
     plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
     plan.check()
     return plan

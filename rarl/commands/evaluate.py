@@ -13,17 +13,17 @@ from typing import Any, get_args
 from urllib.parse import quote
 
 import numpy as np
-from pydantic import ValidationError
 
 from rarl.collect import Collector
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
-from rarl.config import IMPORT_PATH, Config, JudgeConfig, apply_override, describe, load_config
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, config_from, load_config
 from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation import options
+from rarl.evaluation.lines import named
 from rarl.evaluation.measurements import (
     FINISHED,
     Exam,
@@ -40,6 +40,7 @@ from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.paths import anchored
+from rarl.planning.data import require_room_at_first_sight
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
@@ -108,7 +109,7 @@ def read_model(
         "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
-    config = validated(tree, overrides)
+    config = config_from(anchored(tree, Path.cwd()), overrides, target)
     return Asked(config, config, adapter)
 
 
@@ -121,19 +122,13 @@ def read_judge(rest: list[str]) -> JudgeConfig:
     if files:
         path = Path(files[0])
         return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
+    needless = [one for one in overrides if one.startswith(("judge.url=", "judge.model="))]
+    if needless and not any(one.startswith("judge.backend=") for one in overrides):
+        advice = "the rules ask nobody; add judge.backend=openai, serve or local"
+        raise UserError(f"override '{needless[0]}': {advice}")
     # never read
     tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": None}}
-    return validated(tree, overrides).judge
-
-
-def validated(tree: dict[str, object], overrides: list[str]) -> Config:
-    """Returns the configuration. Raises UserError."""
-    for override in overrides:
-        apply_override(tree, override)
-    try:
-        return Config.model_validate(anchored(tree, Path.cwd()))
-    except ValidationError as error:
-        raise UserError(describe(error)) from None
+    return config_from(tree, overrides, "the rules").judge
 
 
 def name_data_sets(paths: list[str]) -> dict[str, str]:
@@ -191,7 +186,7 @@ def evaluate_only(
 ) -> dict[str, dict[str, Any]]:
     """Measures the base model of a configuration, and the run directory's adapter, or else
     `adapter`, if there is one. `made_with` is the run's configuration; `config` may have other
-    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its suffix, and
+    data, another `prompts.eval` or `judge`. Returns a summary for each way, by its words, and
     writes it beside the replies. Engines start only if replies are missing."""
     ways = [replace(way, prompt=way.prompt or config.prompts.eval) for way in ways]
     for way in ways:
@@ -221,6 +216,8 @@ def evaluate_only(
     ]
     begun = all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
     families = [str(way.prompt) for way in ways]
+    if not begun:
+        require_room_at_first_sight(setup.config, setup.model_path, False, families)
     for engines in [False, True] if begun else [True]:
         with open_session(
             setup, display, setup.eval_data, engines=engines, families=families
@@ -236,7 +233,7 @@ def evaluate_only(
 def measure_ways(
     setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str], display: Display
 ) -> dict[str, dict[str, Any]]:
-    """Returns the summaries by suffix, and writes them."""
+    """Returns the summaries by their ways in words, and writes them."""
     summaries = {}
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     asked = [way for way in ways if not way.options]
@@ -245,12 +242,13 @@ def measure_ways(
     }
     train = training_data(setup.made_with, setup.run_dir.path)
     for way in ways:
-        suffix = way.suffix(setup.own_prompt)
+        suffix, words = way.suffix(setup.own_prompt), way.words(setup.own_prompt)
         if way.options:
             summary = measure_options(setup, live, models, display, way)
         else:
             if setup.judge != setup.own_judge:
                 suffix += f"-judged-by-{quote(setup.judge, safe='')}"
+                words = [*words, f"judged by {setup.judge}"]
             summary = summary_of(
                 replies[way]["base"],
                 replies[way].get("trained", {}),
@@ -266,7 +264,7 @@ def measure_ways(
                 }
         path = setup.evaluation / f"summary{suffix}.json"
         write_text(path, json.dumps(summary, indent=2) + "\n")
-        summaries[suffix] = summary
+        summaries[", ".join(words)] = summary
     return summaries
 
 
@@ -279,7 +277,7 @@ def other_prompts(
     for other, by_model in replies.items() if way.is_plain else ():
         if other.is_plain and other != way:
             for name, samples in by_model["base"].items():
-                found.setdefault(name, {})[f"base, prompt {other.prompt}"] = samples
+                found.setdefault(name, {})[named("base", other.words())] = samples
     return found
 
 
@@ -317,7 +315,7 @@ def measure_all(
         if progress.is_finished:
             replies[name] = progress.samples
             continue
-        what = f"measuring {model} on {name}{way.described}"
+        what = f"measuring {named(model, way.words(setup.own_prompt))} on {name}"
         with display.counting(what, len(exam.rows)) as advance:
             replies[name] = complete(progress, collector, live.judge, advance)
     return replies
@@ -348,7 +346,7 @@ def key_of(setup: Setup, model: str, data: str, way: Way) -> Measurement:
 def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
     """Returns the data set's checked rows, asked in this way."""
     config = setup.config
-    rows = live.checked[name].good[: config.evaluation.max_examples]
+    rows = live.checked[name].good
     image_rows = None
     if way.control == "shuffled":
         image_ids = np.array(ParquetRows(setup.eval_data[name]).column("image_id"))[rows]

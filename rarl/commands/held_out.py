@@ -4,7 +4,6 @@ same questions."""
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,8 @@ from rarl.data.check import CheckedRows, RowCheck, check_rows
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.files import replacing, write_text
-from rarl.prepare.fingerprint import ImagePrint, Side, find_leak, image_print
+from rarl.prepare.fingerprint import ImagePrint, Side, image_print
+from rarl.prepare.leaks import is_leak, leak_line, shared_between
 from rarl.training.run_dir import RunDir
 
 
@@ -33,10 +33,10 @@ def compare_with_training(setup: Setup, display: Display, checked: dict[str, Che
     trained = trained_on(setup, display, checked.get("train"))
     if trained is None:
         return
-    side, found = side_of("train", trained), setup.run_dir.read_leaks()
+    side, found = side_of("the training data", trained), setup.run_dir.read_leaks()
     for name, path in setup.eval_data.items():
-        facts = checked[name].facts.slice(0, setup.config.evaluation.max_examples)
-        found[name] = leak_of(side, side_of(name, with_texts(path, facts)))
+        pair = shared_between(side, side_of(name, with_texts(path, checked[name].facts)))
+        found[name] = pair | {"warns": is_leak(pair), "told": leak_line(pair)}
         display.note(found[name]["told"])
     write_text(setup.run_dir.leaks, json.dumps(found, indent=2) + "\n")
 
@@ -83,26 +83,3 @@ def side_of(name: str, table: pa.Table) -> Side:
         image = ImagePrint(row["content"], np.frombuffer(row["look"], np.uint64))
         side.add(image, row["question"], row["answer"])
     return side
-
-
-def leak_of(trained: Side, measured: Side) -> dict[str, Any]:
-    """Returns the counts, the same in words (`told`), and whether they are a warning (`warns`)."""
-    leak = {name: len(found) for name, found in vars(find_leak(trained, measured)).items()}
-    images, questions = len(measured.images), len(measured.rows)
-    warns = bool(leak["same_images"] or leak["near_images"])
-    told = f"{measured.name}: none of its {images:,} images is in the training data, nor nearly so"
-    if warns:
-        told = (
-            f"WARNING: {measured.name}: {leak['same_images']:,} of its {images:,} images are in "
-            f"the training data, and {leak['near_images']:,} nearly so; {leak['questions']:,} of "
-            f"its {questions:,} questions are about them, {leak['twins']:,} with the same question "
-            "and answer. Results there are not results on unseen images: prepare with --split "
-            "image-disjoint, or with --against"
-        )
-    if leak["same_text"]:
-        told += (
-            f". {leak['same_text']:,} of its {questions:,} questions are asked and answered alike "
-            "there about other images: the floors show what their words alone are worth"
-        )
-    totals = {"of_images": images, "of_questions": questions}
-    return {**leak, **totals, "warns": warns, "told": told}

@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.config import IMPORT_PATH, Config, JudgeConfig
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, PromptsConfig
 from rarl.data.parquet import ParquetRows, parquet_files, read_mixture
 from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
@@ -17,9 +17,10 @@ from rarl.evaluation.measurements import judge_name
 from rarl.files import file_hash
 from rarl.judge.backends import cannot_see
 from rarl.judge.client import check_judge
-from rarl.planning.memory import require_memory
+from rarl.planning.data import require_room_at_first_sight
+from rarl.planning.memory import MemoryPlan, require_memory
 from rarl.prepare.card import card_splits
-from rarl.prompts import training_prompts
+from rarl.prompts import has_rationale, imitation_prompts, training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object, own_error
@@ -40,6 +41,8 @@ class Setup:
     run_dir: RunDir
     device: Device
     dtype: Dtype
+    # None: on a CPU.
+    memory: MemoryPlan | None
     model_path: str
     start_adapter: Path | None
     # The model of a judge of the run's own; None: it has none.
@@ -113,10 +116,10 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         resolve_adapter(config.model.adapter, config.model.lora) if config.model.adapter else None
     )
     device = resolve_device(config)
+    dtype = resolve_dtype(config, device)
     model_path = resolve_model(config.model.path)
     require_known_model(config.model.path, model_path)
-    if device == "cuda":
-        require_memory(config, model_path)
+    memory = require_memory(config, model_path) if device == "cuda" else None
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
     if made_with is None:
         if config.data.train is None:
@@ -126,20 +129,28 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         sources["data.train"] = config.data.train
     for key, path in sources.items():
         find_data(key, path)
+    at_hand = {key: path for key, path in sources.items() if not IMPORT_PATH.match(path)}
+    require_held_out(own, config, at_hand)
+    if made_with is None:
+        if config.method == "sft" and "data.train" in at_hand:
+            what_is_imitated(at_hand["data.train"], config.prompts)
+        if not RunDir(Path(config.run_dir)).summary.is_file():
+            require_room_at_first_sight(config, model_path, True, [config.prompts.eval])
+    # Only now, so that a start that is refused leaves nothing.
     here = own.model_copy(update={"run_dir": config.run_dir})
     run_dir = open_run_dir(here, trains=made_with is None)
     data = {
         key: resolve_data(key, path, config.seed, run_dir.data) for key, path in sources.items()
     }
+    if len(at_hand) < len(data):
+        require_held_out(own, config, data)
     train_data = data.pop("data.train", None)
-    trained = train_data or training_data(own, run_dir)
-    if trained is not None and not config.data.allow_same_files:
-        require_other_files(trained, data)
     return Setup(
         config=config,
         run_dir=run_dir,
         device=device,
-        dtype=resolve_dtype(config, device),
+        dtype=dtype,
+        memory=memory,
         model_path=model_path,
         start_adapter=start_adapter,
         judge_path=judge_path,
@@ -208,9 +219,13 @@ def training_data(config: Config, run_dir: RunDir) -> str | None:
     return str(place.resolve()) if place is not None and place.exists() else None
 
 
-def require_other_files(trained: str, measured: dict[str, str]) -> None:
+def require_held_out(own: Config, config: Config, data: dict[str, str]) -> None:
     """Raises UserError where a measured data set, given by key and path, has a file of the training
-    data, or one with the same content."""
+    data, which are among them or the run's own, or one with the same content."""
+    trained = data.get("data.train") or training_data(own, RunDir(Path(config.run_dir)))
+    measured = {key: path for key, path in data.items() if key != "data.train"}
+    if trained is None or config.data.allow_same_files:
+        return
     held = [(file, file.stat().st_size) for file in files_of(trained)]
     for key, path in measured.items():
         for file in files_of(path):
@@ -254,3 +269,24 @@ def resolve_data(key: str, path: str, seed: int, folder: Path) -> str:
                 raise UserError(f"{key}={path}: {own_error(error)}") from None
             written.rename(made)
     return str(made.resolve())
+
+
+def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
+    """Returns in words how many rows have a rationale, and how the others are asked. Raises
+    UserError where every prompt asks for thinking and no row has a rationale."""
+    plan, rationales = imitation_prompts(prompts, 0), ParquetRows(data).column("rationale")
+    has, rows = sum(map(has_rationale, rationales)), len(rationales)
+    drawn = {name for name, weight in prompts.train.items() if weight}
+    answering = {name for name, weight in plan.without.weights.items() if weight}
+    families = ", ".join(sorted(answering))
+    if drawn <= answering:
+        return f"the answer alone is imitated, as prompts.train ({families}) asks for"
+    if not has and not answering & drawn:
+        raise UserError(
+            f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
+            "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
+        )
+    return (
+        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for "
+        f"the answer alone (prompts of the family {families})"
+    )

@@ -5,6 +5,7 @@ other machines do not reach."""
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -16,15 +17,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rarl.config import Config, apply_override, load_config, read_yaml
+from rarl.config import Config, load_config
 from rarl.errors import UserError, last_line
+from rarl.keys import read_yaml
 from rarl.serving import settings
 from rarl.serving.adapters import NAME
 from rarl.serving.settings import ServiceConfig, read_api_key, read_settings, require_key_for
 from rarl.system.cluster import start_cluster
 from rarl.system.device import Device, resolve_device, resolve_dtype
 from rarl.system.models import find_adapter
-from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone
+from rarl.system.processes import output_in
+from rarl.system.ray_internals import deploy_file, replicas_listen_here_alone, session_logs
+from rarl.training.run_dir import RunDir
 
 LOOPBACK, PORT = "127.0.0.1", 8000  # where nothing else is said
 POLL_SECONDS = 0.5
@@ -47,18 +51,18 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
     if not NAME.fullmatch(name):
         allowed = "an adapter's name may hold letters, digits, '.', '_' and '-' only"
         raise UserError(f"{run}: {allowed}; rename the folder")
+    templates = RunDir(run).templates
     tree: dict[str, Any] = {
         "model": config.model.path,
         "name": "base",
         "adapters": str(run.resolve().parent),
         "default": name,
         "prompt": config.prompts.eval,
+        "templates": str(templates.resolve()) if templates.is_file() else None,
         "max_pixels": config.data.max_pixels,
         "llm": engine_of(config, resolve_device(config)),
     }
-    for override in overrides:
-        apply_override(tree, override)
-    return read_settings(tree)
+    return read_settings(tree, overrides)
 
 
 def engine_of(config: Config, device: Device) -> dict[str, Any]:
@@ -94,7 +98,8 @@ def serve_file(path: Path, host: str | None, port: int | None, say: Say) -> None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}") from None
+        told = f"{path}: not a file of Ray Serve's: '{key}': {first['msg']}"
+        raise UserError(f"{told}; to serve a run, name its directory") from None
     http = schema.http_options
     own = http.host if "host" in http.model_fields_set else LOOPBACK
     http.host, http.port = host or own, port or http.port
@@ -120,6 +125,8 @@ def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say
     """Starts Ray, and what `start` starts and tells of, and returns after Ctrl-C or SIGTERM, when
     the requests in flight are answered. Raises UserError."""
     require_free(host, port)
+    # Within Ray's C++ an exception becomes another one, with a stack trace.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     replicas_listen_here_alone()
     start_cluster()
     import ray
@@ -129,7 +136,8 @@ def serve_until_stopped(start: Callable[[], str], host: str, port: int, say: Say
     logging.getLogger(serve.__name__).setLevel(logging.WARNING)
     try:
         try:
-            told = start()
+            with output_in(session_logs() / "rarl-serve.log"):  # that of vLLM and Triton
+                told = start()
         # "Deploying application inference failed: …", or no HTTP server within Ray's 60 s
         except (RuntimeError, TimeoutError) as error:
             reason = f"the service did not start: {last_line(error) or 'no reason was given'}"

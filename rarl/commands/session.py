@@ -137,6 +137,7 @@ def chat_settings(
         # On a CPU, the core after those of the samplers.
         index=rollout.num_actors,
         log_path=str(logs / "judge.log"),
+        cache_file=str(logs / "judge.cache"),
     )
 
 
@@ -150,6 +151,7 @@ def launch_pool(setup: Setup) -> SamplerPool:
         lora_rank=setup.config.model.lora.rank,
         rollout=rollout,
         log_path="",
+        max_pixels=setup.config.data.max_pixels,
     )
     return SamplerPool.launch(
         settings, rollout.num_actors, setup.run_dir.logs, rollout.timeout_seconds

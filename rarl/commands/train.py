@@ -10,19 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.evaluate import measure_all
-from rarl.commands.resolve import Setup, resolve
+from rarl.commands.resolve import Setup, resolve, what_is_imitated
 from rarl.commands.session import Session, open_session
-from rarl.config import Config, PromptsConfig
+from rarl.config import Config
 from rarl.data.order import step_order
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
-from rarl.errors import UserError
 from rarl.evaluation.results import summary_of
 from rarl.evaluation.ways import floors_of
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
-from rarl.prompts import has_rationale, imitation_prompts, training_prompts
+from rarl.prompts import imitation_prompts, training_prompts
 from rarl.system.device import resolve_mismatch_bound
 from rarl.system.processes import Stopped, ending_after_the_step
 from rarl.training.checkpoint import find_checkpoint, read_progress
@@ -42,6 +42,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     display.note(f"run directory {setup.run_dir.path}")
     for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
         display.note(line)
+    if config.method == "grpo":
+        check_rewards(config, str(setup.train_data), display)
     if config.method == "sft":
         display.note(what_is_imitated(str(setup.train_data), config.prompts))
     sets = {"train": str(setup.train_data), **setup.eval_data}
@@ -87,6 +89,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
     inputs = TrainInputs(
         config=config,
         run_dir=setup.run_dir,
+        data_path=data,
         model_path=setup.model_path,
         start_adapter=setup.start_adapter,
         device=setup.device,
@@ -95,6 +98,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
         judge_engine=live.judge_engine,
+        gpu_share=setup.memory.trainer_limit / setup.memory.card if setup.memory else None,
     )
     prompts = imitation_prompts if config.method == "sft" else training_prompts
     preparer = setup.preparer(data, prompts(config.prompts, config.seed))
@@ -105,24 +109,3 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         display.note(line)
     if outcome.steps < config.train.steps:
         raise Stopped
-
-
-def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
-    """Returns in words how many rows have a rationale, and how the others are asked. Raises
-    UserError where every prompt asks for thinking and no row has a rationale."""
-    plan, rationales = imitation_prompts(prompts, 0), ParquetRows(data).column("rationale")
-    has, rows = sum(map(has_rationale, rationales)), len(rationales)
-    drawn = {name for name, weight in prompts.train.items() if weight}
-    answering = {name for name, weight in plan.without.weights.items() if weight}
-    families = ", ".join(sorted(answering))
-    if drawn <= answering:
-        return f"the answer alone is imitated, as prompts.train ({families}) asks for"
-    if not has and not answering & drawn:
-        raise UserError(
-            f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
-            "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
-        )
-    return (
-        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for "
-        f"the answer alone (prompts of the family {families})"
-    )

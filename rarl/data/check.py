@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +82,10 @@ class CheckedRows:
     good: NDArray[np.int64]
     bad: list[BadRow]
     facts: pa.Table = field(default_factory=FACTS.empty_table)
+
+    def first(self, most: int) -> CheckedRows:
+        """Returns the same with the first good rows alone."""
+        return replace(self, good=self.good[:most], facts=self.facts.slice(0, most))
 
 
 @dataclass(frozen=True)

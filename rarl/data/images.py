@@ -14,11 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarl.errors import UserError
+from rarl.schema import PatchRule
 
 MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, above this
 SMALLEST_SIDE = 8  # pixels
 BLANK_RANGE = 2  # of 255: what encoding an even picture leaves
 GREY = 128
+ORIENTATION = 0x0112  # of EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # blank: a grey picture of the same size; shuffled: another question's picture; text: none at all
 Control = Literal["blank", "shuffled", "text"]
 
@@ -28,9 +39,9 @@ class BadImage(ValueError):
 
 
 def decode_image(encoded: bytes, format: str | None = None) -> Image.Image:
-    """Decodes to RGB; 16-bit greys are scaled by their own range. Raises BadImage, also for a file
-    of another format than the one that is given by Pillow's name."""
-    return as_rgb(load_image(encoded, format))
+    """Decodes to upright RGB; 16-bit greys are scaled by their own range. Raises BadImage, also for
+    a file of another format than the one that is given by Pillow's name."""
+    return as_rgb(upright(load_image(encoded, format)))
 
 
 def load_image(encoded: bytes, format: str | None = None) -> Image.Image:
@@ -47,6 +58,22 @@ def load_image(encoded: bytes, format: str | None = None) -> Image.Image:
     except Exception as error:
         raise BadImage(f"cannot be decoded ({error})") from None
     return image
+
+
+def orientation(image: Image.Image) -> int:
+    """Returns how EXIF tells viewers to turn the picture; 1, as it is, also where that cannot be
+    read."""
+    try:
+        told = int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # of broken EXIF
+        return 1
+    return told if told in TURNS else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Returns the picture as viewers show it."""
+    told = orientation(image)
+    return image.transpose(TURNS[told]) if told != 1 else image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -135,6 +162,22 @@ def nearest_grid(ratio: float, factor: int, lower: int, upper: int) -> tuple[int
 
     rows, columns = min(large_enough, key=distance)
     return rows * factor, columns * factor
+
+
+def patch_rule(image_processor: Any) -> PatchRule:
+    """Returns the rule by which the processor makes patches. Like the processor, it normalises in
+    one step, in float32, by mean and deviation in units of the pixels."""
+    unit = np.float32(1 / image_processor.rescale_factor)
+    mean, std = (
+        tuple((np.array(each, dtype=np.float32) * unit).tolist())
+        for each in (image_processor.image_mean, image_processor.image_std)
+    )
+    sizes = (
+        image_processor.patch_size,
+        image_processor.temporal_patch_size,
+        image_processor.merge_size,
+    )
+    return PatchRule(*sizes, mean, std)
 
 
 def pixel_bounds(image_processor: Any, max_pixels: int | None) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from rarl.config import Config
 from rarl.data.images import fitted_size
+from rarl.data.parquet import ParquetRows
+from rarl.errors import UserError
 from rarl.prompts import (
     PromptPlan,
     evaluation_prompts,
@@ -58,6 +60,31 @@ class LengthRule:
             found.append((length + reply, length))
         needed, longest = max(found)
         return RowLengths(longest, image, needed)
+
+
+class Measured(NamedTuple):
+    """The lengths of one row of a data set."""
+
+    path: str
+    row: int
+    lengths: RowLengths
+
+
+def require_room(rows: Sequence[Measured], limit: int) -> None:
+    """Raises UserError where rows do not fit into `limit` tokens, `rollout.max_model_length`, which
+    names the longest of all and what would be enough for it."""
+    too_long = [one for one in rows if one.lengths.needed > limit]
+    if not too_long:
+        return
+    longest = max(too_long, key=lambda one: one.lengths.needed)
+    prompt, image, needed = longest.lengths
+    example = ParquetRows(longest.path).column("id")[longest.row]
+    raise UserError(
+        f"{longest.path}: row {longest.row} is the longest: example '{example}', with a prompt of "
+        f"{prompt} tokens ({image} of the image) and a reply of up to {needed - prompt}. "
+        f"{len(too_long)} of {len(rows)} rows do not fit rollout.max_model_length={limit}: set "
+        f"rollout.max_model_length={needed}, or lower data.max_pixels or the replies' length"
+    )
 
 
 def training_lengths(config: Config, model_path: str) -> LengthRule:

@@ -25,6 +25,7 @@ from rarl.schema import Example
 KINDS = {
     bytes: pa.binary(),
     tuple[str, ...] | None: pa.list_(pa.string()),
+    tuple[float, ...] | None: pa.list_(pa.float64()),
     dict[str, str | None]: pa.map_(pa.string(), pa.string()),
 }
 HINTS = get_type_hints(Example)
@@ -57,8 +58,9 @@ def from_row(row: dict[str, Any]) -> Example:
     """Returns the example of a row. Absent columns count as null, and null as an empty text where
     there must be one: the checks find that."""
     given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
-    if "options" in given:
-        given["options"] = tuple(option or "" for option in given["options"])
+    for name in (name for name, value in given.items() if isinstance(value, list)):
+        absent = "" if name in ("options", "facts") else 0.0
+        given[name] = tuple(absent if one is None else one for one in given[name])
     if "extra" in given:
         given["extra"] = dict(given["extra"])
     return Example(**EMPTY | given)
@@ -117,8 +119,8 @@ def open_parquet(
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable Parquet file: {reason}") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{path}: not a readable Parquet file: {reason}{advice}") from None
     has = file.schema_arrow.names
     missing, listed = next((n for n in required if n not in has), None), ", ".join(has)
     if missing is not None:
@@ -150,6 +152,8 @@ def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
         return any(is_one(found) for is_one in lists) and holds(found.value_type, wanted.value_type)
     if kind.is_map(wanted):
         return kind.is_map(found) and holds(found.item_type, wanted.item_type)
+    if kind.is_floating(wanted):
+        return kind.is_floating(found) or kind.is_integer(found)
     texts = (pa.string(), pa.large_string(), pa.string_view())
     binaries = (pa.binary(), pa.large_binary(), pa.binary_view())
     if kind.is_binary(wanted):
@@ -246,6 +250,14 @@ class RowRange:
     weight: float
 
 
+ImageKey = tuple[str, str]
+
+
+def image_key(example: Example) -> ImageKey:
+    """Returns what tells an image from all others, also of a mixture: its data set and its id."""
+    return example.dataset, example.image_id
+
+
 class ParquetRows:
     """Random access by row number to canonical data: a Parquet file, all Parquet files of a folder
     in name order, or a mixture, whose data sets follow each other. Raises UserError if there is no
@@ -296,6 +308,18 @@ class ParquetRows:
             with damage_named(path, f"column '{name}'"):
                 values += file.read(columns=[name])[name].to_pylist()
         return [value or "" for value in values] if name in REQUIRED else values
+
+    def questions_by_image(self) -> dict[ImageKey, list[Example]]:
+        """Returns all questions by the image that they are about, without the image itself, in
+        their order."""
+        names = ("id", "image_id", "question", "answer", "answer_type", "options", "dataset")
+        found: dict[ImageKey, list[Example]] = {}
+        for values in zip(*map(self.column, names), strict=True):
+            known = dict(zip(names, values, strict=True))
+            options = known.pop("options")
+            example = Example(image=b"", options=tuple(options) if options else None, **known)
+            found.setdefault(image_key(example), []).append(example)
+        return found
 
     def read(self, rows: Iterable[int]) -> list[Example]:
         """Returns the examples at these row numbers, in this order."""

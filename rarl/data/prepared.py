@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rarl.data.images import decode_image, fit_image
+from rarl.data.images import decode_image, fit_image, patch_rule
 from rarl.errors import UserError
 from rarl.schema import Example, PreparedExample, Prompt
 
@@ -27,14 +27,17 @@ def prepare_example(
     """Decodes, fits and tokenises one example. Raises BadImage."""
     pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
-    encoded = processor(text=[prompt.text], images=[pixels], return_tensors="np")
+    rule = patch_rule(processor.image_processor)
+    # In the text one token stands for the whole image.
+    ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
+    image_tokens = pixels.shape[0] * pixels.shape[1] // (rule.size * rule.merge) ** 2
+    times = np.where(ids == processor.image_token_id, image_tokens, 1)
     return PreparedExample(
         example=replace(example, image=b""),
         prompt=prompt,
         pixels=pixels,
-        prompt_token_ids=np.asarray(encoded["input_ids"][0], dtype=np.int64),
-        patches=np.asarray(encoded["pixel_values"], dtype=np.float32),
-        grid=np.asarray(encoded["image_grid_thw"][0], dtype=np.int64),
+        prompt_token_ids=np.repeat(ids, times),
+        patch_rule=rule,
     )
 
 

@@ -32,7 +32,9 @@ OF_RAY_TRAIN = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that nobody listens to
 }
 SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
-WORKER_ENVIRONMENT = {"env_vars": SILENT | OF_RAY_TRAIN}
+# On a GPU: every micro-batch has other shapes, and blocks of fixed sizes would not be used again.
+GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+WORKER_ENVIRONMENT = {"env_vars": SILENT | GROWING | OF_RAY_TRAIN}
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,12 @@ def training_stream(
     The train worker of this rank gets the rows rank, rank + workers, … of each step; `share` is
     their number. What is prepared and not yet taken is bounded by STREAM_BYTES for all workers."""
     blocks = step_blocks(order, start, stop, rank, workers)
-    stream = prepared_stream(settings, blocks, tasks, workers)
-    limits = ExecutionResources(object_store_memory=STREAM_BYTES // workers)
+    return bounded(prepared_stream(settings, blocks, tasks, workers), STREAM_BYTES // workers)
+
+
+def bounded(stream: Dataset, most: int) -> Dataset:
+    """Returns the stream; it is held up while `most` bytes are prepared and not yet taken."""
+    limits = ExecutionResources(object_store_memory=most)
     stream.context.execution_options.resource_limits = limits
     return stream
 
@@ -190,10 +196,12 @@ def ordered_stream(
     image_rows: np.ndarray | None = None,
     block_rows: int = 32,
 ) -> Dataset:
-    """Streams the given rows in their order, for evaluation, or with the images of `image_rows`."""
+    """Streams the given rows in their order, for evaluation, or with the images of `image_rows`.
+    What is prepared and not yet taken is bounded by STREAM_BYTES."""
     columns = {"row": rows} if image_rows is None else {"row": rows, "image_row": image_rows}
     whole, starts = pa.table(columns), range(0, len(rows), block_rows)
-    return prepared_stream(settings, [whole.slice(start, block_rows) for start in starts])
+    blocks = [whole.slice(start, block_rows) for start in starts]
+    return bounded(prepared_stream(settings, blocks), STREAM_BYTES)
 
 
 def unpack(batch: dict[str, Any] | pa.Table) -> list[PreparedExample]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rarl.config import load_config
 from rarl.errors import UserError
-from rarl.evaluation.measurements import Question, judge_name, questions_of
+from rarl.evaluation.measurements import QuestionKey, judge_name, questions_of
 from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways, training_data
 from rarl.files import write_text
 from rarl.samples import Sample
@@ -127,7 +127,7 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
     bases, trained = dict[str, Model](), dict[str, Model]()
     places: dict[str, int] = {}  # of the lines that trained models belong to
     floors = {name: Model(name, "floor") for name in FLOORS}
-    drawn: dict[tuple[Path, tuple[Question, ...]], dict[str, list[Sample]]] = {}
+    drawn: dict[tuple[Path, tuple[QuestionKey, ...]], dict[str, list[Sample]]] = {}
     for line, seed in [(one, seed) for one in lines for seed in one.folders]:
         base, own = (
             {
@@ -180,17 +180,17 @@ def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
 def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
     """Returns "base", with the prompt if lines differ in theirs, or if it is another one than the
     line's, and with the model if lines differ in it."""
-    words = way.words
-    if not way.options and (len({one.prompt for one in lines}) > 1 or way.prompt != line.prompt):
-        words = [str(way.prompt), *words]
+    words = way.words(None if len({one.prompt for one in lines}) > 1 else line.prompt)
     if len({one.base for one in lines}) > 1:
         words = [*words, line.base]
-    return f"base ({', '.join(words)})" if words else "base"
+    return named("base", words)
 
 
 def trained_name(line: Line, way: Way) -> str:
     """Returns the line's title, with what is asked otherwise in brackets."""
-    words = way.words
-    if way.prompt != line.prompt and not way.options:
-        words = [f"prompt {way.prompt}", *words]
-    return f"{line.title} ({', '.join(words)})" if words else line.title
+    return named(line.title, way.words(line.prompt))
+
+
+def named(model: str, words: Sequence[str]) -> str:
+    """Returns a model's name with what is asked otherwise in brackets."""
+    return f"{model} ({', '.join(words)})" if words else model

@@ -35,9 +35,10 @@ from rarl.schema import PreparedExample
 from rarl.system.placement import REQUESTS_PER_ACTOR
 
 JUDGED_AT_ONCE = 256  # replies that were made before
+QUESTIONS_PER_FILE = 64  # what a stop loses at most, and the longest of their replies decides when
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
 DATA = "_data.json"  # in evaluation/; names with an underscore are no measurement to pyarrow
-Question = tuple[str, str, str]  # id, question, reference answer
+QuestionKey = tuple[str, str, str]  # id, question, reference answer
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def write_part(path: Path, samples: Sequence[Sample]) -> None:
         pq.write_table(to_table(samples).append_column("reply/answer", answers), temporary)
 
 
-def questions_of(samples: Iterable[Sample]) -> list[Question]:
+def questions_of(samples: Iterable[Sample]) -> list[QuestionKey]:
     """Returns what each reply is about."""
     return [(one.example.id, one.example.question, one.example.answer) for one in samples]
 
@@ -176,16 +177,16 @@ class Exam:
     show_image: bool = True
 
     @cached_property
-    def questions(self) -> list[Question]:
+    def questions(self) -> list[QuestionKey]:
         """The questions in order, read without their images."""
         source = ParquetRows(self.preparer.data_path)
         columns = [source.column(name) for name in ("id", "question", "answer")]
         return [(columns[0][row], columns[1][row], columns[2][row]) for row in self.rows]
 
-    def places_of(self, stored: Iterable[Question], folder: Path) -> list[int]:
+    def places_of(self, stored: Iterable[QuestionKey], folder: Path) -> list[int]:
         """Returns the place of each stored question; if the data repeat one, the n-th is the n-th.
         Raises UserError for a question that the exam does not have."""
-        free: dict[Question, deque[int]] = defaultdict(deque)
+        free: dict[QuestionKey, deque[int]] = defaultdict(deque)
         for place, question in enumerate(self.questions):
             free[question].append(place)
         places = []
@@ -331,11 +332,14 @@ def complete(
         for places, prepared in exam.batches(progress.missing, size):
             seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
             asking = (exam.sampling, key.model != "base", exam.show_image)
-            new = collector.submit(prepared, seeds, *asking).result()
-            for sample in flatten(new):
-                sample.prepared = None  # pixels and patches
-            groups |= zip(places, new, strict=True)
-            write_part(part_path(progress.folder, places[0]), flatten(new))
-            advance(len(places))
+            pending = collector.submit(prepared, seeds, *asking)
+            for part in pending.parts(QUESTIONS_PER_FILE):
+                new, its = part.result(), places[: len(part.prompts)]
+                for sample in flatten(new):
+                    sample.prepared = None  # with the pixels
+                groups |= zip(its, new, strict=True)
+                write_part(part_path(progress.folder, its[0]), flatten(new))
+                advance(len(its))
+                places = places[len(its) :]
     write_text(progress.folder / FINISHED, "")
     return progress.samples

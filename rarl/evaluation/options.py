@@ -140,7 +140,9 @@ def score_batch(
     for one, (_, options) in zip(prepared, asked, strict=True):
         replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
         requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
-    for (its, options), logprobs in zip(asked, pool.score(requests, use_adapter), strict=True):
+    scored = pool.score(requests, use_adapter).result()
+    for (its, options), tokens in zip(asked, scored, strict=True):
+        logprobs = [float(sum(one)) for one in tokens]
         is_right = same_words if its.options else partial(is_correct, options=None)
         right = [is_right(option, its.answer) for option in options].index(True)
         known = (its.id, its.image_id, its.question, its.answer)

@@ -12,6 +12,7 @@ import pandas as pd
 from rarl.evaluation.metrics import WORDS
 from rarl.evaluation.results import IN_FORM, WITH_IMAGE
 from rarl.files import write_text
+from rarl.intervals import FEWEST_VALUES
 
 COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 
@@ -43,16 +44,22 @@ def shown(means: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(metric=rows["metric"].map(COLUMNS))
 
 
+def cell(form: str, n: int, mean: float, low: float, high: float) -> str:
+    """Returns mean and interval in a form such as "{:.1f} [{:.1f}, {:.1f}]", or the mean alone if
+    it is of too few for an interval."""
+    return (form if n >= FEWEST_VALUES else form.split()[0]).format(mean, low, high)
+
+
 def texts(rows: pd.DataFrame, form: str) -> list[str]:
-    """Returns mean and interval of each row in a form such as "{:.1f} [{:.1f}, {:.1f}]", and its n
-    where it is another than that of the line's accuracy."""
+    """Returns the `cell` of each row, and its n where it is another than that of the line's
+    accuracy."""
     accuracy = rows[rows["metric"] == COLUMNS["accuracy"]]
     lines = zip(accuracy["model"], accuracy["data"], strict=True)
     counts = dict(zip(lines, accuracy["n"], strict=True))
+    names = ["model", "data", "n", "mean", "low", "high"]
     return [
-        form.format(row.mean, row.low, row.high)
-        + ("" if row.n == counts.get((row.model, row.data), row.n) else f" (n={row.n})")
-        for row in rows[["model", "data", "n", "mean", "low", "high"]].itertuples()
+        cell(form, n, mean, low, high) + ("" if n == counts.get((model, data), n) else f" (n={n})")
+        for model, data, n, mean, low, high in rows[names].itertuples(index=False, name=None)
     ]
 
 
@@ -79,13 +86,14 @@ def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
     for _, lead in leads.iterrows():
         points, low, high = lead[["points", "low", "high"]]
         n = "" if str(lead["n"]) == table.loc[lead["against"], "n"] else f" (n={lead['n']})"
-        cell, column = f"{points:+.1f} [{low:+.1f}, {high:+.1f}]{n}", f"{lead['model']} − this"
+        text = cell("{:+.1f} [{:+.1f}, {:+.1f}]", lead["n"], points, low, high) + n
+        column = f"{lead['model']} − this"
         if lead["metric"] == IN_FORM:
             # where all replies have their form it would say the same again
             if lead["n"] < whole[lead["model"], lead["against"]]:
-                table.loc[lead["against"], f"{column}, both well formed"] = cell
+                table.loc[lead["against"], f"{column}, both well formed"] = text
             continue
-        table.loc[lead["against"], column] = cell
+        table.loc[lead["against"], column] = text
         if lead["model"] != WITH_IMAGE:
             p = f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001"
             table.loc[lead["against"], ["won / lost", "p"]] = (f"{lead['won']} / {lead['lost']}", p)
@@ -116,8 +124,8 @@ def to_latex(means: pd.DataFrame, leads: pd.DataFrame) -> str:
     counts["text"] = counts["n"].astype(str)
     ahead = leads[(leads["model"] == WITH_IMAGE) & (leads["metric"] == "accuracy")]
     ahead = ahead.assign(metric=f"{WITH_IMAGE} $-$ this", model=ahead["against"])
-    numbers = zip(ahead["points"], ahead["low"], ahead["high"], strict=True)
-    ahead["text"] = ["{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}".format(*one) for one in numbers]
+    numbers = zip(*(ahead[name] for name in ("n", "points", "low", "high")), strict=True)
+    ahead["text"] = [cell("{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}", *one) for one in numbers]
     titles = ["n", "accuracy", "reasoning", *ahead["metric"].unique()]
     columns = [(data, one) for data in means["data"].unique() for one in titles]
     rows = pd.concat([counts, rows, ahead])

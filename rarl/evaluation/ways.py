@@ -48,24 +48,17 @@ class Way:
         """Whether the images are shown, and one greedy reply is asked for."""
         return self == Way(self.prompt)
 
-    @property
-    def described(self) -> str:
-        """The way in brackets, or nothing."""
-        words = [f"prompt {self.prompt}"] if self.prompt else []
-        words += [f"control {self.control}"] if self.control else []
-        words += [f"{self.samples} samples"] if self.samples > 1 else []
-        return f" ({', '.join(words)})" if words else ""
-
-    @property
-    def words(self) -> list[str]:
-        """What a table's line says of it, but for the prompt."""
+    def words(self, usual_prompt: str | None = None) -> list[str]:
+        """Returns what terminal, tables and report say of it: what is asked otherwise than usual,
+        such as "prompt none", "blank image"."""
         if self.options:
             return ["likelihood of the options"]
-        words = [CONTROLS[self.control]] if self.control else []
+        words = [f"prompt {self.prompt}"] if self.prompt not in (None, usual_prompt) else []
+        words += [CONTROLS[self.control]] if self.control else []
         return words + ([f"majority of {self.samples} samples"] if self.samples > 1 else [])
 
     def suffix(self, own_prompt: str) -> str:
-        """Returns the end of its summary's name: nothing for the run's own measurement."""
+        """Returns the end of its summary's file name: nothing for the run's own measurement."""
         prompt = self.prompt if self.prompt != own_prompt else None
         samples = f"samples{self.samples}" if self.samples > 1 else None
         parts = (prompt, self.control, samples, "options" if self.options else None)

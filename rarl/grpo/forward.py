@@ -55,11 +55,27 @@ class VisionCache:
 @torch.no_grad()
 def image_features(model: Any, group: TokenGroup) -> ImageFeatures:
     """Runs the vision tower on the image of one group."""
-    patches = torch.from_numpy(group.patches).to(model.device)
+    patches = make_patches(group, model.device)
     grid = torch.from_numpy(group.grid)[None].to(model.device)
     out = model.model.get_image_features(patches, grid)
     deepstack = getattr(out, "deepstack_features", None) or []
     return ImageFeatures(out.pooler_output[0], [part[0] for part in deepstack])
+
+
+def make_patches(group: TokenGroup, device: torch.device | str) -> Tensor:
+    """Returns the (patches, colours * frames * size * size) float32 that the model's own image
+    processor makes of the group's pixels, bit for bit on a CPU."""
+    rule = group.patch_rule
+    size, merge = rule.size, rule.merge
+    colours = torch.tensor(group.pixels, device=device).permute(2, 0, 1).float()
+    mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (rule.mean, rule.std))
+    _, rows, columns = group.grid.tolist()
+    blocks = ((colours - mean) / std).reshape(
+        3, rows // merge, merge, size, columns // merge, merge, size
+    )
+    # (block rows, block columns, merge, merge, 3, 1, size, size), and each picture is all frames.
+    ordered = blocks.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)
+    return ordered.expand(*ordered.shape[:5], rule.frames, size, size).reshape(rows * columns, -1)
 
 
 @dataclass(frozen=True)
@@ -96,19 +112,23 @@ def plain_forward(
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     input_ids = pad_sequence(sequences, batch_first=True, padding_value=0)
     attention_mask = torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]
-    patches = torch.cat([torch.from_numpy(group.patches) for group, _ in each])
+    copies = [make_patches(group, device).repeat(len(group.completions), 1) for group in groups]
     hidden = model.model(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
-        pixel_values=patches.to(device, model.dtype),
+        pixel_values=torch.cat(copies).to(model.dtype),
         image_grid_thw=torch.stack([torch.from_numpy(g.grid) for g, _ in each]).to(device),
         mm_token_type_ids=(input_ids == model.config.image_token_id).int() * attention_mask,
         use_cache=False,
     ).last_hidden_state
+    # On a GPU the head is in float32, as the sampler's is (see `kernels.product`).
+    precision = torch.float32 if device.type == "cuda" else hidden.dtype
+    head = model.lm_head.weight.to(precision)
     rows = []
     for index, (group, completion) in enumerate(each):
         start, size = len(group.prompt_token_ids), len(completion)
-        logits = model.lm_head(hidden[index, start - 1 : start + size - 1])
+        own = hidden[index, start - 1 : start + size - 1]
+        logits = functional.linear(own.to(precision), head)
         token_ids = input_ids[index, start : start + size]
         rows.append(completion_logprobs(logits, token_ids, distribution))
     columns = [pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True)]

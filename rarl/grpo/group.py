@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rarl.samples import Group
+from rarl.schema import PatchRule
+
+if TYPE_CHECKING:
+    from rarl.samples import Group
 
 # Is added to a standard deviation.
 EPSILON = 1e-4
@@ -18,15 +22,16 @@ EPSILON = 1e-4
 class TokenGroup:
     """One prompt and its G completions, on the CPU.
 
-    prompt_token_ids: (P,) int64, image placeholder expanded. patches: (patches, D) float32. grid:
-    (3,) int64. completions: the token ids of each, of any length from 1. key: differs between the
-    prompts of one update. sampler_logprobs: the sampler's log-prob of each token, in nats.
-    advantages: (G,) float32. The last two are empty where the completions are imitated.
+    prompt_token_ids: (P,) int64, image placeholder expanded. pixels: (height, width, 3) uint8, of
+    which patches are made by `patch_rule`, on the policy's device. completions: the token ids of
+    each, of any length from 1. key: differs between the prompts of one update. sampler_logprobs:
+    the sampler's log-prob of each token, in nats. advantages: (G,) float32. The last two are empty
+    where the completions are imitated.
     """
 
     prompt_token_ids: NDArray[np.int64]
-    patches: NDArray[np.float32]
-    grid: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+    patch_rule: PatchRule
     completions: list[list[int]]
     key: int
     sampler_logprobs: list[list[float]] = field(default_factory=list)
@@ -47,13 +52,19 @@ class TokenGroup:
             raise ValueError(f"some samples of '{samples[0].example.id}' have no advantage")
         return cls(
             prepared.prompt_token_ids,
-            prepared.patches,
-            prepared.grid,
+            prepared.pixels,
+            prepared.patch_rule,
             [sample.rollout.completion_token_ids for sample in samples],
             key,
             [sample.rollout.sampler_logprobs for sample in samples],
             np.array(known, dtype=np.float32),
         )
+
+    @property
+    def grid(self) -> NDArray[np.int64]:
+        """(3,) patches along time, height and width."""
+        height, width, _ = self.pixels.shape
+        return np.array([1, height // self.patch_rule.size, width // self.patch_rule.size])
 
     def part(self, rows: Sequence[int]) -> TokenGroup:
         """Returns these completions, with the same prompt."""

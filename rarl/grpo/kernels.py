@@ -198,11 +198,13 @@ def chunk_bytes(device: torch.device) -> int:
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """Writes a matrix product into float32 memory; a buffer that is used again spares the kernel
-    fresh pages."""
+    fresh pages. On a GPU no sum is rounded to bfloat16, nor is it in the sampler."""
     if left.dtype == out.dtype:
         torch.mm(left, right, out=out)
+    elif left.device.type == "cpu":
+        out.copy_(left @ right)  # there PyTorch has no such kernel
     else:
-        out.copy_(left @ right)
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
 
 
 def head_chunk(

@@ -23,11 +23,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rarl.config import GrpoConfig
+if TYPE_CHECKING:
+    from rarl.config import GrpoConfig
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ class Span:
 @dataclass(frozen=True)
 class Packed:
     """A micro-batch as one matrix. `positions` is (3, 1, tokens) for the multimodal rotary
-    embedding; `first` is the number of prefix rows, which come before those of the completions."""
+    embedding; `first` is the number of prefix rows, which come before those of the completions, and
+    `image_rows` are those of them that stand for images."""
 
     token_ids: Tensor
     positions: Tensor
     spans: list[Span]
     first: int
+    image_rows: Tensor
     targets: Tensor
     lengths: list[int]
 
@@ -70,18 +72,21 @@ class SharedPrefixForward:
     ) -> ForwardOutput:
         model: Any = policy.get_base_model()
         packed = pack(model, groups)
-        hidden, image_rows, deepstack = embed(model, packed, groups, vision)
+        hidden, deepstack = embed(model, packed, groups, vision)
         text = model.model.language_model
         cos, sin = (part[0, :, None] for part in text.rotary_emb(hidden, packed.positions))
         *lower, last = text.layers
         for index, layer in enumerate(lower):
             arguments = (layer, hidden, cos, sin, packed, False)
             if self.checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(decoder_layer, *arguments, use_reentrant=False)
+                # Nothing in a layer is random: no generator's state need be read from the GPU.
+                hidden = checkpoint(
+                    decoder_layer, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 hidden = decoder_layer(*arguments)
             if index < len(deepstack):
-                hidden = hidden.index_add(0, image_rows, deepstack[index])
+                hidden = hidden.index_add(0, packed.image_rows, deepstack[index])
         hidden = text.norm(decoder_layer(last, hidden, cos, sin, packed, completions_only=True))
         of_tokens = token_logprobs(hidden, model.lm_head.weight, packed.targets, distribution)
         rows = [pad_sequence(x.split(packed.lengths), batch_first=True) for x in of_tokens]
@@ -110,11 +115,14 @@ def pack(model: Any, groups: list[TokenGroup]) -> Packed:
         prefix_start += len(prompt) - 1
         start += sum(lengths)
     completions = [c for group in groups for c in group.completions]
+    # On the CPU: a GPU would have to be waited for before their number is known.
+    prefixes = torch.cat(prefix_ids)
     return Packed(
-        token_ids=torch.cat([*prefix_ids, *ids]).to(device),
+        token_ids=torch.cat([prefixes, *ids]).to(device),
         positions=torch.cat([*prefix_positions, *positions], dim=1)[:, None].to(device),
         spans=spans,
         first=first,
+        image_rows=(prefixes == model.config.image_token_id).nonzero().squeeze(1).to(device),
         targets=torch.tensor([token for c in completions for token in c], device=device),
         lengths=[len(c) for c in completions],
     )
@@ -153,18 +161,16 @@ def rotary_positions(model: Any, group: TokenGroup) -> Tensor:
 
 def embed(
     model: Any, packed: Packed, groups: list[TokenGroup], vision: VisionCache
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Returns the (tokens, D) input of the first layer, which of its rows are image tokens, and
-    what the first layers add to those. All of it is frozen."""
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns the (tokens, D) input of the first layer, and what the first layers add to the rows
+    of image tokens. All of it is frozen."""
     with torch.no_grad():
         hidden: Tensor = model.get_input_embeddings()(packed.token_ids)
         features = [vision.features(model, group) for group in groups]
-        is_image = packed.token_ids[: packed.first] == model.config.image_token_id
-        image_rows = is_image.nonzero().squeeze(1)
-        hidden[image_rows] = torch.cat([f.tokens for f in features]).to(hidden.dtype)
+        hidden[packed.image_rows] = torch.cat([f.tokens for f in features]).to(hidden.dtype)
         added = zip(*(f.deepstack for f in features), strict=True)
         deepstack = [torch.cat(parts) for parts in added]
-    return hidden, image_rows, deepstack
+    return hidden, deepstack
 
 
 def decoder_layer(

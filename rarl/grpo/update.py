@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rarl.config import Config, GrpoConfig, TrainConfig
 from rarl.distribution import MODEL_SOFTMAX, SamplingDistribution
 from rarl.errors import UserError
 from rarl.grpo.forward import ForwardPass, VisionCache
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.loss import LossInputs, StepTotals, compute_loss
 from rarl.grpo.workers import ALONE, Workers
+
+if TYPE_CHECKING:
+    from rarl.config import Config, GrpoConfig, TrainConfig
 
 # Norm of a gradient before it is clipped; what is learnt from is below a thousand.
 EXPLODED = 1e6
@@ -105,10 +107,13 @@ def update_policy(
                 inputs = replace(found[index], logprobs=current.logprobs)
                 out = compute_loss(inputs, totals, grpo)
                 out.loss.backward()
-                drift = (inputs.old_logprobs - inputs.sampler_logprobs).abs()[inputs.mask]
-                parts = (out.loss, out.clipped, out.kl, current.entropy[inputs.mask].sum())
-                sums += [part.item() for part in (*parts, drift.sum())]
-                largest = max(largest, drift.max().item())
+                # All three are padded with zeros.
+                drift = (inputs.old_logprobs - inputs.sampler_logprobs).abs()
+                parts = (out.loss, out.clipped, out.kl, current.entropy.sum(), drift.sum())
+                # Read together: the GPU is waited for once.
+                *found_sums, top = torch.stack([*parts, drift.max()]).tolist()
+                sums += found_sums
+                largest = max(largest, top)
         loss, *token_sums = workers.sum(sums.tolist())
         clipped, kl, entropy, mean_drift = (value / tokens for value in token_sums)
         largest = workers.max(largest)

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, HTTPException, Response
-from pydantic import Field, ValidationError
+from pydantic import Field
 from ray import serve
 
-from rarl.config import JudgeConfig, describe
+from rarl.config import JudgeConfig
 from rarl.errors import UserError
 from rarl.judge.backends import MISCONFIGURED
 from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, ScoreRequest, reply_of
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import unreachable
+from rarl.keys import validated
 from rarl.schema import Verdict
 
 LOG = logging.getLogger("ray.serve")
@@ -97,10 +98,7 @@ class JudgeService:
 
 def build(args: dict[str, Any]) -> serve.Application:
     """The application from the keys of `judge` in a run's configuration and those of AppConfig."""
-    try:
-        config = AppConfig.model_validate(args)
-    except ValidationError as error:
-        raise UserError(f"judge application: {describe(error)}") from None
+    config = validated(AppConfig, args, (), "judge application")
     # the decorators make a Deployment of it, which their types do not say
     service: Any = JudgeService
     deployment = service.options(

@@ -93,7 +93,7 @@ class ScoreRequest(BaseModel):
     candidates: list[Candidate]
 
 
-def complete(verdict: Any) -> Any:
+def require_all_keys(verdict: Any) -> Any:
     """Raises ValueError for JSON that has other keys than a Verdict: without its scores it would
     pass for one that has none."""
     names = {field.name for field in fields(Verdict)}
@@ -105,7 +105,7 @@ def complete(verdict: Any) -> Any:
 class ScoreReply(BaseModel):
     """The answer to a ScoreRequest, in its order."""
 
-    verdicts: list[Annotated[Verdict, BeforeValidator(complete)]]
+    verdicts: list[Annotated[Verdict, BeforeValidator(require_all_keys)]]
 
 
 def reply_of(verdicts: Sequence[Verdict]) -> bytes:

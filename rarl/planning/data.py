@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +12,21 @@ from typing import Any
 import numpy as np
 
 from rarl.config import IMPORT_PATH, Config
+from rarl.data.check import text_fault
 from rarl.data.images import BadImage, size_of
 from rarl.data.lengths import (
     LengthRule,
+    Measured,
     RowLengths,
     image_tokens,
     measured_lengths,
+    require_room,
     training_lengths,
 )
 from rarl.data.parquet import ROW_GROUP_ROWS, ParquetRows
 from rarl.planning.sizes import TEXT_TOKENS
 from rarl.schema import Example
+from rarl.system.imports import quick_imports
 
 MOST_ROWS = 2048  # of a data set that are looked at: a few seconds
 # Qwen2-VL's own image processor, where the model is not at hand.
@@ -49,28 +54,48 @@ def read_lengths(config: Config, model_path: str) -> DataLengths | None:
     """Returns None where the training data are not at hand, such as those that a function makes.
     Of a large data set it looks at rows that are spread evenly over it. Raises UserError for data
     that cannot be read."""
-    if config.data.train is None or not is_at_hand(config.data.train):
-        return None
     processor = local_processor(model_path)
-    rule = training_lengths(config, model_path)
-    trained = list(row_lengths(config.data.train, rule, processor))
+    trained = training_rows(config, model_path, processor)
     if not trained:
         return None
-    longest = {f"{config.data.train}: row {row}": found.needed for row, found in trained}
-    measured = measured_lengths(config, model_path, [config.prompts.eval])
-    for path in filter(is_at_hand, config.data.eval.values()):
-        found = row_lengths(path, measured, processor)
-        longest |= {f"{path}: row {row}": one.needed for row, one in found}
-    where = max(longest, key=longest.__getitem__)
+    measured = measured_rows(config, model_path, processor, [config.prompts.eval])
+    longest = max([*trained, *measured], key=lambda one: one.lengths.needed)
     return DataLengths(
-        prompt=float(np.mean([found.prompt for _, found in trained])),
-        image=float(np.mean([found.image for _, found in trained])),
+        prompt=float(np.mean([one.lengths.prompt for one in trained])),
+        image=float(np.mean([one.lengths.image for one in trained])),
         looked_at=len(trained),
-        rows=len(ParquetRows(Path(config.data.train).expanduser())),
-        needed=longest[where],
-        longest=where,
+        rows=len(ParquetRows(trained[0].path)),
+        needed=longest.lengths.needed,
+        longest=f"{longest.path}: row {longest.row}",
         text_known=processor is not None,
     )
+
+
+def require_room_at_first_sight(
+    config: Config, model_path: str, trains: bool, families: Sequence[str]
+) -> None:
+    """Raises UserError as the check of all rows does, but within seconds, before engines start, and
+    for the rows alone that `read_lengths` looks at. `families` are those of the measurements."""
+    processor = local_processor(model_path)
+    if processor is not None:
+        rows = measured_rows(config, model_path, processor, families)
+        rows += training_rows(config, model_path, processor) if trains else []
+        require_room(rows, config.rollout.max_model_length)
+
+
+def training_rows(config: Config, model_path: str, processor: Any) -> list[Measured]:
+    """Returns the training rows that are looked at, if they are at hand."""
+    path, rule = config.data.train, training_lengths(config, model_path)
+    return list(row_lengths(path, rule, processor)) if path and is_at_hand(path) else []
+
+
+def measured_rows(
+    config: Config, model_path: str, processor: Any, families: Sequence[str]
+) -> list[Measured]:
+    """Returns the same of the data sets that are measured, with prompts of these families."""
+    rule, most = measured_lengths(config, model_path, families), config.evaluation.max_examples
+    paths = filter(is_at_hand, config.data.eval.values())
+    return [one for path in paths for one in row_lengths(path, rule, processor, most)]
 
 
 def is_at_hand(path: str) -> bool:
@@ -79,23 +104,26 @@ def is_at_hand(path: str) -> bool:
 
 def local_processor(model_path: str) -> Any:
     """Returns the model's processor, or None where it is not on this machine."""
-    from transformers import AutoProcessor
+    with quick_imports():
+        from transformers import AutoProcessor
 
-    try:
-        return AutoProcessor.from_pretrained(model_path, local_files_only=True)
-    except (OSError, ValueError):
-        return None
-
-
-def row_lengths(path: str, rule: LengthRule, processor: Any) -> Iterator[tuple[int, RowLengths]]:
-    """Yields number and lengths of the rows that are looked at and can be used."""
-    source = ParquetRows(Path(path).expanduser())
-    for row in spread_rows(source):
-        example = source.read([row])[0]
         try:
-            yield row, lengths_of(example, rule, processor)
-        except BadImage:
-            continue
+            return AutoProcessor.from_pretrained(model_path, local_files_only=True)
+        except (OSError, ValueError):
+            return None
+
+
+def row_lengths(
+    path: str, rule: LengthRule, processor: Any, most: int | None = None
+) -> Iterator[Measured]:
+    """Yields the rows that are looked at and can be used, of the first `most` ones."""
+    place = str(Path(path).expanduser())
+    source = ParquetRows(place)
+    for row in (row for row in spread_rows(source) if most is None or row < most):
+        example = source.read([row])[0]
+        with suppress(BadImage):
+            if text_fault(example) is None:
+                yield Measured(place, row, lengths_of(example, rule, processor))
 
 
 def spread_rows(source: ParquetRows) -> list[int]:

@@ -1,46 +1,57 @@
 """How much memory a configuration needs: of a GPU by estimates from the model's shapes, of which
-the activations' formula alone is checked (`bench/plan.py --activations`), or of all processes of a
-run on CPU. Private pages (USS) count for each process, shared ones once: the sum is the PSS."""
+the trainer's are checked (`bench/plan.py --activations`, `bench/meta_update.py`), or of all
+processes of a run on CPU. Private pages (USS) count for each process, shared ones once: the sum is
+the PSS."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from rarl.config import IMPORT_PATH, Config
 from rarl.errors import UserError
+from rarl.paths import IMPORT_PATH
 from rarl.planning.sizes import (
     FIGURES,
+    IMAGE_TOKEN_PIXELS,
     KNOWN_MODELS,
-    PATCH_VALUES,
-    ModelSize,
+    PATCHES_PER_TOKEN,
     Work,
+    activation_bytes,
+    adapter_bytes,
+    layer_bytes,
     model_shapes,
     model_size,
     step_work,
 )
+from rarl.rollout.engine import BATCHED_TOKENS
+from rarl.system.gpu import gpus
 from rarl.system.imports import import_object
 
+if TYPE_CHECKING:
+    from rarl.config import Config
+
 GIB, MIB = 1024**3, 1024**2
-HEAD_CHUNK_GIB = 0.25  # `head.chunk_bytes` of a GPU
+HEAD_GIB = 3 * 0.25  # `kernels.chunk_bytes` of a GPU: logits, probabilities and their product
 HEAD_CHUNK_MIB = 8  # of a CPU
-CONTEXT_GIB = 0.6  # of CUDA context and kernels per process
-WORKING_SHARE = 0.05  # of the card: vLLM's own activations while it profiles
+CONTEXT_GIB = 0.6  # of CUDA context and kernels per process, beside what it is given; an assumption
+GRAPHS_GIB = 0.5  # of the CUDA graphs that vLLM captures; an assumption
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
 JUDGE = "judge's own engine"
-MAX_SEQUENCES = 128  # that an engine samples at once, `SamplerSettings.max_sequences`
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
+STARTING, GRAPHS = "activations at the start", "CUDA graphs"
 ACTIVATIONS = "activations"
+HEAD = "log-probs over the vocabulary"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
-# copies of a batch of questions that the driver's heap has room for: unpacked, as requests, and not
-# given back
-HELD = 8
+# copies of a batch of questions that the driver has room for: as they were streamed, unpacked, as
+# requests, and not given back
+HELD = 4
 
 
 @dataclass(frozen=True)
@@ -57,31 +68,46 @@ DEFAULT_CARD = "a100-40g"
 CARDS = {name: Card(name, **figures) for name, figures in FIGURES["cards"].items()}
 
 
-def find_card(name: str, memory: float | None = None) -> Card:
-    """Returns a card by name, with `memory` GiB where a part of it is meant. Raises UserError for
-    one that is not listed."""
-    if name not in CARDS:
+def find_card(name: str | None = None, memory: float | None = None) -> Card:
+    """Returns a card by name; without one this machine's, or a common one where there is none; with
+    `memory` GiB where a part of it is meant. Raises UserError for one that is not listed."""
+    if name is not None and name not in CARDS:
         known = ", ".join(CARDS)
         raise UserError(f"--gpu {name}: not a card that is known here; choose one of {known}")
-    card = CARDS[name]
+    card = CARDS[name] if name else card_here() or CARDS[DEFAULT_CARD]
     if memory is not None and memory <= 0:
         raise UserError(f"--gpu-gib {memory:g}: a card has more than 0 GiB")
     return replace(card, memory=memory or card.memory)
 
 
+def card_here() -> Card | None:
+    """Returns this machine's first card, as its driver describes it; None where there is none. One
+    that is not listed has the rates of the listed card whose memory is nearest, and says so."""
+    found = gpus()
+    if not found:
+        return None
+    name = re.sub(r"[^a-z0-9]", " ", found[0].name.lower().replace("rtx ", "rtx")).split()
+    same = [card for key, card in CARDS.items() if key.partition("-")[0] in name]
+    near = min(same or CARDS.values(), key=lambda card: abs(card.memory - found[0].memory))
+    called = near.name if same else f"{found[0].name}, with the rates of {near.name},"
+    return replace(near, name=called, memory=found[0].memory)
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """GiB by part. `trainer` parts must fit beside vLLM's share and the judge's, `sampler` parts
-    inside it. `judge` is the judge's share of this card, and `own_judge` the parts of a judge that
-    comes with the run, which must fit `judge_room`, there or on a card of its own; no parts where
-    its model is not at hand. `wanted_cache` is what the keys and values of all sequences at once
-    would take, `activation_gib` what a token of `train.micro_batch_tokens` does."""
+    """GiB by part. `trainer` parts must fit beside vLLM's share, the judge's and the `contexts` of
+    all processes on the card, `sampler` parts inside vLLM's share. `judge` is the judge's share of
+    this card, and `own_judge` the parts of a judge that comes with the run, which must fit
+    `judge_room`, there or on a card of its own; no parts where its model is not at hand.
+    `wanted_cache` is what the keys and values of all sequences at once would take, `activation_gib`
+    what a token of `train.micro_batch_tokens` does."""
 
     trainer: dict[str, float]
     sampler: dict[str, float]
     judge: float
     own_judge: dict[str, float]
     judge_room: float
+    contexts: float
     sampler_share: float
     card: float
     wanted_cache: float
@@ -89,7 +115,13 @@ class MemoryPlan:
 
     @property
     def trainer_limit(self) -> float:
-        return self.card - self.sampler_share - self.judge
+        return self.card - self.sampler_share - self.judge - self.contexts
+
+    @property
+    def needed(self) -> float:
+        """Returns what a run takes of the card; a judge that is served has taken its share."""
+        served = self.judge + CONTEXT_GIB if self.judge and not self.judge_room else 0.0
+        return sum(self.trainer.values()) + self.card - self.trainer_limit - served
 
     def shortfalls(self) -> list[str]:
         """Returns what does not fit, and what to change; nothing where all fits."""
@@ -116,16 +148,18 @@ class MemoryPlan:
         """Returns (rollout.gpu_memory_share, train.micro_batch_tokens) that use the card best:
         first a cache for all sequences at once, then the largest micro-batch beside it. None where
         even the smallest micro-batch leaves no cache."""
-        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS]
+        fixed = sum(self.trainer.values()) - self.trainer[ACTIVATIONS] - self.trainer[HEAD]
+        fixed += HEAD_GIB
         engine = sum(self.sampler.values()) - self.sampler[CACHE]
         smallest = fixed + MICRO_BATCHES[0] * self.activation_gib
         # in steps of 0.05
-        most = math.floor(20 * (self.card - self.judge - smallest) / self.card) / 20
+        room = self.card - self.judge - self.contexts
+        most = math.floor(20 * (room - smallest) / self.card) / 20
         wanted = math.ceil(20 * (engine + self.wanted_cache) / self.card) / 20
         share = min(most, wanted, 0.9)
         if share * self.card <= engine:
             return None
-        left = self.card * (1 - share) - self.judge - fixed
+        left = room - self.card * share - fixed
         fitting = [tokens for tokens in MICRO_BATCHES if tokens * self.activation_gib <= left]
         return share, max(fitting, default=MICRO_BATCHES[0])
 
@@ -134,57 +168,63 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
     size = model_size(model, config.model.lora.rank)
     weights = 2 * size.total / GIB  # bfloat16
-    per_token = activation_bytes(model, config.train.gradient_checkpointing, 2) / GIB
-    share, working = config.rollout.gpu_memory_share * card_gib, WORKING_SHARE * card_gib
-    sampler = {"base weights": weights, "working memory": working, "context": CONTEXT_GIB}
+    checkpointing, rollout = config.train.gradient_checkpointing, config.rollout
+    share = rollout.gpu_memory_share * card_gib
+    tokens_at_once = max(BATCHED_TOKENS, rollout.max_model_length)
+    sampler = {
+        "base weights": weights,
+        STARTING: engine_bytes(model, tokens_at_once, rollout.max_sequences) / GIB,
+        GRAPHS: GRAPHS_GIB,
+    }
     # keys and values of all sequences that one engine samples at once; a prompt counts once
-    prompts = math.ceil(work.prompts / config.rollout.num_actors)
-    sequences = min(MAX_SEQUENCES, prompts * work.group)
+    prompts = math.ceil(work.prompts / rollout.num_actors)
+    sequences = min(work.sequences, prompts * work.group)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
     local = config.asks_local_judge()
     room = config.judge.gpu_memory_share * card_gib if local else 0.0
-    beside = JUDGE_SHARE * card_gib if judge_is_here(config) else 0.0
-    judge_parts: dict[str, float] = {}
-    if local and (held := judge_weights(config, 2)) is not None:
-        judge_parts = {"weights": held / GIB, "working memory": working, "context": CONTEXT_GIB}
-        judge_parts |= {CACHE: room - sum(judge_parts.values())}
+    judge = JUDGE_SHARE * card_gib if judge_is_here(config) else room
+    if local and config.judge.own_gpu:
+        judge = 0.0
     return MemoryPlan(
         trainer={
             "base weights": weights,
             "adapter, gradient, optimizer": adapter_bytes(size) / GIB,
-            ACTIVATIONS: config.train.micro_batch_tokens * per_token,
-            "log-probs over the vocabulary": 2 * HEAD_CHUNK_GIB,
-            "context": CONTEXT_GIB,
+            **update_parts(model, config.train.micro_batch_tokens, checkpointing),
         },
         sampler=sampler | {CACHE: share - sum(sampler.values())},
-        judge=0.0 if local and config.judge.own_gpu else room or beside,
-        own_judge=judge_parts,
+        judge=judge,
+        own_judge=own_judge_parts(config, room) if local else {},
         judge_room=room,
+        contexts=(3 if judge else 2) * CONTEXT_GIB,
         sampler_share=share,
         card=card_gib,
         wanted_cache=size.cache_bytes(2) * tokens / GIB,
-        activation_gib=per_token,
+        activation_gib=activation_bytes(model, checkpointing, 2) / GIB,
     )
 
 
-def adapter_bytes(size: ModelSize) -> int:
-    """Returns the bytes of weight, gradient and the two moments of Adam, all float32."""
-    return 16 * size.adapter
+def update_parts(model: Any, tokens: int, checkpointing: bool) -> dict[str, float]:
+    """Returns the GiB that an update of so many tokens takes on a GPU, in bfloat16. With
+    checkpointing the head comes before the second of the two layers that are there at a time."""
+    later = tokens * layer_bytes(model, 2) / GIB if checkpointing else 0.0
+    activations = tokens * activation_bytes(model, checkpointing, 2) / GIB
+    return {ACTIVATIONS: activations, HEAD: max(0.0, HEAD_GIB - later)}
 
 
-def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> float:
-    """Returns what the shared-prefix pass keeps of each token for the backward pass.
-
-    In a layer: seven hidden-sized tensors, queries, keys and values before and after rotation, and
-    three MLP-sized ones, which fit the peaks of `bench/plan.py --activations`. With checkpointing:
-    two layers at a time and each layer's input.
-    """
-    text = model.text_config
-    hidden = text.hidden_size
-    heads = 2 * hidden + 4 * hidden * text.num_key_value_heads // text.num_attention_heads
-    per_layer = value_bytes * (7 * hidden + heads + 3 * text.intermediate_size)
-    layers = 2 if checkpointing else text.num_hidden_layers
-    return layers * per_layer + value_bytes * text.num_hidden_layers * hidden
+def engine_bytes(model: Any, tokens: int, sequences: int, images: bool = True) -> float:
+    """Returns what vLLM's activations take when it tries, at its start, as many tokens and images
+    as it will ever take at once: of an MLP three tensors of its inner width and a few of its outer
+    one, in bfloat16, first of the vision tower, then of the language model; and the logits. The
+    counts are an assumption."""
+    text, of_images = model.get_text_config(), 0
+    if images:
+        vision = model.vision_config
+        width = getattr(vision, "embed_dim", vision.hidden_size)
+        inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
+        # As many images as make these tokens, each of four patches.
+        of_images = 2 * PATCHES_PER_TOKEN * tokens * (3 * inner + 2 * width)
+    of_text = 2 * tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
+    return max(of_images, of_text) + 3 * 4 * sequences * text.vocab_size
 
 
 def judge_is_here(config: Config) -> bool:
@@ -196,11 +236,30 @@ def judge_is_here(config: Config) -> bool:
     return url.startswith("app:") or urlparse(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def judge_weights(config: Config, value_bytes: int) -> float | None:
+def own_judge_parts(config: Config, room: float) -> dict[str, float]:
+    """Returns the GiB that the local judge's engine takes of its `room` on a GPU; nothing where its
+    model is not at hand."""
+    path = judge_path(config)
+    if (held := judge_weights(path, 2)) is None:
+        return {}
+    started = engine_bytes(
+        model_shapes(path, "judge.model"),
+        BATCHED_TOKENS,
+        config.judge.concurrency,
+        config.judge.image,
+    )
+    parts = {"weights": held / GIB, STARTING: started / GIB, GRAPHS: GRAPHS_GIB}
+    return parts | {CACHE: room - sum(parts.values())}
+
+
+def judge_path(config: Config) -> str:
+    model = str(config.judge.model)
+    return str(import_object(model)()) if IMPORT_PATH.match(model) else model
+
+
+def judge_weights(path: str, value_bytes: int) -> float | None:
     """Returns the bytes of the local judge's weights: of its files where it is a folder, which may
     be quantised; else of its parameters, `value_bytes` each; None where neither is known."""
-    model = str(config.judge.model)
-    path = str(import_object(model)()) if IMPORT_PATH.match(model) else model
     if files := sum(file.stat().st_size for file in Path(path).glob("*.safetensors")):
         return float(files)
     if path in KNOWN_MODELS:
@@ -208,15 +267,27 @@ def judge_weights(config: Config, value_bytes: int) -> float | None:
     return None
 
 
-def require_memory(config: Config, model_path: str) -> None:
-    """Raises UserError when the plan does not fit the GPU of this machine."""
+def require_memory(config: Config, model_path: str) -> MemoryPlan:
+    """Returns the plan for the GPU of this machine. Raises UserError when it does not fit, or when
+    others hold what it needs."""
     import torch
 
     card = torch.cuda.get_device_properties(0).total_memory / GIB
     work = step_work(config, model_path)
-    problems = plan_memory(config, model_shapes(model_path), card, work).shortfalls()
+    plan = plan_memory(config, model_shapes(model_path), card, work)
+    problems = plan.shortfalls()
     if problems:
         raise UserError(f"the GPU has {card:.0f} GiB, and {problems[0]}")
+    # Those that Ray gives to the samplers; on a cluster the run may come to other cards.
+    used = [] if "RAY_ADDRESS" in os.environ else gpus()[: config.rollout.num_actors]
+    free = min((card.free for card in used), default=plan.needed)
+    if free < plan.needed:
+        raise UserError(
+            f"{free:.1f} GiB of the GPU are free, and this run needs {plan.needed:.1f}: end what "
+            "holds the rest (`nvidia-smi` lists it), or lower rollout.gpu_memory_share and "
+            "train.micro_batch_tokens"
+        )
+    return plan
 
 
 @dataclass(frozen=True)
@@ -247,13 +318,13 @@ def plan_processes(
     activations = activation_bytes(model, config.train.gradient_checkpointing, value_bytes)
     asked = REQUESTS_PER_ACTOR * config.rollout.num_actors
     questions = min(config.evaluation.max_examples or asked, asked) if config.data.eval else 0
-    # pictures as float32 patches
-    questions_bytes = HELD * questions * work.patches * PATCH_VALUES * 4
+    # pictures as bytes of three colours
+    questions_bytes = HELD * questions * work.image * IMAGE_TOKEN_PIXELS * 3
     trainer = {
         "weights": weights,
         "adapter, gradient, optimizer": adapter_bytes(size) / MIB,
         ACTIVATIONS: tokens * activations / MIB,
-        "log-probs over the vocabulary": 2 * HEAD_CHUNK_MIB,
+        HEAD: 2 * HEAD_CHUNK_MIB,
     }
     sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
     # those of the streams, which have checked the data
@@ -270,7 +341,7 @@ def plan_processes(
         plan[kind] = ProcessMemory(count, libraries, added)
     if config.asks_local_judge():
         judge = {CACHE: float(config.rollout.kv_cache_mib)}
-        if (held := judge_weights(config, 4)) is not None:
+        if (held := judge_weights(judge_path(config), 4)) is not None:
             judge["weights"] = held / MIB
         plan[JUDGE] = ProcessMemory(1, LIBRARIES["sampler"], judge)
     return plan

@@ -11,7 +11,6 @@ from rich.table import Table
 from rarl.config import IMPORT_PATH, Config
 from rarl.planning.data import DataLengths, read_lengths
 from rarl.planning.memory import (
-    DEFAULT_CARD,
     JUDGE,
     Card,
     MemoryPlan,
@@ -52,9 +51,9 @@ class Plan:
 
 
 def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = None) -> Plan:
-    """Plans for the named card where one is named or the configuration wants a GPU, for this
-    machine's CPU otherwise. Needs neither the GPU nor, for the models that the recipes name, the
-    model. Raises UserError."""
+    """Plans for the named card where one is named; where the configuration wants a GPU, for this
+    machine's, or for a common one where there is none; for this machine's CPU otherwise. Needs
+    neither the GPU nor, for the models that the recipes name, the model. Raises UserError."""
     path = config.model.path
     path = str(import_object(path)()) if IMPORT_PATH.match(path) else path
     lengths = read_lengths(config, path)
@@ -71,7 +70,7 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
 
         for_gpu = torch.cuda.is_available()
     if for_gpu:
-        card = find_card(gpu or DEFAULT_CARD, gpu_gib)
+        card = find_card(gpu, gpu_gib)
         speeds, value_bytes, crowding = gpu_speeds(card), 2, 1.0
         memory, processes = plan_memory(config, model, card.memory, work), None
     else:
@@ -97,6 +96,7 @@ def memory_table(plan: Plan) -> Table:
             ("sampler (vLLM)", memory.sampler, memory.sampler_share),
         ):
             rows.append((name, f"{sum(parts.values()):.1f} of {room:.1f}", parts))
+        rows.append(("contexts, outside the shares", f"{memory.contexts:.1f}", {}))
         if plan.config.asks_local_judge():
             where_it_is = (
                 "on a card of its own" if plan.config.judge.own_gpu else "on the same card"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.planning.memory import MAX_SEQUENCES, Card
+from rarl.planning.memory import Card
 from rarl.planning.sizes import GroupShape, ModelSize, Work, tower_flops, update_flops
 
 LENGTH_SPREAD = 0.4  # σ of the logarithm of a completion's length; an assumption
@@ -121,19 +121,19 @@ def sampler_seconds(
     keys and values of every sequence."""
     operations = 2.0 * size.text * work.prompt + tower_flops(work.patches, model)
     prefill = len(lengths) * (speeds.prompt + operations / speeds.prefill)
-    flat, steps = lengths.ravel().astype(np.float64), decode_steps(lengths)
+    flat, steps = lengths.ravel().astype(np.float64), decode_steps(lengths, work.sequences)
     read = float(steps * value_bytes * size.text)
     read += size.cache_bytes(value_bytes) * float((flat * work.prompt + flat * flat / 2).sum())
     overhead = steps * speeds.decode_step + float(flat.sum()) * speeds.sequence
     return prefill + overhead + read / speeds.bandwidth
 
 
-def decode_steps(lengths: NDArray[np.int64]) -> int:
-    """Returns the decoding steps until the last completion is done; `MAX_SEQUENCES` are sampled at
-    once, and the next takes the first free place."""
+def decode_steps(lengths: NDArray[np.int64], sequences: int) -> int:
+    """Returns the decoding steps until the last completion is done, where so many `sequences` are
+    sampled at once, and the next takes the first free place."""
     ends: list[int] = []
     for length in lengths.ravel().tolist():
-        start = heapq.heappop(ends) if len(ends) == MAX_SEQUENCES else 0
+        start = heapq.heappop(ends) if len(ends) == sequences else 0
         heapq.heappush(ends, start + length)
     return max(ends)
 

@@ -1,5 +1,5 @@
-"""The sizes that a plan is made from: of the model, of the work in one step, and the operations of
-one group in products with weights and attention.
+"""The sizes that a plan is made from: of the model and of what an update keeps, of the work in one
+step, and the operations of one group in products with weights and attention.
 
 A product of (n, a) and (a, b) counts 2nab operations. Forward, a frozen weight costs 2 per token;
 backward through it, which needs the gradient of the input only, another 2; the adapter's weights
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rarl.config import Config
 from rarl.errors import UserError
+
+if TYPE_CHECKING:
+    from rarl.config import Config
 
 FIGURES_FILE = Path(__file__).with_name("figures.yaml")
 FIGURES: dict[str, Any] = yaml.safe_load(FIGURES_FILE.read_text(encoding="utf-8"))
@@ -48,8 +50,9 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Work:
-    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound. `reference` asks
-    for a pass without gradient, for the KL to the base model."""
+    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound, and `sequences`
+    are sampled by an engine at once. `reference` asks for a pass without gradient, for the KL to
+    the base model."""
 
     prompts: int
     group: int
@@ -57,6 +60,7 @@ class Work:
     image: int
     completion: int
     longest: int
+    sequences: int
     epochs: int = 1
     reference: bool = False
     checkpointing: bool = False
@@ -77,9 +81,9 @@ class GroupShape:
     patches: int
 
 
-def model_shapes(path: str) -> Any:
+def model_shapes(path: str, key: str = "model.path") -> Any:
     """Returns the transformers configuration of a model folder, or of a model whose shapes are
-    known here. Raises UserError."""
+    known here. Raises UserError, which names the configuration's `key`."""
     from transformers import AutoConfig, Qwen2VLConfig
 
     if not Path(path).is_dir() and path in KNOWN_MODELS:
@@ -88,7 +92,7 @@ def model_shapes(path: str) -> Any:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model.path={path}: no model configuration there ({reason})") from None
+        raise UserError(f"{key}={path}: no model configuration there ({reason})") from None
 
 
 def model_size(model: Any, rank: int) -> ModelSize:
@@ -112,6 +116,31 @@ def model_size(model: Any, rank: int) -> ModelSize:
     )
 
 
+def adapter_bytes(size: ModelSize) -> int:
+    """Returns the bytes of weight, gradient and the two moments of Adam, all float32."""
+    return 16 * size.adapter
+
+
+def layer_bytes(model: Any, value_bytes: int) -> int:
+    """Returns what the shared-prefix pass keeps of each token in one layer for the backward pass:
+    ten hidden-sized tensors, queries, keys and values before and after rotation, and the two
+    MLP-sized ones that `kernels.LoraMlp` keeps. The ten fit the peaks of `bench/plan.py
+    --activations`, in float32, and in bfloat16 those of `bench/meta_update.py`."""
+    text = model.text_config
+    hidden = text.hidden_size
+    heads = 2 * hidden + 4 * hidden * text.num_key_value_heads // text.num_attention_heads
+    return int(value_bytes * (10 * hidden + heads + 2 * text.intermediate_size))
+
+
+def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> int:
+    """Returns what the shared-prefix pass keeps of each token: of all layers, or with checkpointing
+    of two at a time; and each layer's input."""
+    text = model.text_config
+    layers = 2 if checkpointing else text.num_hidden_layers
+    inputs = value_bytes * text.num_hidden_layers * text.hidden_size
+    return int(layers * layer_bytes(model, value_bytes) + inputs)
+
+
 def step_work(config: Config, model_path: str, lengths: tuple[float, float] | None = None) -> Work:
     """Returns the work in a step of this configuration. `lengths` are the data's mean tokens of a
     prompt and of the image in it; without them they are assumed, as those of completions are."""
@@ -129,6 +158,7 @@ def step_work(config: Config, model_path: str, lengths: tuple[float, float] | No
         image=image,
         completion=max(1, round(MEAN_LENGTH * rollout.max_completion_tokens)),
         longest=rollout.max_completion_tokens,
+        sequences=rollout.max_sequences,
         epochs=config.grpo.epochs,
         reference=config.grpo.kl_beta > 0,
         checkpointing=train.gradient_checkpointing,

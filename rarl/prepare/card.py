@@ -11,8 +11,9 @@ from rarl.data.parquet import CARD, ParquetRows, read_card
 from rarl.errors import UserError
 from rarl.files import file_hash
 
-# Beside the card: the records that cannot be used, and those that deserve a look.
-SKIPPED, DOUBTS = "skipped.jsonl", "doubts.jsonl"
+# Beside the card: the records that cannot be used, those that deserve a look, and those that
+# --against has removed.
+SKIPPED, DOUBTS, REMOVED = LISTS = ("skipped.jsonl", "doubts.jsonl", "removed.jsonl")
 COUNTED = {"answer_types": "answer_type", "modalities": "modality", "organs": "organ"}
 
 
@@ -26,7 +27,13 @@ def split_counts(data: ParquetRows, rows: Sequence[int]) -> dict[str, Any]:
         values = data.column(column)
         present = Counter(values[row] for row in rows if values[row])
         kinds[name] = dict(present.most_common())
-    return counts | kinds | {"rationales": sum(bool(rationales[row]) for row in rows)}
+    facts = [len(found or ()) for found in data.column("facts")]
+    return (
+        counts
+        | kinds
+        | {"rationales": sum(bool(rationales[row]) for row in rows)}
+        | {f"with_{least}_facts": sum(facts[row] >= least for row in rows) for least in (1, 3)}
+    )
 
 
 def listed(counts: dict[str, int]) -> str:
@@ -66,7 +73,7 @@ def require_replaceable(out: Path) -> None:
         raise UserError(f"{out}: is a file; OUT is the folder to be made")
     card, ours = read_card(out), set()
     if card is not None:
-        ours = {out / CARD, out / SKIPPED, out / DOUBTS, sheet_path(out)}
+        ours = {sheet_path(out), *(out / name for name in (CARD, *LISTS))}
         # A large split is a folder of files.
         for file in (out / one["path"] for one in card["files"]):
             ours |= {file, *file.parents, sheet_path(out / file.relative_to(out).parts[0])}

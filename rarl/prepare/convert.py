@@ -21,14 +21,22 @@ from rarl.data.images import BadImage, format_of, png_bytes
 from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
-from rarl.prepare.card import DOUBTS, SKIPPED, hashed_files, require_replaceable, split_counts
+from rarl.prepare.card import (
+    DOUBTS,
+    REMOVED,
+    SKIPPED,
+    hashed_files,
+    require_replaceable,
+    split_counts,
+)
 from rarl.prepare.dicom import identifying, is_dicom, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
+from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
-from rarl.prepare.report import counted_reasons, report_lines
+from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
 from rarl.replies.grading import is_yes_no
@@ -46,6 +54,7 @@ TAKEN_AWAY = "image files held more than pixels (EXIF, comments, texts), which w
 OTHER_FORMAT = "image files are of another format than their names say, which does no harm"
 HARMLESS = (RENDERED, TAKEN_AWAY, OTHER_FORMAT)
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
+SAME, NEAR = (f"about {what} that --against has" for what in ("an image", "a near copy of one"))
 UNTOLD = "questions are in train since neither a column `split` nor the table's name says otherwise"
 
 
@@ -61,17 +70,21 @@ class Request:
     choices: Choices
     against: Path | None
     drop: tuple[str, ...]  # of KINDS
+    facts: str | None  # of WAYS_TO_FACTS
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
         if self.split not in WAYS_TO_SPLIT:
             known = ", ".join(WAYS_TO_SPLIT)
-            raise UserError(f"split '{self.split}' is unknown; known are: {known}")
+            raise UserError(f"--split '{self.split}' is unknown; known are: {known}")
         if not 0 < self.test_share < 1:
-            raise UserError(f"test share {self.test_share} is not between 0 and 1")
+            raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
+        if self.facts not in (None, *WAYS_TO_FACTS):
+            known = ", ".join(WAYS_TO_FACTS)
+            raise UserError(f"--facts '{self.facts}' is unknown; known are: {known}")
 
 
 def prepare_dataset(
@@ -84,10 +97,12 @@ def prepare_dataset(
     choices: Choices | None = None,
     against: Path | None = None,
     drop: tuple[str, ...] = (),
+    facts: str | None = None,
 ) -> str:
     """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
     known = find_source(source)
-    asked = Request(known, str(src), split, test_share, seed, choices or Choices(), against, drop)
+    chosen = choices or Choices()
+    asked = Request(known, str(src), split, test_share, seed, chosen, against, drop, facts)
     protected = None if against is None else read_side(against)
     with closing(Files(find_source_files(asked.src))) as files:
         try:
@@ -101,6 +116,8 @@ def prepare_dataset(
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     lines = list(report_lines(card, staged.skipped, staged.doubts, out))
+    for name in card["splits"]:
+        lines += fact_lines(name, ParquetRows(out / f"{name}.parquet"))
     if replaced:
         lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)
@@ -130,6 +147,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
         is_closed = is_yes_no(item.answer)
         guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
+        given: dict[str, Any] = {k: text for k, text in item.texts.items() if text is not None}
         example = Example(
             id=item.id,
             image=encoded,
@@ -139,8 +157,9 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             answer_type=item.answer_type or guessed,
             options=item.options,
             split=item.split,
+            facts=item.facts or None,
             extra=item.extra,
-            **{name: value for name, value in item.texts.items() if value is not None},
+            **given,
         )
         fault = text_fault(example)
         if fault:
@@ -238,8 +257,8 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     if asked.split == "official":
         described = told(splits, staged, asked)
     splits[splits == ""] = "train"
-    removed = [] if protected is None else find_leak(protected, staged.side).questions
-    splits[removed] = ""
+    removed = dict(removed_rows(protected, staged)) if protected else {}
+    splits[list(removed)] = ""
     if not (splits != "").any():
         shared = f"every question is about an image that {asked.against} has too; nothing is left"
         raise UserError(f"{asked.src}: {shared}")
@@ -255,13 +274,16 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         raise UserError(f"{asked.src}: nothing is left without {' and '.join(asked.drop)}")
     for name in sorted({*splits.tolist()} - {""}):
         rows = np.flatnonzero(splits == name).tolist()
-        examples = (replace(data.read([row])[0], split=name) for row in rows)
+        found = split_facts(data, rows, siblings=asked.facts == "siblings")
+        examples = (replace(data.read([row])[0], split=name, **found.get(row, {})) for row in rows)
         write_split(folder / f"{name}.parquet", examples)
-        counts[name] = split_counts(data, rows)
+        written = ParquetRows(folder / f"{name}.parquet")
+        counts[name] = split_counts(written, range(len(written)))
         sides.append(staged.side.part(name, rows))
     (folder / STAGED).unlink()
     write_lines(folder / SKIPPED, staged.skipped)
     write_lines(folder / DOUBTS, staged.doubts)
+    write_lines(folder / REMOVED, list(removed.values()))
     card = {
         "source": asked.source.name,
         "read_from": asked.src,
@@ -275,8 +297,9 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
         "extra": list(staged.extra),
         "languages": dict(staged.languages.most_common()),  # of questions where it is clear
         "against": None if asked.against is None else str(asked.against),
-        "removed_as_leaks": len(removed),
+        "removed_as_leaks": Counter(one.reason for one in removed.values()),
         "dropped": Counter(one.kind for one in dropped),
+        "facts": asked.facts,
         "splits": counts,
         "checks": leaks_among(sides),
         "files": hashed_files(folder),
@@ -285,6 +308,15 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     text = json.dumps(card, indent=1, ensure_ascii=False)
     (folder / CARD).write_text(text + "\n", encoding="utf-8")
     return card
+
+
+def removed_rows(protected: Side, staged: Staged) -> Iterator[tuple[int, BadRecord]]:
+    """Yields the rows whose images --against has too, each with its place and why."""
+    leak = find_leak(protected, staged.side)
+    same = set(leak.same_images)
+    for row in leak.questions:
+        reason = SAME if staged.side.rows[row][0] in same else NEAR
+        yield row, BadRecord(staged.places[row], reason)
 
 
 def find_doubts(

@@ -26,6 +26,7 @@ AHEAD = 8  # items per core that may wait, with their images in memory
 # Of VQA-RAD's 2,190 different questions, all English, none is taken for another language with this
 # probability.
 SURE = 0.9
+TOTALS = ("of_images", "of_questions")
 T = TypeVar("T")
 R = TypeVar("R")
 REPEATED = {
@@ -103,6 +104,38 @@ def examine(path: Path, name: str | None = None) -> Examined:
     return found
 
 
+def shared_between(left: Side, right: Side) -> dict[str, Any]:
+    """Returns how much of what `right` holds is in `left`, too, and of how much."""
+    shared = {name: len(found) for name, found in vars(find_leak(left, right)).items()}
+    totals = dict(zip(TOTALS, (len(right.images), len(right.rows)), strict=True))
+    return {"between": left.name, "and": right.name, **shared, **totals}
+
+
+def is_leak(pair: dict[str, Any]) -> bool:
+    """Tells whether images are shared, or near copies. Equal texts are for the reader to weigh."""
+    return bool(pair["same_images"] or pair["near_images"])
+
+
+def leak_line(pair: dict[str, Any]) -> str:
+    """Returns in words what `shared_between` has counted."""
+    left, right, images, questions = (pair[one] for one in ("between", "and", *TOTALS))
+    told = f"{right}: none of its {images:,} images is in {left}, nor nearly so"
+    if is_leak(pair):
+        told = (
+            f"LEAK: {right}: {pair['same_images']:,} of its {images:,} images are in {left}, and "
+            f"{pair['near_images']:,} nearly so; {pair['questions']:,} of its {questions:,} "
+            f"questions are about them, {pair['twins']:,} with the same question and answer. "
+            "Results there are not results on unseen images: prepare with --split image-disjoint, "
+            "or with --against"
+        )
+    if pair["same_text"]:
+        told += (
+            f". {pair['same_text']:,} of its {questions:,} questions are asked and answered alike "
+            f"in {left} about other images: the floors show what their words alone are worth"
+        )
+    return told
+
+
 def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
     """Returns counts for every pair, and of what a side repeats or contradicts. What is learnt from
     comes first, by the split in the name, such as `train` or `data/mine/train.parquet`."""
@@ -111,35 +144,16 @@ def leaks_among(sides: Sequence[Side]) -> dict[str, Any]:
         split = Path(side.name).stem
         return SPLITS.index(split) if split in SPLITS else -1
 
-    ordered, pairs = sorted(sides, key=place_of), []
-    for left, right in combinations(ordered, 2):
-        leak = find_leak(left, right)
-        shared = {name: len(found) for name, found in vars(leak).items()}
-        all_of_right = {"of_images": len(right.images), "of_questions": len(right.rows)}
-        pairs.append({"between": left.name, "and": right.name, **shared, **all_of_right})
+    ordered = sorted(sides, key=place_of)
     repeated = {
         what: {side.name: len(getattr(side, what)()) for side in ordered} for what in REPEATED
     }
-    return {"leaks": pairs, **repeated}
+    return {"leaks": [shared_between(*pair) for pair in combinations(ordered, 2)], **repeated}
 
 
 def leak_lines(checks: dict[str, Any]) -> Iterator[str]:
-    """Yields the report for people. Repetitions and equal texts are for the reader to weigh."""
-    for pair in checks["leaks"]:
-        names = f"{pair['between']} and {pair['and']}"
-        if pair["same_images"] or pair["near_images"]:
-            yield (
-                f"LEAK: {pair['same_images']:,} images are in more than one split, and "
-                f"{pair['near_images']:,} nearly so: {names} share them, of the latter's "
-                f"{pair['of_images']:,}. {pair['questions']:,} of its {pair['of_questions']:,} "
-                f"questions are about them, {pair['twins']:,} with the same question and answer. "
-                "Results there are not results on unseen images: prepare with --split "
-                "image-disjoint, or with --against"
-            )
-        else:
-            yield f"{names}: no image is in more than one split, nor nearly so"
-        alike = "questions of the latter are asked and answered alike about other images"
-        yield f"{names}: {pair['same_text']:,} {alike}"
+    """Yields the report for people."""
+    yield from map(leak_line, checks["leaks"])
     for what, words in REPEATED.items():
         yield from (f"{name}: {count:,} {words}" for name, count in checks[what].items() if count)
 
@@ -168,7 +182,7 @@ def check_datasets(paths: list[Path]) -> tuple[str, bool]:
             what = "is not as it was prepared" if file.is_file() else gone
             lines.append(f"{file}: {what}; prepare the data set again, or delete {folder / CARD}")
     checks = leaks_among(sides)
-    sound &= not any(pair["same_images"] or pair["near_images"] for pair in checks["leaks"])
+    sound &= not any(map(is_leak, checks["leaks"]))
     return "\n".join([*lines, *leak_lines(checks), "sound" if sound else "NOT SOUND"]), sound
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from rarl.data.images import as_rgb, load_image, png_bytes
+from rarl.data.images import as_rgb, load_image, orientation, png_bytes, upright
 
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 # Which colours a JPEG holds, the only application segments that decoders need.
@@ -27,7 +27,6 @@ TIFF_TAGS = {*range(254, 260), 262, 266, 273, *range(277, 285), 296, 297, 317, 3
 TIFF_TAGS |= {*range(322, 326), 338, 339, 347, *range(529, 533)}
 SPEAKING = ("exif", "xmp", "XML:com.adobe.xmp", "comment", "photoshop")  # of Pillow's `info`
 DIRECT = ("L", "RGB", "RGBA", "I;16")  # modes that PNG holds as they are
-ORIENTATION = 0x0112
 
 
 def without_metadata(encoded: bytes) -> bytes:
@@ -37,9 +36,8 @@ def without_metadata(encoded: bytes) -> bytes:
         kept = kept_bytes(encoded)
         if kept is not None:
             return kept
-    image = load_image(encoded)
-    upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
-    shown = upright if upright.mode in DIRECT else as_rgb(upright)
+    shown = upright(load_image(encoded))
+    shown = shown if shown.mode in DIRECT else as_rgb(shown)
     shown.info.clear()
     return png_bytes(shown)
 
@@ -54,14 +52,6 @@ def kept_bytes(encoded: bytes) -> bytes | None:
     if encoded.startswith(PNG):
         return b"".join(png_parts(encoded))
     return None if speaks(image) else encoded
-
-
-def orientation(image: Image.Image) -> int:
-    """Returns how the picture is to be turned; 1 is upright, as is what cannot be read."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # of broken EXIF, which is taken away in any case
-        return 1
 
 
 def jpeg_parts(encoded: bytes) -> Iterator[bytes]:

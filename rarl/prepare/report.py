@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rarl.prepare.card import DOUBTS, SKIPPED, listed
+from rarl.data.parquet import ParquetRows
+from rarl.prepare.card import DOUBTS, REMOVED, SKIPPED, listed
 from rarl.prepare.doubts import KINDS, Doubt
 from rarl.prepare.leaks import leak_lines
 from rarl.prepare.rows import BadRecord
 
 SHOWN = 10  # columns, or files
 SHOWN_REASONS = 5
+SHOWN_FACTS = 4
 DROPPED = {
     "repeats": "rows that repeat another one were dropped",
     "contradictions": "rows that contradict another one were dropped",
@@ -41,8 +43,9 @@ def report_lines(
     if len(card["languages"]) > 1:
         yield f"questions whose language is clear: {listed(card['languages'])}"
     if card["against"] is not None:
-        removed = f"{card['removed_as_leaks']:,} questions were removed"
-        yield f"{removed}: {card['against']} has their images too"
+        removed = card["removed_as_leaks"]
+        told = f", listed in {out / REMOVED}: {listed(removed)}" if removed else ""
+        yield f"--against {card['against']}: {sum(removed.values()):,} questions removed{told}"
     for name, counts in card["splits"].items():
         types = listed(dict(sorted(counts["answer_types"].items())))
         questions = f"{counts['questions']:,} questions ({types})"
@@ -62,6 +65,28 @@ def report_lines(
     droppable = [kind for kind in found if kind not in card["dropped"]]
     if droppable:
         yield f"--drop {','.join(droppable)} leaves them out"
+
+
+def fact_lines(name: str, rows: ParquetRows) -> Iterator[str]:
+    """Yields how many rows of a split have facts, and three examples to be read. Nothing if none
+    has."""
+    facts = rows.column("facts")
+    having = [row for row, found in enumerate(facts) if found]
+    if not having:
+        return
+    three = sum(len(facts[row]) >= 3 for row in having)
+    one_or_more = (
+        f"{percent(len(having), len(facts))} of the questions have facts about their image"
+    )
+    yield f"{name}: {one_or_more}, {percent(three, len(facts))} three or more; read some:"
+    places = dict.fromkeys(having[len(having) * part // 6] for part in (1, 3, 5))
+    for row in places:
+        asked = f"{rows.column('question')[row]} → {rows.column('answer')[row]}"
+        yield f"  {asked}   facts: {' '.join(facts[row][:SHOWN_FACTS])}"
+
+
+def percent(count: int, whole: int) -> str:
+    return f"{100 * count / whole:.1f} %"
 
 
 def first_of(names: Sequence[str]) -> str:

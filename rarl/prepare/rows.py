@@ -84,6 +84,7 @@ class Record:
     answer_type: AnswerType | None = None  # choice with options, closed for yes and no, else open
     options: tuple[str, ...] | None = None
     texts: dict[str, str | None] = field(default_factory=dict)  # of `Example` by name: organ, …
+    facts: tuple[str, ...] = ()  # sentences that are true of the image
     extra: dict[str, str | None] = field(default_factory=dict)  # further columns of the table
     split: str = ""  # empty if neither the row nor the name of a file or folder tells
     image_id: str | None = None  # None: from the image's content

@@ -23,8 +23,10 @@ from rarl.prepare.card import sheet_path, split_counts
 from rarl.prepare.fingerprint import text_key
 from rarl.prepare.floors import Question, floors, read_questions
 from rarl.prepare.leaks import named_parts
+from rarl.prepare.report import fact_lines
 from rarl.schema import Example
 
+COUNTS = ("questions", "images", "rationales", "with_1_facts")
 COMMON_ANSWERS = 8
 BAR = 30  # characters
 COLUMNS, ROWS = 4, 3  # of the picture
@@ -39,6 +41,8 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
     for name, rows in splits.items():
         asked[name] = read_questions(rows)
     yield counts_table(splits)
+    for name, rows in splits.items():
+        yield from fact_lines(name, rows)
     for name, questions in asked.items():
         yield from answer_tables(name, questions)
     yield floor_table(asked)
@@ -66,10 +70,12 @@ class PlainTable(Table):
 
 
 def counts_table(splits: dict[str, ParquetRows]) -> Table:
-    table = PlainTable("questions", "split", "questions", "images", "with rationale", "modalities")
+    table = PlainTable(
+        "questions", "split", "questions", "images", "with rationale", "with facts", "modalities"
+    )
     for name, rows in splits.items():
         counts = split_counts(rows, range(len(rows)))
-        numbers = [f"{counts[kind]:,}" for kind in ("questions", "images", "rationales")]
+        numbers = [f"{counts[kind]:,}" for kind in COUNTS]
         modalities = list(counts["modalities"].items())[:4]
         listed = ", ".join(f"{modality} {count:,}" for modality, count in modalities)
         table.add_row(name, *numbers, listed or "not given")

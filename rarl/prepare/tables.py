@@ -82,18 +82,18 @@ class Columns:
         counts = Counter(name for name in names if name)
         return names, next((name for name, count in counts.items() if count > 1), None)
 
-    def missing(self, names: Sequence[str], what: str) -> str | None:
-        """Returns a sentence if a required column or key is missing, with those that may be it."""
+    def missing(self, names: Sequence[str], given: Sequence[str], what: str) -> str | None:
+        """Returns a sentence if a required column or key is missing, with those that may be it.
+        `given` are the names as they are written there."""
         missing = [name for name in self.required if name not in names]
         if not missing:
             return None
-        given = [name for name in names if name]
         called = ", ".join(f"'{self.mapped.get(name, name)}'" for name in missing)
         lacks = (
             f"{what} {called} is missing" if len(missing) == 1 else f"{what}s {called} are missing"
         )
-        told = f"{lacks} (it has: {', '.join(given)})"
-        others = [name for name in given if name not in self.known]
+        told = f"{lacks} (it has: {', '.join(filter(None, given))})"
+        others = [name for name in names if name and name not in self.known]
         near = {name: found for name in missing if (found := near_column(name, others))}
         if near:
             told += f"; did you mean {', '.join(map(repr, near.values()))}?"
@@ -116,7 +116,7 @@ class Columns:
                 advice = f"; did you mean {as_map({name: near})}?" if near else ""
                 fault = f"has no column '{theirs}' (it has: {', '.join(filter(None, plain))})"
                 raise UserError(f"{where}: {fault}{advice}")
-        missing = self.missing(names, "column")
+        missing = self.missing(names, plain, "column")
         if missing is not None:
             raise UserError(f"{where}: {missing}")
         return names
@@ -126,7 +126,7 @@ class Columns:
         if not isinstance(record, dict):
             return Row(where, number, {}, f"expected an object, found {type(record).__name__}")
         names, twice = self.names(record)
-        fault = half_character(record) or self.missing(names, "key")
+        fault = half_character(record) or self.missing(names, list(record), "key")
         if twice is not None:
             fault = f"key '{twice}' is there twice"
         values = dict(zip(names, record.values(), strict=True))
@@ -192,7 +192,7 @@ def xlsx_rows(files: Files, name: str, columns: Columns) -> Iterator[Row]:
     fitting = [
         title
         for title, rows in filled.items()
-        if columns.missing(columns.names(rows[0][1])[0], "column") is None
+        if columns.missing(columns.names(rows[0][1])[0], (), "column") is None
     ]
     if len(fitting) > 1:
         both = f"the sheets {', '.join(map(repr, fitting))} all have the columns"

@@ -1,89 +1,166 @@
-"""Findings in free medical text, read without a model: clauses with content words and polarity.
+"""Findings in free medical text, read without a model: claims with their concepts, polarity and
+status.
 
-Negation follows NegEx (Chapman et al. 2001): cues before or after, pseudo-negations, words that end
-a cue's scope. Its scope here is the clause.
+Negation and status follow NegEx and ConText (Chapman et al. 2001; Harkema et al. 2009): cues before
+or after, pseudo-negations, words that end a cue's scope. A cue of the past or of another patient
+holds until a sentence comes back to this picture; what takes statements back acts on all before.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Literal
 
+from rarl.replies.lexicon import (
+    EMPTY_WORDS,
+    MILLIMETRES,
+    NUMBER_WORDS,
+    ORDINALS,
+    SHIPPED,
+    STOP_WORDS,
+    Lexicon,
+    stem,
+    stems,
+)
+from rarl.replies.wording import heads, order_factor, unknown_words
 from rarl.replies.words import VOCABULARY, fold, pattern
 
-MATCH = 0.5  # overlap under which two claims are about different things
-# overlap from which a contradicting claim takes the credit of the right one beside it
-DENIED = 0.75
-MAX_CLAUSES = 512  # read of one text; far above what a reply of a few hundred words holds
-MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
+Status = Literal["asserted", "conditional", "past", "other_patient", "withdrawn", "question"]
 
+MAX_CLAUSES = 512  # read of one text; far above what a reply of a few hundred words holds
+MAX_ALTERNATIVES = 64  # "a or b or …" read of one clause
+# What a claim is worth that is hedged, or that stands with an unknown word; and what all claims are
+# that stand with a sentence of unknown words and no finding, which may take them back.
+HEDGED, UNKNOWN_WORD, UNKNOWN_SENTENCE = 0.5, 0.5, 0.4
+# What a sentence is worth that is put into another by words that do not simply report it: "I refuse
+# to believe that", "a scan on which".
+UNKNOWN_PREFACE = 0.4
+FEW_WORDS = 4  # of a sentence that says no more than "or rather, no"
+# What a clause is worth that is but a list of words.
+SALAD = 0.25
 
 # Captured, since a question claims nothing.
 SENTENCE_END = re.compile(r"((?<!\d)\.|\.(?!\d)|[;!?\n•—–]|\s[-*]\s)")
-CLAUSE_END, NEGATION = pattern("clause_end"), pattern("negation")
+CLAUSE_END, NEGATION, DENIES_NEXT = (
+    pattern("clause_end"),
+    pattern("negation"),
+    pattern("denies_next"),
+)
 PSEUDO_NEGATION, VERB = pattern("pseudo_negation"), pattern("verb")
+DENIES_SENTENCE = pattern("denies_sentence")
+CONDITIONAL, HEDGE, PAST = pattern("conditional"), pattern("hedged"), pattern("past")
+COMPARED, PRESENT, OTHER_PATIENT = pattern("compared"), pattern("present"), pattern("other_patient")
+WITHDRAWN, WITHDRAWN_AHEAD = pattern("withdrawn"), pattern("withdrawn_ahead")
+REFERS_BACK = pattern("refers_back")
+# What something is compared with is not claimed.
+THAN = re.compile(r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b")
 OR = re.compile(r"\b(?:or|nor)\b")
-WORD = re.compile(r"\d+(?:[.,]\d+)?|non-?[^\W\d_]+|[^\W\d_]+")
-STOP_WORDS = frozenset(VOCABULARY["stop_words"].split())
-EMPTY_WORDS = frozenset(VOCABULARY["empty_words"].split())
-OPPOSITES = [pair.split("/") for pair in VOCABULARY["opposites"].split()]
-PLURALS = (("ies", "y"), ("sses", "ss"), ("lves", "lf"), ("oses", "osis"), ("stases", "stasis"))
+SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
+PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")
+WHOLE_ANSWER = re.compile(r"(?:the answer is )?no")
+REPORTING = STOP_WORDS | EMPTY_WORDS | set(VOCABULARY["reporting"].split())
+IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
+LOCATION = ("anatomy", "side", "level")
+# Words without content that place something: "above the diaphragm" is not below it.
+PLACES = frozenset(stem(word) for word in VOCABULARY["place_words"].split())
+NUMBER_ENDINGS = frozenset(("st", "nd", "rd", "th"))
+NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS
+
+
+def concept_pairs(name: str) -> list[frozenset[str]]:
+    """Returns a list of pairs of the vocabulary's, by the names of the concepts."""
+    return [
+        frozenset(SHIPPED.concepts(stems(word))[0][0] for word in pair.split("/"))
+        for pair in VOCABULARY[name].split()
+    ]
+
+
+OPPOSITES, NEAR = concept_pairs("opposites"), concept_pairs("near")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One clause: its content words, singular, and whether it denies them. `text` is the folded
-    clause."""
+    """One clause: the concepts that it names, by their preferred names, and whether it denies them.
+
+    Sizes are among them in millimetres ("30 mm"), counts as numbers, ordinals with "#". `text` is
+    the folded clause. `trust` in [0, 1] is what the claim is worth by its wording.
+    """
 
     words: frozenset[str]
     negated: bool
     text: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True)
-class FindingsMatch:
-    """How the claims of a text fit those of a reference; shares in [0, 1]. `claims` counts distinct
-    ones."""
-
-    precision: float
-    recall: float
-    claims: int
-    contradicted: int
+    status: Status = field(default="asserted", compare=False)
+    trust: float = field(default=1.0, compare=False)
 
     @property
-    def f1(self) -> float:
-        both = self.precision + self.recall
-        return 2 * self.precision * self.recall / both if both else 0.0
+    def asserted(self) -> bool:
+        return self.status == "asserted"
 
 
-def compare_findings(text: str, reference: str) -> FindingsMatch:
-    """Returns precision and recall of a text's claims against a reference's; all 0 where either has
-    no claim."""
-    return match_claims(split_claims(text), split_claims(reference))
+def split_claims(
+    text: str, known: Collection[str] | None = None, lexicon: Lexicon = SHIPPED
+) -> list[Claim]:
+    """Returns the claims of a text in order, without those that have no concept."""
+    return [claim for claim in split_clauses(text, known, lexicon) if claim.words]
 
 
-def split_claims(text: str) -> list[Claim]:
-    """Returns the claims of a text in order, without those that have no content word."""
-    return [claim for claim in split_clauses(text) if claim.words]
-
-
-def split_clauses(text: str) -> list[Claim]:
+def split_clauses(
+    text: str, known: Collection[str] | None = None, lexicon: Lexicon = SHIPPED
+) -> list[Claim]:
     """Returns the first MAX_CLAUSES clauses in order, also those that claim nothing, such as
-    questions."""
+    questions.
+
+    With `known`, the stems of what may be said, words outside of these and an impossible order make
+    claims worth less; without it all wording is trusted, as that of a reference is.
+    """
     parts = [*SENTENCE_END.split(fold(text)), ""]
     clauses: list[Claim] = []
+    frame: Status = "asserted"
+    ahead = False
+    doubt = 1.0
     for sentence, end in zip(parts[::2], parts[1::2], strict=True):
         if len(clauses) >= MAX_CLAUSES:
             break
-        read = read_sentence(sentence)
-        clauses += [replace(clause, words=frozenset()) for clause in read] if end == "?" else read
-    return clauses
+        if not (sentence := sentence.strip()):
+            continue
+        read = read_sentence(sentence, lexicon)
+        if end == "?":
+            clauses += [replace(one, words=frozenset(), status="question") for one in read]
+            continue
+        read, frame = with_status(read, sentence, frame)
+        told = any(one.words for one in read)
+        if WITHDRAWN_AHEAD.search(sentence):
+            ahead = True
+        taken_back = WITHDRAWN.search(sentence)
+        if not taken_back and not told and is_negated(sentence):
+            short = len(sentence.split()) <= FEW_WORDS and not WHOLE_ANSWER.fullmatch(sentence)
+            taken_back = re.match("", sentence) if short else REFERS_BACK.search(sentence)
+        if taken_back:
+            clauses = [replace(one, status="withdrawn") for one in clauses]
+            before = [one for one in read if sentence.find(one.text) < taken_back.start()]
+            read = [replace(one, status="withdrawn") if one in before else one for one in read]
+        if known is not None:
+            read, factor = doubted(read, sentence, known, lexicon)
+            doubt = min(doubt, factor)
+        if ahead:
+            read = [replace(one, status="withdrawn") for one in read]
+        clauses += read
+    if known is not None:
+        doubt *= order_factor(text, lexicon)
+    return clauses if doubt == 1.0 else [replace(c, trust=c.trust * doubt) for c in clauses]
 
 
-def read_sentence(sentence: str) -> list[Claim]:
+def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
+    """Returns the clauses of a sentence with their concepts and polarity, all asserted."""
+    introduced = DENIES_SENTENCE.match(sentence)
+    head = sentence[: introduced.end()] if introduced else ""
+    denied = bool(introduced) and not PSEUDO_NEGATION.search(head)
+    if denied:
+        sentence = sentence[len(head) :]
     clauses = [part.strip() for part in CLAUSE_END.split(sentence)]
     clauses = [clause for clause in clauses if clause][:MAX_CLAUSES]
     claims: list[Claim] = []
@@ -91,15 +168,15 @@ def read_sentence(sentence: str) -> list[Claim]:
     listed = -1
     for index, clause in enumerate(clauses):
         negated = is_negated(clause)
-        if negated and claims and not content_words(clause):  # "mass: absent"
+        if negated and claims and not content_words(clause, lexicon):  # "mass: absent"
             claims[-1] = replace(claims[-1], negated=not claims[-1].negated)
         if negated and index > listed:
             listed = end_of_list(clauses, index)
         if negated or index <= listed:
-            claims += [read_claim(part, True) for part in split_alternatives(clause)]
+            claims += read_denial(clause, lexicon)
         else:
-            claims.append(read_claim(clause, False))
-    return claims
+            claims.append(read_claim(clause, False, lexicon))
+    return [replace(one, negated=not one.negated) for one in claims] if denied else claims
 
 
 def is_negated(clause: str) -> bool:
@@ -118,122 +195,163 @@ def end_of_list(clauses: Sequence[str], start: int) -> int:
     return end
 
 
-def split_alternatives(clause: str) -> list[str]:
+def read_denial(clause: str, lexicon: Lexicon) -> list[Claim]:
+    """Returns the claims of a clause with a negation. What stands before a "no" is not denied by
+    it, unless it only says where: "the right lung has no nodule"."""
+    plain = PSEUDO_NEGATION.sub(" ", clause)
+    cue = DENIES_NEXT.search(plain)
+    others = NEGATION.search(DENIES_NEXT.sub(" ", plain))
+    where, before = "", None
+    if cue and not others:
+        head = plain[: cue.start()]
+        words = content_words(head, lexicon)
+        if any(lexicon.kinds.get(word) not in LOCATION for word in words):
+            before = read_claim(head, False, lexicon)
+            plain = plain[cue.start() :]
+        else:
+            where, plain = head, plain[cue.start() :]
+    denials = [
+        replace(read_claim(f"{where} {part}", True, lexicon), text=clause)
+        for part in split_alternatives(plain, lexicon)
+    ]
+    return [before, *denials] if before else denials
+
+
+def split_alternatives(clause: str, lexicon: Lexicon) -> list[str]:
     """Returns "mass or effusion" as two parts, but "left or right effusion" as one."""
     parts = OR.split(clause)
-    if len(parts) > MAX_CLAIMS:
+    if len(parts) > MAX_ALTERNATIVES:
         return [clause]
     for before, after in pairwise(parts):
-        head, tail = content_words(before), content_words(after)
+        head, tail = content_words(before, lexicon), content_words(after, lexicon)
         if any(opposites(word) & tail for word in head):
             return [clause]
     return parts
 
 
-def read_claim(clause: str, negated: bool) -> Claim:
-    return Claim(content_words(PSEUDO_NEGATION.sub(" ", clause)), negated, clause)
+def read_claim(clause: str, negated: bool, lexicon: Lexicon) -> Claim:
+    said = THAN.split(PSEUDO_NEGATION.sub(" ", clause), maxsplit=1)[0]
+    return Claim(content_words(said, lexicon), negated, clause)
 
 
-def content_words(text: str) -> frozenset[str]:
-    found = (word.replace("-", "") for word in WORD.findall(text.replace("x-ray", "xray")))
-    stems = (singular(word) for word in found if word not in STOP_WORDS)
-    return frozenset(stem for stem in stems if stem not in EMPTY_WORDS and stem not in STOP_WORDS)
+def with_status(
+    claims: Sequence[Claim], sentence: str, frame: Status
+) -> tuple[list[Claim], Status]:
+    """Returns a sentence's claims with their status, and the status in which the next begins.
+
+    A condition holds for its sentence. The past and another patient hold on until a sentence, or a
+    later clause, names this picture.
+    """
+    if HEDGE.search(sentence):
+        claims = [replace(one, trust=one.trust * HEDGED) for one in claims]
+    if CONDITIONAL.search(sentence):
+        return [replace(one, status="conditional") for one in claims], frame
+    here = PRESENT.search(sentence)
+    if OTHER_PATIENT.search(sentence):
+        status: Status = "other_patient"
+    elif PAST.search(sentence) and not COMPARED.search(sentence):
+        status = "past"
+    else:
+        status = "asserted" if here else frame
+    if status == "asserted" or not here:
+        return [replace(one, status=status) for one in claims], status
+    found = [
+        one
+        if sentence.find(one.text) + len(one.text) > here.start()
+        else replace(one, status=status)
+        for one in claims
+    ]
+    return found, "asserted"
 
 
-@lru_cache(maxsize=8192)
-def singular(word: str) -> str:
-    """Returns a trivial stem: English plurals and a few Latin ones."""
-    if len(word) < 4 or word.endswith(("ss", "us", "is", "as")):
-        return word
-    for plural, stem in PLURALS:
-        if word.endswith(plural):
-            return word.removesuffix(plural) + stem
-    return word.removesuffix("s")
+def doubted(
+    claims: list[Claim], sentence: str, known: Collection[str], lexicon: Lexicon
+) -> tuple[list[Claim], float]:
+    """Returns a sentence's claims, worth less where it has an unknown word, and the factor that
+    this puts on all claims of the text: below 1 where the unknown words stand in a sentence, a
+    heading or a scene that holds no finding, since they may take back or move whatever is near."""
+    if (preface := PREFACE.match(sentence)) and not set(preface[1].split()) <= REPORTING:
+        claims = [replace(one, trust=one.trust * UNKNOWN_PREFACE) for one in claims]
+    claims = [
+        replace(one, trust=one.trust * SALAD) if is_salad(one, lexicon) else one for one in claims
+    ]
+    if not unknown_words(stems(sentence), known, lexicon):
+        return claims, 1.0
+    factor = 1.0
+    lead = claims[0].text if claims else sentence
+    bare = not content_words(lead, lexicon) & lexicon.kinds.keys()
+    if (bare or SCENE.match(lead)) and unknown_words(scene_of(lead, lexicon), known, lexicon):
+        factor = UNKNOWN_SENTENCE
+    return [replace(one, trust=one.trust * UNKNOWN_WORD) for one in claims], factor
+
+
+def is_salad(claim: Claim, lexicon: Lexicon) -> bool:
+    """Says whether a clause names several things without a word between them."""
+    return heads(claim.words, lexicon) > 1 and not STOP_WORDS & set(claim.text.split())
+
+
+def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
+    """Returns the stems of a clause up to its first finding, device or quality."""
+    found = stems(clause)
+    for concept, start, _ in lexicon.concepts(found):
+        if lexicon.kinds.get(concept) in ("finding", "device", "quality"):
+            return found[:start]
+    return found
+
+
+@lru_cache(maxsize=16384)
+def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
+    """Returns the concepts, sizes, counts and other words of content of a text."""
+    found = stems(text)
+    words = set()
+    for concept, _, end in lexicon.concepts(found):
+        if concept in lexicon.kinds:
+            words.add(concept)
+        elif (number := NUMBER_WORDS.get(concept)) is not None or concept[0].isdigit():
+            following = found[end] if end < len(found) else ""
+            # A pronoun, unless it is the whole answer.
+            if concept in ("one", "pair") and len(found) > 1 and following in {"", *IDLE}:
+                continue
+            value = float(concept.replace(",", ".")) if number is None else float(number)
+            words.add(number_of(value, found[end : end + 6]))
+        elif (nth := ORDINALS.get(concept)) is not None and concept not in IDLE:
+            words.add(f"#{nth}")
+        elif len(concept) > 1 and concept not in NOTHING:
+            words.add(concept)
+    return frozenset(words)
+
+
+def number_of(value: float, following: Sequence[str]) -> str:
+    """Returns a size in millimetres, also the first of "3 x 4 cm", an ordinal or a count."""
+    for word in following:
+        if word in MILLIMETRES:
+            return f"{value * MILLIMETRES[word]:g} mm"
+        if word in NUMBER_ENDINGS:
+            return f"#{value:g}"
+        if word not in ("x", "by") and not word[0].isdigit():
+            break
+    return f"{value:g}"
 
 
 @lru_cache(maxsize=8192)
 def opposites(word: str) -> frozenset[str]:
-    """Returns words that cannot be true of the same thing as `word`."""
+    """Returns words that cannot be true of the same thing as `word`, a concept or a stem."""
     found = {other for pair in OPPOSITES if word in pair for other in pair if other != word}
-    found.add("non" + word)
-    for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", "")):
+    for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", ""), ("", "non")):
         if word.startswith(prefix) and len(word) > len(prefix) + 2:
             found.add(other + word.removeprefix(prefix))
     return frozenset(found)
 
 
-def match_claims(claims: Sequence[Claim], references: Sequence[Claim]) -> FindingsMatch:
-    """Soft matching, so that neither repetition nor saying both pays.
-
-    A claim is worth its best overlap (F1 of content words, 0 under 0.5) with a reference claim of
-    its polarity and without opposite words. Claims that fit the same reference claim count once,
-    equal wrong ones too. Precision is the mean over these, recall the mean over reference claims. A
-    claim that conflicts with a reference claim more than it fits any is contradicted; the reference
-    claim that it denies earns nothing from the other claims either.
-    """
-    given = list(dict.fromkeys(claim for claim in claims if claim.words))
-    wanted = list(dict.fromkeys(claim for claim in references if claim.words))[:MAX_CLAIMS]
-    fits: list[list[float]] = []
-    denied: set[int] = set()
-    contradicted = 0
-    for claim in given[:MAX_CLAIMS]:
-        supports = [overlap(claim, other) for other in wanted]
-        conflicts = [conflict(claim, other) for other in wanted]
-        if max(conflicts, default=0.0) > max(supports, default=0.0):
-            contradicted += 1
-            denied |= {index for index, value in enumerate(conflicts) if value >= DENIED}
-        else:
-            fits.append(supports)
-    earned = [
-        max((fit[i] for fit in fits), default=0.0) for i in range(len(wanted)) if i not in denied
-    ]
-    credit: dict[int, float] = {}
-    wrong = len(given) - len(fits)
-    for fit in fits:
-        best = max(range(len(wanted)), key=fit.__getitem__, default=-1)
-        if best < 0 or not fit[best] or best in denied:
-            wrong += 1
-        else:
-            credit[best] = max(credit.get(best, 0.0), fit[best])
-    counted = len(credit) + wrong
-    precision = sum(credit.values()) / counted if counted else 0.0
-    recall = sum(earned) / len(wanted) if wanted else 0.0
-    return FindingsMatch(precision, recall, len(given), contradicted)
+@lru_cache(maxsize=8192)
+def near(word: str) -> frozenset[str]:
+    """Returns the concepts that come near one: nearly right where it is true."""
+    return frozenset(other for pair in NEAR if word in pair for other in pair if other != word)
 
 
-def overlap(claim: Claim, reference: Claim) -> float:
-    """Returns the F1 of the content words of two claims that may both be true; 0 under MATCH."""
-    if claim.negated != reference.negated or opposed_words(claim, reference):
-        return 0.0
-    value = word_f1(claim.words, reference.words)
-    return value if value >= MATCH else 0.0
-
-
-def conflict(claim: Claim, reference: Claim) -> float:
-    """Returns how much two claims are about the same thing and cannot both be true; 0 up to MATCH.
-
-    "No spot on the right" does not conflict with "a spot on the left": two differences cancel. A
-    denial reaches what it names in general: "no spot" conflicts with "a round spot on the left".
-    """
-    opposed = opposed_words(claim, reference)
-    if (claim.negated != reference.negated) == bool(opposed):
-        return 0.0
-    if opposed:
-        value = word_f1(claim.words - opposed, reference.words - opposed)
-    else:
-        denial = claim.words if claim.negated else reference.words
-        shared = len(claim.words & reference.words)
-        value = max(word_f1(claim.words, reference.words), shared / len(denial))
-    return value if value > MATCH else 0.0
-
-
-def opposed_words(claim: Claim, reference: Claim) -> frozenset[str]:
-    """Returns the words of both claims that stand against each other. Naming half of a reference's
-    "left and right" is none; naming both where the reference has one is."""
-    pairs = ((word, (opposites(word) & claim.words) - reference.words) for word in reference.words)
-    return frozenset(word for own, others in pairs if others for word in (own, *others))
-
-
-def word_f1(first: frozenset[str], second: frozenset[str]) -> float:
-    """Returns the F1 of two sets of words; 1 for two empty ones."""
-    return 2 * len(first & second) / (len(first) + len(second)) if first or second else 1.0
+def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:
+    """Returns what a short text says: its claims' concepts with the words that place them, and
+    whether they are denied. Equal for two names of one thing: RUL and right upper lobe."""
+    said = frozenset((claim.words, claim.negated) for claim in split_claims(text))
+    places = frozenset(word for word, _, _ in SHIPPED.concepts(stems(text)) if word in PLACES)
+    return said | {(places, False)} if said and places else said

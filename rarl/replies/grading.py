@@ -4,14 +4,16 @@ names."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from rarl.replies.findings import WORD, compare_findings, singular, split_clauses
+from rarl.replies.findings import meaning, split_clauses
+from rarl.replies.lexicon import stems
+from rarl.replies.matching import compare_findings
 from rarl.replies.words import (
     VOCABULARY,
     YES_NO,
     answer_words,
     chosen_option,
-    fold,
     same_words,
     token_f1,
     yes_or_no,
@@ -23,11 +25,13 @@ MODALITIES, REGIONS = VOCABULARY["modalities"], VOCABULARY["regions"]
 def grade_answer(
     given: str | None, reference: str, answer_type: str, options: Sequence[str] | None
 ) -> float:
-    """Returns 1 or 0; for open questions without options the token F1, and 0 for an answer that
-    says the opposite."""
+    """Returns 1 or 0; for open questions without options the token F1, 1 for another name of the
+    same, and 0 for an answer that says the opposite."""
     if given is None:
         return 0.0
     if answer_type == "open" and not options and not is_yes_no(reference):
+        if same_meaning(given, reference):
+            return 1.0
         opposite = compare_findings(given, reference).contradicted
         return 0.0 if opposite else token_f1(given, reference)
     return float(is_correct(given, reference, options))
@@ -35,7 +39,7 @@ def grade_answer(
 
 def is_correct(given: str | None, reference: str, options: Sequence[str] | None) -> bool:
     """Whether an answer is exactly right: the option with options, yes/no as a word where that is
-    the answer, else equal words. Several answers are wrong."""
+    the answer, else equal words or another name of the same. Several answers are wrong."""
     if given is None:
         return False
     if options:
@@ -43,7 +47,16 @@ def is_correct(given: str | None, reference: str, options: Sequence[str] | None)
         return chosen is not None and same_words(chosen, reference)
     if is_yes_no(reference):
         return yes_or_no(given, reference) == yes_or_no(reference, reference)
-    return same_words(given, reference)
+    return same_meaning(given, reference)
+
+
+def same_meaning(first: str, second: str) -> bool:
+    """Whether two answers are equal words, or say the same by the lexicon: RUL and right upper
+    lobe, two and 2, 3 cm and 30 mm."""
+    if same_words(first, second):
+        return True
+    said = meaning(first)
+    return bool(said) and said == meaning(second)
 
 
 def is_yes_no(text: str) -> bool:
@@ -59,7 +72,7 @@ def same_answer(first: str, second: str, reference: str, options: Sequence[str] 
         return chosen == chosen_option(second, options)
     if is_yes_no(reference) and not options and (found := yes_or_no(first, reference)):
         return found == yes_or_no(second, reference)
-    return same_words(first, second)
+    return same_meaning(first, second)
 
 
 def attribute_recall(text: str, attributes: Sequence[str]) -> float:
@@ -81,10 +94,10 @@ def attribute_share(said: str, name: str) -> float:
 
 
 def names_any(said: str, group: Sequence[str]) -> bool:
-    return any(f" {name} " in said for name in group)
+    return any(f" {read_text(name)} " in said for name in group)
 
 
+@lru_cache(maxsize=1024)
 def read_text(text: str) -> str:
-    """Returns singular words with blanks between; "X-ray" and "x ray" are one word."""
-    joined = fold(text).replace("x-ray", "xray").replace("x ray", "xray")
-    return " ".join(singular(word) for word in WORD.findall(joined))
+    """Returns stems with blanks between; "X-ray" and "x ray" are one word."""
+    return " ".join(stems(text))

@@ -6,12 +6,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rarl.replies.findings import Claim
+from rarl.replies.findings import Claim, content_words, split_clauses
 from rarl.replies.grading import is_yes_no
 from rarl.replies.words import fold, pattern
 
 ANSWER_STATED, CONCLUSION = pattern("answer_stated"), pattern("conclusion")
 TO_THE_JUDGE = pattern("to_the_judge")
+# Where a thinking is cut into the parts that are kept or left out as a whole.
+PART_END = re.compile(r"(?<=[.;!?\n])(?!\d)|(?<=,)\s")
 ALONE = re.compile(r"\(?[a-h][).:]?")
 # Characters that do not show; between Latin letters the joiners and direction marks of other
 # scripts too.
@@ -28,6 +30,22 @@ def states_answer(clause: Claim, answers: Sequence[frozenset[str]]) -> bool:
     if ANSWER_STATED.search(text) or ALONE.fullmatch(text) or is_yes_no(text):
         return True
     return bool(clause.words) and clause.words in answers
+
+
+def without_answers(thinking: str, question: str, answers: Sequence[str]) -> str:
+    """Returns a thinking without the parts that state an answer, draw the conclusion, or say
+    nothing but the question's words and an answer ("The lesion is on the left"): what is left is
+    evidence."""
+    asked, given = content_words(question), [content_words(one) for one in answers]
+    kept = []
+    for part in PART_END.split(thinking):
+        clauses = split_clauses(part)
+        stated = any(states_answer(one, given) or concludes(one) for one in clauses)
+        words = frozenset().union(*(clause.words for clause in clauses))
+        restated = any(words <= asked | one for one in given)
+        if part.strip() and not stated and not restated:
+            kept.append(part.strip())
+    return " ".join(kept)
 
 
 def concludes(clause: Claim) -> bool:

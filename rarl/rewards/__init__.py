@@ -18,8 +18,9 @@ Reward = Callable[..., list[float | None]]
 
 EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
 # `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image,
-# or None; `verdict` is the judge's, or None.
-COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "verdict")
+# or None; `explained` is what the base model reads from it, or None; `verdict` is the judge's, or
+# None.
+COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "explained", "verdict")
 
 
 def per_reply(score: Callable[..., float | None]) -> Reward:

@@ -11,10 +11,11 @@ from rarl.config import RewardConfig
 from rarl.errors import UserError
 from rarl.rewards import COLUMNS, Reward
 from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
+from rarl.rewards.facts import facts_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
 from rarl.rewards.radeval import radeval_reward, require_radeval
-from rarl.rewards.thinking import consistency_reward, reasoning_reward
+from rarl.rewards.thinking import consistency_reward, explains_reward, reasoning_reward
 from rarl.system.imports import import_object
 
 REWARDS: dict[str, Reward] = {
@@ -23,7 +24,9 @@ REWARDS: dict[str, Reward] = {
     "letter": letter_reward,
     "items": items_reward,
     "reasoning": reasoning_reward,
+    "facts": facts_reward,
     "consistency": consistency_reward,
+    "explains": explains_reward,
     "judge": judge_reward,
     "radeval": radeval_reward,
     "repetition": repetition_reward,

@@ -1,27 +1,35 @@
-"""Rewards for the thinking: `reasoning`, how good the explanation is without a judge, and
-`consistency`, whether it alone leads to the reply's own answer."""
+"""Rewards for the thinking: `reasoning`, how good the explanation is without a judge;
+`consistency`, whether it alone leads to the reply's own answer; and `explains`, how much surer it
+makes a reader of the reference answer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from rarl.replies import findings
-from rarl.replies.findings import Claim, conflict, content_words, overlap
+from rarl.replies.findings import Claim, content_words
 from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
+from rarl.replies.lexicon import Lexicon, read_lexicon
+from rarl.replies.matching import conflict, match_claims, support
 from rarl.replies.tags import parse_reply
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
+from rarl.replies.wording import known_words
 from rarl.replies.words import length_in_words
 from rarl.rewards import Options, per_reply
 from rarl.rewards.form import length_factor
-from rarl.schema import ReplyForm
+from rarl.schema import Explained, ReplyForm
 
 Words = frozenset[str]
 # Overlap from which a clause that could be the answer in words is a finding of the rationale.
 SAME = 0.75
 # Of a thinking's words; a telegram has 0.7, a wordy sentence 0.3.
 MIN_CONTENT_SHARE = 0.2
+# Other questions about an image whose answers a thinking should lead to.
+SIBLINGS = 3
 
 
 @per_reply
@@ -46,6 +54,35 @@ def consistency_reward(
     return float(bool(again) and same_answer(reply.answer, again or "", answer, options))
 
 
+@per_reply
+def explains_reward(
+    text: str, *, form: ReplyForm, explained: Explained | None, siblings: int = SIBLINGS
+) -> float | None:
+    """Pays what the thinking adds to a reader's belief in what is true of the image: the mean of
+    (1 + p − p₀)/2 over the reply's own question and up to `siblings` other training questions about
+    the image. p and p₀ are the base model's probabilities of the reference answer when it reads the
+    thinking, without the image and without the clauses that state an answer, and when it reads the
+    question alone. Silence earns 1/2, and so does on average a guess with the odds of the reader.
+
+    A likelihood in place of a verifier is from VeriFree (arXiv 2505.21493, eq. 3), the subtraction
+    of what is known without thinking from RLPR (arXiv 2506.18254, eq. 4). That the reader is frozen
+    and blind is ours: it learns no code, and has nothing else to go by.
+
+    0 for a malformed reply, for one without thinking and for one that speaks to whoever scores it.
+    None for a prompt without thinking, and where nobody was asked.
+    """
+    if form == "answer":
+        return None
+    reply = parse_reply(text, form)
+    if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
+        return 0.0
+    if explained is None or not explained.priors:
+        return None
+    pairs = zip(explained.probabilities, explained.priors, strict=True)
+    gains = [probability - prior for probability, prior in islice(pairs, 1 + siblings)]
+    return (1 + math.fsum(gains) / len(gains)) / 2
+
+
 @dataclass(frozen=True)
 class Known:
     """What is known of an example beside its image."""
@@ -54,20 +91,21 @@ class Known:
     answer: str
     rationale: str | None
     attributes: list[str]  # organ and modality
+    lexicon: Lexicon
 
     @cached_property
     def claims(self) -> list[Claim]:
-        return findings.split_claims(self.rationale or "")
+        return findings.split_claims(self.rationale or "", lexicon=self.lexicon)
 
     @cached_property
     def asked(self) -> Words:
-        return content_words(self.question)
+        return content_words(self.question, self.lexicon)
 
     @cached_property
     def references(self) -> list[Claim]:
         """Returns the rationale's claims, but for those that the question already holds or that
         are the answer."""
-        answers = [content_words(self.answer)]
+        answers = [content_words(self.answer, self.lexicon)]
         new = (claim for claim in self.claims if claim.negated or not claim.words <= self.asked)
         return [claim for claim in new if not states_answer(claim, answers)]
 
@@ -86,6 +124,7 @@ def reasoning_reward(
     max_words: int = 200,
     leak_factor: float = 0.5,
     attributes: bool = False,
+    lexicon: str = "",
 ) -> float | None:
     """Pays the F1 of the thinking's findings against the rationale's, negation-aware. Without a
     rationale nothing is paid (None), or with `attributes` the share of organ and modality that it
@@ -105,20 +144,22 @@ def reasoning_reward(
     """
     if form == "answer":
         return None
-    known = Known(question, answer, rationale, [one for one in (organ, modality) if one])
+    named = [one for one in (organ, modality) if one]
+    known = Known(question, answer, rationale, named, read_lexicon(lexicon or None))
     # To name the one that is asked for is to answer.
-    asked_for = content_words(answer)
+    asked_for = content_words(answer, known.lexicon)
     named = [one for one in known.attributes if attributes and not content_words(one) & asked_for]
     if not known.references and not named:
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
         return 0.0
-    clauses = findings.split_clauses(reply.thinking)
-    answers = [asked_for, content_words(reply.answer or "")]
+    sayable = known_words(question, answer, rationale, organ, modality)
+    clauses = findings.split_clauses(reply.thinking, sayable, known.lexicon)
+    answers = [asked_for, content_words(reply.answer or "", known.lexicon)]
     if known.references:
         kept = evidence(clauses, known, answers)
-        value = findings.match_claims(kept, known.references).f1
+        value = match_claims(kept, known.references, known.lexicon).f1
         leaked = is_leaked(clauses, known, answers)
     else:
         value = attribute_recall(reply.thinking, named)
@@ -140,14 +181,14 @@ def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -
     for clause in clauses:
         if not clause.words:
             continue
-        fit = max(known.references, key=lambda other: overlap(clause, other))
-        supported = overlap(clause, fit) > 0
+        fit = max(known.references, key=lambda other: support(clause, other, known.lexicon))
+        supported = support(clause, fit, known.lexicon) > 0
         new = clause.words & fit.words if supported else clause.words
         # It repeats the question.
         idle = not clause.negated and new <= known.asked
         idle |= clause.words <= named or states_answer(clause, answers)
         idle |= not supported and (concludes(clause) or answers_in_words(clause, known, answers))
-        denies = any(conflict(clause, other) for other in known.references)
+        denies = any(conflict(clause, other, known.lexicon) for other in known.references)
         if denies or not idle:
             kept.append(clause)
     return kept
@@ -157,10 +198,10 @@ def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) 
     """Says whether the answer, or a conclusion, comes before the first finding that is right, or
     within it."""
     for clause in clauses:
-        told = all(overlap(clause, other) < SAME for other in known.claims)
+        told = all(support(clause, one, known.lexicon) < SAME for one in known.claims)
         if states_answer(clause, answers) or (told and answers_in_words(clause, known, answers)):
             return True
-        if any(overlap(clause, other) for other in known.references):
+        if any(support(clause, one, known.lexicon) for one in known.references):
             return False
         if concludes(clause):
             return True

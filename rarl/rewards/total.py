@@ -49,11 +49,11 @@ def weigh(
         if setting.gate is not None:
             pairs = zip(values, raw[setting.gate], strict=True)
             gated = [None if v is None or gate is None else v * gate for v, gate in pairs]
-        totals += setting.weight * complete(gated, setting.normalise)
+        totals += setting.weight * without_gaps(gated, setting.normalise)
     return totals
 
 
-def complete(values: Sequence[float | None], normalise: bool) -> np.ndarray:
+def without_gaps(values: Sequence[float | None], normalise: bool) -> np.ndarray:
     """Returns one group's values with the missing ones at the mean of the others, and zeros if all
     are missing. Normalised, they have mean 0 and, but for EPSILON, sample standard deviation 1 over
     those that are known (GDPO, arXiv 2601.05242, normalises a group's rewards one by one)."""
@@ -76,6 +76,7 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
         "form": [one.prompt.form for one in samples],
         "wording": [one.prompt.wording for one in samples],
         "rederived": [one.rederived for one in samples],
+        "explained": [one.explained for one in samples],
         "verdict": [one.verdict for one in samples],
     }
 

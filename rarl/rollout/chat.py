@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import ray
 
+from rarl.rollout.engine import shared_arguments, start_engine
 from rarl.rollout.pool import wait_for_engines
-from rarl.rollout.sampler import start_engine
 from rarl.system.device import Device
 from rarl.system.placement import judge_resources
 from rarl.system.processes import log_output_to, sampler_environment
@@ -26,7 +26,8 @@ MAX_LENGTH = 8192
 @dataclass(frozen=True)
 class ChatSettings:
     """`kv_cache_mib` counts on a CPU, `gpu_memory_share` on a GPU; `index` is the engine's among
-    the run's."""
+    the run's. `cache_file` remembers how large a cache it found room for, for when it is started
+    anew."""
 
     model_path: str
     device: Device
@@ -37,6 +38,7 @@ class ChatSettings:
     own_gpu: bool
     index: int
     log_path: str
+    cache_file: str
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,10 @@ class ChatEngine:
         log_output_to(Path(settings.log_path))
         # vLLM's engine is for one thread, which works off what it is given in order.
         self.thread = ThreadPoolExecutor(1)
-        self.engine = self.thread.submit(self.start, settings).result()
+        self.engine = self.thread.submit(
+            start_engine, chat_arguments(settings), settings.device, settings.cache_file
+        ).result()
         self.outputs: dict[str, Any] = {}
-
-    def start(self, settings: ChatSettings) -> Any:
-        """Returns the engine."""
-        from transformers import AutoConfig
-
-        known = AutoConfig.from_pretrained(settings.model_path).get_text_config()
-        return start_engine(
-            settings.model_path,
-            settings.device,
-            kv_cache_mib=settings.kv_cache_mib,
-            gpu_memory_share=settings.gpu_memory_share,
-            max_model_len=min(MAX_LENGTH, getattr(known, "max_position_embeddings", MAX_LENGTH)),
-            dtype="float32" if settings.device == "cpu" else "auto",
-            max_num_seqs=settings.max_sequences,
-            limit_mm_per_prompt={"image": int(settings.image), "video": 0},
-            # A schema allows white space between its parts, and a small model would write little
-            # else.
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-        )
 
     def ready(self) -> bool:
         """Returns once the engine is up."""
@@ -126,10 +111,32 @@ class ChatEngine:
                     self.outputs[output.request_id] = output
 
 
+def chat_arguments(settings: ChatSettings) -> dict[str, Any]:
+    """Returns the keyword arguments of `vllm.LLM`."""
+    from transformers import AutoConfig
+
+    known = AutoConfig.from_pretrained(settings.model_path).get_text_config()
+    return shared_arguments(
+        settings.device,
+        max_length=min(MAX_LENGTH, getattr(known, "max_position_embeddings", MAX_LENGTH)),
+        kv_cache_mib=settings.kv_cache_mib,
+        gpu_memory_share=settings.gpu_memory_share,
+        cache_file=settings.cache_file,
+    ) | {
+        "model": settings.model_path,
+        "dtype": "float32" if settings.device == "cpu" else "auto",
+        "max_num_seqs": settings.max_sequences,
+        "limit_mm_per_prompt": {"image": int(settings.image), "video": 0},
+        # A schema allows white space between its parts, and a small model would write little else.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+
+
 @contextmanager
 def chat_engine(settings: ChatSettings) -> Iterator[Any]:
     """Inside, the actor is up or coming up; `wait_for_judge` waits for it. It ends with this
     process in any case."""
+    Path(settings.cache_file).unlink(missing_ok=True)  # of an earlier start, beside other processes
     environment = {"env_vars": sampler_environment(settings.device, settings.index)}
     placed = judge_resources(settings.device, settings.own_gpu)
     options = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
+from threading import Condition, Thread
 from typing import Any
 
 import ray
@@ -65,6 +66,9 @@ class PendingRollouts:
         self.sampling, self.use_adapter = sampling, use_adapter
         self.groups: list[list[Rollout]] = [[] for _ in requests]
         self.error: Exception | None = None
+        # What has been taken in, and how many threads are at it; told to who waits for a part.
+        self.taken_in: set[int] = set()
+        self.changed = Condition()
         actors = pool.actors[: len(requests)]
         self.stride = len(actors)
         # Asked for in this thread: what is loaded into an engine afterwards cannot come before it.
@@ -73,6 +77,7 @@ class PendingRollouts:
             Thread(target=self.take_share, args=(place, actor, stream), daemon=True)
             for place, (actor, stream) in enumerate(zip(actors, streams, strict=True))
         ]
+        self.running = len(self.threads)
         for thread in self.threads:
             thread.start()
 
@@ -94,6 +99,10 @@ class PendingRollouts:
                     stream = self.ask(actor, place)
         except Exception as error:
             self.error = error
+        finally:
+            with self.changed:
+                self.running -= 1
+                self.changed.notify_all()
 
     def take_in(self, place: int, actor: Any, stream: Any) -> None:
         """Raises what Ray raises. An engine that completes no group in time is ended, and counts as
@@ -117,10 +126,23 @@ class PendingRollouts:
             self.groups[index] = group
             if self.on_group is not None:
                 self.on_group(index, group)
+            with self.changed:
+                self.taken_in.add(index)
+                self.changed.notify_all()
 
     def wait(self) -> None:
         for thread in self.threads:
             thread.join()
+
+    def part(self, start: int, stop: int) -> PendingRollouts:
+        """Waits for these groups alone, and returns them as a batch of its own, which is done."""
+        wanted = set(range(start, stop))
+        with self.changed:
+            self.changed.wait_for(lambda: wanted <= self.taken_in or self.running == 0)
+        part = copy(self)
+        part.groups, part.threads = self.groups[start:stop], []
+        part.error = None if wanted <= self.taken_in else self.error
+        return part
 
     def result(self) -> list[list[Rollout]]:
         """Waits; returns a group per request, in their order. An error inside an engine is final,
@@ -131,6 +153,23 @@ class PendingRollouts:
         if self.error is not None:
             raise self.error
         return self.groups
+
+
+@dataclass(frozen=True)
+class PendingScores:
+    """Likelihoods in flight: actor i has every n-th of the `count` requests, from i on."""
+
+    pool: SamplerPool
+    count: int
+    asked: list[tuple[Any, ...]]
+
+    def result(self) -> list[list[list[float]]]:
+        """Waits; returns what was asked for, by request. Raises UserError."""
+        results: list[list[list[float]]] = [[] for _ in range(self.count)]
+        for index, one in enumerate(self.asked):
+            found = self.pool.result_of(*one, parts=len(one[3]))
+            results[index :: len(self.asked)] = found
+        return results
 
 
 @dataclass(frozen=True)
@@ -188,7 +227,10 @@ class SamplerPool:
         completed group to the next before it counts as hung and is started anew."""
         actors, gpus = [], SAMPLER_GPUS if settings.device == "cuda" else 0
         for index in range(num_actors):
-            own = replace(settings, log_path=str(log_folder / f"sampler-{index}.log"))
+            cache_file = log_folder / f"sampler-{index}.cache"
+            cache_file.unlink(missing_ok=True)  # of an earlier start, beside other processes
+            log = log_folder / f"sampler-{index}.log"
+            own = replace(settings, log_path=str(log), cache_file=str(cache_file))
             environment = {"env_vars": sampler_environment(settings.device, index)}
             placed = {"num_cpus": SAMPLER_CPUS, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}
             remote = ray.remote(**placed, runtime_env=environment, max_restarts=-1)(Sampler)
@@ -272,16 +314,23 @@ class SamplerPool:
         """Does not wait; the adapter that is loaded now samples."""
         return PendingRollouts(self, requests, sampling, use_adapter, on_group)
 
-    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
-        """Returns the log-likelihoods (nats) of each request's replies. Raises UserError."""
+    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+        """Asks for the log-probs (nats) of the tokens of each request's replies."""
+        return self.start("score", requests, use_adapter)
+
+    def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+        """Asks for the share of each request's replies among them: a list of one list."""
+        return self.start("weigh", requests, use_adapter)
+
+    def start(self, method: str, requests: list[ScoreRequest], use_adapter: bool) -> PendingScores:
+        """Does not wait; the adapter that is loaded now is used, or the base model."""
         actors = self.actors[: len(requests)]
-        parts = [requests[index :: len(actors)] for index in range(len(actors))]
-        pending = [a.score.remote(p, use_adapter) for a, p in zip(actors, parts, strict=True)]
-        results: list[list[float]] = [[] for _ in requests]
-        for index, (actor, scoring) in enumerate(zip(actors, pending, strict=True)):
-            asked = (actor, scoring, "score", parts[index], use_adapter)
-            results[index :: len(actors)] = self.result_of(*asked, parts=len(parts[index]))
-        return results
+        asked: list[tuple[Any, ...]] = []
+        for index, actor in enumerate(actors):
+            part = requests[index :: len(actors)]
+            reference = getattr(actor, method).remote(part, use_adapter)
+            asked.append((actor, reference, method, part, use_adapter))
+        return PendingScores(self, len(requests), asked)
 
     def stop(self) -> None:
         for actor in self.launched:
@@ -314,4 +363,7 @@ def wait_for_restart(actor: Any, patience: float) -> None:
 
 
 def engine_failed(error: Exception) -> UserError:
-    return UserError(f"a vLLM engine failed: {last_line(error)}; {LOGS}")
+    reason = f"a vLLM engine failed: {last_line(error)}"
+    if "out of memory" in reason:
+        reason += "; raise rollout.gpu_memory_share, or lower rollout.max_model_length"
+    return UserError(f"{reason}; {LOGS}")

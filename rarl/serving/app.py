@@ -25,7 +25,6 @@ from starlette.types import ASGIApp
 
 from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
-from rarl.prompts import read_families
 from rarl.serving.asking import Engines, answer
 from rarl.serving.guard import Guard, Metrics, read_cluster_metrics
 from rarl.serving.images import png, read_image
@@ -209,14 +208,15 @@ def build_inference(args: dict[str, Any]) -> serve.Application:
     from rarl.serving.engine import build_engine, max_lora_rank  # imports vLLM, which takes seconds
 
     config = read_settings(args)
-    if config.prompt not in read_families():
-        known = ", ".join(read_families())
-        raise UserError(f"inference application: prompt={config.prompt}: known are {known}")
     needed_key(config)
     model_path = find_model(config.model)
-    if config.adapters is not None:
-        folder = str(Path(config.adapters).expanduser().resolve())
-        config = config.model_copy(update={"adapters": folder})
+    paths = {name: getattr(config, name) for name in ("adapters", "templates")}
+    here = {name: str(Path(path).expanduser().resolve()) for name, path in paths.items() if path}
+    config = config.model_copy(update=here)
+    try:
+        config.family  # noqa: B018  # a family that there is not is an error now
+    except UserError as error:
+        raise UserError(f"inference application: {error}") from None
     engine = build_engine(config, model_path)
     # The decorators make a Deployment of it, which their types do not say.
     ingress: Any = Ingress

@@ -24,7 +24,7 @@ from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
-from rarl.prompts import Family, evaluation_prompts, question_text, read_families
+from rarl.prompts import Family, evaluation_prompts, question_text
 from rarl.replies.grading import is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option, yes_or_no
@@ -81,7 +81,7 @@ class Engines:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
-        family, most = read_families()[self.config.prompt], self.config.max_pixels
+        family, most = self.config.family, self.config.max_pixels
         if name == self.config.name:
             return Model(name, name, None, family, most)
         adapter = self.adapters.find(name)
@@ -196,7 +196,7 @@ def renamed_line(line: str, model: Model) -> str:
 
 
 @dataclass(frozen=True)
-class Question:
+class PosedQuestion:
     """A question as the model is asked it. `options` is None where training shows none. `reference`
     is yes or no in its language for a yes/no question, and else empty: the grading goes by it."""
 
@@ -205,7 +205,7 @@ class Question:
     reference: str
 
 
-def pose(asked: str, given: list[str] | None, model: Model) -> Question:
+def pose(asked: str, given: list[str] | None, model: Model) -> PosedQuestion:
     """Returns a question, with the options that are given, in the words that the model was trained,
     or is measured, with."""
     is_closed = {yes_or_no(one, one) for one in given or ()} == {"yes", "no"}
@@ -223,7 +223,7 @@ def pose(asked: str, given: list[str] | None, model: Model) -> Question:
         options=options,
     )
     text = question_text(example, model.family, model.family.wordings[0])
-    return Question(text, options, reference)
+    return PosedQuestion(text, options, reference)
 
 
 def in_own_words(messages: list[Message], model: Model) -> Message:
@@ -305,7 +305,9 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
                 yield line
 
 
-def read_answer(replies: list[str], question: Question, model: Model) -> tuple[dict[str, Any], str]:
+def read_answer(
+    replies: list[str], question: PosedQuestion, model: Model
+) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
     sample. What is none of the options has no vote beside what is one. Raises Refusal without any
     answer."""

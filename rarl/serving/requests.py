@@ -22,7 +22,7 @@ from pydantic import (
 )
 from starlette.responses import JSONResponse
 
-from rarl.config import read_yaml
+from rarl.keys import read_yaml
 from rarl.prompts import SPECIAL_TOKEN
 from rarl.serving.settings import Limits
 

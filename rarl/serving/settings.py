@@ -6,13 +6,16 @@ import hashlib
 import hmac
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rarl.config import Positive, Section, describe
+from rarl.config import Positive, PromptsConfig, Section
 from rarl.errors import UserError
+from rarl.keys import validated
+from rarl.prompts import Family, evaluation_prompts
 from rarl.system.ray_internals import served_host
 
 # Seconds that a replica which is to go has for its requests: a little more than one may take.
@@ -46,6 +49,7 @@ class ServiceConfig(Section):
     adapters: str | None = None  # a folder whose run directories and PEFT folders are the adapters
     default: str | None = None  # the adapter of requests that name none; None: the base model
     prompt: str = "reason"  # the family that asks the base; an adapter is asked as its run measures
+    templates: str | None = None  # a YAML file of families of your own, as `prompts.templates`
     max_pixels: Positive | None = 1_003_520  # images are shrunk to it (1,280 tokens of Qwen2-VL)
     samples: Positive = 5  # of an answer, where the request does not say
     judge: str | None = "judge"  # the Serve application that compares an answer with a reference
@@ -57,6 +61,12 @@ class ServiceConfig(Section):
     llm: dict[str, Any] = Field(default_factory=dict)
     deployment: dict[str, Any] = Field(default_factory=dict)  # options of the ingress deployment
 
+    @property
+    def family(self) -> Family:
+        """How the base is asked. Raises UserError for a family that there is not."""
+        asked = PromptsConfig(eval=self.prompt, templates=self.templates)
+        return evaluation_prompts(asked).families[self.prompt]
+
     @model_validator(mode="after")
     def consistent(self) -> ServiceConfig:
         most = self.limits.replies
@@ -67,12 +77,9 @@ class ServiceConfig(Section):
         return self
 
 
-def read_settings(args: dict[str, Any]) -> ServiceConfig:
+def read_settings(args: dict[str, Any], overrides: Sequence[str] = ()) -> ServiceConfig:
     """Raises UserError with the first mistake."""
-    try:
-        return ServiceConfig.model_validate(args)
-    except ValidationError as error:
-        raise UserError(f"inference application: {describe(error)}") from None
+    return validated(ServiceConfig, args, overrides, "inference application")
 
 
 class ApiKey:

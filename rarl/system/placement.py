@@ -15,11 +15,15 @@ from rarl.system.device import Device
 # Shares of a core and of a card to place processes by; each uses what it needs, or is told to.
 READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with two cores starves
 SAMPLER_CPUS = 0.2
-# more than half, whatever memory it takes: Ray must not put two samplers on one card
+# Of a card, whatever memory they take. Two samplers find no room on one card, nor do two train
+# workers beside a sampler; a judge does, the run's own or a served one, beside one of each.
 SAMPLER_GPUS = 0.51
-JUDGE_GPUS = 0.04  # of the run's own judge, beside a sampler and a train worker
+JUDGE_GPUS = 0.24
+TRAIN_GPUS = 0.249
 TRAIN_CPUS = 0.25
-REQUESTS_PER_ACTOR = 64  # of a measurement, in flight at a time; vLLM batches them
+# Of a measurement, in flight at a time: until the last of them is answered, less and less of the
+# engine is used, so they are many.
+REQUESTS_PER_ACTOR = 256
 
 # seconds, on a cluster that others may be using, or that is growing: machines boot and install
 WAIT = 900
@@ -32,8 +36,7 @@ Needs = dict[str, tuple[int, dict[str, float]]]
 
 def worker_resources(device: Device) -> dict[str, float]:
     """Returns what Ray reserves for one train worker: on a GPU the place beside a sampler."""
-    beside = round(1 - SAMPLER_GPUS - JUDGE_GPUS, 4)
-    return {"CPU": TRAIN_CPUS} | ({"GPU": beside} if device == "cuda" else {})
+    return {"CPU": TRAIN_CPUS} | ({"GPU": TRAIN_GPUS} if device == "cuda" else {})
 
 
 def judge_resources(device: Device, own_gpu: bool) -> dict[str, float]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 COMMON = {
     # The engine lives in the actor's own process: one process less, and adapters swap in
@@ -19,6 +20,8 @@ COMMON = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "INFO",
     "TOKENIZERS_PARALLELISM": "false",
+    # Its sampler would be compiled with nvcc, which few machines have.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 CPU_ONLY = {
     # On CPU vLLM compiles one log-prob helper with g++ at the first request (20 s) for no gain.
@@ -45,6 +48,7 @@ def log_output_to(path: Path) -> None:
             os.dup2(log.fileno(), number)
 
 
+SHOW_CURSOR = "\x1b[?25h"
 # Standard error as it is for the user, while `output_in` has another in its place.
 _errors_go_to = [2]
 
@@ -73,32 +77,40 @@ class Stopped(BaseException):
 
 def tell_end(what: str) -> None:
     """Says in one line how a command ended that can be given again."""
-    os.write(
-        _errors_go_to[-1], f"{what}; the same command continues where this one stopped\n".encode()
-    )
+    number = _errors_go_to[-1]
+    shown = SHOW_CURSOR if os.isatty(number) else ""  # which a display in progress has hidden
+    line = f"{shown}{what}; the same command continues where this one stopped\n"
+    os.write(number, line.encode())
 
 
 def end_at_once(number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-    """Ends this process well and on the spot: the handler of SIGTERM where nothing has to be
-    finished. An exception would not do: raised within Ray's C++, it becomes another one."""
-    tell_end("stopped as asked")
-    os._exit(0)
+    """Ends this process well and on the spot: the handler of SIGTERM and Ctrl-C where nothing has
+    to be finished. An exception would not do: raised within Ray's C++, it becomes another one. Nor
+    would Ray's exit handlers, which can crash while its threads are at work."""
+    interrupted = number == signal.SIGINT
+    tell_end("interrupted" if interrupted else "stopped as asked")
+    os._exit(130 if interrupted else 0)
+
+
+def end_when_asked() -> dict[int, Any]:
+    """Has SIGTERM and Ctrl-C end this process at once; returns the handlers that were there."""
+    return {one: signal.signal(one, end_at_once) for one in (signal.SIGINT, signal.SIGTERM)}
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, Ctrl-C and SIGTERM end this process with one line. For the inside of commands, since
     typer would swallow Ctrl-C outside."""
-    before = signal.signal(signal.SIGTERM, end_at_once)
+    before = end_when_asked()
     try:
         yield
     except Stopped:
         end_at_once()
     except KeyboardInterrupt:
-        tell_end("interrupted")
-        os._exit(130)  # without Ray's exit handlers, which can crash while its threads are at work
+        end_at_once(signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_to_its_end(command: Sequence[str]) -> int:

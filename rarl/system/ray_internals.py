@@ -12,6 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 # For `ray.init`. Idle processes stay: each data stream finds those of the last one, which have
@@ -159,6 +160,13 @@ def loaded_adapter(model_id: str, folder: str) -> Any:
         local_path=folder,
         lora_assigned_int_id=global_id_manager.next(),
     )
+
+
+def session_logs() -> Path:
+    """Returns the folder of logs of the Ray that this process has started."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_logs_dir_path())
 
 
 def deploy_file(schema: Any) -> None:

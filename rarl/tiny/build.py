@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.files import write_text
-from rarl.prompts import question_text, read_families, rederive_text, render
+from rarl.prompts import as_turn, question_text, read_families, rederive_text
 from rarl.replies.tags import target_text
 from rarl.tiny.dataset import make_example
 from rarl.tiny.model import IMAGE_TOKENS, make_config, make_model, make_processor, train_tokenizer
@@ -191,7 +191,7 @@ def train_replies(
 def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
     """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
     prompts = [
-        render(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons
+        as_turn(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons
     ]
     texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
     pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]

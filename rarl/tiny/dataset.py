@@ -14,7 +14,7 @@ from rarl.tiny.phantoms import (
     WORDINGS,
     Domain,
     Facts,
-    Question,
+    Topic,
     answer_for,
     draw_facts,
     draw_image,
@@ -24,13 +24,13 @@ from rarl.tiny.phantoms import (
 )
 
 MODALITY: dict[Domain, str] = {"seen": "phantom-xray", "unseen": "phantom-mr"}
-ANSWER_TYPE: dict[Question, AnswerType] = {"organ": "choice", "lesion": "closed", "side": "choice"}
+ANSWER_TYPE: dict[Topic, AnswerType] = {"organ": "choice", "lesion": "closed", "side": "choice"}
 
 
 def make_example(
     facts: Facts,
     domain: Domain,
-    question: Question,
+    question: Topic,
     image: bytes,
     image_id: str,
     rng: np.random.Generator,

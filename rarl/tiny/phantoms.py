@@ -18,15 +18,15 @@ import yaml
 from numpy.typing import NDArray
 
 Domain = Literal["seen", "unseen"]
-Question = Literal["organ", "lesion", "side"]
+Topic = Literal["organ", "lesion", "side"]
 
 SIZE = 112  # pixels: 8 x 8 patches of 14, merged 2 x 2 into 16 image tokens
 ORGANS = ("chest", "brain", "abdomen", "knee")
 SIDES = ("left", "right")
-QUESTIONS: tuple[Question, ...] = ("organ", "lesion", "side")
+QUESTIONS: tuple[Topic, ...] = ("organ", "lesion", "side")
 
 WORLD: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text("utf-8"))
-WORDINGS: dict[Domain, dict[Question, list[str]]] = WORLD["wordings"]
+WORDINGS: dict[Domain, dict[Topic, list[str]]] = WORLD["wordings"]
 SIGNS: dict[str, str] = WORLD["signs"]
 
 
@@ -91,18 +91,18 @@ def draw_image(facts: Facts, domain: Domain, rng: np.random.Generator) -> NDArra
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def questions_for(facts: Facts) -> tuple[Question, ...]:
+def questions_for(facts: Facts) -> tuple[Topic, ...]:
     """Where the lesion is, is asked only when there is one."""
     return QUESTIONS if facts.side is not None else ("organ", "lesion")
 
 
-def options_for(question: Question, rng: np.random.Generator) -> tuple[str, ...] | None:
+def options_for(question: Topic, rng: np.random.Generator) -> tuple[str, ...] | None:
     if question == "lesion":
         return None
     return tuple(str(o) for o in rng.permutation(ORGANS if question == "organ" else SIDES))
 
 
-def answer_for(question: Question, facts: Facts) -> str:
+def answer_for(question: Topic, facts: Facts) -> str:
     if question == "organ":
         return facts.organ
     if question == "lesion":
@@ -118,7 +118,7 @@ def rationale_for(facts: Facts) -> str:
     return f"{SIGNS[facts.organ]} {spot}"
 
 
-def corrupt(question: Question, facts: Facts, rng: np.random.Generator) -> Facts:
+def corrupt(question: Topic, facts: Facts, rng: np.random.Generator) -> Facts:
     """Facts drawn at random among those that make the question answerable: what an uncertain model
     might claim."""
     absent = question != "side" and rng.random() < 1 / 3

@@ -67,7 +67,8 @@ def restore_checkpoint(folder: Path, policy: PeftModel, optimizer: Optimizer) ->
     if path is None:
         return Progress(0, 0)
     load_adapter(policy, path / "adapter")
-    state = torch.load(path / "optimizer.pt", weights_only=True)
+    # To the CPU first: the device that wrote it may not be here, or be another worker's.
+    state = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
     optimizer.load_state_dict(state["optimizer"])
     return read_progress(path)
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from rarl.collect import Collector, PendingGroups
 from rarl.config import Config
 from rarl.data.order import sampling_seed
+from rarl.data.parquet import ParquetRows
 from rarl.grpo.forward import ForwardChoice
 from rarl.grpo.group import TokenGroup, set_advantages
 from rarl.grpo.loss import resolve_loss
@@ -199,7 +200,9 @@ def opened_collector(
 ) -> Iterator[Collector]:
     """Inside, the judge is there if a reward needs it."""
     config = inputs.config
-    judge = None
+    judge, siblings = None, {}
+    if "explains" in config.rewards:
+        siblings = ParquetRows(inputs.data_path).questions_by_image()
     if "judge" in config.rewards:
         cache = inputs.run_dir.judge_cache_of(workers.rank)
         judge = open_judge(config.judge, cache, workers.size, inputs.judge_engine)
@@ -211,6 +214,7 @@ def opened_collector(
             judge,
             inputs.model_path,
             config.rollout.max_model_length,
+            siblings,
         )
     finally:
         if judge is not None:

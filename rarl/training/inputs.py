@@ -16,12 +16,17 @@ from rarl.training.run_dir import RunDir
 
 @dataclass(frozen=True)
 class TrainInputs:
-    """Everything that the driver looked up and started: files, device, and the samplers. The run
-    stops if the mean |log-prob difference| of sampler and policy exceeds `mismatch_bound`.
-    `judge_engine` is the actor of the run's own judge, None where it has none."""
+    """Everything that the driver looked up and started: files, device, and the samplers.
+
+    `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
+    policy exceeds `mismatch_bound`. `judge_engine` is the actor of the run's own judge, None where
+    it has none. `gpu_share` is what a worker may take of its card, beside context, sampler and
+    judge; None on a CPU.
+    """
 
     config: Config
     run_dir: RunDir
+    data_path: str
     model_path: str
     start_adapter: Path | None
     device: Device
@@ -30,6 +35,7 @@ class TrainInputs:
     banned_token_ids: list[int]
     pool: SamplerPool
     judge_engine: Any = None
+    gpu_share: float | None = None
 
     @property
     def distribution(self) -> SamplingDistribution:

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rarl.config import Config
+from rarl.errors import UserError
 from rarl.files import replacing, write_text
+from rarl.training.alarms import WINDOW, alarms
 from rarl.training.run_dir import RunDir, flatten
 
 PHASES = ("data", "rollout", "reward", "update", "publish", "save")  # of a step
@@ -108,7 +110,9 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     def __init__(self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True):
         """Opens the file; with `writes` False nothing is read or written, which is for the train
         workers beside the first."""
-        self.last: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.last: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self.told: set[str] = set()  # of the alarms
+        self.stops = config.train.on_silent_reward == "stop"
         self.file: TextIO | None = None
         self.trackers: list[Tracker] = []
         if not writes:
@@ -122,7 +126,8 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         self.trackers = [Tracker(name, run_dir.path, settings, first_step) for name in names]
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes one step; the trackers get the numbers in it."""
+        """Writes one step; the trackers get the numbers in it. What is wrong with the rewards is
+        printed, once. Raises UserError for it where `train.on_silent_reward` is "stop"."""
         if self.file is None:
             return
         self.file.write(json.dumps(row) + "\n")
@@ -132,10 +137,16 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         numbers = {k: float(v) for k, v in row.items() if k != "step" and v is not None}
         for tracker in self.trackers:
             tracker.put(row["step"], numbers)
+        for about, sentence in alarms(list(self.last)).items():
+            if about not in self.told:
+                print(f"step {row['step']}: warning: {sentence}", flush=True)
+            self.told.add(about)
+            if self.stops:
+                raise UserError(f"{sentence} (train.on_silent_reward=stop)")
 
     def recent(self, key: str) -> float | None:
         """Returns the mean of the last ten steps' values; None where there are none."""
-        values = [row[key] for row in self.last if row[key] is not None]
+        values = [row[key] for row in list(self.last)[-RECENT:] if row[key] is not None]
         return sum(values) / len(values) if values else None
 
     def __exit__(self, *error: object) -> None:

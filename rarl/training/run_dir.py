@@ -21,6 +21,7 @@ import yaml
 from rarl.config import Config, dump_config
 from rarl.errors import UserError
 from rarl.files import write_text
+from rarl.keys import is_within
 
 # What a run that is continued may have otherwise: where and how it is computed, not what. Samples
 # stay the same; log-probs and gradients may differ in their last bits.
@@ -35,6 +36,7 @@ FREE_TO_CONTINUE = (
     "rollout.num_actors",
     "rollout.timeout_seconds",
     "rollout.kv_cache_mib",
+    "rollout.max_sequences",
     "rollout.gpu_memory_share",
     "train.num_workers",
     "train.micro_batch_tokens",
@@ -292,10 +294,6 @@ def move(paths: Iterable[Path], root: Path, target: Path) -> None:
             place = target / path.relative_to(root)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.rename(place)
-
-
-def is_within(key: str, group: str) -> bool:
-    return key == group or key.startswith(f"{group}.")
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

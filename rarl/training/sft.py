@@ -90,6 +90,6 @@ def target_groups(
         target = target_reply(prepared.example, prepared.prompt.form)
         ids = [*tokenizer(target).input_ids, tokenizer.eos_token_id]
         require_room(prepared, len(ids), max_model_length)
-        shown = (prepared.prompt_token_ids, prepared.patches, prepared.grid)
+        shown = (prepared.prompt_token_ids, prepared.pixels, prepared.patch_rule)
         groups.append(TokenGroup(*shown, [ids], key))
     return groups

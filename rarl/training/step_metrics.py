@@ -11,6 +11,7 @@ import numpy as np
 from rarl.collect import Collector
 from rarl.grpo.update import UpdateStats
 from rarl.grpo.workers import Workers
+from rarl.rewards.sensitivity import copied_gains
 from rarl.samples import Group, flatten
 
 ROUNDING = 1e-9  # a missing value filled with its group's mean is not equal to the last bit
@@ -28,6 +29,10 @@ class Tally:
     def mean(self, name: str, values: Iterable[float]) -> None:
         numbers = [float(value) for value in values]
         self.sums[name], self.counts[name] = sum(numbers), len(numbers)
+
+    def ratio(self, name: str, part: float, whole: float) -> None:
+        """Adds to a quotient of sums; it is None where the whole is 0."""
+        self.sums[name], self.counts[name] = part, whole
 
     def total(self, name: str, value: float) -> None:
         self.totals[name] = float(value)
@@ -55,6 +60,9 @@ def step_metrics(
     if collector.judge is not None:
         add_verdicts(tally, groups)
     samples = flatten(groups)
+    # What copies that say something else earn, of what the thinkings earn above silence.
+    for name, gains in copied_gains(samples, collector.rewards).items():
+        tally.ratio(f"sensitivity/{name}", gains.copies, gains.originals)
     lengths = [len(sample.rollout.completion_token_ids) for sample in samples]
     tally.mean("completion_tokens", lengths)
     tally.total("completion_tokens/total", sum(lengths))

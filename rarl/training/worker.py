@@ -32,6 +32,8 @@ def train_worker(settings: dict[str, TrainInputs]) -> LoopOutcome:
         # All of this machine's cores, shared by its workers: the samplers wait meanwhile.
         cores = os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // context.get_local_world_size()))
+    if inputs.gpu_share is not None:
+        use_share_of_gpu(inputs.gpu_share)
     loop = train_sft if inputs.config.method == "sft" else train_grpo
     try:
         with workers.local():
@@ -54,11 +56,23 @@ def train_worker(settings: dict[str, TrainInputs]) -> LoopOutcome:
         return LoopOutcome(0, fault)
 
 
+def use_share_of_gpu(share: float) -> None:
+    """Bounds what this process may take of its card (0 to 1). What would not suffice fails here,
+    where it is told what to lower, and not in the engine on the same card, which nothing saves."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(share)
+    # Its attention makes a plan for every new shape, and each group of completions has another.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def out_of_memory(inputs: TrainInputs, error: Exception) -> str:
     """Says what to lower."""
     train = inputs.config.train
+    share = f"{100 * inputs.gpu_share:.0f} % of " if inputs.gpu_share is not None else ""
     return (
-        f"the GPU's memory did not suffice ({str(error).splitlines()[0]}). Halve "
+        f"the trainer's memory, {share}the GPU, did not suffice "
+        f"({str(error).splitlines()[0]}). Halve "
         f"train.micro_batch_tokens (now {train.micro_batch_tokens}), set "
         "train.gradient_checkpointing=true, or lower rollout.gpu_memory_share (now "
         f"{inputs.config.rollout.gpu_memory_share}), and the same command goes on; `rarl plan` "

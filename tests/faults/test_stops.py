@@ -41,8 +41,10 @@ def command(run: Path, *overrides: str) -> list[str]:
     ]
 
 
-def asked_to_end(arguments: list[str], when: Callable[[int], bool]) -> None:
-    """Starts a program, sends SIGTERM to it as soon as `when` is true of its process id, and
+def asked_to_end(
+    arguments: list[str], when: Callable[[int], bool], by: int = signal.SIGTERM
+) -> None:
+    """Starts a program, sends a signal to it as soon as `when` is true of its process id, and
     asserts that it ends as promised."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -54,10 +56,11 @@ def asked_to_end(arguments: list[str], when: Callable[[int], bool]) -> None:
     )
     while not when(process.pid) and process.poll() is None:
         time.sleep(0.001)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(by)
     _, said = process.communicate(timeout=120)
-    told = "stopped as asked; the same command continues where this one stopped\n"
-    assert (process.returncode, said) == (0, told)
+    code, how = (130, "interrupted") if by == signal.SIGINT else (0, "stopped as asked")
+    told = f"{how}; the same command continues where this one stopped\n"
+    assert (process.returncode, said) == (code, told)
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -67,12 +70,32 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("program", [["-m", "rarl", "train"], ["jobs/train.py"]])
-def test_sigterm_is_heeded_before_anything_is_imported(tmp_path: Path, program: list[str]) -> None:
+def test_signals_are_heeded_before_anything_is_imported(
+    tmp_path: Path, program: list[str], by: int
+) -> None:
     """At once, which is in the first tenth of a second: the libraries take longer to import."""
     arguments = [*program, "configs/demo.yaml", f"run_dir={tmp_path / 'run'}"]
-    asked_to_end(arguments, catches_sigterm)
+    asked_to_end(arguments, catches_sigterm, by)
     assert not (tmp_path / "run").exists()
+
+
+WITHIN = """
+import pathlib, sys, time
+from rarl.system.processes import interruptible
+with interruptible():
+    try:
+        pathlib.Path(sys.argv[1]).touch()
+        time.sleep(100)
+    except BaseException as error:
+        raise RuntimeError("what an exception becomes within Ray") from error
+"""
+
+
+def test_ctrl_c_raises_nothing_within_other_code(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    asked_to_end(["-c", WITHIN, str(begun)], lambda pid: begun.exists(), signal.SIGINT)
 
 
 @pytest.mark.engines

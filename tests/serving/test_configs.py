@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from rarl.commands.serve import ENGINES, engine_of
-from rarl.config import load_config, read_yaml
+from rarl.commands.serve import ENGINES, engine_of, serving_of
+from rarl.config import dump_config, load_config
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
+from rarl.keys import read_yaml
 from rarl.serving.settings import ServiceConfig
 from tests.runs import REPOSITORY
 from tests.serving.service import Service
@@ -74,7 +76,7 @@ def test_gpu_replicas_scale_with_the_requests() -> None:
     ("keys", "message"),
     [
         ({"llm": {"accelerator": "A100"}}, "llm: .*accelerator"),
-        ({"prompt": "nice"}, "prompt=nice: known are plain"),
+        ({"prompt": "nice"}, "inference application: .* unknown family 'nice'; known are plain"),
         ({"model": "/nowhere"}, "no such folder"),
     ],
 )
@@ -83,6 +85,21 @@ def test_wrong_arguments_of_the_application(keys: dict[str, Any], message: str) 
 
     with pytest.raises(UserError, match=message):
         build_inference({"model": "rarl.tiny.dataset:base_model", "name": "base", **keys})
+
+
+def test_a_run_that_is_asked_in_words_of_its_own_can_be_served(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_model.safetensors").touch()
+    (tmp_path / "prompts.yaml").write_text("ours: {form: answer, wordings: [Say it.]}\n")
+    asked = [f"prompts.templates={tmp_path / 'prompts.yaml'}", "prompts.eval=ours", "device=cpu"]
+    (tmp_path / "config.yaml").write_text(
+        dump_config(load_config(REPOSITORY / "configs/demo.yaml", asked))
+    )
+    served = serving_of(tmp_path, ["limits.concurrent=3"])
+    assert (served.family.wordings, served.limits.concurrent) == (["Say it."], 3)
+    wrong = "override 'limits.concurent=3': unknown key .* did you mean 'limits.concurrent'"
+    with pytest.raises(UserError, match=wrong):
+        serving_of(tmp_path, ["limits.concurent=3"])
 
 
 @pytest.mark.slow

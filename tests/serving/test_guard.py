@@ -20,7 +20,7 @@ from rarl.prepare.metadata import without_metadata
 from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
 from rarl.serving.app import build_api
-from rarl.serving.asking import Engines, Model, Question, read_answer
+from rarl.serving.asking import Engines, Model, PosedQuestion, read_answer
 from rarl.serving.guard import Metrics, merge
 from rarl.serving.images import read_image
 from rarl.serving.settings import (
@@ -94,6 +94,18 @@ def test_a_tiff_is_shown_as_rarl_prepare_keeps_it(
     url = encoded(file.getvalue(), "image/tiff")
     shown = read_image(url, LIMITS, "image")
     assert shown.size == ((30, 40) if turned == 6 else (40, 30))
+    assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_a_photograph_is_turned_as_rarl_prepare_turns_it(kind: str, turned: int) -> None:
+    shades = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(shades).save(file, kind, exif=exif)
+    shown = read_image(encoded(file.getvalue(), f"image/{kind}"), LIMITS, "image")
+    assert shown.size == ((30, 40) if turned >= 5 else (40, 30))
     assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
 
 
@@ -465,7 +477,7 @@ def test_what_is_no_option_has_no_vote_beside_one_that_is(
 ) -> None:
     model = Model("base", "1", None, evaluation_prompts(PromptsConfig()).families["plain"], None)
     replies = [f"<think>So it is.</think><answer>{one}</answer>" for one in said]
-    result, reply = read_answer(replies, Question("Where?", options, ""), model)
+    result, reply = read_answer(replies, PosedQuestion("Where?", options, ""), model)
     assert (result["answer"], result["confidence"]) == (answer, pytest.approx(confidence))
     assert reply == f"<think>So it is.</think><answer>{answer}</answer>"
     assert result["samples"] == said

@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
 from rarl.data.images import decode_image, fit_image
-from rarl.prompts import PromptsConfig, evaluation_prompts, render
+from rarl.prompts import PromptsConfig, as_turn, evaluation_prompts
 from rarl.schema import Example
 from rarl.serving.asking import Model, in_own_words, pose
 from rarl.serving.requests import Message
@@ -93,7 +93,7 @@ def test_logprobs_and_prompts_are_those_of_transformers_and_peft(
         for number, example in enumerate(examples[4:8]):
             prompt = plan(processor, example).text
             text = prompt.split("<|vision_end|>")[1].split("<|im_end|>")[0]
-            assert render(processor, text, image=True) == prompt
+            assert as_turn(processor, text, image=True) == prompt
             for name, model in models.items():
                 reply = sampled(http, name, example, text, seed=number)
                 ids, logprobs = ids_and_logprobs(reply)
@@ -126,7 +126,7 @@ def test_a_question_is_asked_in_the_words_of_training(
     for example in examples:
         body = answer_body(example)
         question = pose(body["question"], body["options"], model)
-        assert render(processor, question.text, image=True) == plan(processor, example).text
+        assert as_turn(processor, question.text, image=True) == plan(processor, example).text
         kinds.add(example.answer_type)
     assert kinds == {"choice", "closed"}
 
@@ -144,7 +144,7 @@ def test_auto_asks_a_bare_chat_question_in_the_words_of_training(
     asked = in_own_words([Message.model_validate(turn)], model)
     assert [part.type for part in asked.content] == ["image_url", "text"]
     text = str(asked.content[1].text)
-    assert render(processor, text, image=True) == plan(processor, bare).text
+    assert as_turn(processor, text, image=True) == plan(processor, bare).text
 
 
 def test_auto_changes_what_the_engine_reads_and_its_absence_nothing(
@@ -197,7 +197,7 @@ def test_adapters_published_under_way_never_mix(
     Every reply says which version it is from, and has that version's log-probs to the last
     token."""
     example, text = examples[9], "Which part of the body is this?"
-    prompt = render(processor, text, image=True)
+    prompt = as_turn(processor, text, image=True)
     write_adapter(tmp_path / "copy-10", model_path, 10, strength=0.05)
     live = service.adapters / "live"
     write_adapter(

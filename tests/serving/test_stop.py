@@ -57,5 +57,7 @@ def test_what_is_in_flight_is_finished_when_the_service_is_stopped(
         http.post("/answer", json=answer_body(examples[0]))
     log = command.log.read_text()
     assert f"page {service.url}" in log
-    # Nothing of Ray's beside it.
+    # Nothing of Ray's, vLLM's or Triton's beside it.
+    begun = [line.split()[0] for line in log[:said_before].splitlines()]
+    assert begun == ["starting", "page", "OpenAI-compatible"]
     assert log[said_before:].splitlines() == ["answering what is in flight, then stopping"]

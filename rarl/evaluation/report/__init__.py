@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart]:
-    """Draws the means of one data set."""
+    """Draws the means of one data set, with their intervals."""
     colours, charts = colours_of(report), []
     for metric, what in (("accuracy", "accuracy"), ("reasoning", "reasoning score")):
         plain = [one for one in report.lines if one.way.is_plain]
@@ -37,7 +37,7 @@ def comparison_charts(report: Report, numbers: Numbers, data: str) -> list[Chart
                 GREY if model.is_base else colours[model.name],
             )
             for model, one in measured
-            if one
+            if one and one.has_interval
         ]
         if rows:
             charts.append(dot_chart(f"{data}: {what}", rows))
@@ -49,11 +49,11 @@ def write_report(folder: Path) -> Path:
     returns its path. Raises UserError if `folder` is neither, and if nothing in it was measured."""
     report = gather(folder)
     path = report.folder / "report.html"
-    write_text(path, render(report))
+    write_text(path, page_of(report))
     return path
 
 
-def render(report: Report) -> str:
+def page_of(report: Report) -> str:
     """Returns the page; its words are in the template. Jinja escapes all values but those marked
     here, which are our own files, charts, and JSON made safe for HTML."""
     environment = Environment(

@@ -115,6 +115,7 @@ def entry(one: Asked, pictures: dict[tuple[str, str], str], longest: int) -> dic
         "options": known.options and list(known.options),
         "reference": shorten(known.answer, LONGEST_TEXT),
         "rationale": shorten(known.rationale or "", longest),
+        "known": shorten(" ".join(known.facts or ()), longest),
         "facts": {name: shorten(str(value), longest) for name, value in facts.items()},
         "replies": [reply and reply_entry(reply, longest) for reply in one.replies],
     }

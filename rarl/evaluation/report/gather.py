@@ -36,7 +36,13 @@ SKIPPED_SHOWN = 20
 # The fields of Example that have a place of their own in the report; others are shown by name.
 PLACED = (
     *("id", "image", "image_id", "question", "answer", "answer_type", "options", "rationale"),
-    *("dataset", "split", "extra"),  # further columns may tell who the patient is
+    *(
+        "facts",
+        "fact_priors",
+        "dataset",
+        "split",
+        "extra",
+    ),  # further columns may tell who the patient is
 )
 
 Shares = list[tuple[str, int, float]]  # what, how many rows, of 100

@@ -7,6 +7,7 @@ from itertools import combinations
 
 from rarl.evaluation.report.gather import Report
 from rarl.evaluation.results import WITH_IMAGE, BySeed, clear_sign, differences, results
+from rarl.intervals import FEWEST_VALUES
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,11 @@ class Measure:
     high: float
     seeds: dict[int, float]
     questions: int = 0
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether its interval says anything."""
+        return self.n >= FEWEST_VALUES
 
     @property
     def sign(self) -> int:

@@ -21,7 +21,7 @@
   const plain = (text) => text.toLowerCase().replace(/\s+/g, " ").trim();
 
   const haystacks = data.examples.map((one) => plain([
-    one.id, one.question, one.reference, one.rationale, ...Object.values(one.facts), ...(one.options || []),
+    one.id, one.question, one.reference, one.rationale, one.known, ...Object.values(one.facts), ...(one.options || []),
     ...one.replies.flatMap((reply) => reply
       ? [reply.answer, reply.thinking, reply.raw, reply.judge && reply.judge.reason] : []),
   ].filter(Boolean).join("\n")));
@@ -119,6 +119,7 @@
     }
     text.append(labelled("Reference", one.reference, "reference"));
     if (one.rationale) text.append(labelled("Rationale", one.rationale));
+    if (one.known) text.append(labelled("Facts", one.known));
     const replies = element("div", "replies");
     one.replies.forEach((reply, index) => {
       if (reply) replies.append(replyCard(reply, data.models[index]));

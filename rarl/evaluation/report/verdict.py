@@ -73,8 +73,9 @@ def judged(change: Measure) -> str:
 
 def in_words(change: Measure) -> str:
     """Returns a difference with its interval and the number of pairs."""
-    interval = f"{signed(change.low)} to {signed(change.high)}"
-    return f"{signed(change.mean)} points (95 % interval {interval}, n {change.n})"
+    interval = f"95 % interval {signed(change.low)} to {signed(change.high)}"
+    told = interval if change.has_interval else "too few for an interval"
+    return f"{signed(change.mean)} points ({told}, n {change.n})"
 
 
 def signed(value: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -16,7 +15,7 @@ from rarl.prepare.files import Files
 from rarl.prepare.rows import Choices, Item
 from rarl.prepare.sources import published as pub
 from rarl.prepare.sources.folder import read_folder
-from rarl.system.imports import import_object
+from rarl.system.imports import import_object, own_error
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 SECONDS_TO_ANSWER = 20
@@ -83,10 +82,7 @@ def read_own(
     except (UserError, GeneratorExit):
         raise
     except Exception as error:  # of code that is not ours
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        kind = type(error).__name__
-        place = f"{at.filename}, line {at.lineno}"
-        raise UserError(f"source '{name}': {kind}: {error} ({place})") from error
+        raise UserError(f"source '{name}': {own_error(error)}") from error
 
 
 def find_source_files(src: str) -> Path:

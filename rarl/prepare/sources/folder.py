@@ -1,6 +1,6 @@
 """Your own images with a table of `image` (a path below the folder or, in Parquet, the bytes),
-`question` and `answer`. Optional are `id`, `options`, `split`, `frame` of a DICOM file with
-several, and the text fields of `rarl.schema.Example`. Further columns go along as they are."""
+`question` and `answer`. Optional are `id`, `options`, `facts`, `split`, `frame` of a DICOM file
+with several, and the text fields of `rarl.schema.Example`. Further columns go along as they are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each,
 from rarl.prepare.sources.published import embedded_image
 
 REQUIRED = ("image", "question", "answer")
-COLUMNS = (*REQUIRED, "id", "options", "split", "frame", *MORE_TEXTS)
+COLUMNS = (*REQUIRED, "id", "options", "facts", "split", "frame", *MORE_TEXTS)
 OTHER_WORKBOOKS = ("*.xls", "*.ods")
 TEXTS = str | int | float | bool | date | time | None  # of further columns, those that go along
 # What others call a split.
@@ -30,6 +30,8 @@ SPLIT_NAMES |= {split: split for split in SPLITS}
 LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
 # Texts without a comma between, as NumPy shows them; Python would make one text of them.
 JOINED = re.compile(r"""['"]\s+['"]""")
+# Between two sentences: "No effusion. The heart is normal."
+SENTENCES = re.compile(r"(?<=[^\W\d][.!])\s+(?=[A-Z])")
 LAST_OF_A_SENTENCE = re.compile(r"(and|or)\b", re.IGNORECASE)
 ALIKE = 0.8  # as in `near_column`: an optional column is seldom missed, so only near names are told
 
@@ -102,6 +104,7 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
         answer=answer,
         options=options,
         texts={name: row.optional(name) for name in MORE_TEXTS},
+        facts=read_facts(row.values.get("facts")),
         split=SPLIT_NAMES.get(given.lower(), given),
         frame=read_frame(row.values.get("frame")),
         mended=mended + hints(columns),
@@ -124,6 +127,20 @@ def read_frame(value: Any) -> int:
     return int(frame)
 
 
+def read_facts(value: Any) -> tuple[str, ...]:
+    """Returns the facts of a list, or of a text: what a JSON or Python list holds, else what stands
+    between line ends, semicolons or |, else its sentences, so that a report may stand there.
+    Raises Fault."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = listed(value, "facts")
+    if not isinstance(value, list):
+        text = cleaned(value)
+        value = next((text.split(mark) for mark in "\n;|" if mark in text), SENTENCES.split(text))
+    if not all(one is None or is_scalar(one) for one in value):
+        raise Fault(f"facts {value!r} are not a list of texts")
+    return tuple(text for one in value if (text := cleaned(one)))
+
+
 def read_options(value: Any, answer: str) -> tuple[str, ...] | None:
     """Returns the options of a list, or of a text as `part_options` does. Raises Fault."""
     if value is None or value != value or value == "" or value == []:
@@ -140,7 +157,7 @@ def part_options(text: str, answer: str) -> Any:
     commas, of which the first that is there counts. Raises Fault, also where commas may be part of
     an option: unless the answer is one of the texts, or these begin with A), B) and so on."""
     if text.lstrip().startswith("["):
-        return listed(text)
+        return listed(text, "options")
     if "|" in text:
         return text.split("|")
     for separator in ("\n", ";"):
@@ -157,8 +174,8 @@ def part_options(text: str, answer: str) -> Any:
     return parts
 
 
-def listed(text: str) -> Any:
-    """Returns what a text that looks like a list holds. Raises Fault."""
+def listed(text: str, column: str) -> Any:
+    """Returns what a text that looks like a list holds. Raises Fault, which names the column."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -167,7 +184,7 @@ def listed(text: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = None
     if value is None or tables.half_character(value):
-        raise Fault(f"options {text!r} look like a JSON or Python list but are none")
+        raise Fault(f"{column} {text!r} look like a JSON or Python list but are none")
     return value
 
 

@@ -1,0 +1,169 @@
+"""What follows from a reply's thinking alone: it is read without the image, for the rewards that
+ask for that.
+
+`consistency` asks the policy for the answer that its own thinking leads to. `explains` asks the
+base model, which can learn no code, how surely the thinking leads to the reference answer, and to
+those of other training questions about the same image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rarl.config import RewardConfig
+from rarl.data.parquet import ImageKey, image_key
+from rarl.prompts import as_turn, rederive_text
+from rarl.replies.grading import is_yes_no
+from rarl.replies.tricks import without_answers
+from rarl.replies.words import same_words
+from rarl.rewards.thinking import SIBLINGS
+from rarl.rollout.pool import PendingRollouts, SamplerPool
+from rarl.rollout.sampler import SampleRequest, SamplingSettings, ScoreRequest
+from rarl.samples import Sample
+from rarl.schema import Example, Explained
+
+REDERIVED_TOKENS = 64  # enough for an answer; a longer one is cut and will not agree
+GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDERIVED_TOKENS)
+# The reply is read from here on. Cut within the tag: a tokenizer joins ">" with what follows.
+OPENING, CLOSING = "<answer", "</answer>"
+# Digits of a probability that are kept. Below, engines differ with what else they are asked.
+DIGITS = 4
+MAX_REPLIES = 20  # that compete; vLLM tells the log-probs of no more
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who reads, for which rewards. `max_model_length` bounds what is shown and the answer, in
+    tokens. `siblings` are the training questions by image."""
+
+    pool: SamplerPool
+    rewards: Mapping[str, RewardConfig]
+    model_path: str
+    max_model_length: int
+    siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
+
+    def start(self, samples: Sequence[Sample], use_adapter: bool) -> list[Rederived | Explanations]:
+        """Does not wait. The policy reads as the samplers hold it now."""
+        readings: list[Rederived | Explanations] = []
+        if "consistency" in self.rewards:
+            readings.append(self.rederive(samples, use_adapter))
+        if "explains" in self.rewards:
+            readings.append(self.explain(samples))
+        return readings
+
+    def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederived:
+        """Asks greedily for the answer that each thinking leads to."""
+        texts = [(one, self.prompt(one.example, one.reply.thinking or "")) for one in samples]
+        asked = [(one, text) for one, text in texts if text is not None and one.reply.thinking]
+        requests = [SampleRequest(text, None) for _, text in asked]
+        pending = self.pool.submit(requests, GREEDY_ANSWER, use_adapter)
+        return Rederived([one for one, _ in asked], pending)
+
+    def explain(self, samples: Sequence[Sample]) -> Explanations:
+        """Asks the base model for the probabilities of the answers after each thinking, without the
+        clauses that state one of them, and after none."""
+        readings: list[tuple[Sample, list[Pair]]] = []
+        choices: dict[str, ScoreRequest] = {}  # equal thinkings are read once
+        for one in samples:
+            if not one.reply.thinking:
+                continue
+            pairs = []
+            for asked in self.questions(one.example):
+                own = [one.reply.answer or ""] if asked is one.example else []
+                answers = [asked.answer, *own]
+                kept = without_answers(one.reply.thinking, asked.question, answers)
+                shown, bare = self.prompt(asked, kept), self.prompt(asked, "")
+                if shown is not None and bare is not None:
+                    pairs.append((shown, bare))
+                    for text in (shown, bare):
+                        replies = possible_replies(asked)
+                        choices.setdefault(text, ScoreRequest(text + OPENING, None, replies))
+            readings.append((one, pairs))
+        return Explanations(readings, Likelihoods(self.pool, choices))
+
+    def questions(self, example: Example) -> list[Example]:
+        """Returns the example and other questions about its image, which a test image has not."""
+        most = self.rewards["explains"].options.get("siblings", SIBLINGS)
+        siblings = self.siblings.get(image_key(example), ())
+        return [example, *(one for one in siblings if one.id != example.id)][: 1 + most]
+
+    def prompt(self, example: Example, thinking: str) -> str | None:
+        """Returns None where it is too long to be shown."""
+        text = as_turn(self.processor, rederive_text(example, thinking), image=False)
+        length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
+        return text if length <= self.max_model_length else None
+
+    @cached_property
+    def processor(self) -> Any:
+        """The model's processor, loaded when it is first needed."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.model_path)
+
+
+@dataclass(frozen=True)
+class Rederived:
+    """Answers in flight, one for each sample whose thinking was shown."""
+
+    samples: list[Sample]
+    pending: PendingRollouts
+
+    def write(self) -> None:
+        """Waits, and writes each answer on its sample."""
+        for sample, group in zip(self.samples, self.pending.result(), strict=True):
+            sample.rederived = group[0].text
+
+
+Pair = tuple[str, str]  # the prompt that shows a thinking, and the one without
+
+
+class Likelihoods:
+    """Probabilities in flight, by prompt: of the first of several replies among them (one generated
+    token tells), or of the only one, whose tokens are read."""
+
+    def __init__(self, pool: SamplerPool, choices: Mapping[str, ScoreRequest]) -> None:
+        self.closed = {text: one for text, one in choices.items() if len(one.replies) > 1}
+        self.open = {text: one for text, one in choices.items() if len(one.replies) == 1}
+        self.shares = pool.weigh(list(self.closed.values()), use_adapter=False)
+        self.scores = pool.score(list(self.open.values()), use_adapter=False)
+
+    def result(self) -> dict[str, float]:
+        """Waits. The mean over an only reply's tokens is RLPR's (arXiv 2506.18254, eq. 2): one odd
+        token does not bring it down, as it does a product."""
+        found = {}
+        for text, (shares,) in zip(self.closed, self.shares.result(), strict=True):
+            found[text] = round(shares[0], DIGITS)
+        for text, (tokens,) in zip(self.open, self.scores.result(), strict=True):
+            found[text] = round(math.fsum(map(math.exp, tokens)) / len(tokens), DIGITS)
+        return found
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """What the base model makes of thinkings, in flight: for each sample the pairs of prompts of
+    its own question, and then of its siblings."""
+
+    readings: list[tuple[Sample, list[Pair]]]
+    pending: Likelihoods
+
+    def write(self) -> None:
+        """Waits, and writes on each sample how surely the reference answers follow."""
+        found = self.pending.result()
+        for sample, pairs in self.readings:
+            sample.explained = Explained(
+                [found[shown] for shown, _ in pairs], [found[bare] for _, bare in pairs]
+            )
+
+
+def possible_replies(example: Example) -> list[str]:
+    """Returns the replies whose probabilities are asked, from OPENING on; the reference is the
+    first."""
+    options = example.options or (["yes", "no"] if is_yes_no(example.answer) else [])
+    others = [one for one in options if not same_words(one, example.answer)]
+    # Whole replies where they compete, since one may begin another; else the answer's own tokens.
+    end = CLOSING if others else ""
+    return [f">{one.strip()}{end}" for one in [example.answer, *others][:MAX_REPLIES]]
