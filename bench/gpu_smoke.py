@@ -155,7 +155,8 @@ def train(device: str, config: str, run: Path, overrides: list[str]) -> list[str
         raise RuntimeError(done.stderr or done.stdout)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     log = (run / "logs" / "train-worker.log").read_text()
-    (check,) = re.findall(r"shared-prefix pass: \w+, difference from the plain pass: \S+", log)
+    # It may be there more than once: Ray Train writes what is printed, too.
+    check = re.findall(r"shared-prefix pass: \w+, difference from the plain pass: \S+", log)[-1]
     rate = sum(row["completion_tokens/total"] for row in rows) / sum(
         row["seconds/step"] for row in rows
     )

@@ -4,9 +4,7 @@ VQA-RAD as other people worded them, and the same transformations of the phantom
 from __future__ import annotations
 
 import inspect
-import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import findings as protocol
@@ -18,7 +16,7 @@ from rarl.replies.findings import split_claims
 from rarl.replies.grading import grade_answer, is_correct
 from rarl.replies.lexicon import SHIPPED, read_lexicon
 from rarl.replies.matching import compare_findings, facts_value
-from rarl.rewards.facts import fact_priors, facts_reward
+from rarl.rewards.facts import facts_reward
 from rarl.tiny.phantoms import ORGANS, SIDES, Facts, rationale_for
 
 MIRRORED = 0.92  # a third of the mirrored texts has one side among several true statements
@@ -185,37 +183,15 @@ def test_facts_are_supported_contradicted_or_unknown() -> None:
         ("The bones are slender.", 0.5),
     ],
 )
-def test_facts_are_a_fair_bet(thinking: str, value: float, tmp_path: Path) -> None:
+def test_facts_are_a_fair_bet(thinking: str, value: float) -> None:
     """What is true of nearly every image is worth little."""
     facts = ["There is no pneumothorax.", "There is a mass in the right upper lobe."]
-    priors = tmp_path / "priors.json"
-    priors.write_text(json.dumps({"chest": {facts[0]: 0.6, facts[1]: 0.0}}), encoding="utf-8")
-    asked = {"form": "think", "question": "What is seen?", "answer": "a mass", "organ": "chest"}
+    asked = {"form": "think", "question": "What is seen?", "answer": "a mass"}
     text = f"<think>{thinking}</think><answer>a cyst</answer>"
     score = inspect.unwrap(facts_reward)  # of one reply
-    assert score(text, facts=facts, priors=str(priors), **asked) == pytest.approx(value)
-    assert score("a mass", facts=facts, **asked) == 0.0
-    assert score(text, facts=None, **asked) is None
-
-
-def test_saying_the_same_of_all_images_gains_nothing() -> None:
-    """Nine images without and one with an effusion: over them, "no effusion" is worth silence."""
-
-    @dataclass(frozen=True)
-    class Row:
-        image_id: str
-        facts: tuple[str, ...]
-        organ: str | None = "chest"
-
-    rows = [Row(str(n), ("There is no pleural effusion.",)) for n in range(90)]
-    rows += [Row(str(n), ("There is a pleural effusion.",)) for n in range(90, 100)]
-    priors = fact_priors(rows)["chest"]
-    assert priors["There is no pleural effusion."] == pytest.approx(0.9, abs=0.03)
-    gains = [
-        (1 - priors[row.facts[0]]) * facts_value("No effusion is seen.", row.facts).verdicts[0]
-        for row in rows
-    ]
-    assert sum(gains) / len(gains) == pytest.approx(0.0, abs=0.02)
+    assert score(text, facts=facts, fact_priors=[0.6, 0.0], **asked) == pytest.approx(value)
+    assert score("a mass", facts=facts, fact_priors=None, **asked) == 0.0
+    assert score(text, facts=None, fact_priors=None, **asked) is None
 
 
 def test_a_users_lexicon_is_added(tmp_path: Path) -> None:

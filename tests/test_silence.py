@@ -70,15 +70,26 @@ def test_a_reward_that_can_score_nothing_is_refused_with_what_would(tmp_path: Pa
         checked(tmp_path, with_rationales(80, 0))
     told = str(caught.value)
     assert told.startswith(f"rewards.reasoning can score 0% of 64 rows of {tmp_path}/data.parquet")
-    for part in ("`rationale`", "consistency", "--facts siblings", "on_silent_reward=warn"):
+    for part in ("`rationale`", "explains", "--facts siblings", "on_silent_reward=warn"):
         assert part in told
     [warning] = checked(tmp_path, with_rationales(80, 0), on_silent_reward="warn")
     assert warning.startswith("warning: rewards.reasoning can score 0%")
 
 
+def test_a_silent_reward_beside_one_that_needs_answers_alone_is_told_and_no_more(
+    tmp_path: Path,
+) -> None:
+    write_examples(tmp_path / "data.parquet", with_rationales(80, 0))
+    notes: Any = Notes()
+    rewards = {"accuracy": 1, "reasoning": 0.5, "explains": 1}
+    check_rewards(config_of(tmp_path, rewards), str(tmp_path / "data.parquet"), notes)
+    [told] = notes.lines
+    assert told.startswith("rewards.reasoning can score 0%") and "there explains acts" in told
+
+
 def test_half_of_the_rows_is_a_warning_and_most_are_nothing(tmp_path: Path) -> None:
     [warning] = checked(tmp_path, with_rationales(80, 20))
-    assert "can score" in warning and "consistency" in warning
+    assert "can score" in warning and "explains" in warning
     assert checked(tmp_path, with_rationales(80, 70)) == []
 
 

@@ -93,8 +93,8 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
     # The first that vLLM's worker does on its card.
     current_platform.check_if_supports_dtype(config.model_config.dtype)  # type: ignore[arg-type]
     budget = MultiModalBudget(config, MULTIMODAL_REGISTRY, enable_cache=False)
-    graphs, lora = config.compilation_config, config.lora_config
-    assert lora is not None
+    graphs = config.compilation_config
+    assert config.lora_config is not None
     return {
         "platform": current_platform.device_type,
         "v2_runner": config.use_v2_model_runner,
@@ -103,7 +103,7 @@ def described(arguments: dict[str, Any]) -> dict[str, Any]:
         "graphs": str(graphs.cudagraph_mode),
         "largest_graph": max(graphs.cudagraph_capture_sizes),
         "head_dtype": str(config.model_config.head_dtype),
-        "lora_dtype": str(lora.lora_dtype),
+        "lora_dtype": str(config.lora_config.lora_dtype),
         "cache_bytes": config.cache_config.kv_cache_memory_bytes,
         "share": config.cache_config.gpu_memory_utilization,
         "image_tokens": dict(budget.mm_max_toks_per_item)["image"],

@@ -18,38 +18,41 @@ KNOWN_ROWS = 20_000  # whose material tells what is usual of an organ
 REFUSED, WARNED = 0.05, 0.5  # of the rows that must be scorable
 BLIND_WARNED, BLIND_REFUSED = 0.55, 0.65  # of what a blind text may earn
 SIGNALS = (
-    "consistency={weight: 0.3, gate: accuracy}, which needs answers alone; facts, which "
-    "`rarl prepare ... --facts siblings` makes of the other questions about an image; or judge, "
-    "with a language model behind it"
+    "What gives a signal: explains, which needs answers alone; facts, which `rarl prepare ... "
+    "--facts siblings` makes of the other questions about an image; or judge, with a language "
+    "model behind it"
 )
+ANSWERS_SUFFICE = ("explains", "consistency")
 
 
 def check_rewards(config: Config, data: str, display: Display) -> None:
     """Scores some rows of the training data with fixed texts, and tells what is wrong with the
-    rewards for reasoning. Raises UserError for one that scores hardly any row, or that pays well
-    for a text that says the same of every image, unless `train.on_silent_reward` is "warn"."""
-    counted = [
-        name for name, one in config.rewards.items() if one.weight and name in READS_THINKING
-    ]
+    rewards for reasoning. Raises UserError for one that scores hardly any row where none is
+    configured that needs answers alone, and for one that pays well for a text that says the same of
+    every image, unless `train.on_silent_reward` is "warn"."""
+    paid = [name for name, one in config.rewards.items() if one.weight]
+    counted = [name for name in paid if name in READS_THINKING]
     if not counted:
         return
     rewards, refuses = find_rewards(config.rewards), config.train.on_silent_reward != "warn"
     known = draw_rows(data, KNOWN_ROWS, config.seed)
     examples = known[:ROWS]
+    few = f"{len(examples)} rows of {data}"
     for name in counted:
-        share, few = scorable(examples, rewards[name], name), f"{len(examples)} rows of {data}"
+        share = scorable(examples, rewards[name], name)
         if share < WARNED:
             lacking = (
-                f"rewards.{name} can score {share:.0%} of {few}: the others have no "
-                f"`{NEEDED[name]}`. There a right answer is paid the same whatever the reasoning. "
-                f"What gives a signal: {SIGNALS}"
+                f"rewards.{name} can score {share:.0%} of {few}: no `{NEEDED[name]}` elsewhere"
             )
+            others = [other for other in ANSWERS_SUFFICE if other in paid]
+            if others:
+                display.note(f"{lacking}; there {' and '.join(others)} acts without it")
+                continue
+            advice = f"There a right answer is paid the same whatever the reasoning. {SIGNALS}"
             if share < REFUSED and refuses:
-                override = (
-                    f"Or take it out (rewards.{name}=null), or set train.on_silent_reward=warn"
-                )
-                raise UserError(f"{lacking}. {override}")
-            display.note(f"warning: {lacking}")
+                override = f"rewards.{name}=null takes it out, train.on_silent_reward=warn goes on"
+                raise UserError(f"{lacking}. {advice}. {override}")
+            display.note(f"warning: {lacking}. {advice}")
         means = blind_means(examples, known, rewards[name], name)
         kind = max(means, key=means.__getitem__, default="")
         if not means or means[kind] <= BLIND_WARNED:
