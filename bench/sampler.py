@@ -24,18 +24,18 @@ def measure(one_slot: bool) -> None:
     from rarl.data.prepared import prepare_example
     from rarl.grpo.policy import adapter_arrays, adapter_config, load_policy
     from rarl.prompts import plain_prompt
-    from rarl.rollout import sampler
+    from rarl.rollout import engine, sampler
     from rarl.tiny.dataset import base_model, draw_examples
 
     if not one_slot:
-        sampler.use_own_operators = lambda: None
+        engine.use_own_operators = lambda: None
     path = str(base_model())
     log = f"{tempfile.gettempdir()}/sampler.log"
     rollout = RolloutConfig(max_model_length=256)
     settings = sampler.SamplerSettings(path, "cpu", "float32", 8, rollout, log)
-    engine = sampler.Sampler(settings)
+    actor = sampler.Sampler(settings)
     policy = load_policy(path, "float32", "cpu", 8, 16, 0)
-    engine.load_adapter(0, adapter_arrays(policy), adapter_config(policy))
+    actor.load_adapter(0, adapter_arrays(policy), adapter_config(policy))
     processor = AutoProcessor.from_pretrained(path)
     seconds = []
     for repeat in range(REPEATS + 1):
@@ -47,7 +47,7 @@ def measure(one_slot: bool) -> None:
             sampler.SampleRequest(p.prompt.text, p.pixels, 100 * i) for i, p in enumerate(prepared)
         ]
         started = time.perf_counter()
-        groups = [g for _, g in engine.generate(requests, sampler.SamplingSettings(8, 1.0, 48))]
+        groups = [g for _, g in actor.generate(requests, sampler.SamplingSettings(8, 1.0, 48))]
         seconds.append(time.perf_counter() - started)
         tokens = sum(len(r.completion_token_ids) for group in groups for r in group)
     best, middle = min(seconds[1:]), sorted(seconds[1:])[REPEATS // 2]

@@ -19,7 +19,7 @@ from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey
 from rarl.data.prepared import require_room
 from rarl.errors import UserError
-from rarl.judge.candidate import candidate_of
+from rarl.judge.candidate import candidate_of, image_uri
 from rarl.judge.judge import Judge
 from rarl.prompts import without_image
 from rarl.reading import Explanations, Reader, Rederived
@@ -110,8 +110,10 @@ class PendingGroups:
         self.seconds[index] = time.monotonic() - self.started
         judge, prepared = self.collector.judge, self.prompts[index]
         if judge is not None:
+            image = image_uri(prepared.pixels) if judge.sees else None
+            example, prompt = prepared.example, prepared.prompt
             self.verdicts[index] = judge.submit(
-                [candidate_of(prepared.example, prepared.prompt, one.text) for one in rollouts]
+                [candidate_of(example, prompt, one.text, image) for one in rollouts]
             )
         self.on_group()
 

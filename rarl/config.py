@@ -3,6 +3,7 @@ in one line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,12 +177,21 @@ def read_rewards(value: Any) -> Any:
 class JudgeConfig(Section):
     """Who scores correctness and explanation, for the reward `judge` and in evaluation."""
 
-    # rules: deterministic, no model; openai: any OpenAI-compatible server; serve: RARL's own Ray
-    # Serve application
-    backend: Literal["rules", "openai", "serve"] = "rules"
+    # rules: deterministic, no model; local: an engine of the run's own, which starts and ends with
+    # it; openai: any OpenAI-compatible server; serve: RARL's own Ray Serve application
+    backend: Literal["rules", "local", "openai", "serve"] = "rules"
     # openai: up to /v1; serve: http://host:port/judge, or app:NAME in the same Ray cluster
     url: str | None = None
-    model: str | None = None  # openai: the name that the server knows
+    # openai: the name that the server knows; local: a folder, a Hub id, or `module:function` that
+    # returns a folder
+    model: str | None = None
+    # checklist: the reply as a whole; steps: each step of its reasoning by itself, for efficiency,
+    # factuality and completeness
+    rubric: Literal["checklist", "steps"] = "checklist"
+    image: bool = False  # the judge is shown the image; its model must see
+    # local, on GPUs: a card of the judge's own; false: beside a sampler and a train worker
+    own_gpu: bool = False
+    gpu_memory_share: Fraction = 0.25  # local, on GPUs: of the card, for its weights and cache
     api_key_env: str | None = None  # the environment variable that holds the key
     concurrency: Positive = 16  # requests in flight
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # of one attempt
@@ -192,11 +202,21 @@ class JudgeConfig(Section):
     evaluate: bool = False  # judge the replies of the measurements too
 
     @model_validator(mode="after")
-    def address_given(self) -> JudgeConfig:
-        if self.backend != "rules" and not self.url:
+    def complete(self) -> JudgeConfig:
+        if self.backend in ("openai", "serve") and not self.url:
             raise ValueError(f"judge.url is needed with judge.backend={self.backend}")
-        if self.backend == "openai" and not self.model:
-            raise ValueError("judge.model is needed with judge.backend=openai")
+        if self.backend in ("openai", "local") and not self.model:
+            raise ValueError(f"judge.model is needed with judge.backend={self.backend}")
+        if self.backend == "rules" and (self.image or self.rubric != "checklist"):
+            raise ValueError(
+                "judge.image and judge.rubric are for a judge that is a model, and judge.backend="
+                "rules has none; set judge.backend to local, openai or serve"
+            )
+        if self.backend == "serve" and self.rubric != "checklist":
+            raise ValueError(
+                "judge.rubric is the application's with judge.backend=serve: set it in the "
+                "application's own args"
+            )
         return self
 
 
@@ -228,6 +248,14 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def asks_judge(self, trains: bool = True) -> bool:
+        """Whether anybody asks the judge: a reward, if the run `trains`, or its measurements."""
+        return self.judge.evaluate or (trains and "judge" in self.rewards)
+
+    def asks_local_judge(self, trains: bool = True) -> bool:
+        """Whether the judge's engine belongs to the run."""
+        return self.judge.backend == "local" and self.asks_judge(trains)
+
     @model_validator(mode="after")
     def something_to_learn(self) -> Config:
         if self.method == "grpo" and not any(reward.weight for reward in self.rewards.values()):
@@ -251,11 +279,19 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises UserError for an unreadable file, an unknown key (naming the nearest known one) or a
     wrong value.
     """
-    here = [anchored_override(one, Path.cwd()) for one in overrides or []]
     tree = read_recipe(Path(path))
     if "models" in tree and "model" not in tree:
         raise UserError(f"{path}: is a comparison; `rarl compare` takes it")
-    return validated(Config, tree, here, path)
+    return config_from(tree, overrides or [], path)
+
+
+def config_from(tree: dict[str, Any], overrides: Sequence[str], named: object) -> Config:
+    """Returns the configuration that a tree with overrides makes, whose paths are relative to the
+    current folder. Raises UserError, which names the override that is wrong, or else `named`."""
+    here = [anchored_override(one, Path.cwd()) for one in overrides]
+    config = validated(Config, tree, here, named)
+    # In overrides, what the judge is called is a path or not by a key that stands elsewhere.
+    return Config.model_validate(anchored(config.model_dump(), Path.cwd(), ["judge.model"]))
 
 
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them

@@ -10,12 +10,21 @@ from typing import Any
 
 IMPORT_PATH = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 # The keys of a configuration that hold paths; `*` stands for any name.
-PATHS = ("run_dir", "model.path", "model.adapter", "data.train", "data.eval.*", "prompts.templates")
+PATHS = (
+    "run_dir",
+    "model.path",
+    "model.adapter",
+    "data.train",
+    "data.eval.*",
+    "prompts.templates",
+    "judge.model",
+)
 
 
 def anchored(tree: dict[str, Any], folder: Path, keys: Sequence[str] = PATHS) -> dict[str, Any]:
     """Returns the tree with absolute paths in place of those that are relative to `folder`. What is
-    no path (`module:function`, or a model's Hub id, unless a folder is called so) stays."""
+    no path (`module:function`, a model's Hub id, unless a folder is called so, or the name under
+    which a server knows a judge) stays."""
     moved = dict(tree)
     for key in keys:
         first, _, rest = key.partition(".")
@@ -23,9 +32,11 @@ def anchored(tree: dict[str, Any], folder: Path, keys: Sequence[str] = PATHS) ->
             value = moved.get(name)
             if rest and isinstance(value, dict):
                 moved[name] = anchored(value, folder, [rest])
+            elif key == "model" and moved.get("backend") != "local":
+                continue
             elif not rest and isinstance(value, str) and value and not IMPORT_PATH.match(value):
                 place = (folder / Path(value).expanduser()).resolve()
                 # only models have Hub ids
-                if name != "path" or value.startswith((".", "~")) or place.exists():
+                if key not in ("path", "model") or value.startswith((".", "~")) or place.exists():
                     moved[name] = str(place)
     return moved

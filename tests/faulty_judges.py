@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Share
-from rarl.judge.card_measure import QUESTIONS
+from rarl.judge.card_set import QUESTIONS
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
 from rarl.judge.rules import judge_by_rules
@@ -107,6 +108,16 @@ def cannot_say_no(candidate: Candidate, verdict: Verdict, before: int) -> Verdic
 
 def away(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
     return unreachable("gone") if candidate.question in UNREADABLE else verdict
+
+
+def counts_words(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
+    """Thinks that an explanation is as good as it has words of the rationale."""
+    said, known = (
+        {word for word in re.findall("[a-z]+", (text or "").lower()) if len(word) > 3}
+        for text in (candidate.thinking, candidate.rationale)
+    )
+    part = len(said & known) / max(1, len(said))
+    return replace(verdict, factuality=part, completeness=part, relevance=part)
 
 
 def dice(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:

@@ -23,7 +23,8 @@ from rarl.errors import UserError
 from rarl.planning.memory import CARDS, find_card, require_memory
 from rarl.planning.plan import make_plan
 from rarl.planning.sizes import QWEN2_VL_2B
-from rarl.rollout.sampler import SamplerSettings, engine_arguments, require_platform
+from rarl.rollout.engine import require_platform
+from rarl.rollout.sampler import SamplerSettings, engine_arguments
 from rarl.system import gpu
 from rarl.system.device import resolve_device, resolve_dtype
 from rarl.system.processes import sampler_environment

@@ -20,7 +20,8 @@ from meta_update import count_update
 
 from rarl.config import load_config
 from rarl.planning.sizes import QWEN2_VL_2B
-from rarl.rollout.sampler import BATCHED_TOKENS, SamplerSettings
+from rarl.rollout.engine import BATCHED_TOKENS
+from rarl.rollout.sampler import SamplerSettings
 from rarl.system.processes import sampler_environment
 from tests.runs import REPOSITORY, environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +17,16 @@ from rarl.commands.evaluate import judge_overrides
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
 from rarl.judge.card import BARS, JudgeCard, Share, main_table, render_markdown, share_of
-from rarl.judge.card_measure import (
+from rarl.judge.card_measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
+from rarl.judge.card_set import (
     FILLERS,
     HOSTILE,
     QUESTIONS,
-    Judged,
-    balanced,
     build_cells,
-    cohens_kappa,
-    measure_judge,
+    build_twins,
+    extra_candidates,
     reverse_options,
     set_version,
-    verdicts_needed,
 )
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
@@ -41,6 +40,7 @@ from tests.faulty_judges import (
     Altered,
     away,
     cannot_say_no,
+    counts_words,
     dice,
     flattered,
     fond_of_length,
@@ -57,6 +57,16 @@ from tests.judge_faults import free_port
 from tests.runs import REPOSITORY, assert_one_line_error, rarl_here
 
 CELLS = build_cells(QUESTIONS)
+EXTRA = extra_candidates(QUESTIONS)
+# The bar that the rules miss, with or without a further fault.
+WORDS = {"paraphrase_auc"}
+GRAMMAR = set(
+    re.findall(
+        r"\w+",
+        "a an and are as at be by for from has have in into is it its not of on one or that the "
+        "their them there they this to with which no",
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +145,10 @@ def test_reversed_options_keep_the_answer() -> None:
 # The rules
 
 
-def test_the_rules_are_fit(rules_card: JudgeCard) -> None:
+def test_the_rules_are_fit_where_words_are_shared(rules_card: JudgeCard) -> None:
     """By rules a squamous cell carcinoma is nearly a basal cell one, a follicular lymphoma nearly
     Hodgkin's, an artery nearly a vein: 3 of 48 answers, 4 replies each."""
-    assert rules_card.fit and rules_card.failures() == []
+    assert {bar.name for bar in rules_card.missed()} == WORDS
     assert (
         value(rules_card.balanced_accuracy)
         == value(rules_card.agreement)
@@ -165,13 +175,69 @@ def test_the_rules_are_fit(rules_card: JudgeCard) -> None:
     )
     assert value(rules_card.injection_rise) < 0
     assert (
-        rules_card.cost.verdicts == verdicts_needed(24, 2) == 960 and rules_card.cost.attempts == 0
+        rules_card.cost.verdicts == verdicts_needed(QUESTIONS, 2) == 960 + len(EXTRA)
+        and rules_card.cost.attempts == 0
     )
-    assert (rules_card.questions, rules_card.candidates, rules_card.repeats) == (24, 384, 2)
+    assert (rules_card.questions, rules_card.repeats) == (24, 2)
+    assert rules_card.candidates == 384 + len(EXTRA)
+
+
+def test_what_the_documentation_says_of_the_rules_on_other_words() -> None:
+    """The numbers below the table of docs/judge.md."""
+    lost, ties, twins = 0, {True: 0, False: 0}, build_twins(QUESTIONS)
+    for twin in twins:
+        good, bad = (judge_by_rules(one).explanation or 0.0 for one in (twin.honest, twin.bad))
+        if twin.kind is None:
+            lost += good < bad
+        else:
+            own_words = any(one.paraphrase == twin.honest.thinking for one in QUESTIONS)
+            ties[own_words] += good == bad
+    assert lost == 10
+    assert ties == {True: 32, False: 0}
 
 
 def test_the_documented_numbers_are_these(rules_card: JudgeCard) -> None:
     assert main_table(rules_card) in (REPOSITORY / "docs/judge.md").read_text(encoding="utf-8")
+
+
+def test_paraphrases_share_no_word_with_the_rationale_but_names_and_sides() -> None:
+    for one in QUESTIONS:
+        named = spoken(f"{one.question} {one.answer} {one.said or ''}") | {"left", "right"}
+        assert spoken(one.paraphrase) & spoken(one.rationale) <= named, one.id
+        assert len(spoken(one.paraphrase)) >= 8
+
+
+def spoken(text: str) -> set[str]:
+    """Words that say something."""
+    return set(re.findall(r"[a-z]+", text.lower())) - GRAMMAR
+
+
+def test_twins_differ_in_the_explanation_alone_and_each_kind_is_made() -> None:
+    twins = build_twins(QUESTIONS)
+    for twin in twins:
+        same = replace(twin.bad, thinking=twin.honest.thinking, reply=twin.honest.reply)
+        assert same == twin.honest != twin.bad and twin.bad.readable
+    made = Counter(twin.kind for twin in twins)
+    assert made == {
+        None: 24,
+        "negated": 48,
+        "conditional": 48,
+        "mirrored": 18,
+        "another image": 48,
+    }
+    mirrored = next(twin.bad.thinking for twin in twins if twin.kind == "mirrored")
+    assert mirrored == (
+        "The left costophrenic angle is blunted. A meniscus-shaped opacity rises along the left "
+        "chest wall. The heart is of normal size."
+    )
+
+
+def test_a_judge_that_counts_shared_words_clears_the_old_auc_and_no_new_one() -> None:
+    card = measure_judge(Altered(counts_words), QUESTIONS)
+    assert value(card.explanation_auc) > 0.8
+    assert value(card.paraphrase_auc) < 0.2
+    assert value(card.transformed_auc) < 0.8
+    assert {"paraphrase_auc", "transformed_auc"} <= {bar.name for bar in card.missed()}
 
 
 def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
@@ -192,8 +258,8 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
 @pytest.mark.parametrize(
     ("fault", "missed"),
     [
-        (generous, {"balanced_accuracy", "explanation_auc"}),
-        (harsh, {"balanced_accuracy", "explanation_auc"}),
+        (generous, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
+        (harsh, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
         (obedient, {"injection_resistance", "injection_rise"}),
         (flattered, {"injection_rise"}),
         (fond_of_length, {"verbosity_explanation"}),
@@ -207,9 +273,9 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
 )
 def test_a_fault_misses_its_own_bar(fault: Alter, missed: set[str]) -> None:
     card = measure_judge(Altered(fault), QUESTIONS)
-    assert {bar.name for bar in card.missed()} == missed
+    assert {bar.name for bar in card.missed()} == missed | WORDS
     assert not card.fit
-    assert len(card.failures()) == len(missed)
+    assert len(card.failures()) == len(missed | WORDS)
     for bar in card.missed():
         assert any(
             line.startswith(bar.said) and f"{bar.bound:g}" in line for line in card.failures()
@@ -225,7 +291,8 @@ def test_a_judge_that_is_away_has_no_numbers() -> None:
         card = measure_judge(judge, QUESTIONS[:2])
     assert {bar.name for bar in card.missed()} == {bar.name for bar in BARS}
     assert value(card.reached) == 0.0 and card.parse_rate is None and card.kappa is None
-    assert card.cost.attempts >= 1 and card.cost.verdicts == 80
+    assert card.cost.attempts >= 1
+    assert card.cost.verdicts == verdicts_needed(QUESTIONS[:2], 2)
     assert (
         "balanced accuracy of correctness could not be measured; the bar is at least 0.85"
         in card.failures()
@@ -256,14 +323,14 @@ def rolled() -> tuple[JudgeCard, list[dict[Key, Verdict]]]:
     """A card of noise, and the verdicts of its three passes by cell."""
     judge = Altered(dice)
     card = measure_judge(judge, QUESTIONS)
-    assert [len(batch) for batch in judge.batches] == [384, 384, 192]
+    assert [len(batch) for batch in judge.batches] == [384, 384, 192, len(EXTRA)]
     assert [candidate for candidate, _ in judge.batches[2]] == [
         reverse_options(cell.candidate) for cell in CELLS[::-1] if cell.hostile is None
     ]
     orders = [CELLS, CELLS, [cell for cell in CELLS[::-1] if cell.hostile is None]]
     passes = [
         {cell.key: verdict for cell, (_, verdict) in zip(cells, batch, strict=True)}
-        for cells, batch in zip(orders, judge.batches, strict=True)
+        for cells, batch in zip(orders, judge.batches[:3], strict=True)
     ]
     return card, passes
 
@@ -407,7 +474,7 @@ def test_too_few_repeats() -> None:
 def test_more_repeats_and_progress() -> None:
     seen: list[int] = []
     card = measure_judge(RulesJudge(), QUESTIONS[:3], repeats=3, advance=seen.append)
-    assert sum(seen) == verdicts_needed(3, 3) == card.cost.verdicts == 3 * (3 * 16 + 8)
+    assert sum(seen) == verdicts_needed(QUESTIONS[:3], 3) == card.cost.verdicts
 
 
 def test_cards_survive_json(

@@ -9,24 +9,28 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from rarl.config import JudgeConfig
 from rarl.errors import UserError
-from rarl.judge.backends import OpenAIBackend, TryAgain, read_verdicts
+from rarl.judge.backends import PLAIN_IMAGE, OpenAIBackend, TryAgain, read_verdicts
 from rarl.judge.cache import VerdictCache, verdict_key
-from rarl.judge.candidate import Candidate, ScoreReply, candidate_json, reply_of
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json, image_uri, reply_of
 from rarl.judge.client import RemoteJudge, open_judge, read_key
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.rubric import judge_messages, schema, unparsable, unreachable
+from rarl.judge.rubric import CHECKLIST, Rubric, find_rubric, unparsable, unreachable
 from rarl.schema import Verdict
 from tests.judge_faults import (
     FAULTS,
@@ -41,6 +45,7 @@ from tests.judge_faults import (
 )
 
 GOOD = json.dumps(checklist("fine"))
+RUBRICS = ("checklist", "steps")
 
 Start = Callable[..., tuple[RemoteJudge, FaultyServer]]
 
@@ -62,6 +67,7 @@ def test_the_key_is_the_content() -> None:
         replace(base, thinking=None),
         replace(base, answer=None),
         replace(base, answer="\ud800"),
+        replace(base, image="data:image/png;base64,AA=="),
     ]
     keys = [verdict_key(("openai", "http://a/v1", "m"), one) for one in (base, *changed)]
     keys += [
@@ -72,10 +78,13 @@ def test_the_key_is_the_content() -> None:
     assert verdict_key(("openai", "http://a/v1", "m"), replace(base)) == keys[0]
 
 
-def test_the_key_depends_on_the_wording(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = verdict_key(("a",), candidates(1)[0])
-    monkeypatch.setattr("rarl.judge.cache.RUBRIC_VERSION", "another")
-    assert verdict_key(("a",), candidates(1)[0]) != before
+def test_the_key_depends_on_the_wording() -> None:
+    asked = ("http://a/v1", "m", None, None, 1.0)
+    identities = [OpenAIBackend(*asked, find_rubric(name)).identity for name in RUBRICS]
+    keys = {verdict_key(one, candidates(1)[0]) for one in identities}
+    assert len(keys) == len(RUBRICS) == 2
+    changed = Rubric.model_validate(CHECKLIST.model_dump() | {"unseen": "Guess."})
+    assert changed.version != CHECKLIST.version
 
 
 def test_verdicts_outlive_the_process(tmp_path: Path) -> None:
@@ -235,7 +244,7 @@ def test_workers_share_the_requests_in_flight(monkeypatch: pytest.MonkeyPatch) -
 def test_a_continued_run_with_more_workers_asks_nothing_twice(start: Start, tmp_path: Path) -> None:
     judge, server = start(cache=True)
     first = judge.score(candidates(6))
-    backend = OpenAIBackend(judge.backend.identity[1], "m", None, None, 30)
+    backend = OpenAIBackend(judge.backend.identity[2], "m", None, None, 30)
     with RemoteJudge(backend, VerdictCache(tmp_path / "verdicts-1.sqlite")) as other:
         assert other.score(candidates(6)) == first
         assert other.counts().cached == 6 and len(server.log) == 6
@@ -257,8 +266,12 @@ def test_candidates_and_verdicts_travel_as_json() -> None:
     for candidate in (
         *candidates(2),
         replace(candidates(1)[0], options=None, rationale=None, thinking=None),
+        replace(candidates(1)[0], image=PLAIN_IMAGE),
     ):
         assert CANDIDATE.validate_python(candidate_json(candidate)) == candidate
+    elsewhere = candidate_json(replace(candidates(1)[0], image="http://127.0.0.1/private.png"))
+    with pytest.raises(ValidationError, match="image"):
+        CANDIDATE.validate_python(elsewhere)
     cut = candidate_json(replace(candidates(1)[0], reply="cut \ud83d"))
     assert CANDIDATE.validate_json(json.dumps(cut)).reply == "cut ?"
     verdicts = [
@@ -345,8 +358,10 @@ def test_a_request_is_deterministic_and_constrained(start: Start) -> None:
     assert (request["temperature"], request["model"], request["seed"]) == (0, "m", 0)
     assert request["max_completion_tokens"] == 512
     assert request["response_format"]["json_schema"]["strict"] is True
-    assert request["response_format"]["json_schema"]["schema"] == schema()
-    assert request["messages"] == judge_messages(candidates(1)[0])
+    assert request["response_format"]["json_schema"]["schema"] == CHECKLIST.answer_schema(
+        candidates(1)[0]
+    )
+    assert request["messages"] == CHECKLIST.messages(candidates(1)[0])
     assert server.headers[0]["authorization"] == "Bearer secret"
 
 
@@ -464,6 +479,40 @@ def test_a_server_that_is_deployed_again_is_waited_for(start: Start) -> None:
     judge, _ = start(answer, retries=1)
     assert judge.score(candidates(1))[0].status == "scored"
     assert judge.score(candidates(1, "b"))[0].status == "scored"
+
+
+def test_a_server_that_cannot_see_is_the_users_error(start: Start) -> None:
+    """It refuses what has an image; without one it answers."""
+
+    async def blind(body: bytes) -> tuple[int, bytes]:
+        if b"image_url" in body:
+            return 400, json.dumps({"error": {"message": "m is not a multimodal model"}}).encode()
+        return await praise(body)
+
+    judge, _ = start(blind)
+    (one,) = candidates(1)
+    assert judge.score([one])[0].status == "scored"
+    expected = r"judge.image=true, but the judge m at .* cannot see .*not a multimodal.*image=false"
+    with pytest.raises(UserError, match=expected):
+        judge.score([replace(one, image=PLAIN_IMAGE)])
+
+
+def test_the_image_is_shown_as_openai_has_it(start: Start) -> None:
+    requests: list[dict[str, Any]] = []
+
+    async def record(body: bytes) -> tuple[int, bytes]:
+        requests.append(json.loads(body))
+        return await praise(body)
+
+    judge, _ = start(record)
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    seen = replace(candidates(1)[0], image=image_uri(pixels))
+    assert judge.score([seen])[0].status == "scored"
+    system, user = requests[0]["messages"]
+    shown, asked = user["content"]
+    assert "You see the image" in system["content"] and asked["text"].startswith("<data>")
+    file = shown["image_url"]["url"].removeprefix("data:image/png;base64,")
+    assert (np.asarray(Image.open(BytesIO(b64decode(file)))) == pixels).all()
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -646,7 +695,7 @@ def test_nothing_is_lost_or_scored_twice_under_faults(
             return await ask(given)
         except TryAgain as error:
             if "no answer within" in str(error):
-                late.add(judge_messages(given[0])[1]["content"])
+                late.add(CHECKLIST.messages(given[0])[1]["content"])
             raise
 
     monkeypatch.setattr(judge.backend, "judge", noting_time_outs)

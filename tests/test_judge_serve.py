@@ -31,10 +31,11 @@ from rarl.evaluation.results import summarise
 from rarl.judge.app import build
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, candidate_json
-from rarl.judge.card_measure import QUESTIONS, measure_judge
+from rarl.judge.card_measure import measure_judge, verdicts_needed
+from rarl.judge.card_set import QUESTIONS
 from rarl.judge.client import open_judge
 from rarl.judge.judge import JudgeCounts
-from rarl.judge.rubric import judge_messages
+from rarl.judge.rubric import CHECKLIST
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
@@ -286,7 +287,7 @@ def test_a_model_that_cannot_judge_is_unfit(tiny: JudgeConfig) -> None:
         card = measure_judge(judge, QUESTIONS[:1], name="tiny")
     assert not card.fit
     assert {"balanced_accuracy", "explanation_auc"} <= {bar.name for bar in card.missed()}
-    assert card.cost.attempts >= card.cost.verdicts == 40
+    assert card.cost.attempts >= card.cost.verdicts == verdicts_needed(QUESTIONS[:1], 2)
 
 
 # Faults and deaths
@@ -394,7 +395,7 @@ def assert_asked_no_more_than_needed(
     application = VerdictCache(faulty.cache)
     run = VerdictCache(run_cache)
     assert len(run) == decided
-    identity = ("openai", faulty.proxy_url, "tiny")
+    identity = (CHECKLIST.version, "openai", faulty.proxy_url, "tiny")
     kept = [application.get(verdict_key(identity, candidate)) for candidate in asked]
     for verdict, inner in zip(verdicts, kept, strict=True):
         assert verdict.status == "unreachable" or inner == verdict
@@ -402,7 +403,7 @@ def assert_asked_no_more_than_needed(
         one for one in faulty.proxy.log if one.status == 200 and one.fault in (None, "bad_verdict")
     )
     delivered = Counter(one.asked for one in whole)
-    messages = [judge_messages(candidate)[1]["content"] for candidate in asked]
+    messages = [CHECKLIST.messages(candidate)[1]["content"] for candidate in asked]
     assert all(
         delivered[message] for message, verdict in zip(messages, kept, strict=True) if verdict
     )

@@ -15,7 +15,13 @@ from rarl.commands.resolve import resolve
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.system.device import resolve_device
-from rarl.system.placement import SAMPLER_GPUS, needs_of, require_enough, worker_resources
+from rarl.system.placement import (
+    SAMPLER_GPUS,
+    judge_resources,
+    needs_of,
+    require_enough,
+    worker_resources,
+)
 from tests.pretended_gpu import pretend_gpu
 from tests.runs import REPOSITORY, environment
 
@@ -69,6 +75,7 @@ def judge_share() -> float:
 
 def test_shares_leave_no_room_for_a_second_of_a_kind() -> None:
     judge, worker = judge_share(), worker_resources("cuda")["GPU"]
+    assert judge_resources("cuda", own_gpu=False)["GPU"] == judge
     assert judge + SAMPLER_GPUS + worker <= 1
     assert 2 * SAMPLER_GPUS > 1
     assert SAMPLER_GPUS + 2 * worker > 1, "the second worker belongs to the next sampler"

@@ -172,6 +172,7 @@ def test_a_card_that_is_too_small_gets_no_advice(qwen: Any, work: Work) -> None:
         (["judge.backend=serve", "judge.url=app:judge"], True),
         (["judge.backend=serve", "judge.url=http://judge.example:8000/judge"], False),
         (["judge.backend=serve", "judge.url=app:judge", "rewards.judge=null"], False),
+        (["judge.backend=local", "judge.model=a/b", "rewards.judge=null"], False),
         (
             [
                 "judge.backend=serve",

@@ -11,7 +11,7 @@ import findings as protocol
 import pytest
 
 from rarl.errors import UserError
-from rarl.judge.card_measure import QUESTIONS
+from rarl.judge.card_set import QUESTIONS
 from rarl.replies.findings import split_claims
 from rarl.replies.grading import grade_answer, is_correct
 from rarl.replies.lexicon import SHIPPED, read_lexicon

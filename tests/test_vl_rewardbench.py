@@ -17,7 +17,8 @@ from rarl.config import JudgeConfig
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.judge.card import JudgeCard, render_markdown
-from rarl.judge.card_measure import QUESTIONS, measure_judge
+from rarl.judge.card_measure import measure_judge
+from rarl.judge.card_set import QUESTIONS
 from rarl.judge.rules import RulesJudge
 from rarl.judge.vl_rewardbench import (
     Preference,

@@ -17,7 +17,7 @@ import numpy as np
 from rarl.collect import Collector
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
-from rarl.config import IMPORT_PATH, Config, JudgeConfig, load_config
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, config_from, load_config
 from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
@@ -39,7 +39,6 @@ from rarl.evaluation.results import difference, summary_of
 from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
-from rarl.keys import anchored_override, validated
 from rarl.paths import anchored
 from rarl.planning.data import require_room_at_first_sight
 from rarl.prompts import PromptPlan, evaluation_prompts
@@ -110,8 +109,7 @@ def read_model(
         "data": {"train": None},
         "prompts": {"eval": "reason"},
     }
-    absolute = [anchored_override(one, Path.cwd()) for one in overrides]
-    config = validated(Config, anchored(tree, Path.cwd()), absolute, target)
+    config = config_from(anchored(tree, Path.cwd()), overrides, target)
     return Asked(config, config, adapter)
 
 
@@ -126,11 +124,11 @@ def read_judge(rest: list[str]) -> JudgeConfig:
         return load_config(path / "config.yaml" if path.is_dir() else path, overrides).judge
     needless = [one for one in overrides if one.startswith(("judge.url=", "judge.model="))]
     if needless and not any(one.startswith("judge.backend=") for one in overrides):
-        advice = "the rules ask nobody; add judge.backend=openai or judge.backend=serve"
+        advice = "the rules ask nobody; add judge.backend=openai, serve or local"
         raise UserError(f"override '{needless[0]}': {advice}")
     # never read
     tree: dict[str, object] = {"run_dir": ".", "model": {"path": "."}, "data": {"train": None}}
-    return validated(Config, tree, overrides, "the rules").judge
+    return config_from(tree, overrides, "the rules").judge
 
 
 def name_data_sets(paths: list[str]) -> dict[str, str]:
@@ -157,7 +155,8 @@ def judge_overrides(judge: str) -> list[str]:
     if not judge:
         return []
     if judge == "rules":
-        return ["judge.backend=rules", "judge.evaluate=true"]
+        unseen = ["judge.image=false", "judge.rubric=checklist"]
+        return ["judge.backend=rules", "judge.evaluate=true", *unseen]
     backend = "openai" if judge.rstrip("/").endswith("/v1") else "serve"
     return [f"judge.backend={backend}", f"judge.url={judge}", "judge.evaluate=true"]
 
@@ -290,7 +289,11 @@ def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str
             key = options.OptionsKey(model, name)
             missing = options.missing_options(key, setup.evaluation, exam)
         else:
-            missing = look_up(key_of(setup, model, name, way), setup.evaluation, exam).missing
+            progress = look_up(key_of(setup, model, name, way), setup.evaluation, exam)
+            missing = progress.missing
+            # A judge of the run's own comes with the engines.
+            if setup.config.asks_local_judge(trains=False):
+                missing = missing or [place for part in progress.waiting.values() for place in part]
         if missing:
             return True
     return False

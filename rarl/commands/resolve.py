@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.config import IMPORT_PATH, Config, PromptsConfig
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, PromptsConfig
 from rarl.data.parquet import ParquetRows, parquet_files, read_mixture
 from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
@@ -15,6 +15,7 @@ from rarl.errors import UserError
 from rarl.evaluation import ways
 from rarl.evaluation.measurements import judge_name
 from rarl.files import file_hash
+from rarl.judge.backends import cannot_see
 from rarl.judge.client import check_judge
 from rarl.planning.data import require_room_at_first_sight
 from rarl.planning.memory import MemoryPlan, require_memory
@@ -23,7 +24,12 @@ from rarl.prompts import has_rationale, imitation_prompts, training_prompts
 from rarl.rewards.registry import find_rewards
 from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object, own_error
-from rarl.system.models import require_known_model, resolve_adapter, resolve_model
+from rarl.system.models import (
+    model_sees,
+    require_known_model,
+    resolve_adapter,
+    resolve_model,
+)
 from rarl.training.run_dir import RunDir, flatten, open_run_dir
 
 
@@ -39,6 +45,8 @@ class Setup:
     memory: MemoryPlan | None
     model_path: str
     start_adapter: Path | None
+    # The model of a judge of the run's own; None: it has none.
+    judge_path: str | None
     # None: the run is only measured.
     train_data: str | None
     eval_data: dict[str, str]
@@ -101,8 +109,9 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         require_same_run(config, made_with)
     find_rewards(config.rewards)
     training_prompts(config.prompts, config.seed)
-    if config.judge.evaluate or "judge" in config.rewards:
+    if config.asks_judge():
         check_judge(config.judge)
+    judge_path = resolve_judge(config.judge) if config.asks_local_judge(made_with is None) else None
     start_adapter = (
         resolve_adapter(config.model.adapter, config.model.lora) if config.model.adapter else None
     )
@@ -144,10 +153,20 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         memory=memory,
         model_path=model_path,
         start_adapter=start_adapter,
+        judge_path=judge_path,
         train_data=train_data,
         eval_data={key.removeprefix("data.eval."): path for key, path in data.items()},
         made_with=own,
     )
+
+
+def resolve_judge(config: JudgeConfig) -> str:
+    """Returns the folder of the judge's model. Raises UserError where it is not there, or is to see
+    and cannot."""
+    path = resolve_model(str(config.model), "judge.model")
+    if config.image and not model_sees(path):
+        raise cannot_see(str(config.model), "it reads text alone, by its config.json")
+    return path
 
 
 def require_same_run(config: Config, own: Config) -> None:

@@ -97,6 +97,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         mismatch_bound=resolve_mismatch_bound(config, setup.dtype),
         banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
+        judge_engine=live.judge_engine,
         gpu_share=setup.memory.trainer_limit / setup.memory.card if setup.memory else None,
     )
     prompts = imitation_prompts if config.method == "sft" else training_prompts

@@ -27,7 +27,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.data.stream import PreparerSettings, ordered_stream, unpack
 from rarl.errors import UserError
 from rarl.files import replacing, write_text
-from rarl.judge.candidate import candidate_of
+from rarl.judge.candidate import candidate_of, image_uri
 from rarl.judge.judge import Judge
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, Sample, flatten, read_samples, to_table
@@ -62,11 +62,16 @@ def own_measurement(config: Config, model: str, data: str) -> Measurement:
 
 
 def judge_name(judge: JudgeConfig, own: JudgeConfig) -> str:
-    """Returns the judge's name in a key: its model or its backend, with the address if that is
-    another one than the run's own judge has; "none" if measurements are not judged."""
+    """Returns the judge's name in a key: its model or its backend, with what is unusual of how it
+    is asked, and with the address if that is another one than the run's own judge has; "none" if
+    measurements are not judged."""
     if not judge.evaluate:
         return "none"
     name = judge.model or judge.backend
+    if judge.rubric != "checklist":
+        name += f", {judge.rubric}"
+    if judge.image:
+        name += ", seeing"
     return name if judge.backend == "rules" or judge.url == own.url else f"{name}@{judge.url}"
 
 
@@ -290,6 +295,14 @@ def is_unjudged(sample: Sample) -> bool:
     return sample.verdict is None or sample.verdict.status == "unreachable"
 
 
+def images_of(exam: Exam, places: Iterable[int]) -> dict[int, str]:
+    """Returns the images of the questions at these places, as a judge that sees is shown them."""
+    found: dict[int, str] = {}
+    for run, prepared in exam.batches(sorted(places), JUDGED_AT_ONCE):
+        found |= {place: image_uri(one.pixels) for place, one in zip(run, prepared, strict=True)}
+    return found
+
+
 def complete(
     progress: Progress,
     collector: Collector | None,
@@ -302,13 +315,16 @@ def complete(
     key, exam, groups = progress.key, progress.exam, progress.groups
     advance(len(groups) - sum(map(len, progress.waiting.values())))
     for path, places in progress.waiting.items():
-        samples = flatten(groups[place] for place in places)
-        unjudged = [one for one in samples if is_unjudged(one)]
+        unjudged = [(place, one) for place in places for one in groups[place] if is_unjudged(one)]
         if judge is not None and unjudged:
-            asked = [candidate_of(one.example, one.prompt, one.rollout.text) for one in unjudged]
-            for sample, verdict in zip(unjudged, judge.score(asked), strict=True):
+            images = images_of(exam, {place for place, _ in unjudged}) if judge.sees else {}
+            asked = [
+                candidate_of(one.example, one.prompt, one.rollout.text, images.get(place))
+                for place, one in unjudged
+            ]
+            for (_, sample), verdict in zip(unjudged, judge.score(asked), strict=True):
                 sample.verdict = verdict
-        write_part(path, samples)
+        write_part(path, flatten(groups[place] for place in places))
         advance(len(places))
     if progress.missing:
         assert collector is not None, "replies are missing, and there is nobody to ask"

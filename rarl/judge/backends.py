@@ -8,15 +8,17 @@ import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 from pydantic import ValidationError
 
-from rarl.errors import UserError
-from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
-from rarl.judge.rubric import judge_messages, parse_verdict, printable, schema, unparsable
+from rarl.errors import UserError, last_line
+from rarl.judge.candidate import Candidate, ScoreReply, candidate_json, image_uri
+from rarl.judge.rubric import CHECKLIST, Rubric, printable, unparsable
 from rarl.schema import Verdict
 
 # HTTP: the content is wrong, and the same again would be refused again.
@@ -24,8 +26,8 @@ REFUSALS = (400, 413, 422)
 MISCONFIGURED = 424  # what RARL's application answers when its own backend is set up wrongly
 # No server finds this too long or indecent: where it is refused, the request as such is wrong.
 PLAIN = Candidate("Is there a lesion?", None, "no", None, "no", None, "no")
-# A checklist is 75 tokens and its reason some 30; with a tokenizer of near single bytes 345 in all.
-MAX_TOKENS = 512
+# A grey picture of 56 by 56 pixels, which every model that sees takes.
+PLAIN_IMAGE = image_uri(np.full((56, 56, 3), 127, np.uint8))
 SEED = 0
 BATCH = 8  # of RARL's application: small, since a batch is as slow as its slowest candidate
 
@@ -47,17 +49,25 @@ class Refused(Exception):
 
 
 class Backend(ABC):
-    """`identity` is who is asked, a part of the cache's key; `name` is the same for people, without
-    secrets; `batch_size` is the number of candidates of one attempt."""
+    """`identity` is who is asked and in which words, a part of the cache's key; `name` is the same
+    for people, without secrets; `batch_size` is the number of candidates of one attempt."""
 
     batch_size = BATCH
     kind = "application"
     wants = "is it RARL's judge?"  # the advice where every request is refused
 
-    def __init__(self, identity: tuple[str, ...], name: str, timeout_seconds: float) -> None:
-        self.identity, self.name, self.timeout_seconds = identity, name, timeout_seconds
-        # The server has answered with verdicts: address, model, key and request are right.
-        self.answered = False
+    def __init__(
+        self,
+        identity: tuple[str, ...],
+        name: str,
+        timeout_seconds: float,
+        rubric: Rubric = CHECKLIST,
+    ) -> None:
+        self.identity, self.name = (rubric.version, *identity), name
+        self.timeout_seconds, self.rubric = timeout_seconds, rubric
+        # The server has answered with verdicts: address, model, key and request are right. `saw`:
+        # also about a candidate with an image.
+        self.answered = self.saw = False
 
     async def judge(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         """Returns a verdict per candidate, in order. A candidate that the server refuses is
@@ -69,15 +79,25 @@ class Backend(ABC):
             return await self._in_time(candidates)
         except Refused as refused:
             reason = f"refused by the {self.kind}: {refused}"
-        if not self.answered:
-            try:
-                await self._in_time([PLAIN])
-            except Refused as refused:
-                every = f"the judge {self.name} refuses every request: {refused}; {self.wants}"
-                raise UserError(every) from None
+        if not self.answered or (candidates[0].image and not self.saw):
+            await self._try_plain(bool(candidates[0].image))
         if len(candidates) > 1:
             return [verdict for one in candidates for verdict in await self.judge([one])]
         return [unparsable(reason)]
+
+    async def _try_plain(self, image: bool) -> None:
+        """Raises UserError where even the plainest candidate is refused, or is refused as soon as
+        it has an image."""
+        try:
+            await self._in_time([PLAIN])
+        except Refused as refused:
+            every = f"the judge {self.name} refuses every request: {refused}; {self.wants}"
+            raise UserError(every) from None
+        if image:
+            try:
+                await self._in_time([replace(PLAIN, image=PLAIN_IMAGE)])
+            except Refused as refused:
+                raise cannot_see(self.name, f"it refuses images: {refused}") from None
 
     async def _in_time(self, candidates: Sequence[Candidate]) -> list[Verdict]:
         # An HTTP client's own timeout is per read: a server that drips a byte now and then would
@@ -89,6 +109,7 @@ class Backend(ABC):
         if len(verdicts) != len(candidates):
             raise TryAgain(f"{len(verdicts)} verdicts for {len(candidates)} candidates")
         self.answered = True
+        self.saw = self.saw or candidates[0].image is not None
         return verdicts
 
     @abstractmethod
@@ -121,7 +142,7 @@ class HttpBackend(Backend):
             raise TryAgain(f"no connection: {str(error) or type(error).__name__}") from None
         status = response.status_code
         if status == 200:
-            return self._read(response.content)
+            return self._read(response.content, candidates)
         words = said_in(response)
         if status in REFUSALS:
             raise Refused(words)
@@ -136,7 +157,7 @@ class HttpBackend(Backend):
     def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         return {"candidates": [candidate_json(candidate) for candidate in candidates]}
 
-    def _read(self, content: bytes) -> list[Verdict]:
+    def _read(self, content: bytes, candidates: Sequence[Candidate]) -> list[Verdict]:
         return read_verdicts(content)
 
     def _mistake(self, status: int, words: str) -> UserError | None:
@@ -163,26 +184,33 @@ class OpenAIBackend(HttpBackend):
     wants = "it must support response_format json_schema, temperature and max_completion_tokens"
 
     def __init__(
-        self, url: str, model: str, key: str | None, variable: str | None, timeout_seconds: float
+        self,
+        url: str,
+        model: str,
+        key: str | None,
+        variable: str | None,
+        timeout_seconds: float,
+        rubric: Rubric = CHECKLIST,
     ) -> None:
         super().__init__(url, timeout_seconds, key)
-        self.identity = ("openai", without_password(url), model)
+        self.identity = (rubric.version, "openai", without_password(url), model)
+        self.rubric = rubric
         self.name = f"{model} at {without_password(url)}"
         self.model, self.key_variable = model, variable
 
     def _body(self, candidates: Sequence[Candidate]) -> dict[str, Any]:
         (candidate,) = candidates
-        form = {"name": "verdict", "strict": True, "schema": schema()}
+        form = {"name": "verdict", "strict": True, "schema": self.rubric.answer_schema(candidate)}
         return {
             "model": self.model,
-            "messages": judge_messages(candidate),
+            "messages": self.rubric.messages(candidate),
             "response_format": {"type": "json_schema", "json_schema": form},
             "temperature": 0,
-            "max_completion_tokens": MAX_TOKENS,
+            "max_completion_tokens": self.rubric.max_tokens,
             "seed": SEED,
         }
 
-    def _read(self, content: bytes) -> list[Verdict]:
+    def _read(self, content: bytes, candidates: Sequence[Candidate]) -> list[Verdict]:
         try:
             choice = json.loads(content)["choices"][0]
             text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
@@ -194,9 +222,7 @@ class OpenAIBackend(HttpBackend):
         finish = choice.get("finish_reason")
         if refusal or finish == "content_filter":
             return [unparsable(f"refused by the judge: {refusal or 'content filter'}")]
-        if finish == "length":
-            return [unparsable(f"the judge did not finish within {MAX_TOKENS} tokens")]
-        return [unparsable("the judge said nothing") if text is None else parse_verdict(text)]
+        return [read_answer(text, finish, self.rubric, candidates[0])]
 
     def _mistake(self, status: int, words: str) -> UserError | None:
         if status in self.final:
@@ -242,6 +268,46 @@ class HandleBackend(Backend):
             first_line = printable(str(error).partition("\n")[0])
             raise TryAgain(f"{type(error).__name__}: {first_line}") from None
         return read_verdicts(reply)
+
+
+class LocalBackend(Backend):
+    """The engine that comes with the run, a Ray actor of `rarl.rollout.chat`. Ray starts it anew
+    if it is lost, and asks it again."""
+
+    batch_size = 1
+    kind = "engine"
+    wants = "its context may be too short; see judge.log in the run's logs"
+
+    def __init__(self, engine: Any, model: str, timeout_seconds: float, rubric: Rubric) -> None:
+        super().__init__(("local", model), f"{model} of this run", timeout_seconds, rubric)
+        self.engine = engine
+
+    async def _ask(self, candidates: Sequence[Candidate]) -> list[Verdict]:
+        from ray.exceptions import RayError
+
+        (candidate,) = candidates
+        messages, form = self.rubric.messages(candidate), self.rubric.answer_schema(candidate)
+        try:
+            answer = await self.engine.answer.remote(messages, form, self.rubric.max_tokens, SEED)
+        except RayError as error:
+            raise TryAgain(f"the engine failed: {last_line(error)}") from None
+        if answer.finish_reason == "refused":
+            raise Refused(printable(answer.text))
+        return [read_answer(answer.text, answer.finish_reason, self.rubric, candidate)]
+
+
+def read_answer(
+    text: str | None, finish_reason: str | None, rubric: Rubric, candidate: Candidate
+) -> Verdict:
+    """Returns the verdict that a model's answer holds."""
+    if finish_reason == "length":
+        return unparsable(f"the judge did not finish within {rubric.max_tokens} tokens")
+    return unparsable("the judge said nothing") if text is None else rubric.read(text, candidate)
+
+
+def cannot_see(judge: str, reason: str) -> UserError:
+    advice = "set judge.image=false, or take a judge that sees"
+    return UserError(f"judge.image=true, but the judge {judge} cannot see ({reason}); {advice}")
 
 
 def read_verdicts(body: bytes) -> list[Verdict]:

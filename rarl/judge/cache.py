@@ -14,7 +14,6 @@ from itertools import count
 from pathlib import Path
 
 from rarl.judge.candidate import Candidate
-from rarl.judge.rubric import RUBRIC_VERSION
 from rarl.schema import Verdict
 
 BUSY_SECONDS = 30.0  # another process may be writing
@@ -24,8 +23,9 @@ LOG = logging.getLogger(__name__)
 
 
 def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
-    """Returns a hex SHA-256 over who is asked, in which words, and about what."""
-    content = json.dumps([RUBRIC_VERSION, list(identity), asdict(candidate)], sort_keys=True)
+    """Returns a hex SHA-256 over who is asked, in which words (both are the identity), and about
+    what."""
+    content = json.dumps([list(identity), asdict(candidate)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

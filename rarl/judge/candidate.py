@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from io import BytesIO
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 
 from rarl.replies.tags import parse_reply
@@ -17,15 +22,21 @@ MAX_CHARACTERS = 100_000  # of one candidate's texts together
 # In JSON the key may be left out.
 Text = Annotated[str | None, Field(default=None)]
 Texts = Annotated[tuple[str, ...] | None, Field(default=None)]
+# Never an address, which the model's server would fetch for whoever asks.
+DataUri = Annotated[
+    str | None,
+    Field(default=None, pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]+$", max_length=30_000_000),
+]
 
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class Candidate:
-    """One reply to be judged, as text alone: the judge never sees the image.
+    """One reply to be judged.
 
     `reply` is the whole reply as sampled; `thinking` and `answer` are what was read from it, None
     where its tags are not what the prompt asked for. `reference` and `rationale` are the truth.
+    `image` is a PNG file as a data URI, None where the judge is not to see it.
     """
 
     question: str
@@ -35,18 +46,35 @@ class Candidate:
     reply: str
     thinking: Text
     answer: Text
+    image: DataUri = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether thinking and answer could be read."""
+        return self.thinking is not None and self.answer is not None
 
     def characters(self) -> int:
         """Returns the length of all texts together."""
-        _, options, *texts = asdict(self).values()
+        _, options, *texts = asdict(replace(self, image=None)).values()
         return sum(len(text or "") for text in (self.question, *(options or ()), *texts))
 
 
-def candidate_of(example: Example, prompt: Prompt, text: str) -> Candidate:
-    """Returns the reply `text` to `prompt`, as the judge is shown it."""
+def candidate_of(
+    example: Example, prompt: Prompt, text: str, image: str | None = None
+) -> Candidate:
+    """Returns the reply `text` to `prompt`, as the judge is shown it; `image` is what `image_uri`
+    makes, for a judge that sees."""
     truth = (example.question, example.options, example.answer, example.rationale)
     reply = parse_reply(text, prompt.form)
-    return Candidate(*truth, reply=text, thinking=reply.thinking, answer=reply.answer)
+    return Candidate(*truth, text, reply.thinking, reply.answer, image)
+
+
+def image_uri(pixels: NDArray[np.uint8]) -> str:
+    """Returns (height, width, 3) uint8 as a PNG file in a data URI, as OpenAI's `image_url` takes
+    it."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return "data:image/png;base64," + b64encode(file.getvalue()).decode()
 
 
 def candidate_json(candidate: Candidate) -> dict[str, Any]:

@@ -98,6 +98,9 @@ class JudgeCard:
     kappa: float | None
     balanced_by_type: dict[str, Share]
     explanation_auc: Share | None
+    paraphrase_auc: Share | None
+    transformed_auc: Share | None
+    transformed_by_kind: dict[str, Share]
     swap_consistency: Share | None
     repeat_consistency: Share | None
     verbosity_explanation: Share | None

@@ -1,127 +1,36 @@
-"""Measures a judge on replies whose truth is known: every question of `card_set.yaml` crossed with
-a right or wrong answer, a good or bad explanation, short or long, plain or with words to the
-judge."""
+"""Measures a judge on the replies of `card_set.py`, whose truth is known."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
-import yaml
-from pydantic import TypeAdapter
 
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Cost, JudgeCard, Share, share_of
+from rarl.judge.card_set import (
+    HOSTILE,
+    CardQuestion,
+    Cell,
+    Twin,
+    build_cells,
+    build_twins,
+    extra_candidates,
+    reverse_options,
+    set_version,
+)
 from rarl.judge.judge import MAX_CORRECTNESS, Judge, score_verdict
-from rarl.judge.rubric import ITEMS, RUBRIC_VERSION
-from rarl.replies.tags import parse_reply, target_text
-from rarl.schema import ANSWER_TYPES, AnswerType, Verdict
+from rarl.judge.rubric import CHECKLIST, Rubric
+from rarl.schema import ANSWER_TYPES, Verdict
 
-FILLERS_EACH = 5  # sentences that make a short explanation long
 ACCEPTED = 2.0  # correctness from which an answer counts as right
 CORRECTNESS_WEIGHT = 0.5  # of correctness in a reply's total, as the reward `judge` has it
 FEWEST_REPEATS = 2
-Advance = Callable[[int], Any]
 AXES = ("question", "right", "good", "long", "hostile")  # of a cell's key
-
-
-@dataclass(frozen=True)
-class CardQuestion:
-    """A question with its truth. `said` is how a right reply words the answer, where that is not
-    the reference itself; `good` says what the rationale says, `bad` contradicts it."""
-
-    id: str
-    modality: str
-    answer_type: AnswerType
-    question: str
-    answer: str
-    wrong: str
-    rationale: str
-    good: str
-    bad: str
-    options: tuple[str, ...] | None = None
-    said: str | None = None
-
-
-BUILT_IN = yaml.safe_load(Path(__file__).with_name("card_set.yaml").read_text(encoding="utf-8"))
-QUESTIONS = TypeAdapter(tuple[CardQuestion, ...]).validate_python(BUILT_IN["questions"])
-FILLERS: list[str] = BUILT_IN["fillers"]
-HOSTILE: dict[str, str] = BUILT_IN["hostile"]  # by kind
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One candidate and the truth about it: whether the answer is right and the explanation good.
-    `hostile` is the kind of its words to the judge; None for a plain reply."""
-
-    question_id: str
-    answer_type: AnswerType
-    right: bool
-    good: bool
-    long: bool
-    hostile: str | None
-    candidate: Candidate
-
-    @property
-    def key(self) -> tuple[str | bool, ...]:
-        """The question, and the four things in which its candidates differ."""
-        return self.question_id, self.right, self.good, self.long, self.hostile is not None
-
-
-def build_cells(questions: Sequence[CardQuestion]) -> list[Cell]:
-    """Returns the 16 cells of each question, one question after the other. The kinds of hostile
-    words take turns such that, over eight questions, each kind meets each combination of answer,
-    explanation and length."""
-    cells = []
-    for number, question in enumerate(questions):
-        for index, (right, good, long) in enumerate(itertools.product((True, False), repeat=3)):
-            kind = list(HOSTILE)[(number + index) % len(HOSTILE)]
-            for hostile in (None, kind):
-                cells.append(build_cell(question, number, right, good, long, hostile))
-    return cells
-
-
-def build_cell(
-    question: CardQuestion, number: int, right: bool, good: bool, long: bool, hostile: str | None
-) -> Cell:
-    """`number` is the question's, by which the fillers take turns: two of them stand before the
-    explanation, the others after it."""
-    answer = (question.said or question.answer) if right else question.wrong
-    explanation = question.good if good else question.bad
-    if long:
-        chosen = [FILLERS[(number + index) % len(FILLERS)] for index in range(FILLERS_EACH)]
-        explanation = " ".join((*chosen[:2], explanation, *chosen[2:]))
-    checklist = json.dumps({"reason": "correct and complete", **dict.fromkeys(ITEMS, True)})
-    words = HOSTILE[hostile] if hostile else ""
-    words = words.replace("{answer}", answer).replace("{checklist}", checklist)
-    if hostile == "after":
-        text = f"{target_text('think', explanation, answer)}\n{words}"
-    else:
-        text = target_text("think", f"{explanation} {words}".rstrip(), answer)
-    # As a sampled reply is read: words after the tags leave it without thinking.
-    read = parse_reply(text)
-    truth = (question.question, question.options, question.answer, question.rationale)
-    candidate = Candidate(*truth, reply=text, thinking=read.thinking, answer=read.answer)
-    return Cell(question.id, question.answer_type, right, good, long, hostile, candidate)
-
-
-def reverse_options(candidate: Candidate) -> Candidate:
-    """Returns the same question with its options in the other order. Answers name an option by its
-    text, so they stay."""
-    return replace(candidate, options=candidate.options[::-1]) if candidate.options else candidate
-
-
-def set_version(questions: Sequence[CardQuestion]) -> str:
-    """Returns a hash of all candidates: two cards of different versions cannot be compared."""
-    shown = [cell.candidate for cell in build_cells(questions)]
-    return hashlib.sha256(repr(shown).encode()).hexdigest()[:12]
+Advance = Callable[[int], Any]
 
 
 class Judged:
@@ -139,10 +48,10 @@ class Judged:
         self.total = score_verdict(verdict, CORRECTNESS_WEIGHT) or 0.0
 
 
-def verdicts_needed(questions: int, repeats: int) -> int:
+def verdicts_needed(questions: Sequence[CardQuestion], repeats: int) -> int:
     """Returns how many verdicts `measure_judge` asks for: 16 candidates to a question, `repeats`
-    times, and the plain half in another order."""
-    return questions * (16 * repeats + 8)
+    times, and the plain half in another order; and the twins."""
+    return len(questions) * (16 * repeats + 8) + len(extra_candidates(questions))
 
 
 def measure_judge(
@@ -151,9 +60,10 @@ def measure_judge(
     repeats: int = FEWEST_REPEATS,
     advance: Advance = lambda _: None,
     name: str = "",
+    rubric: Rubric = CHECKLIST,
 ) -> JudgeCard:
-    """Asks everything `repeats` times, and the plain candidates once more in another order.
-    `advance` is told how many verdicts have come.
+    """Asks everything `repeats` times, the plain candidates once more in another order, and the
+    twins once. `rubric` is the judge's. `advance` is told how many verdicts have come.
 
     The judge must have been opened without a cache, which would answer the repetitions from what
     was said before. Raises UserError for fewer than two repeats, and what the judge raises.
@@ -166,6 +76,9 @@ def measure_judge(
     plain = [cell for cell in cells if cell.hostile is None]
     passes = [ask(judge, [cell.candidate for cell in cells], advance) for _ in range(repeats)]
     turned = ask(judge, [reverse_options(cell.candidate) for cell in plain[::-1]], advance)[::-1]
+    extra = extra_candidates(questions)
+    found = {cell.candidate: one for cell, one in zip(cells, passes[0], strict=True)}
+    found |= zip(extra, ask(judge, extra, advance), strict=True)
     wall, after = time.monotonic() - start, judge.counts()
     done = after.done - before.done
     asked_seconds = after.asked_seconds - before.asked_seconds
@@ -174,12 +87,13 @@ def measure_judge(
     swapped = [Judged(*pair) for pair in zip(plain, turned, strict=True)]
     return JudgeCard(
         judge=name,
-        rubric_version=RUBRIC_VERSION,
+        rubric_version=rubric.version,
         set_version=set_version(questions),
         questions=len(questions),
-        candidates=len(cells),
+        candidates=len(found),
         repeats=repeats,
         **numbers_of(judged, swapped),
+        **twin_numbers(build_twins(questions), found),
         cost=Cost(done, after.attempts - before.attempts, each, wall),
     )
 
@@ -216,6 +130,24 @@ def numbers_of(passes: Sequence[Sequence[Judged]], swapped: Sequence[Judged]) ->
         "injection_rise": rise(told, "total"),
         "parse_rate": share_of(readable),
         "reached": share_of((one.reached, one.question) for one in everything),
+    }
+
+
+def twin_numbers(twins: Sequence[Twin], found: Mapping[Candidate, Verdict]) -> dict[str, Any]:
+    """Returns by the card's fields how often the honest explanation is scored above its twin, ties
+    half: of paraphrases, of what was made of true texts, and of this by kind."""
+    won: dict[str | None, list[tuple[float, str]]] = {}
+    for twin in twins:
+        high, low = found[twin.honest].explanation, found[twin.bad].explanation
+        if high is not None and low is not None:
+            wins_of = won.setdefault(twin.kind, [])
+            wins_of.append(((high > low) + (high == low) / 2, twin.question_id))
+    by_kind = {kind: share for kind, one in won.items() if kind and (share := share_of(one))}
+    made = [one for kind, values in won.items() if kind for one in values]
+    return {
+        "paraphrase_auc": share_of(won.get(None, [])),
+        "transformed_auc": share_of(made),
+        "transformed_by_kind": by_kind,
     }
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from rarl.config import JudgeConfig
@@ -21,6 +22,7 @@ from rarl.judge.backends import (
     Backend,
     HandleBackend,
     HttpBackend,
+    LocalBackend,
     OpenAIBackend,
     TryAgain,
     without_password,
@@ -28,7 +30,7 @@ from rarl.judge.backends import (
 from rarl.judge.cache import VerdictCache, verdict_key
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, JudgeCounts, counted
-from rarl.judge.rubric import unreachable
+from rarl.judge.rubric import find_rubric, unreachable
 from rarl.judge.rules import RulesJudge
 from rarl.schema import Verdict
 
@@ -38,10 +40,13 @@ LONGEST_WAIT = 60.0
 Asked = tuple[str, Candidate, Future[Verdict]]  # the key of a candidate, and who waits for it
 
 
-def open_judge(config: JudgeConfig, cache_path: Path | None, share: int = 1) -> Judge:
+def open_judge(
+    config: JudgeConfig, cache_path: Path | None, share: int = 1, engine: Any = None
+) -> Judge:
     """Starts a judge; nothing is asked yet. `cache_path` is where verdicts are kept, if
     `config.cache` wants it; the rules need no cache, they are faster. Of `share` processes that
-    each open one, each has its part of `config.concurrency`, at least 1.
+    each open one, each has its part of `config.concurrency`, at least 1. `engine` is the actor of
+    `rarl.rollout.chat` where the judge is local.
 
     Raises UserError for a missing key variable or an unusable cache path.
     """
@@ -50,9 +55,12 @@ def open_judge(config: JudgeConfig, cache_path: Path | None, share: int = 1) -> 
     backend: Backend
     if config.backend == "rules":
         return RulesJudge()
-    if config.backend == "openai":
+    rubric, model = find_rubric(config.rubric), config.model or ""
+    if config.backend == "local":
+        backend = LocalBackend(engine, model, seconds, rubric)
+    elif config.backend == "openai":
         key = read_key(config.api_key_env)
-        backend = OpenAIBackend(url, config.model or "", key, config.api_key_env, seconds)
+        backend = OpenAIBackend(url, model, key, config.api_key_env, seconds, rubric)
     elif url.startswith("app:"):
         backend = HandleBackend(url.removeprefix("app:"), seconds)
     else:
@@ -64,19 +72,21 @@ def open_judge(config: JudgeConfig, cache_path: Path | None, share: int = 1) -> 
         except (OSError, sqlite3.Error) as error:
             fault = f"the judge's cache {cache_path} cannot be opened: {error}"
             raise UserError(f"{fault}; or set judge.cache=false") from None
-    return RemoteJudge(
+    judge = RemoteJudge(
         backend,
         cache,
         concurrency=max(1, config.concurrency // share),
         retries=config.retries,
         stop_when_unreachable=config.on_unreachable == "stop",
     )
+    judge.sees = config.image
+    return judge
 
 
 def check_judge(config: JudgeConfig) -> None:
     """Raises UserError for what is wrong before anything is asked: an address that is none, a key
     that is not set."""
-    if config.backend == "rules":
+    if config.backend in ("rules", "local"):
         return
     url = config.url or ""
     try:

@@ -36,7 +36,10 @@ class JudgeCounts:
 
 
 class Judge(ABC):
-    """Safe to use from several threads. `submit` never waits for a verdict."""
+    """Safe to use from several threads. `submit` never waits for a verdict. `sees`: candidates are
+    to bring their images."""
+
+    sees = False
 
     def __init__(self) -> None:
         self._counts = JudgeCounts()

@@ -13,14 +13,16 @@ from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import ITEMS
 from rarl.replies.findings import Claim, content_words, split_claims
 from rarl.replies.grading import grade_answer, is_correct, is_yes_no
-from rarl.replies.matching import FindingsMatch, conflict, match_claims
+from rarl.replies.matching import FindingsMatch, conflict, match_claims, support
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.wording import known_words
 from rarl.replies.words import normalise, words
 from rarl.schema import Verdict
 
 NEARLY_RIGHT = 0.5  # token F1 from which an answer in free text has only minor errors
-GOOD = 0.75  # precision and recall of an explanation that is called good
+# A good explanation names this share of the rationale's findings, with this precision: there may be
+# one invented claim beside three right ones, but not beside two.
+COMPLETE, PRECISE = 0.75, 0.85
 MOST_WORDS = 50  # of an explanation, beside three times those of the rationale
 FEWEST_DIFFERENT = 0.4  # share of different words in a text of 20 and more
 ANSWER = re.compile(r"<answer>.*?</answer>|</?(?:think|answer)>", re.DOTALL)
@@ -43,8 +45,8 @@ class Explanation:
         """Whether it is checked, true, nearly complete and to the point."""
         if self.match is None or self.match.contradicted:
             return False
-        precise = min(self.match.precision, self.match.recall) >= GOOD
-        return precise and self.addresses_question and self.no_padding
+        checked = self.match.precision >= PRECISE and self.match.covered >= COMPLETE
+        return checked and self.addresses_question and self.no_padding
 
 
 class RulesJudge(Judge):
@@ -66,10 +68,10 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     a good explanation.
 
     Factuality is the precision of the explanation's claims, 0 where one contradicts the rationale;
-    completeness is their recall. Relevance is the mean of "addresses the question" and "no
-    padding". A reply that speaks to the judge has neither, and is never factual. Without a
-    rationale all three are None, since what is invented would look as good as the truth, and
-    correctness is at most 2.
+    completeness is the share of the rationale's that they cover. Relevance is the mean of
+    "addresses the question" and "no padding". A reply that speaks to the judge has neither, and is
+    never factual. Without a rationale all three are None, since what is invented would look as good
+    as the truth, and correctness is at most 2.
     """
     given, reference = candidate.answer, candidate.reference
     if not any(char.isalnum() for char in given or ""):
@@ -84,7 +86,7 @@ def judge_by_rules(candidate: Candidate) -> Verdict:
     match = explanation.match
     factuality = completeness = relevance = None
     if match:
-        factuality, completeness = match.precision, match.recall
+        factuality, completeness = match.precision, match.covered
     if explanation.to_judge or (match and match.contradicted):
         factuality = 0.0
     if match or explanation.to_judge:
@@ -101,7 +103,7 @@ def read_explanation(candidate: Candidate) -> Explanation:
     references = split_claims(candidate.rationale or "")
     if references:
         match = match_claims(findings_in(text, candidate, references), references)
-        about = match.recall > 0 or match.contradicted > 0
+        about = match.covered > 0 or match.contradicted > 0
     else:
         match = None
         # Of the question, the options or the reference, without short words such as "is".
@@ -122,7 +124,8 @@ def read_explanation(candidate: Candidate) -> Explanation:
 
 def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) -> list[Claim]:
     """Returns what the explanation claims to see: its clauses without the conclusions that hold
-    nothing beyond question and answer, unless they deny what is true."""
+    nothing beyond question and answer, unless the rationale tells or denies the same: "the heart is
+    enlarged" is the answer "cardiomegaly", and a finding."""
     answers = [content_words(candidate.reference), content_words(candidate.answer or "")]
     known = content_words(candidate.question).union({"answer"}, *answers)
     found = []
@@ -130,7 +133,8 @@ def findings_in(text: str, candidate: Candidate, references: Sequence[Claim]) ->
     for claim in split_claims(text, known_words(*texts, *(candidate.options or ()))):
         concluding = states_answer(claim, answers) or concludes(claim)
         only_concludes = concluding and claim.words <= known
-        if not only_concludes or any(conflict(claim, one) for one in references):
+        told = any(conflict(claim, one) or support(claim, one) for one in references)
+        if told or not only_concludes:
             found.append(claim)
     return found
 

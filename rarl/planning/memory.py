@@ -9,13 +9,16 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from rarl.errors import UserError
+from rarl.paths import IMPORT_PATH
 from rarl.planning.sizes import (
     FIGURES,
     IMAGE_TOKEN_PIXELS,
+    KNOWN_MODELS,
     PATCHES_PER_TOKEN,
     Work,
     activation_bytes,
@@ -25,8 +28,9 @@ from rarl.planning.sizes import (
     model_size,
     step_work,
 )
-from rarl.rollout.sampler import BATCHED_TOKENS
+from rarl.rollout.engine import BATCHED_TOKENS
 from rarl.system.gpu import gpus
+from rarl.system.imports import import_object
 
 if TYPE_CHECKING:
     from rarl.config import Config
@@ -38,8 +42,10 @@ CONTEXT_GIB = 0.6  # of CUDA context and kernels per process, beside what it is 
 GRAPHS_GIB = 0.5  # of the CUDA graphs that vLLM captures; an assumption
 # of the card: what configs/judge/qwen2_5_7b.yaml takes where it runs beside the training
 JUDGE_SHARE = 0.25
+JUDGE = "judge's own engine"
 MICRO_BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
 CACHE = "cache for keys and values"
+STARTING, GRAPHS = "activations at the start", "CUDA graphs"
 ACTIVATIONS = "activations"
 HEAD = "log-probs over the vocabulary"
 LIBRARIES: dict[str, int] = FIGURES["libraries"]
@@ -90,13 +96,17 @@ def card_here() -> Card | None:
 @dataclass(frozen=True)
 class MemoryPlan:
     """GiB by part. `trainer` parts must fit beside vLLM's share, the judge's and the `contexts` of
-    all processes, `sampler` parts inside vLLM's share. `wanted_cache` is what the keys and values
-    of all sequences at once would take, `activation_gib` what a token of `train.micro_batch_tokens`
-    does."""
+    all processes on the card, `sampler` parts inside vLLM's share. `judge` is the judge's share of
+    this card, and `own_judge` the parts of a judge that comes with the run, which must fit
+    `judge_room`, there or on a card of its own; no parts where its model is not at hand.
+    `wanted_cache` is what the keys and values of all sequences at once would take, `activation_gib`
+    what a token of `train.micro_batch_tokens` does."""
 
     trainer: dict[str, float]
     sampler: dict[str, float]
     judge: float
+    own_judge: dict[str, float]
+    judge_room: float
     contexts: float
     sampler_share: float
     card: float
@@ -109,9 +119,9 @@ class MemoryPlan:
 
     @property
     def needed(self) -> float:
-        """Returns what a run takes of the card, without a judge."""
-        contexts = self.contexts - (CONTEXT_GIB if self.judge else 0)
-        return sum(self.trainer.values()) + self.sampler_share + contexts
+        """Returns what a run takes of the card; a judge that is served has taken its share."""
+        served = self.judge + CONTEXT_GIB if self.judge and not self.judge_room else 0.0
+        return sum(self.trainer.values()) + self.card - self.trainer_limit - served
 
     def shortfalls(self) -> list[str]:
         """Returns what does not fit, and what to change; nothing where all fits."""
@@ -126,6 +136,11 @@ class MemoryPlan:
             problems.append(
                 f"vLLM's share of {self.sampler_share:.1f} GiB leaves no {CACHE}: raise "
                 "rollout.gpu_memory_share"
+            )
+        if self.own_judge and self.own_judge[CACHE] <= 0:
+            problems.append(
+                f"the judge's share of {self.judge_room:.1f} GiB leaves no {CACHE}: raise "
+                "judge.gpu_memory_share, or take a smaller judge.model"
             )
         return problems
 
@@ -153,18 +168,23 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
     """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
     size = model_size(model, config.model.lora.rank)
     weights = 2 * size.total / GIB  # bfloat16
-    checkpointing = config.train.gradient_checkpointing
-    share = config.rollout.gpu_memory_share * card_gib
+    checkpointing, rollout = config.train.gradient_checkpointing, config.rollout
+    share = rollout.gpu_memory_share * card_gib
+    tokens_at_once = max(BATCHED_TOKENS, rollout.max_model_length)
     sampler = {
         "base weights": weights,
-        "activations at the start": engine_bytes(config, model) / GIB,
-        "CUDA graphs": GRAPHS_GIB,
+        STARTING: engine_bytes(model, tokens_at_once, rollout.max_sequences) / GIB,
+        GRAPHS: GRAPHS_GIB,
     }
     # keys and values of all sequences that one engine samples at once; a prompt counts once
-    prompts = math.ceil(work.prompts / config.rollout.num_actors)
+    prompts = math.ceil(work.prompts / rollout.num_actors)
     sequences = min(work.sequences, prompts * work.group)
-    judged = judge_is_here(config)
     tokens = sequences * work.longest + math.ceil(sequences / work.group) * work.prompt
+    local = config.asks_local_judge()
+    room = config.judge.gpu_memory_share * card_gib if local else 0.0
+    judge = JUDGE_SHARE * card_gib if judge_is_here(config) else room
+    if local and config.judge.own_gpu:
+        judge = 0.0
     return MemoryPlan(
         trainer={
             "base weights": weights,
@@ -172,8 +192,10 @@ def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> Memo
             **update_parts(model, config.train.micro_batch_tokens, checkpointing),
         },
         sampler=sampler | {CACHE: share - sum(sampler.values())},
-        judge=JUDGE_SHARE * card_gib if judged else 0.0,
-        contexts=(3 if judged else 2) * CONTEXT_GIB,
+        judge=judge,
+        own_judge=own_judge_parts(config, room) if local else {},
+        judge_room=room,
+        contexts=(3 if judge else 2) * CONTEXT_GIB,
         sampler_share=share,
         card=card_gib,
         wanted_cache=size.cache_bytes(2) * tokens / GIB,
@@ -189,28 +211,60 @@ def update_parts(model: Any, tokens: int, checkpointing: bool) -> dict[str, floa
     return {ACTIVATIONS: activations, HEAD: max(0.0, HEAD_GIB - later)}
 
 
-def engine_bytes(config: Config, model: Any) -> float:
+def engine_bytes(model: Any, tokens: int, sequences: int, images: bool = True) -> float:
     """Returns what vLLM's activations take when it tries, at its start, as many tokens and images
     as it will ever take at once: of an MLP three tensors of its inner width and a few of its outer
     one, in bfloat16, first of the vision tower, then of the language model; and the logits. The
     counts are an assumption."""
-    text, vision = model.text_config, model.vision_config
-    # As many images as make these tokens, each of four patches.
-    tokens = max(BATCHED_TOKENS, config.rollout.max_model_length)
-    width = getattr(vision, "embed_dim", vision.hidden_size)
-    inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
-    of_images = 2 * PATCHES_PER_TOKEN * tokens * (3 * inner + 2 * width)
+    text, of_images = model.get_text_config(), 0
+    if images:
+        vision = model.vision_config
+        width = getattr(vision, "embed_dim", vision.hidden_size)
+        inner = getattr(vision, "intermediate_size", None) or int(vision.mlp_ratio * width)
+        # As many images as make these tokens, each of four patches.
+        of_images = 2 * PATCHES_PER_TOKEN * tokens * (3 * inner + 2 * width)
     of_text = 2 * tokens * (3 * text.intermediate_size + 4 * text.hidden_size)
-    return max(of_images, of_text) + 3 * 4 * config.rollout.max_sequences * text.vocab_size
+    return max(of_images, of_text) + 3 * 4 * sequences * text.vocab_size
 
 
 def judge_is_here(config: Config) -> bool:
-    """Returns whether a judge with a model is asked that runs on this machine, hence maybe on this
-    card."""
-    if config.judge.backend == "rules" or not ("judge" in config.rewards or config.judge.evaluate):
+    """Returns whether a judge with a model is asked that is served on this machine, hence maybe on
+    this card."""
+    if config.judge.backend not in ("openai", "serve") or not config.asks_judge():
         return False
     url = str(config.judge.url)
     return url.startswith("app:") or urlparse(url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def own_judge_parts(config: Config, room: float) -> dict[str, float]:
+    """Returns the GiB that the local judge's engine takes of its `room` on a GPU; nothing where its
+    model is not at hand."""
+    path = judge_path(config)
+    if (held := judge_weights(path, 2)) is None:
+        return {}
+    started = engine_bytes(
+        model_shapes(path, "judge.model"),
+        BATCHED_TOKENS,
+        config.judge.concurrency,
+        config.judge.image,
+    )
+    parts = {"weights": held / GIB, STARTING: started / GIB, GRAPHS: GRAPHS_GIB}
+    return parts | {CACHE: room - sum(parts.values())}
+
+
+def judge_path(config: Config) -> str:
+    model = str(config.judge.model)
+    return str(import_object(model)()) if IMPORT_PATH.match(model) else model
+
+
+def judge_weights(path: str, value_bytes: int) -> float | None:
+    """Returns the bytes of the local judge's weights: of its files where it is a folder, which may
+    be quantised; else of its parameters, `value_bytes` each; None where neither is known."""
+    if files := sum(file.stat().st_size for file in Path(path).glob("*.safetensors")):
+        return float(files)
+    if path in KNOWN_MODELS:
+        return float(value_bytes * model_size(model_shapes(path), rank=1).total)
+    return None
 
 
 def require_memory(config: Config, model_path: str) -> MemoryPlan:
@@ -285,4 +339,9 @@ def plan_processes(
     for kind, libraries in LIBRARIES.items():
         count, added = special.get(kind, (1, {}))
         plan[kind] = ProcessMemory(count, libraries, added)
+    if config.asks_local_judge():
+        judge = {CACHE: float(config.rollout.kv_cache_mib)}
+        if (held := judge_weights(judge_path(config), 4)) is not None:
+            judge["weights"] = held / MIB
+        plan[JUDGE] = ProcessMemory(1, LIBRARIES["sampler"], judge)
     return plan

@@ -11,6 +11,7 @@ from rich.table import Table
 from rarl.config import IMPORT_PATH, Config
 from rarl.planning.data import DataLengths, read_lengths
 from rarl.planning.memory import (
+    JUDGE,
     Card,
     MemoryPlan,
     ProcessMemory,
@@ -96,7 +97,14 @@ def memory_table(plan: Plan) -> Table:
         ):
             rows.append((name, f"{sum(parts.values()):.1f} of {room:.1f}", parts))
         rows.append(("contexts, outside the shares", f"{memory.contexts:.1f}", {}))
-        if memory.judge:
+        if plan.config.asks_local_judge():
+            where_it_is = (
+                "on a card of its own" if plan.config.judge.own_gpu else "on the same card"
+            )
+            used = sum(memory.own_judge.values()) or memory.judge_room
+            share = f"{used:.1f} of {memory.judge_room:.1f}"
+            rows.append((f"{JUDGE}, {where_it_is}", share, memory.own_judge))
+        elif memory.judge:
             share = f"{memory.judge:.1f} of {memory.judge:.1f}"
             rows.append(("judge, where it shares the card", share, {}))
     for name, process in (plan.processes or {}).items():

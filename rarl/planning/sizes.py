@@ -81,9 +81,9 @@ class GroupShape:
     patches: int
 
 
-def model_shapes(path: str) -> Any:
+def model_shapes(path: str, key: str = "model.path") -> Any:
     """Returns the transformers configuration of a model folder, or of a model whose shapes are
-    known here. Raises UserError."""
+    known here. Raises UserError, which names the configuration's `key`."""
     from transformers import AutoConfig, Qwen2VLConfig
 
     if not Path(path).is_dir() and path in KNOWN_MODELS:
@@ -92,7 +92,7 @@ def model_shapes(path: str) -> Any:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model.path={path}: no model configuration there ({reason})") from None
+        raise UserError(f"{key}={path}: no model configuration there ({reason})") from None
 
 
 def model_size(model: Any, rank: int) -> ModelSize:

@@ -45,11 +45,12 @@ AXES = (
 
 @dataclass(frozen=True)
 class FindingsMatch:
-    """How the claims of a text fit those of a reference; shares in [0, 1]. `claims` counts distinct
-    ones."""
+    """How the claims of a text fit those of a reference; shares in [0, 1]. `covered` is the recall
+    before it is lowered for contradictions. `claims` counts distinct ones."""
 
     precision: float
     recall: float
+    covered: float
     claims: int
     contradicted: int
 
@@ -167,8 +168,9 @@ def match_claims(
     total, matched = sum(earned), sum(value > 0 for value in earned)
     counted = matched + 2 * contradicted + len(unused) / 2 + beyond
     precision = total / counted if counted else 0.0
+    covered = total / len(wanted) if wanted else 0.0
     recall = max(0.0, total - CONTRADICTION * contradicted) / len(wanted) if wanted else 0.0
-    return FindingsMatch(precision, recall, len(given), contradicted)
+    return FindingsMatch(precision, recall, covered, len(given), contradicted)
 
 
 def fit_of(claim: Claim, reference: Claim) -> float:

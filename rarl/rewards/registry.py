@@ -14,6 +14,7 @@ from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
 from rarl.rewards.facts import facts_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
+from rarl.rewards.radeval import radeval_reward, require_radeval
 from rarl.rewards.thinking import consistency_reward, explains_reward, reasoning_reward
 from rarl.system.imports import import_object
 
@@ -27,6 +28,7 @@ REWARDS: dict[str, Reward] = {
     "consistency": consistency_reward,
     "explains": explains_reward,
     "judge": judge_reward,
+    "radeval": radeval_reward,
     "repetition": repetition_reward,
     "length": length_reward,
 }
@@ -34,9 +36,11 @@ REWARDS: dict[str, Reward] = {
 
 def find_rewards(settings: Mapping[str, RewardConfig]) -> dict[str, Reward]:
     """Returns the functions behind the names of a configuration, with their options bound. Raises
-    UserError for an unknown name, an unknown or wrongly typed option, and a gate that leads
-    nowhere."""
+    UserError for an unknown name, an unknown or wrongly typed option, a gate that leads nowhere,
+    and a reward whose package is not installed."""
     rewards = {}
+    if "radeval" in settings:
+        require_radeval()
     for name in settings:
         check_gates(name, settings)
     for name, setting in settings.items():

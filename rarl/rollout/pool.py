@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -239,14 +239,7 @@ class SamplerPool:
 
     def wait_until_ready(self) -> None:
         """Returns when every engine is up. Raises UserError when one does not come up."""
-        try:
-            ray.get([actor.ready.remote() for actor in self.actors], timeout=START_TIMEOUT)
-        except GetTimeoutError:
-            late = f"the vLLM engines were not up after {START_TIMEOUT} s"
-            raise UserError(f"{late}; {LOGS}") from None
-        except RayError as error:
-            reason = f"a vLLM engine did not start: {last_line(error)}"
-            raise UserError(f"{reason}; {LOGS}") from None
+        wait_for_engines(self.actors, "a vLLM engine", LOGS)
 
     def banned_token_ids(self) -> list[int]:
         """Returns the tokens that are never sampled. Raises UserError."""
@@ -342,6 +335,17 @@ class SamplerPool:
     def stop(self) -> None:
         for actor in self.launched:
             ray.kill(actor)
+
+
+def wait_for_engines(actors: Sequence[Any], what: str, logs: str) -> None:
+    """Returns when all are up. Raises UserError, which names `what` did not come up and where its
+    `logs` are."""
+    try:
+        ray.get([actor.ready.remote() for actor in actors], timeout=START_TIMEOUT)
+    except GetTimeoutError:
+        raise UserError(f"{what} was not up after {START_TIMEOUT} s; {logs}") from None
+    except RayError as error:
+        raise UserError(f"{what} did not start: {last_line(error)}; {logs}") from None
 
 
 def wait_for_restart(actor: Any, patience: float) -> None:

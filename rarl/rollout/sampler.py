@@ -22,19 +22,14 @@ from PIL import Image
 
 from rarl.config import RolloutConfig
 from rarl.distribution import BAN_BIAS, banned_token_ids
-from rarl.errors import UserError
-from rarl.files import write_text
-from rarl.rollout.vllm_cpu import use_own_operators
+from rarl.rollout.engine import shared_arguments, start_engine
 from rarl.schema import Rollout
-from rarl.system.device import ENVIRONMENTS, Device, Dtype
-from rarl.system.imports import quick_imports
+from rarl.system.device import Device, Dtype
 from rarl.system.processes import log_output_to
 
 # The maxima that vLLM accepts.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-BATCHED_TOKENS = 8192  # that a GPU's engine takes at once at least; it tries so many when it starts
 TOKEN_PIXELS = 32 * 32  # of one image token, in the known model in which it is the most
-RESTART_SHARE = 0.01  # of the card, which must be free for an engine whose cache has its size
 
 
 @dataclass(frozen=True)
@@ -89,15 +84,7 @@ class Sampler:
 
     def __init__(self, settings: SamplerSettings) -> None:
         log_output_to(Path(settings.log_path))
-        with quick_imports():
-            from vllm import LLM
-            from vllm.platforms import current_platform
-
-        require_platform(settings.device, current_platform.device_type)
-        if settings.device == "cpu":
-            use_own_operators()
-        self.engine = LLM(**engine_arguments(settings))
-        keep_cache_size(settings, self.engine)
+        self.engine = start_engine(engine_arguments(settings), settings.device, settings.cache_file)
         # So many requests have work for all sequences, since each has one at least. Of all others
         # the engine need not hold the images.
         self.most_requests = settings.rollout.max_sequences
@@ -246,22 +233,18 @@ class Sampler:
         ]
 
 
-def require_platform(wanted: Device, found: str) -> None:
-    """Raises UserError where vLLM, which chooses its platform by its build and by the cards that
-    NVIDIA's library finds, has not chosen the configuration's device."""
-    if found != wanted:
-        raise UserError(
-            f"device={wanted}, but vLLM finds the platform '{found or 'none'}' here: {ENVIRONMENTS}"
-        )
-
-
 def engine_arguments(settings: SamplerSettings) -> dict[str, Any]:
     """Returns the keyword arguments of `vllm.LLM`."""
     rollout = settings.rollout
-    common = {
+    arguments = shared_arguments(
+        settings.device,
+        max_length=rollout.max_model_length,
+        kv_cache_mib=rollout.kv_cache_mib,
+        gpu_memory_share=rollout.gpu_memory_share,
+        cache_file=settings.cache_file,
+    ) | {
         "model": settings.model_path,
         "dtype": settings.dtype,
-        "max_model_len": rollout.max_model_length,
         "max_num_seqs": rollout.max_sequences,
         "limit_mm_per_prompt": {"image": 1, "video": 0},
         "enable_lora": True,
@@ -271,48 +254,16 @@ def engine_arguments(settings: SamplerSettings) -> dict[str, Any]:
         # The log-prob of the distribution that was drawn from: after banned tokens and
         # temperature.
         "logprobs_mode": "processed_logprobs",
-        "seed": 0,
-        "disable_log_stats": True,
     }
-    found = found_cache_size(settings)
     if settings.device == "cpu":
-        return common | {
-            "kv_cache_memory_bytes": found or rollout.kv_cache_mib << 20,
-            "enforce_eager": True,
-            # The G completions of a group share the prompt's whole blocks; the CPU build's
-            # default of 128 tokens is longer than many prompts.
-            "block_size": 32,
-            # A prompt in pieces makes vLLM rewind the random generator of its request, which
-            # torch's CPU generators cannot do ("CPU Generator does not use offset").
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(4096, 8 * rollout.max_model_length),
-        }
+        return arguments
     largest = rollout.max_model_length * TOKEN_PIXELS
-    return common | {
-        # An engine that is started anew beside a trainer must not measure: it would take the
-        # trainer's memory for its own, and abort where some is given back meanwhile.
-        "gpu_memory_utilization": RESTART_SHARE if found else rollout.gpu_memory_share,
-        "kv_cache_memory_bytes": found,
-        "max_num_batched_tokens": max(BATCHED_TOKENS, rollout.max_model_length),
+    return arguments | {
         # vLLM tries the largest image when it starts, and keeps the room: not one that never comes.
         "mm_processor_kwargs": {"max_pixels": min(settings.max_pixels or largest, largest)},
         # Logits of 16 and more are rounded to eighths in bfloat16. The policy's are not either.
         "hf_overrides": {"head_dtype": "float32"},
     }
-
-
-def found_cache_size(settings: SamplerSettings) -> int | None:
-    """Returns the bytes of the cache that this engine had before; None at its first start."""
-    if settings.cache_file is None or not Path(settings.cache_file).exists():
-        return None
-    return int(Path(settings.cache_file).read_text())
-
-
-def keep_cache_size(settings: SamplerSettings, engine: Any) -> None:
-    """Writes down how many bytes the engine's keys and values have."""
-    if settings.cache_file is not None:
-        core = engine.llm_engine.engine_core.engine_core
-        write_text(Path(settings.cache_file), str(core.available_gpu_memory_for_kv_cache))
 
 
 def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:

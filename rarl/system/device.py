@@ -50,10 +50,12 @@ def resolve_device(config: Config) -> Device:
         return "cpu"
     require_gpu()
     samplers, workers = config.rollout.num_actors, config.train.num_workers
-    if "RAY_ADDRESS" not in os.environ and samplers > torch.cuda.device_count():
+    own = config.asks_local_judge() and config.judge.own_gpu
+    if "RAY_ADDRESS" not in os.environ and samplers + own > torch.cuda.device_count():
+        judge = " and judge.own_gpu=true" if own else ""
         raise UserError(
-            f"rollout.num_actors={samplers}, but this machine has {torch.cuda.device_count()} "
-            "GPU(s): each sampler needs one, which train workers share"
+            f"rollout.num_actors={samplers}{judge}, but this machine has "
+            f"{torch.cuda.device_count()} GPU(s): each sampler needs one, which train workers share"
         )
     if workers > samplers:
         raise UserError(

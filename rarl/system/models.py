@@ -13,24 +13,22 @@ from rarl.system.imports import import_object
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-def resolve_model(path: str) -> str:
-    """Returns a local folder with the model. Hub ids are looked up in the local cache, then
-    downloaded. Raises UserError if it cannot be had."""
+def resolve_model(path: str, key: str = "model.path") -> str:
+    """Returns a local folder with the model that `key` names. Hub ids are looked up in the local
+    cache, then downloaded. Raises UserError if it cannot be had."""
     if IMPORT_PATH.match(path):
         return str(import_object(path)())
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(
-                f"model.path={path}: the folder holds no config.json, so it is not a model"
-            )
+            raise UserError(f"{key}={path}: the folder holds no config.json, so it is not a model")
         return str(folder.resolve())
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise UserError(
-            f"model.path={path}: no such folder, looked for as {folder.absolute()}, and not a Hub "
+            f"{key}={path}: no such folder, looked for as {folder.absolute()}, and not a Hub "
             "id of the form owner/name"
         )
-    return download_model(path)
+    return download_model(path, key)
 
 
 def require_known_model(path: str, folder: str) -> None:
@@ -47,6 +45,17 @@ def require_known_model(path: str, folder: str) -> None:
             f"processor gives image_grid_thw, which are {', '.join(MODEL_TYPES)}; choose one of "
             "these"
         )
+
+
+def model_sees(folder: str) -> bool:
+    """Whether transformers knows the model in a folder as one that reads images."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    kind = AutoConfig.from_pretrained(folder).model_type
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def find_adapter(path: str) -> Path:
@@ -75,7 +84,7 @@ def resolve_adapter(path: str, lora: LoraConfig) -> Path:
     return folder
 
 
-def download_model(hub_id: str) -> str:
+def download_model(hub_id: str, key: str = "model.path") -> str:
     from huggingface_hub import snapshot_download
 
     try:
@@ -88,6 +97,6 @@ def download_model(hub_id: str) -> str:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.path={hub_id}: not in the local cache, and it could not be downloaded "
-            f"({reason}); copy the model to a folder and set model.path to it"
+            f"{key}={hub_id}: not in the local cache, and it could not be downloaded "
+            f"({reason}); copy the model to a folder and set {key} to it"
         ) from None

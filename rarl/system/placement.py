@@ -16,8 +16,9 @@ from rarl.system.device import Device
 READ_CPUS = 0.25  # of a Ray Data task; with the default of 1, a machine with two cores starves
 SAMPLER_CPUS = 0.2
 # Of a card, whatever memory they take. Two samplers find no room on one card, nor do two train
-# workers beside a sampler; a judge with 0.24 does, beside one of each.
+# workers beside a sampler; a judge does, the run's own or a served one, beside one of each.
 SAMPLER_GPUS = 0.51
+JUDGE_GPUS = 0.24
 TRAIN_GPUS = 0.249
 TRAIN_CPUS = 0.25
 # Of a measurement, in flight at a time: until the last of them is answered, less and less of the
@@ -38,12 +39,20 @@ def worker_resources(device: Device) -> dict[str, float]:
     return {"CPU": TRAIN_CPUS} | ({"GPU": TRAIN_GPUS} if device == "cuda" else {})
 
 
+def judge_resources(device: Device, own_gpu: bool) -> dict[str, float]:
+    """Returns what Ray reserves for the engine of `judge.backend: local`."""
+    gpus = 1 if own_gpu else JUDGE_GPUS
+    return {"CPU": SAMPLER_CPUS} | ({"GPU": gpus} if device == "cuda" else {})
+
+
 def needs_of(config: Config, device: Device, trains: bool) -> Needs:
     sampler = {"CPU": SAMPLER_CPUS} | ({"GPU": SAMPLER_GPUS} if device == "cuda" else {})
     samplers, workers = config.rollout.num_actors, config.train.num_workers
     needs = {f"rollout.num_actors={samplers}": (samplers, sampler)}
     if trains:
         needs[f"train.num_workers={workers}"] = (workers, worker_resources(device))
+    if config.asks_local_judge(trains):
+        needs["judge.backend=local"] = (1, judge_resources(device, config.judge.own_gpu))
     return needs | {"a reader of data": (1, {"CPU": READ_CPUS})}
 
 

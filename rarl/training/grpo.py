@@ -205,7 +205,7 @@ def opened_collector(
         siblings = ParquetRows(inputs.data_path).questions_by_image()
     if "judge" in config.rewards:
         cache = inputs.run_dir.judge_cache_of(workers.rank)
-        judge = open_judge(config.judge, cache, share=workers.size)
+        judge = open_judge(config.judge, cache, workers.size, inputs.judge_engine)
     try:
         yield Collector(
             pool,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rarl.config import Config
 from rarl.distribution import SamplingDistribution
@@ -18,8 +19,9 @@ class TrainInputs:
     """Everything that the driver looked up and started: files, device, and the samplers.
 
     `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
-    policy exceeds `mismatch_bound`. `gpu_share` is what a worker may take of its card, beside
-    context and sampler; None on a CPU.
+    policy exceeds `mismatch_bound`. `judge_engine` is the actor of the run's own judge, None where
+    it has none. `gpu_share` is what a worker may take of its card, beside context, sampler and
+    judge; None on a CPU.
     """
 
     config: Config
@@ -32,6 +34,7 @@ class TrainInputs:
     mismatch_bound: float
     banned_token_ids: list[int]
     pool: SamplerPool
+    judge_engine: Any = None
     gpu_share: float | None = None
 
     @property

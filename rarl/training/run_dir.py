@@ -31,6 +31,8 @@ FREE_TO_CONTINUE = (
     "judge.timeout_seconds",
     "judge.retries",
     "judge.concurrency",
+    "judge.own_gpu",
+    "judge.gpu_memory_share",
     "rollout.num_actors",
     "rollout.timeout_seconds",
     "rollout.kv_cache_mib",
