@@ -182,7 +182,7 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.engines
 def test_a_run_judges_is_killed_goes_on_and_leaves_nobody_behind(tmp_path: Path) -> None:
     """The tiny model as its own judge, that sees and grades steps: its verdicts mean nothing."""
