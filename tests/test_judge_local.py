@@ -138,7 +138,12 @@ def test_the_plan_counts_the_judges_engine() -> None:
     without = make_plan(load_config(DEMO, [JUDGED])).processes
     assert without is not None and without.keys() == plan.processes.keys() - {JUDGE}
     shared, own = (
-        make_plan(load_config(QWEN, ["judge.backend=local", f"judge.model={HUB}", *more]), "l4-24g")
+        make_plan(
+            load_config(
+                QWEN, ["rewards.judge=0.3", "judge.backend=local", f"judge.model={HUB}", *more]
+            ),
+            "l4-24g",
+        )
         for more in ([], ["judge.own_gpu=true"])
     )
     assert shared.memory is not None and own.memory is not None
@@ -150,7 +155,8 @@ def test_the_plan_counts_the_judges_engine() -> None:
 
 
 def test_a_judge_that_does_not_fit_its_share_is_told() -> None:
-    more = ["judge.backend=local", f"judge.model={HUB}", "judge.gpu_memory_share=0.05"]
+    more = ["rewards.judge=0.3", "judge.backend=local", f"judge.model={HUB}"]
+    more += ["judge.gpu_memory_share=0.05"]
     config = load_config(QWEN, more)
     plan = plan_memory(config, model_shapes(HUB), 39.4, step_work(config, HUB))
     assert any("raise judge.gpu_memory_share" in line for line in plan.shortfalls())

@@ -187,7 +187,7 @@ def test_a_card_that_is_too_small_gets_no_advice(qwen: Any, work: Work) -> None:
 def test_a_judge_on_the_same_machine_takes_its_share(
     qwen: Any, work: Work, overrides: list[str], here: bool
 ) -> None:
-    config = load_config(QWEN, overrides)
+    config = load_config(QWEN, ["rewards.judge=0.3", *overrides])
     assert judge_is_here(config) == here
     planned = plan_memory(config, qwen, 40.0, work)
     assert planned.judge == (10.0 if here else 0.0)

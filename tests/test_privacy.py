@@ -80,7 +80,7 @@ def start_commands() -> dict[str, str]:
 
 @pytest.mark.parametrize("name", start_commands())
 def test_a_cluster_is_started_without_statistics(name: str, tmp_path: Path) -> None:
-    for place in ("bin", ".venv/bin", "rarl/.venv/bin"):
+    for place in ("bin", ".venv/bin", "rarl/.venv/bin", "rarl/.venv-gpu/bin"):
         ray = tmp_path / place / "ray"
         ray.parent.mkdir(parents=True)
         ray.write_text(STAND_IN)
