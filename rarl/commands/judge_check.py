@@ -20,7 +20,7 @@ from rarl.judge.card_set import QUESTIONS
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import find_rubric
 from rarl.judge.vl_rewardbench import measure_preferences, read_vl_rewardbench
-from rarl.system.device import Device
+from rarl.system.device import Device, engine_build, require_gpu
 
 
 @contextmanager
@@ -29,14 +29,15 @@ def engine_alone(config: JudgeConfig, out: Path | None, display: Display) -> Ite
     if config.backend != "local":
         yield None
         return
-    import torch
-
     from rarl.commands.resolve import resolve_judge
     from rarl.commands.session import chat_settings
     from rarl.rollout.chat import chat_engine, wait_for_judge
     from rarl.system.cluster import ray_session
 
-    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    # As `device: auto` does: what vLLM here is built for.
+    device: Device = engine_build() or "cpu"
+    if device == "cuda":
+        require_gpu()
     with TemporaryDirectory(prefix="rarl-judge-") as folder:
         logs = out / "logs" if out else Path(folder)
         settings = chat_settings(config, resolve_judge(config), device, logs, RolloutConfig())
