@@ -51,7 +51,7 @@ CLAUSE_END, NEGATION, DENIES_NEXT = (
     pattern("denies_next"),
 )
 PSEUDO_NEGATION, VERB = pattern("pseudo_negation"), pattern("verb")
-DENIES_SENTENCE = pattern("denies_sentence")
+DENIES_SENTENCE, DENIES_LIST = pattern("denies_sentence"), pattern("denies_list")
 CONDITIONAL, HEDGE, PAST = pattern("conditional"), pattern("hedged"), pattern("past")
 COMPARED, PRESENT, OTHER_PATIENT = pattern("compared"), pattern("present"), pattern("other_patient")
 WITHDRAWN, WITHDRAWN_AHEAD = pattern("withdrawn"), pattern("withdrawn_ahead")
@@ -79,7 +79,11 @@ def concept_pairs(name: str) -> list[frozenset[str]]:
     ]
 
 
+# Beginnings that turn a word's meaning round.
+PREFIXES = [("hyper", "hypo"), ("hypo", "hyper")]
+PREFIXES += [pair for no in ("non", "un", "in") for pair in ((no, ""), ("", no))]
 OPPOSITES, NEAR = concept_pairs("opposites"), concept_pairs("near")
+BROADER = concept_pairs("broader")
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
         if negated and claims and not content_words(clause, lexicon):  # "mass: absent"
             claims[-1] = replace(claims[-1], negated=not claims[-1].negated)
         if negated and index > listed:
-            listed = end_of_list(clauses, index)
+            listed = end_of_list(clauses, index, DENIES_LIST.search(clause) is not None)
         if negated or index <= listed:
             claims += read_denial(clause, lexicon)
         else:
@@ -183,14 +187,14 @@ def is_negated(clause: str) -> bool:
     return NEGATION.search(PSEUDO_NEGATION.sub(" ", clause)) is not None
 
 
-def end_of_list(clauses: Sequence[str], start: int) -> int:
-    """Returns the index of the last of the bare clauses after `start` up to one with "or": a list
-    under one negation."""
+def end_of_list(clauses: Sequence[str], start: int, whole: bool) -> int:
+    """Returns the index of the last of the bare clauses after `start` up to one with "or", or of
+    all of them with `whole`: a list under one negation."""
     end = start
     for index in range(start + 1, len(clauses)):
         if VERB.search(clauses[index]) or NEGATION.search(clauses[index].removeprefix("nor ")):
             break
-        if OR.search(clauses[index]):
+        if whole or OR.search(clauses[index]):
             end = index
     return end
 
@@ -309,8 +313,9 @@ def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
             words.add(concept)
         elif (number := NUMBER_WORDS.get(concept)) is not None or concept[0].isdigit():
             following = found[end] if end < len(found) else ""
-            # A pronoun, unless it is the whole answer.
-            if concept in ("one", "pair") and len(found) > 1 and following in {"", *IDLE}:
+            # A pronoun, unless it is the whole answer: also "the right one larger".
+            pronoun = following in {"", *IDLE} or "the" in found[max(0, end - 3) : end]
+            if concept in ("one", "pair") and len(found) > 1 and pronoun:
                 continue
             value = float(concept.replace(",", ".")) if number is None else float(number)
             words.add(number_of(value, found[end : end + 6]))
@@ -337,7 +342,7 @@ def number_of(value: float, following: Sequence[str]) -> str:
 def opposites(word: str) -> frozenset[str]:
     """Returns words that cannot be true of the same thing as `word`, a concept or a stem."""
     found = {other for pair in OPPOSITES if word in pair for other in pair if other != word}
-    for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", ""), ("", "non")):
+    for prefix, other in PREFIXES:
         if word.startswith(prefix) and len(word) > len(prefix) + 2:
             found.add(other + word.removeprefix(prefix))
     return frozenset(found)
@@ -347,6 +352,12 @@ def opposites(word: str) -> frozenset[str]:
 def near(word: str) -> frozenset[str]:
     """Returns the concepts that come near one: nearly right where it is true."""
     return frozenset(other for pair in NEAR if word in pair for other in pair if other != word)
+
+
+@lru_cache(maxsize=8192)
+def broader(word: str) -> frozenset[str]:
+    """Returns the concepts that one may stand for, or that may stand for it."""
+    return frozenset(other for pair in BROADER if word in pair for other in pair if other != word)
 
 
 def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from rarl.replies.findings import Claim, near, opposites, split_claims
-from rarl.replies.lexicon import SHIPPED, Lexicon
+from rarl.replies.findings import Claim, broader, near, opposites, split_claims
+from rarl.replies.lexicon import SHIPPED, Lexicon, stems
 from rarl.replies.wording import is_common, known_words
+from rarl.replies.words import VOCABULARY
 
 PARTLY = 0.4  # share of a claim's concepts that another must name, its finding among them
 MATCH = 0.5  # the same where there is no finding
@@ -25,6 +26,13 @@ DENIED = 0.75  # share of what a denial denies that must be claimed, to contradi
 NEARLY = 0.7  # what a concept near the right one is worth
 WEIGHTS = {"quality": 1.5, "anatomy": 1.0}  # beside 2 of the finding itself, and 0.5 of all else
 TECHNIQUE = ("modality", "plane", "sequence")
+GENERAL_PLACES = frozenset(
+    concept
+    for place in VOCABULARY["general_places"].split()
+    for concept, _, _ in SHIPPED.concepts(stems(place))
+)
+NORMAL, NO_ABNORMALITY = frozenset(("normal",)), frozenset(("abnormal",))
+LOSS = frozenset(("decreased",))
 TOLERANCE = 0.25  # two sizes so near are one
 # What a contradiction takes from the recall, in claims; below 1, so that one right claim of two is
 # worth more than none.
@@ -40,6 +48,7 @@ AXES = (
     frozenset(("central", "peripheral")),
     frozenset(("superficial", "deep")),
     frozenset(("internal", "external")),
+    frozenset(("above", "below")),
 )
 
 
@@ -206,6 +215,8 @@ def support(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> float
     said = claim.words | opposed
     if core and not any(cover(word, said) for word in core):
         return 0.0
+    if not claim.negated and places_differ(claim, reference, lexicon, GENERAL_PLACES):
+        return 0.0
     slots = [word for word in reference.words if is_slot(word)]
     full = sum(wanted.values())
     share = (
@@ -228,6 +239,8 @@ def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> floa
     denial reaches what it names in general: "no spot" conflicts with "a round spot on the left",
     but not "the mass does not enhance" with "a mass".
     """
+    if all_is_well(claim, reference, lexicon):
+        return 1.0
     opposed = opposed_words(claim, reference)
     differ = claim.negated != reference.negated
     slots = any(is_slot(word) for word in opposed)
@@ -263,6 +276,19 @@ def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> floa
     return shared / full if shared / full > MATCH else 0.0
 
 
+def all_is_well(claim: Claim, reference: Claim, lexicon: Lexicon) -> bool:
+    """Says whether a claim calls normal what the reference has a finding of: "the lungs are
+    unremarkable", "a normal study"."""
+    if reference.negated or not any(lexicon.kinds.get(one) == "finding" for one in reference.words):
+        return False
+    if claim.words == NO_ABNORMALITY or claim.negated:
+        return claim.negated and claim.words == NO_ABNORMALITY
+    places = claim.words - NORMAL
+    if claim.words == places or any(lexicon.kinds.get(one) != "anatomy" for one in places):
+        return False
+    return not places or any(cover(one, reference.words) for one in places)
+
+
 @lru_cache(maxsize=16384)
 def core_of(claim: Claim, lexicon: Lexicon) -> frozenset[str]:
     """Returns what a claim is about: its findings and devices, or where it has none, the technique
@@ -292,17 +318,24 @@ def weights(claim: Claim, lexicon: Lexicon) -> dict[str, float]:
 
 
 def cover(word: str, words: Collection[str]) -> float:
-    """Returns 1 where a concept is among words, NEARLY where one near it is, else 0."""
-    if word in words:
+    """Returns 1 where a concept is among words, or a broader or narrower one, NEARLY where one near
+    it is, else 0."""
+    if word in words or any(other in words for other in broader(word)):
         return 1.0
     return NEARLY if any(other in words for other in near(word)) else 0.0
 
 
-def places_differ(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> bool:
-    """Says whether both name organs or parts of the body, and none in common."""
+def places_differ(
+    claim: Claim,
+    reference: Claim,
+    lexicon: Lexicon = SHIPPED,
+    general: Collection[str] = frozenset(),
+) -> bool:
+    """Says whether both name organs or parts of the body other than `general`, none in common."""
     kinds = lexicon.kinds
     first, second = (
-        {word for word in one.words if kinds.get(word) == "anatomy"} for one in (claim, reference)
+        {word for word in one.words if kinds.get(word) == "anatomy" and word not in general}
+        for one in (claim, reference)
     )
     return bool(first and second) and not any(cover(word, second) for word in first)
 
@@ -318,6 +351,10 @@ def opposed_words(claim: Claim, reference: Claim) -> frozenset[str]:
         if is_slot(word) or word not in claim.words
     )
     found = {word for own, others in pairs if others for word in (own, *others)}
+    if claim.negated != reference.negated:
+        # "No differentiation" says "loss of differentiation".
+        denial, other = (claim, reference) if claim.negated else (reference, claim)
+        found |= other.words & LOSS - denial.words
     for kind in (is_size, is_count, is_ordinal, is_vertebra):
         given = {word for word in claim.words if kind(word)}
         wanted = {word for word in reference.words if kind(word)}

@@ -28,20 +28,25 @@ from rarl.replies.words import VOCABULARY, fold
 WORDS = frozenset(
     stem(word)
     for words in (
-        STOP_WORDS, EMPTY_WORDS, VOCABULARY["neutral_words"].split(), NUMBER_WORDS, ORDINALS,
-        MILLIMETRES, ("st", "nd", "rd", "th"),
+        STOP_WORDS, EMPTY_WORDS, VOCABULARY["neutral_words"].split(),
+        VOCABULARY["medical_words"].split(), NUMBER_WORDS, ORDINALS, MILLIMETRES,
+        ("st", "nd", "rd", "th"),
     )
     for word in words
 )  # fmt: skip
 # Greek and Latin parts that no everyday word has: new terms are no reason for doubt.
 MEDICAL = re.compile(
     r"^(?:hyper|hypo|peri|intra|retro|supra|infra|sub|para|endo|epi|osteo|cardio|pneumo|hemo|neuro|"
-    r"cyst|chol|hepat|nephr|myel|arthr|costo|cranio|cerebr|gastr|lymph|angi|vasc|micro|macro|poly)"
+    r"cyst|chol|hepat|nephr|myel|arthr|costo|cranio|cerebr|gastr|lymph|angi|vasc|micro|macro|poly|"
+    r"extra|trans|hemi|juxta|fibro|myo|lipo|chondr|sacro|ileo|ilio|uret|vesic|recto|spondyl|synov|"
+    r"thromb|papill|adeno|carcin|sarco|scler|lepto|ventric|dys|ecto|onco|bronch|thorac|mening)"
     r"\w{4}|(?:itis|osis|asis|oma|emia|pathy|plasia|plastic|trophy|ectasis|ectomy|ostomy|"
-    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic)$"
+    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic|lith|megaly|penia|"
+    r"malacia|plasm|plegia|rrhea|chromatic|philic|cytic|blastic|hilar|axial|vascular)$"
 )
 LONGEST_WORD = 40
-NUMBER = re.compile(r"\d|^[a-z]\d*$")
+# A number, a letter, an abbreviation without a vowel: none of them takes anything back.
+NUMBER = re.compile(r"\d|^[a-z]\d*$|^[bcdfghjklmnpqrstvwxz]{2,5}$")
 
 DETERMINERS = frozenset(("a", "an", "the"))
 BE = frozenset(("is", "are", "was", "were"))
