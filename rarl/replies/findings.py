@@ -20,6 +20,7 @@ from rarl.replies.lexicon import (
     MILLIMETRES,
     NUMBER_WORDS,
     ORDINALS,
+    PERCENT,
     SHIPPED,
     STOP_WORDS,
     Lexicon,
@@ -67,8 +68,9 @@ IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
 LOCATION = ("anatomy", "side", "level")
 # Words without content that place something: "above the diaphragm" is not below it.
 PLACES = frozenset(stem(word) for word in VOCABULARY["place_words"].split())
+VERTEBRA = re.compile(r"[ctls]\d{1,2}")
 NUMBER_ENDINGS = frozenset(("st", "nd", "rd", "th"))
-NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS
+NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS | {PERCENT}
 
 
 def concept_pairs(name: str) -> list[frozenset[str]]:
@@ -165,6 +167,10 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
     denied = bool(introduced) and not PSEUDO_NEGATION.search(head)
     if denied:
         sentence = sentence[len(head) :]
+    heading, colon, rest = sentence.partition(":")
+    place = place_words(heading, lexicon) if colon else frozenset()
+    if place:
+        sentence = rest
     clauses = [part.strip() for part in CLAUSE_END.split(sentence)]
     clauses = [clause for clause in clauses if clause][:MAX_CLAUSES]
     claims: list[Claim] = []
@@ -180,7 +186,63 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
             claims += read_denial(clause, lexicon)
         else:
             claims.append(read_claim(clause, False, lexicon))
+    claims = in_context(claims, place, lexicon)
     return [replace(one, negated=not one.negated) for one in claims] if denied else claims
+
+
+def place_words(heading: str, lexicon: Lexicon) -> frozenset[str]:
+    """Returns the concepts of a heading that only says where: "right breast", "L4-5"."""
+    words = content_words(heading, lexicon)
+    kinds = {lexicon.kinds.get(word) for word in words}
+    places = kinds & {"anatomy", "side"} or any(VERTEBRA.fullmatch(word) for word in words)
+    bare = not VERB.search(heading) and not is_negated(heading)
+    return words if bare and places and kinds <= {None, *LOCATION} else frozenset()
+
+
+def in_context(
+    claims: Sequence[Claim], place: frozenset[str], lexicon: Lexicon
+) -> list[Claim]:
+    """Returns claims with what their sentence's heading says of their place, and those of a clause
+    without a noun ("mass in the liver, 3 cm", "duct, not dilated") with the noun before it."""
+    found: list[Claim] = []
+    for claim in with_subjects(claims, lexicon):
+        kinds = {lexicon.kinds.get(word) for word in claim.words if not word[0].isdigit()}
+        bare = kinds <= {"quality", "severity"} and not VERB.search(claim.text)
+        words = claim.words
+        if words and bare and found and (claim.negated or not found[-1].negated):
+            words |= {
+                word
+                for word in found[-1].words
+                if lexicon.kinds.get(word) in ("finding", "device", *LOCATION)
+            }
+        elif words:
+            words |= {word for word in place if not opposites(word) & words}
+        found.append(replace(claim, words=words))
+    return found
+
+
+def with_subjects(claims: Sequence[Claim], lexicon: Lexicon) -> Sequence[Claim]:
+    """Returns claims with what is told of several organs told of each ("the spleen and the pancreas
+    are normal"), and with a place that stands before ("in the liver, there is a mass")."""
+    first = next((place for place, one in enumerate(claims) if tells(one, lexicon)), 0)
+    if not first:
+        return claims
+    told = claims[first]
+    predicate = frozenset(word for word in told.words if lexicon.kinds.get(word) not in LOCATION)
+    if not any(lexicon.kinds.get(word) == "anatomy" for word in told.words):
+        places = frozenset(word for one in claims[:first] for word in one.words)
+        places = frozenset(word for word in places if not opposites(word) & told.words)
+        return [replace(told, words=told.words | places), *claims[first + 1 :]]
+    subjects = [
+        replace(one, words=one.words | predicate, negated=told.negated) for one in claims[:first]
+    ]
+    return [*subjects, *claims[first:]]
+
+
+def tells(claim: Claim, lexicon: Lexicon) -> bool:
+    """Says whether a clause is more than the name of a place."""
+    kinds = {lexicon.kinds.get(word) for word in claim.words}
+    return claim.negated or not kinds <= {*LOCATION} or bool(VERB.search(claim.text))
 
 
 def is_negated(clause: str) -> bool:
@@ -291,7 +353,8 @@ def doubted(
 
 def is_salad(claim: Claim, lexicon: Lexicon) -> bool:
     """Says whether a clause names several things without a word between them."""
-    return heads(claim.words, lexicon) > 1 and not STOP_WORDS & set(claim.text.split())
+    words = content_words(claim.text, lexicon)  # without its heading's
+    return heads(words, lexicon) > 1 and not STOP_WORDS & set(claim.text.split())
 
 
 def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
@@ -329,6 +392,8 @@ def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
 def number_of(value: float, following: Sequence[str]) -> str:
     """Returns a size in millimetres, also the first of "3 x 4 cm", an ordinal or a count."""
     for word in following:
+        if word == PERCENT:
+            return f"{value / 100:g}"
         if word in MILLIMETRES:
             return f"{value * MILLIMETRES[word]:g} mm"
         if word in NUMBER_ENDINGS:
@@ -363,6 +428,10 @@ def broader(word: str) -> frozenset[str]:
 def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:
     """Returns what a short text says: its claims' concepts with the words that place them, and
     whether they are denied. Equal for two names of one thing: RUL and right upper lobe."""
-    said = frozenset((claim.words, claim.negated) for claim in split_claims(text))
+    # A lobe without an organ is the lung's.
+    said = frozenset(
+        (claim.words - {"lung"} if "lobe" in claim.words else claim.words, claim.negated)
+        for claim in split_claims(text)
+    )
     places = frozenset(word for word, _, _ in SHIPPED.concepts(stems(text)) if word in PLACES)
     return said | {(places, False)} if said and places else said

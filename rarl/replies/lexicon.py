@@ -47,6 +47,7 @@ SHORTEST_STEM = 4
 MILLIMETRES = {
     "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1000.0, "inch": 25.4
 }  # fmt: skip
+PERCENT = "perc"  # stem
 STOP_WORDS = frozenset(VOCABULARY["stop_words"].split())
 EMPTY_WORDS = frozenset(VOCABULARY["empty_words"].split())
 
@@ -62,6 +63,8 @@ def stem(word: str) -> str:
                 break
     for pattern, american in BRITISH:
         word = pattern.sub(american, word)
+    if word.endswith("ied") and not word.endswith("ified"):
+        word = word.removesuffix("ied") + "y"
     for ending in ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= SHORTEST_STEM:
             word = word.removesuffix(ending)
@@ -86,6 +89,7 @@ def stems(text: str) -> list[str]:
     """Returns the stems of a text's words and numbers in order. "L4-5" and "L4/L5" are the same,
     "segment VII" is "segment 7"."""
     joined = JOINED.sub(lambda match: match[0].replace("-", "").replace(" ", ""), fold(text))
+    joined = joined.replace("%", " percent")
     joined = VERTEBRAE.sub(r"\1\2 \1\3", joined)
     joined = ROMAN.sub(lambda match: f"{match[1]} {ROMANS.index(match[2]) + 1}", joined)
     return [stem(word) for word in WORD.findall(joined)]

@@ -273,7 +273,12 @@ def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> floa
         return 1.0
     shared = sum(w * cover(word, second) for word, w in first.items())
     shared += sum(w * cover(word, first) for word, w in second.items())
-    return shared / full if shared / full > MATCH else 0.0
+    share = shared / full
+    organs = {word for word in first if lexicon.kinds.get(word) == "anatomy"} & set(second)
+    if all(cores) and organs and not organs <= GENERAL_PLACES:
+        # One thing in one organ, whatever else is told of it.
+        share = max(share, DENIED)
+    return share if share > MATCH else 0.0
 
 
 def all_is_well(claim: Claim, reference: Claim, lexicon: Lexicon) -> bool:
