@@ -36,7 +36,7 @@ LOSS = frozenset(("decreased",))
 TOLERANCE = 0.25  # two sizes so near are one
 # What a contradiction takes from the recall, in claims; below 1, so that one right claim of two is
 # worth more than none.
-CONTRADICTION = 0.75
+CONTRADICTION = 0.9
 POOLED, MOST_POOLED = 3, 6  # claims that may support one together, and from among how many
 MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
 AXES = (
@@ -134,7 +134,7 @@ def match_claims(
     """Soft matching, so that neither repetition nor saying both pays.
 
     Each reference claim earns what its best claim supports of it, times that claim's trust; none
-    where a claim contradicts it. Recall is that over the reference claims, less three quarters of
+    where a claim contradicts it. Recall is that over the reference claims, less nine tenths of
     one for each contradiction. Precision is S / (M + 2 C + U / 2): S is what M reference claims
     earned, C counts contradictions, U claims that are something else, or of another status. What is
     merely denied beyond the reference costs nothing: a normal finding that nobody asked for is no
@@ -339,7 +339,11 @@ def places_differ(
     """Says whether both name organs or parts of the body other than `general`, none in common."""
     kinds = lexicon.kinds
     first, second = (
-        {word for word in one.words if kinds.get(word) == "anatomy" and word not in general}
+        {
+            word
+            for word in one.words
+            if kinds.get(word) == "anatomy" and not is_slot(word) and word not in general
+        }
         for one in (claim, reference)
     )
     return bool(first and second) and not any(cover(word, second) for word in first)
