@@ -36,9 +36,9 @@ Scorer = Callable[[Case, str], float]
 
 
 def read(path: Path = TEXTS) -> dict[str, Any]:
-    """Returns the texts, frames and pairs of answers of a file; frames are those of the first."""
-    frames = yaml.safe_load(TEXTS.read_text("utf-8"))["frames"]
-    return {"frames": frames, **yaml.safe_load(path.read_text("utf-8"))}
+    """Returns the texts, frames and pairs of answers of a file."""
+    read: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return read
 
 
 def bad_texts(data: dict[str, Any], index: int) -> Iterator[tuple[str, str]]:
