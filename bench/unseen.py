@@ -3,9 +3,9 @@
     python bench/unseen.py [tests/unseen_texts.yaml] [-v]
 
 Prints, for `reasoning`, `facts` (the rationale's sentences as facts, silence taken as 0) and the
-judge by rules (F1 of factuality and completeness, times relevance), the least and mean for honest texts, and by kind the
-share of bad ones at 0.8 of the mean honest one or above, and the AUC; then the share of pairs of
-answers that are told right. -v lists what goes wrong.
+judge by rules (F1 of factuality and completeness, times relevance), the least and mean for honest
+texts, and by kind the share of bad ones at 0.8 of the mean honest one or above, and the AUC; then
+the share of pairs of answers that are told right. -v lists what goes wrong.
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def score(data: dict[str, Any], scorer: Scorer) -> Scores:
 def wrong_answers(data: dict[str, Any]) -> list[Case]:
     """Returns the pairs of answers whose sameness is not told right."""
     pairs = data.get("answers", [])
-    return [one for one in pairs if is_correct(one["answer"], one["reference"], None) != one["same"]]
+    return [
+        one for one in pairs if is_correct(one["answer"], one["reference"], None) != one["same"]
+    ]
 
 
 def list_faults(data: dict[str, Any], scores: Scores, scorer: Scorer) -> None:
@@ -157,7 +159,9 @@ def main(arguments: list[str]) -> None:
         spent = time.perf_counter() - began
         count = 3 * len(scores.honest) + sum(map(len, scores.bad.values()))
         print(f"{name}: honest least {scores.least:.2f}, mean {scores.average:.2f}", end=", ")
-        print(f"{sum(v >= 0.5 for h in scores.honest for v in h)} of {3 * len(scores.honest)} ≥ 0.5")
+        print(
+            f"{sum(v >= 0.5 for h in scores.honest for v in h)} of {3 * len(scores.honest)} ≥ 0.5"
+        )
         print(f"  {count / spent:,.0f} texts/s")
         for kind, values in sorted(scores.bad.items()):
             paid, auc = scores.paid(kind), scores.auc(kind)

@@ -32,7 +32,7 @@ from rarl.judge.card_measure import (
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
 from rarl.judge.rules import RulesJudge, judge_by_rules
-from rarl.replies.findings import content_words
+from rarl.replies.concepts import content_words
 from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 from tests.faulty_judges import (

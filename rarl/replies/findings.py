@@ -11,16 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
+from rarl.replies.concepts import content_words, opposites
 from rarl.replies.lexicon import (
     EMPTY_WORDS,
-    MILLIMETRES,
-    NUMBER_WORDS,
-    ORDINALS,
-    PERCENT,
     SHIPPED,
     STOP_WORDS,
     Lexicon,
@@ -64,28 +60,10 @@ SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|pe
 PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")
 WHOLE_ANSWER = re.compile(r"(?:the answer is )?no")
 REPORTING = STOP_WORDS | EMPTY_WORDS | set(VOCABULARY["reporting"].split())
-IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
 LOCATION = ("anatomy", "side", "level")
 # Words without content that place something: "above the diaphragm" is not below it.
 PLACES = frozenset(stem(word) for word in VOCABULARY["place_words"].split())
 VERTEBRA = re.compile(r"[ctls]\d{1,2}")
-NUMBER_ENDINGS = frozenset(("st", "nd", "rd", "th"))
-NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS | {PERCENT}
-
-
-def concept_pairs(name: str) -> list[frozenset[str]]:
-    """Returns a list of pairs of the vocabulary's, by the names of the concepts."""
-    return [
-        frozenset(SHIPPED.concepts(stems(word))[0][0] for word in pair.split("/"))
-        for pair in VOCABULARY[name].split()
-    ]
-
-
-# Beginnings that turn a word's meaning round.
-PREFIXES = [("hyper", "hypo"), ("hypo", "hyper")]
-PREFIXES += [pair for no in ("non", "un", "in") for pair in ((no, ""), ("", no))]
-OPPOSITES, NEAR = concept_pairs("opposites"), concept_pairs("near")
-BROADER = concept_pairs("broader")
 
 
 @dataclass(frozen=True)
@@ -199,9 +177,7 @@ def place_words(heading: str, lexicon: Lexicon) -> frozenset[str]:
     return words if bare and places and kinds <= {None, *LOCATION} else frozenset()
 
 
-def in_context(
-    claims: Sequence[Claim], place: frozenset[str], lexicon: Lexicon
-) -> list[Claim]:
+def in_context(claims: Sequence[Claim], place: frozenset[str], lexicon: Lexicon) -> list[Claim]:
     """Returns claims with what their sentence's heading says of their place, and those of a clause
     without a noun ("mass in the liver, 3 cm", "duct, not dilated") with the noun before it."""
     found: list[Claim] = []
@@ -364,65 +340,6 @@ def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
         if lexicon.kinds.get(concept) in ("finding", "device", "quality"):
             return found[:start]
     return found
-
-
-@lru_cache(maxsize=16384)
-def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
-    """Returns the concepts, sizes, counts and other words of content of a text."""
-    found = stems(text)
-    words = set()
-    for concept, _, end in lexicon.concepts(found):
-        if concept in lexicon.kinds:
-            words.add(concept)
-        elif (number := NUMBER_WORDS.get(concept)) is not None or concept[0].isdigit():
-            following = found[end] if end < len(found) else ""
-            # A pronoun, unless it is the whole answer: also "the right one larger".
-            pronoun = following in {"", *IDLE} or "the" in found[max(0, end - 3) : end]
-            if concept in ("one", "pair") and len(found) > 1 and pronoun:
-                continue
-            value = float(concept.replace(",", ".")) if number is None else float(number)
-            words.add(number_of(value, found[end : end + 6]))
-        elif (nth := ORDINALS.get(concept)) is not None and concept not in IDLE:
-            words.add(f"#{nth}")
-        elif len(concept) > 1 and concept not in NOTHING:
-            words.add(concept)
-    return frozenset(words)
-
-
-def number_of(value: float, following: Sequence[str]) -> str:
-    """Returns a size in millimetres, also the first of "3 x 4 cm", an ordinal or a count."""
-    for word in following:
-        if word == PERCENT:
-            return f"{value / 100:g}"
-        if word in MILLIMETRES:
-            return f"{value * MILLIMETRES[word]:g} mm"
-        if word in NUMBER_ENDINGS:
-            return f"#{value:g}"
-        if word not in ("x", "by") and not word[0].isdigit():
-            break
-    return f"{value:g}"
-
-
-@lru_cache(maxsize=8192)
-def opposites(word: str) -> frozenset[str]:
-    """Returns words that cannot be true of the same thing as `word`, a concept or a stem."""
-    found = {other for pair in OPPOSITES if word in pair for other in pair if other != word}
-    for prefix, other in PREFIXES:
-        if word.startswith(prefix) and len(word) > len(prefix) + 2:
-            found.add(other + word.removeprefix(prefix))
-    return frozenset(found)
-
-
-@lru_cache(maxsize=8192)
-def near(word: str) -> frozenset[str]:
-    """Returns the concepts that come near one: nearly right where it is true."""
-    return frozenset(other for pair in NEAR if word in pair for other in pair if other != word)
-
-
-@lru_cache(maxsize=8192)
-def broader(word: str) -> frozenset[str]:
-    """Returns the concepts that one may stand for, or that may stand for it."""
-    return frozenset(other for pair in BROADER if word in pair for other in pair if other != word)
 
 
 def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from rarl.replies.findings import broader, meaning, split_clauses
+from rarl.replies.concepts import broader
+from rarl.replies.findings import meaning, split_clauses
 from rarl.replies.lexicon import stems
 from rarl.replies.matching import compare_findings
 from rarl.replies.words import (

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from rarl.replies.findings import Claim, broader, near, opposites, split_claims
+from rarl.replies.concepts import (
+    broader,
+    is_count,
+    is_ordinal,
+    is_size,
+    is_slot,
+    is_vertebra,
+    near,
+    opposites,
+    same_slot,
+)
+from rarl.replies.findings import Claim, split_claims
 from rarl.replies.lexicon import SHIPPED, Lexicon, stems
 from rarl.replies.wording import is_common, known_words
 from rarl.replies.words import VOCABULARY
@@ -33,23 +44,11 @@ GENERAL_PLACES = frozenset(
 )
 NORMAL, NO_ABNORMALITY = frozenset(("normal",)), frozenset(("abnormal",))
 LOSS = frozenset(("decreased",))
-TOLERANCE = 0.25  # two sizes so near are one
 # What a contradiction takes from the recall, in claims; below 1, so that one right claim of two is
 # worth more than none.
 CONTRADICTION = 0.9
 POOLED, MOST_POOLED = 3, 6  # claims that may support one together, and from among how many
 MAX_CLAIMS = 64  # compared of one text; further ones are counted, as wrong
-AXES = (
-    frozenset(("left", "right", "midline")),
-    frozenset(("upper", "middle", "lower")),
-    frozenset(("anterior", "posterior")),
-    frozenset(("medial", "lateral")),
-    frozenset(("proximal", "distal")),
-    frozenset(("central", "peripheral")),
-    frozenset(("superficial", "deep")),
-    frozenset(("internal", "external")),
-    frozenset(("above", "below")),
-)
 
 
 @dataclass(frozen=True)
@@ -261,6 +260,10 @@ def conflict(claim: Claim, reference: Claim, lexicon: Lexicon = SHIPPED) -> floa
             for word, weight in weights(denial, lexicon).items()
             if not core_of(denial, lexicon) or kinds.get(word) != "anatomy"
         }
+        # "The lung is free of disease" is about the lung, but denies disease.
+        denied = [word for word in wanted if kinds.get(word) != "anatomy"]
+        if denied and not any(cover(word, other.words) for word in denied):
+            return 0.0
         full = sum(wanted.values())
         share = sum(w * cover(word, other.words) for word, w in wanted.items()) / (full or 1.0)
         return share if share >= DENIED else 0.0
@@ -370,35 +373,3 @@ def opposed_words(claim: Claim, reference: Claim) -> frozenset[str]:
         if given and wanted and not any(same_slot(one, wanted) for one in given):
             found |= given | wanted
     return frozenset(found)
-
-
-def is_size(word: str) -> bool:
-    return word.endswith(" mm")
-
-
-def is_count(word: str) -> bool:
-    return word[0].isdigit() and not is_size(word)
-
-
-def is_ordinal(word: str) -> bool:
-    return word[0] == "#"
-
-
-def is_vertebra(word: str) -> bool:
-    return len(word) < 4 and word[0] in "clts" and word[1:].isdigit()
-
-
-@lru_cache(maxsize=16384)
-def is_slot(word: str) -> bool:
-    """Whether a concept is a side, a level or a number."""
-    kinds = (is_size, is_count, is_ordinal, is_vertebra)
-    return any(word in axis for axis in AXES) or any(kind(word) for kind in kinds)
-
-
-def same_slot(slot: str, words: Collection[str]) -> bool:
-    """Whether a slot is among words, a size within a quarter."""
-    if not is_size(slot):
-        return slot in words
-    size = float(slot.removesuffix(" mm"))
-    others = (float(word.removesuffix(" mm")) for word in words if is_size(word))
-    return any(abs(size - other) <= TOLERANCE * max(size, other) for other in others)
