@@ -53,8 +53,10 @@ CONDITIONAL, HEDGE, PAST = pattern("conditional"), pattern("hedged"), pattern("p
 COMPARED, PRESENT, OTHER_PATIENT = pattern("compared"), pattern("present"), pattern("other_patient")
 WITHDRAWN, WITHDRAWN_AHEAD = pattern("withdrawn"), pattern("withdrawn_ahead")
 REFERS_BACK = pattern("refers_back")
-# What something is compared with is not claimed.
-THAN = re.compile(r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b")
+# What something is compared with is not claimed: up to the verb, where that follows.
+THAN = re.compile(
+    r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b.*?(?=\b(?:is|are|was|were)\b|$)"
+)
 OR = re.compile(r"\b(?:or|nor)\b")
 SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
 PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")
@@ -272,7 +274,7 @@ def split_alternatives(clause: str, lexicon: Lexicon) -> list[str]:
 
 
 def read_claim(clause: str, negated: bool, lexicon: Lexicon) -> Claim:
-    said = THAN.split(PSEUDO_NEGATION.sub(" ", clause), maxsplit=1)[0]
+    said = THAN.sub(" ", PSEUDO_NEGATION.sub(" ", clause))
     return Claim(content_words(said, lexicon), negated, clause)
 
 
