@@ -22,7 +22,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rarl.replies.findings import content_words, split_claims
+from rarl.replies.concepts import content_words
+from rarl.replies.findings import split_claims
 from rarl.replies.lexicon import SHIPPED, stems
 from rarl.replies.matching import compare_findings, conflict, facts_value
 

@@ -20,8 +20,8 @@ CHEST_LEFT = "Two lungs between ribs. A round spot in the left half."
         ("There is no mass.", [("mass", True)]),
         ("A mass is seen.", [("mass", False)]),
         ("Mass: absent.", [("mass", True)]),
-        ("Effusion: none. Mass: yes", [("pleural~", True), ("mass", False)]),
-        ("Is there a mass? No effusion.", [("pleural~", True)]),
+        ("Effusion: none. Mass: yes", [("effusion", True), ("mass", False)]),
+        ("Is there a mass? No effusion.", [("effusion", True)]),
         ("Findings: no mass", [("mass", True)]),
         ("A non-enhancing mass", [("nonenhancing mass", False)]),
         ("The mass is absent", [("mass", True)]),
@@ -36,11 +36,11 @@ CHEST_LEFT = "Two lungs between ribs. A round spot in the left half."
         ("A mass is not entirely ruled out", [("mass", False)]),
         ("Not only a mass but a cyst", [("mass", False), ("cyst", False)]),
         ("A mass rather than a cyst", [("mass", False), ("cyst", True)]),
-        ("Clear lungs without effusion", [("clear lung", False), ("pleural~", True)]),
-        ("No effusion but a mass", [("pleural~", True), ("mass", False)]),
-        ("No mass, effusion, or nodules.", [("mass", True), ("pleural~", True), ("nodule", True)]),
-        ("No mass, effusion is seen, or so", [("mass", True), ("pleural~", False), ("", False)]),
-        ("No mass, large effusion", [("mass", True), ("pleural~ large", False)]),
+        ("Clear lungs without effusion", [("clear lung", False), ("effusion", True)]),
+        ("No effusion but a mass", [("effusion", True), ("mass", False)]),
+        ("No mass, effusion, or nodules.", [("mass", True), ("effusion", True), ("nodule", True)]),
+        ("No mass, effusion is seen, or so", [("mass", True), ("effusion", False), ("", False)]),
+        ("No mass, large effusion", [("mass", True), ("effusion large", False)]),
         ("no acute or chronic infarct", [("acute chronic infarct", True)]),
         ("abnormal", [("abnormal", False)]),
         ("normal", [("normal", False)]),
@@ -109,7 +109,7 @@ def test_phantoms_are_scored_claim_by_claim(organ: str, side: str | None) -> Non
     other_side = rationale_for(Facts(organ, "right" if side == "left" else "left"))
     other_organ = rationale_for(Facts(ORGANS[ORGANS.index(organ) - 1], side))
     assert compare_findings(truth, truth).f1 == 1.0
-    assert compare_findings(other_side, truth).f1 == pytest.approx(2 / 11)
+    assert compare_findings(other_side, truth).f1 == pytest.approx(2 / 23)
     assert compare_findings(other_side, truth).contradicted == 1
     assert compare_findings(other_organ, truth).f1 == pytest.approx(4 / 7)
     assert compare_findings(other_organ, truth).contradicted == 0

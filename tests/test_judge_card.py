@@ -31,7 +31,7 @@ from rarl.judge.card_set import (
 from rarl.judge.client import open_judge
 from rarl.judge.rubric import ITEMS
 from rarl.judge.rules import RulesJudge, judge_by_rules
-from rarl.replies.findings import content_words
+from rarl.replies.concepts import content_words
 from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 from tests.faulty_judges import (
@@ -193,7 +193,7 @@ def test_what_the_documentation_says_of_the_rules_on_other_words() -> None:
             own_words = any(one.paraphrase == twin.honest.thinking for one in QUESTIONS)
             ties[own_words] += good == bad
     assert lost == 10
-    assert ties == {True: 32, False: 0}
+    assert ties == {True: 35, False: 0}
 
 
 def test_the_documented_numbers_are_these(rules_card: JudgeCard) -> None:
@@ -248,7 +248,7 @@ def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
         said = [content_words(text.lower()) for text in (one.good, one.bad)]
         shares.append([len(words & known) / len(words) for words in said])
     good, bad = np.mean(shares, axis=0)
-    assert (round(good, 2), round(bad, 2)) == (0.97, 0.69)
+    assert (round(good, 2), round(bad, 2)) == (0.96, 0.69)
     assert sum(good > bad for good, bad in shares) == 21
 
 

@@ -19,7 +19,7 @@ from rarl.replies.matching import compare_findings, facts_value
 from rarl.rewards.facts import facts_reward
 from rarl.tiny.phantoms import ORGANS, SIDES, Facts, rationale_for
 
-MIRRORED = 0.92  # a third of the mirrored texts has one side among several true statements
+MIRRORED = 0.95  # a third of the mirrored texts has one side among several true statements
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def pairs() -> list[protocol.Pair]:
 @pytest.mark.real_data
 @pytest.mark.parametrize("kind", protocol.SEEN)
 def test_bad_texts_earn_less_than_honest_ones(pairs: list[protocol.Pair], kind: str) -> None:
-    bounds = {"mirrored": MIRRORED, "salad": 0.9, "shuffled": 0.9}
+    bounds = {"mirrored": MIRRORED, "salad": 0.9, "shuffled": 0.95}
     rows = protocol.measure(pairs, {kind: protocol.SEEN[kind]})
     assert rows[kind][1] >= bounds.get(kind, 0.95)
-    assert rows["honest"][0] >= 0.75
+    assert rows["honest"][0] >= 0.8
 
 
 @pytest.mark.real_data
@@ -51,7 +51,7 @@ def test_wordings_that_the_rules_do_not_know(pairs: list[protocol.Pair], kind: s
 def test_paraphrases_are_recognised_and_true_pairs_seldom_contradict(
     pairs: list[protocol.Pair],
 ) -> None:
-    assert protocol.recognised(pairs) >= 0.83
+    assert protocol.recognised(pairs) >= 0.85
     assert protocol.false_alarms(pairs) <= 0.01
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from rarl.judge.candidate import Candidate
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import ITEMS
-from rarl.replies.findings import Claim, content_words, split_claims
+from rarl.replies.concepts import content_words
+from rarl.replies.findings import Claim, split_claims
 from rarl.replies.grading import grade_answer, is_correct, is_yes_no
 from rarl.replies.matching import FindingsMatch, conflict, match_claims, support
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rarl.replies.findings import content_words
+from rarl.replies.concepts import content_words
 from rarl.replies.words import fold, yes_or_no
 
 MOST_WORDS = 12  # of an answer; a longer one explains more than it names

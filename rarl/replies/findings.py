@@ -11,15 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
+from rarl.replies.concepts import content_words, opposites
 from rarl.replies.lexicon import (
     EMPTY_WORDS,
-    MILLIMETRES,
-    NUMBER_WORDS,
-    ORDINALS,
     SHIPPED,
     STOP_WORDS,
     Lexicon,
@@ -51,35 +48,24 @@ CLAUSE_END, NEGATION, DENIES_NEXT = (
     pattern("denies_next"),
 )
 PSEUDO_NEGATION, VERB = pattern("pseudo_negation"), pattern("verb")
-DENIES_SENTENCE = pattern("denies_sentence")
+DENIES_SENTENCE, DENIES_LIST = pattern("denies_sentence"), pattern("denies_list")
 CONDITIONAL, HEDGE, PAST = pattern("conditional"), pattern("hedged"), pattern("past")
 COMPARED, PRESENT, OTHER_PATIENT = pattern("compared"), pattern("present"), pattern("other_patient")
 WITHDRAWN, WITHDRAWN_AHEAD = pattern("withdrawn"), pattern("withdrawn_ahead")
 REFERS_BACK = pattern("refers_back")
-# What something is compared with is not claimed.
-THAN = re.compile(r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b")
+# What something is compared with is not claimed: up to the verb, where that follows.
+THAN = re.compile(
+    r"\b(?:(?<!rather )than|compared (?:to|with)|relative to)\b.*?(?=\b(?:is|are|was|were)\b|$)"
+)
 OR = re.compile(r"\b(?:or|nor)\b")
 SCENE = re.compile(r"^(?:and |but )?(?:on|in|at|from|with|for|according|of|as|per)\b")
 PREFACE = re.compile(r"([^,:]{0,60}?)\b(?:that|which|whom|whose|where)\b")
 WHOLE_ANSWER = re.compile(r"(?:the answer is )?no")
 REPORTING = STOP_WORDS | EMPTY_WORDS | set(VOCABULARY["reporting"].split())
-IDLE = frozenset(stem(word) for word in STOP_WORDS | EMPTY_WORDS)
 LOCATION = ("anatomy", "side", "level")
 # Words without content that place something: "above the diaphragm" is not below it.
 PLACES = frozenset(stem(word) for word in VOCABULARY["place_words"].split())
-NUMBER_ENDINGS = frozenset(("st", "nd", "rd", "th"))
-NOTHING = IDLE | MILLIMETRES.keys() | NUMBER_ENDINGS
-
-
-def concept_pairs(name: str) -> list[frozenset[str]]:
-    """Returns a list of pairs of the vocabulary's, by the names of the concepts."""
-    return [
-        frozenset(SHIPPED.concepts(stems(word))[0][0] for word in pair.split("/"))
-        for pair in VOCABULARY[name].split()
-    ]
-
-
-OPPOSITES, NEAR = concept_pairs("opposites"), concept_pairs("near")
+VERTEBRA = re.compile(r"[ctls]\d{1,2}")
 
 
 @dataclass(frozen=True)
@@ -161,6 +147,10 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
     denied = bool(introduced) and not PSEUDO_NEGATION.search(head)
     if denied:
         sentence = sentence[len(head) :]
+    heading, colon, rest = sentence.partition(":")
+    place = place_words(heading, lexicon) if colon else frozenset()
+    if place:
+        sentence = rest
     clauses = [part.strip() for part in CLAUSE_END.split(sentence)]
     clauses = [clause for clause in clauses if clause][:MAX_CLAUSES]
     claims: list[Claim] = []
@@ -171,26 +161,80 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
         if negated and claims and not content_words(clause, lexicon):  # "mass: absent"
             claims[-1] = replace(claims[-1], negated=not claims[-1].negated)
         if negated and index > listed:
-            listed = end_of_list(clauses, index)
+            listed = end_of_list(clauses, index, DENIES_LIST.search(clause) is not None)
         if negated or index <= listed:
             claims += read_denial(clause, lexicon)
         else:
             claims.append(read_claim(clause, False, lexicon))
+    claims = in_context(claims, place, lexicon)
     return [replace(one, negated=not one.negated) for one in claims] if denied else claims
+
+
+def place_words(heading: str, lexicon: Lexicon) -> frozenset[str]:
+    """Returns the concepts of a heading that only says where: "right breast", "L4-5"."""
+    words = content_words(heading, lexicon)
+    kinds = {lexicon.kinds.get(word) for word in words}
+    places = kinds & {"anatomy", "side"} or any(VERTEBRA.fullmatch(word) for word in words)
+    bare = not VERB.search(heading) and not is_negated(heading)
+    return words if bare and places and kinds <= {None, *LOCATION} else frozenset()
+
+
+def in_context(claims: Sequence[Claim], place: frozenset[str], lexicon: Lexicon) -> list[Claim]:
+    """Returns claims with what their sentence's heading says of their place, and those of a clause
+    without a noun ("mass in the liver, 3 cm", "duct, not dilated") with the noun before it."""
+    found: list[Claim] = []
+    for claim in with_subjects(claims, lexicon):
+        kinds = {lexicon.kinds.get(word) for word in claim.words if not word[0].isdigit()}
+        bare = kinds <= {"quality", "severity"} and not VERB.search(claim.text)
+        words = claim.words
+        if words and bare and found and (claim.negated or not found[-1].negated):
+            words |= {
+                word
+                for word in found[-1].words
+                if lexicon.kinds.get(word) in ("finding", "device", *LOCATION)
+            }
+        elif words:
+            words |= {word for word in place if not opposites(word) & words}
+        found.append(replace(claim, words=words))
+    return found
+
+
+def with_subjects(claims: Sequence[Claim], lexicon: Lexicon) -> Sequence[Claim]:
+    """Returns claims with what is told of several organs told of each ("the spleen and the pancreas
+    are normal"), and with a place that stands before ("in the liver, there is a mass")."""
+    first = next((place for place, one in enumerate(claims) if tells(one, lexicon)), 0)
+    if not first:
+        return claims
+    told = claims[first]
+    predicate = frozenset(word for word in told.words if lexicon.kinds.get(word) not in LOCATION)
+    if not any(lexicon.kinds.get(word) == "anatomy" for word in told.words):
+        places = frozenset(word for one in claims[:first] for word in one.words)
+        places = frozenset(word for word in places if not opposites(word) & told.words)
+        return [replace(told, words=told.words | places), *claims[first + 1 :]]
+    subjects = [
+        replace(one, words=one.words | predicate, negated=told.negated) for one in claims[:first]
+    ]
+    return [*subjects, *claims[first:]]
+
+
+def tells(claim: Claim, lexicon: Lexicon) -> bool:
+    """Says whether a clause is more than the name of a place."""
+    kinds = {lexicon.kinds.get(word) for word in claim.words}
+    return claim.negated or not kinds <= {*LOCATION} or bool(VERB.search(claim.text))
 
 
 def is_negated(clause: str) -> bool:
     return NEGATION.search(PSEUDO_NEGATION.sub(" ", clause)) is not None
 
 
-def end_of_list(clauses: Sequence[str], start: int) -> int:
-    """Returns the index of the last of the bare clauses after `start` up to one with "or": a list
-    under one negation."""
+def end_of_list(clauses: Sequence[str], start: int, whole: bool) -> int:
+    """Returns the index of the last of the bare clauses after `start` up to one with "or", or of
+    all of them with `whole`: a list under one negation."""
     end = start
     for index in range(start + 1, len(clauses)):
         if VERB.search(clauses[index]) or NEGATION.search(clauses[index].removeprefix("nor ")):
             break
-        if OR.search(clauses[index]):
+        if whole or OR.search(clauses[index]):
             end = index
     return end
 
@@ -230,7 +274,7 @@ def split_alternatives(clause: str, lexicon: Lexicon) -> list[str]:
 
 
 def read_claim(clause: str, negated: bool, lexicon: Lexicon) -> Claim:
-    said = THAN.split(PSEUDO_NEGATION.sub(" ", clause), maxsplit=1)[0]
+    said = THAN.sub(" ", PSEUDO_NEGATION.sub(" ", clause))
     return Claim(content_words(said, lexicon), negated, clause)
 
 
@@ -287,7 +331,8 @@ def doubted(
 
 def is_salad(claim: Claim, lexicon: Lexicon) -> bool:
     """Says whether a clause names several things without a word between them."""
-    return heads(claim.words, lexicon) > 1 and not STOP_WORDS & set(claim.text.split())
+    words = content_words(claim.text, lexicon)  # without its heading's
+    return heads(words, lexicon) > 1 and not STOP_WORDS & set(claim.text.split())
 
 
 def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
@@ -299,59 +344,13 @@ def scene_of(clause: str, lexicon: Lexicon) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=16384)
-def content_words(text: str, lexicon: Lexicon = SHIPPED) -> frozenset[str]:
-    """Returns the concepts, sizes, counts and other words of content of a text."""
-    found = stems(text)
-    words = set()
-    for concept, _, end in lexicon.concepts(found):
-        if concept in lexicon.kinds:
-            words.add(concept)
-        elif (number := NUMBER_WORDS.get(concept)) is not None or concept[0].isdigit():
-            following = found[end] if end < len(found) else ""
-            # A pronoun, unless it is the whole answer.
-            if concept in ("one", "pair") and len(found) > 1 and following in {"", *IDLE}:
-                continue
-            value = float(concept.replace(",", ".")) if number is None else float(number)
-            words.add(number_of(value, found[end : end + 6]))
-        elif (nth := ORDINALS.get(concept)) is not None and concept not in IDLE:
-            words.add(f"#{nth}")
-        elif len(concept) > 1 and concept not in NOTHING:
-            words.add(concept)
-    return frozenset(words)
-
-
-def number_of(value: float, following: Sequence[str]) -> str:
-    """Returns a size in millimetres, also the first of "3 x 4 cm", an ordinal or a count."""
-    for word in following:
-        if word in MILLIMETRES:
-            return f"{value * MILLIMETRES[word]:g} mm"
-        if word in NUMBER_ENDINGS:
-            return f"#{value:g}"
-        if word not in ("x", "by") and not word[0].isdigit():
-            break
-    return f"{value:g}"
-
-
-@lru_cache(maxsize=8192)
-def opposites(word: str) -> frozenset[str]:
-    """Returns words that cannot be true of the same thing as `word`, a concept or a stem."""
-    found = {other for pair in OPPOSITES if word in pair for other in pair if other != word}
-    for prefix, other in (("hyper", "hypo"), ("hypo", "hyper"), ("non", ""), ("", "non")):
-        if word.startswith(prefix) and len(word) > len(prefix) + 2:
-            found.add(other + word.removeprefix(prefix))
-    return frozenset(found)
-
-
-@lru_cache(maxsize=8192)
-def near(word: str) -> frozenset[str]:
-    """Returns the concepts that come near one: nearly right where it is true."""
-    return frozenset(other for pair in NEAR if word in pair for other in pair if other != word)
-
-
 def meaning(text: str) -> frozenset[tuple[frozenset[str], bool]]:
     """Returns what a short text says: its claims' concepts with the words that place them, and
     whether they are denied. Equal for two names of one thing: RUL and right upper lobe."""
-    said = frozenset((claim.words, claim.negated) for claim in split_claims(text))
+    # A lobe without an organ is the lung's.
+    said = frozenset(
+        (claim.words - {"lung"} if "lobe" in claim.words else claim.words, claim.negated)
+        for claim in split_claims(text)
+    )
     places = frozenset(word for word, _, _ in SHIPPED.concepts(stems(text)) if word in PLACES)
     return said | {(places, False)} if said and places else said

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from rarl.replies.concepts import broader
 from rarl.replies.findings import meaning, split_clauses
 from rarl.replies.lexicon import stems
 from rarl.replies.matching import compare_findings
@@ -55,8 +56,13 @@ def same_meaning(first: str, second: str) -> bool:
     lobe, two and 2, 3 cm and 30 mm."""
     if same_words(first, second):
         return True
-    said = meaning(first)
-    return bool(said) and said == meaning(second)
+    said, wanted = meaning(first), meaning(second)
+    if len(said) == len(wanted) == 1:
+        ((words, negated),), ((others, _),) = said, wanted
+        # "Effusion" in an answer on a knee.
+        exact = (next(iter(broader(word) & others), word) for word in words)
+        said = frozenset([(frozenset(exact), negated)])
+    return bool(said) and said == wanted
 
 
 def is_yes_no(text: str) -> bool:

@@ -23,6 +23,10 @@ KINDS = (
 
 WORD = re.compile(r"\d+(?:[.,]\d+)?|[^\W\d_]+\d+|[^\W\d_]+")
 JOINED = re.compile(r"\bnon[- ](?=[a-z])|\bx[- ]?ray")
+# Two vertebrae of which only the first has its letter.
+VERTEBRAE = re.compile(r"\b([ctls])(\d{1,2})\s?[-/–]\s?(\d{1,2})\b")
+ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+ROMAN = re.compile(rf"\b(segment|stage|grade|type|class) ({'|'.join(ROMANS)})\b")
 BRITISH = [
     (re.compile(pattern), american)
     for pattern, american in (
@@ -37,22 +41,13 @@ PLURALS = (
 )  # fmt: skip
 ENDINGS = (
     "ification", "ified", "ifying", "ify", "ation", "ating", "ated", "ate", "ion", "ement", "ment",
-    "ing", "ed", "ity", "ness", "ly", "e",
+    "ance", "ancy", "ence", "ency", "ant", "ent", "ing", "ed", "ity", "ness", "ly", "e",
 )  # fmt: skip
 SHORTEST_STEM = 4
-NUMBER_WORDS = {
-    name: number
-    for number, names in enumerate(VOCABULARY["number_words"].split())
-    for name in names.split(",")
-}
-ORDINALS = {
-    name: number + 1
-    for number, names in enumerate(VOCABULARY["ordinals"].split())
-    for name in names.split(",")
-}
 MILLIMETRES = {
     "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "centimeter": 10.0, "m": 1000.0, "inch": 25.4
 }  # fmt: skip
+PERCENT = "perc"  # stem
 STOP_WORDS = frozenset(VOCABULARY["stop_words"].split())
 EMPTY_WORDS = frozenset(VOCABULARY["empty_words"].split())
 
@@ -61,13 +56,15 @@ EMPTY_WORDS = frozenset(VOCABULARY["empty_words"].split())
 def stem(word: str) -> str:
     """Returns what the forms of a folded English word have in common: American spelling, singular,
     without the commonest endings of verbs and nouns."""
-    for pattern, american in BRITISH:
-        word = pattern.sub(american, word)
     if len(word) >= 4 and not word.endswith(("ss", "us", "is", "as")):
         for plural, single in PLURALS:
             if word.endswith(plural):
                 word = word.removesuffix(plural) + single
                 break
+    for pattern, american in BRITISH:
+        word = pattern.sub(american, word)
+    if word.endswith("ied") and not word.endswith("ified"):
+        word = word.removesuffix("ied") + "y"
     for ending in ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= SHORTEST_STEM:
             word = word.removesuffix(ending)
@@ -75,9 +72,26 @@ def stem(word: str) -> str:
     return word
 
 
+# By stem, so that "three" is found as what becomes of it.
+NUMBER_WORDS = {
+    stem(name): number
+    for number, names in enumerate(VOCABULARY["number_words"].split())
+    for name in names.split(",")
+}
+ORDINALS = {
+    stem(name): number + 1
+    for number, names in enumerate(VOCABULARY["ordinals"].split())
+    for name in names.split(",")
+}
+
+
 def stems(text: str) -> list[str]:
-    """Returns the stems of a text's words and numbers in order."""
+    """Returns the stems of a text's words and numbers in order. "L4-5" and "L4/L5" are the same,
+    "segment VII" is "segment 7"."""
     joined = JOINED.sub(lambda match: match[0].replace("-", "").replace(" ", ""), fold(text))
+    joined = joined.replace("%", " percent")
+    joined = VERTEBRAE.sub(r"\1\2 \1\3", joined)
+    joined = ROMAN.sub(lambda match: f"{match[1]} {ROMANS.index(match[2]) + 1}", joined)
     return [stem(word) for word in WORD.findall(joined)]
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rarl.replies.findings import Claim, content_words, split_clauses
+from rarl.replies.concepts import content_words
+from rarl.replies.findings import Claim, split_clauses
 from rarl.replies.grading import is_yes_no
 from rarl.replies.words import fold, pattern
 

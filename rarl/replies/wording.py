@@ -28,20 +28,26 @@ from rarl.replies.words import VOCABULARY, fold
 WORDS = frozenset(
     stem(word)
     for words in (
-        STOP_WORDS, EMPTY_WORDS, VOCABULARY["neutral_words"].split(), NUMBER_WORDS, ORDINALS,
-        MILLIMETRES, ("st", "nd", "rd", "th"),
+        STOP_WORDS, EMPTY_WORDS, VOCABULARY["neutral_words"].split(),
+        VOCABULARY["medical_words"].split(), NUMBER_WORDS, ORDINALS, MILLIMETRES,
+        ("st", "nd", "rd", "th"),
     )
     for word in words
 )  # fmt: skip
 # Greek and Latin parts that no everyday word has: new terms are no reason for doubt.
 MEDICAL = re.compile(
     r"^(?:hyper|hypo|peri|intra|retro|supra|infra|sub|para|endo|epi|osteo|cardio|pneumo|hemo|neuro|"
-    r"cyst|chol|hepat|nephr|myel|arthr|costo|cranio|cerebr|gastr|lymph|angi|vasc|micro|macro|poly)"
+    r"cyst|chol|hepat|nephr|myel|arthr|costo|cranio|cerebr|gastr|lymph|angi|vasc|micro|macro|poly|"
+    r"extra|trans|hemi|juxta|fibro|myo|lipo|chondr|sacro|ileo|ilio|uret|vesic|recto|spondyl|synov|"
+    r"thromb|papill|adeno|carcin|sarco|scler|lepto|ventric|dys|ecto|onco|bronch|thorac|mening)"
     r"\w{4}|(?:itis|osis|asis|oma|emia|pathy|plasia|plastic|trophy|ectasis|ectomy|ostomy|"
-    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic)$"
+    r"gram|graphy|scopy|cele|rrhage|uria|algia|oid|eal|ular|iform|genic|lytic|lith|megaly|penia|"
+    r"malacia|plasm|plegia|rrhea|chromatic|philic|cytic|blastic|hilar|axial|vascular)$"
 )
+UNDONE = re.compile(r"^(?:un|non|in)(?=\w{4})")
 LONGEST_WORD = 40
-NUMBER = re.compile(r"\d|^[a-z]\d*$")
+# A number, a letter, an abbreviation without a vowel: none of them takes anything back.
+NUMBER = re.compile(r"\d|^[a-z]\d*$|^[bcdfghjklmnpqrstvwxz]{2,5}$")
 
 DETERMINERS = frozenset(("a", "an", "the"))
 BE = frozenset(("is", "are", "was", "were"))
@@ -54,7 +60,7 @@ FINITE_VERBS = frozenset(VOCABULARY["finite_verbs"].split())
 AFTER_THERE = BE | frozenset(VOCABULARY["after_there"].split())
 TOKEN = re.compile(r"[^\W_]+|[.,;:!?()\n/]")
 ENDS = frozenset(".,;:!?()\n/")
-LONGEST_RUN = 6  # words of content on end; a telegram's clause is shorter
+LONGEST_RUN = 7  # words of content on end; a telegram's clause is shorter
 FAULTS_ALLOWED, FAULTS_MOST = 0.03, 0.12  # impossible neighbours in a text, as a share of its words
 ADJECTIVES, PARTS = ("side", "severity"), ("anatomy", "level")
 NOUNS = ("finding", "device", "anatomy")
@@ -64,7 +70,11 @@ ADJECTIVE = re.compile(r"(?:al|ar|ic|ary|ous|ed|ing|per|wer|ior)$")
 def unknown_words(found: Sequence[str], known: Collection[str], lexicon: Lexicon) -> int:
     """Returns how many stems are neither in `known` nor in the lexicon nor common in descriptions
     nor of a medical make."""
-    return sum(not (word in known or word in lexicon.words or is_common(word)) for word in found)
+
+    def is_known(word: str) -> bool:
+        return word in known or word in lexicon.words or is_common(word)
+
+    return sum(not (is_known(word) or is_known(UNDONE.sub("", word))) for word in found)
 
 
 @lru_cache(maxsize=16384)
@@ -86,6 +96,12 @@ def order_factor(text: str, lexicon: Lexicon) -> float:
     a run of content without a word between."""
     tokens = [*TOKEN.findall(fold(text)), "."]
     faults = sum(impossible(one, other, lexicon) for one, other in pairwise(tokens))
+    # At the end of a clause an adjective is a telegram's predicate: "placenta anterior".
+    faults += sum(
+        misplaced(one, other, lexicon)
+        for one, other, after in zip(tokens, tokens[1:], tokens[2:], strict=False)
+        if after not in ENDS
+    )
     # "A." at the beginning is an option's letter.
     faults -= tokens[0] in ("a", "(") and "a" in tokens[:2] and bool(ENDS & set(tokens[1:3]))
     words = run = 0
@@ -120,10 +136,19 @@ def impossible(word: str, following: str, lexicon: Lexicon) -> bool:
     if word in CONJUNCTIONS:
         return ends or following in CONJUNCTIONS
     if word in BE:
-        return following in BE or following == "of"
+        return following in BE | FINITE_VERBS or following == "of"
+    if word in FINITE_VERBS and following in BE:
+        return True
     if word == "there":
         return not ends and following not in AFTER_THERE and following not in STOP_WORDS
-    if ends or following in STOP_WORDS or following.endswith("ly") or ADJECTIVE.search(word):
+    return False
+
+
+def misplaced(word: str, following: str, lexicon: Lexicon) -> bool:
+    """Says whether an adjective follows its noun."""
+    if {word, following} & (ENDS | STOP_WORDS) or following.endswith("ly"):
+        return False
+    if ADJECTIVE.search(word):
         return False
     place = kind_of(following, lexicon)
     adjective = place in ADJECTIVES or (place in PARTS and ADJECTIVE.search(following))
@@ -134,7 +159,7 @@ def heads(words: Collection[str], lexicon: Lexicon) -> int:
     """Returns how many things concepts name: findings and techniques, or organs with a
     quality."""
     kinds = [lexicon.kinds.get(word) for word in words]
-    technique = any(kind in ("modality", "plane", "sequence") for kind in kinds)
+    technique = any(kind in ("modality", "plane") for kind in kinds)
     qualified = min(kinds.count("quality"), kinds.count("anatomy"))
     return max(kinds.count("finding") + kinds.count("device") + technique, qualified)
 

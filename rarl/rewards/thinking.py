@@ -11,7 +11,8 @@ from functools import cached_property
 from itertools import islice
 
 from rarl.replies import findings
-from rarl.replies.findings import Claim, content_words
+from rarl.replies.concepts import content_words
+from rarl.replies.findings import Claim
 from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
 from rarl.replies.lexicon import Lexicon, read_lexicon
 from rarl.replies.matching import conflict, match_claims, support
