@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText, Qwen2VLConfig
 
+import rarl
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters, load_policy
+from rarl.patches import PatchRule
 from rarl.planning.sizes import QWEN2_VL_2B, GroupShape
-from rarl.schema import PatchRule
 
 RANK = 8
 PATCH_RULE = PatchRule(14, frames=2, merge=2, mean=(127.5,) * 3, std=(64.0,) * 3)
@@ -63,9 +65,9 @@ def make_policy(kind: str, device: str, vocabulary: int | None = None) -> PeftMo
     """`tiny` ships with RARL; `middle`, and `2b` (in bfloat16), are random. The adapter is random
     too, so that no gradient is zero."""
     if kind == "tiny":
-        from rarl.tiny.dataset import base_model
-
-        policy = load_policy(str(base_model()), "float32", device, RANK, 2 * RANK, seed=0)
+        # By its place: what makes its data wants more packages.
+        base = Path(rarl.__file__).parent / "tiny" / "base"
+        policy = load_policy(str(base), "float32", device, RANK, 2 * RANK, seed=0)
     else:
         torch.manual_seed(0)
         dtype = torch.bfloat16 if kind == "2b" else torch.float32

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from rarl.patches import PatchRule
+
 AnswerType = Literal["closed", "choice", "open"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 # What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
@@ -63,19 +65,6 @@ class Prompt:
     def family(self) -> str:
         """The family of the wording."""
         return self.wording.split("/")[0]
-
-
-@dataclass(frozen=True)
-class PatchRule:
-    """How a model's image processor makes patches of pixels: squares of `size` pixels, repeated for
-    `frames` frames, ordered in blocks of `merge` x `merge`. `mean` and `std` are those of red,
-    green and blue by which pixels (0 to 255) are normalised."""
-
-    size: int
-    frames: int
-    merge: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLC
 
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS, adapter_parameters
-from rarl.schema import PatchRule
+from rarl.patches import PatchRule
 
 VOCABULARY, IMAGE, START, END, VIDEO = 300, 290, 291, 292, 293
 PATCH = 14

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rarl.errors import UserError
-from rarl.schema import PatchRule
+from rarl.patches import PatchRule
 
 MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, above this
 SMALLEST_SIDE = 8  # pixels

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rarl.schema import PatchRule
+from rarl.patches import PatchRule
 
 if TYPE_CHECKING:
     from rarl.samples import Group
