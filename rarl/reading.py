@@ -67,7 +67,9 @@ class Reader:
         """Asks the base model for the probabilities of the answers after each thinking, without the
         clauses that state one of them, and after none."""
         readings: list[tuple[Sample, list[Pair]]] = []
-        choices: dict[str, ScoreRequest] = {}  # equal thinkings are read once
+        # Equal thinkings are read once for an answer: what is asked alike of two images may have
+        # another answer there.
+        choices: dict[Key, ScoreRequest] = {}
         for one in samples:
             if not one.reply.thinking:
                 continue
@@ -76,12 +78,14 @@ class Reader:
                 own = [one.reply.answer or ""] if asked is one.example else []
                 answers = [asked.answer, *own]
                 kept = without_answers(one.reply.thinking, asked.question, answers)
-                shown, bare = self.prompt(asked, kept), self.prompt(asked, "")
-                if shown is not None and bare is not None:
-                    pairs.append((shown, bare))
-                    for text in (shown, bare):
-                        replies = possible_replies(asked)
-                        choices.setdefault(text, ScoreRequest(text + OPENING, None, replies))
+                texts = self.prompt(asked, kept), self.prompt(asked, "")
+                if None in texts:
+                    continue
+                replies = possible_replies(asked)
+                shown, bare = ((text or "", replies[0]) for text in texts)
+                pairs.append((shown, bare))
+                for key in (shown, bare):
+                    choices.setdefault(key, ScoreRequest(key[0] + OPENING, None, replies))
             readings.append((one, pairs))
         return Explanations(readings, Likelihoods(self.pool, choices))
 
@@ -118,27 +122,28 @@ class Rederived:
             sample.rederived = group[0].text
 
 
-Pair = tuple[str, str]  # the prompt that shows a thinking, and the one without
+Key = tuple[str, str]  # a prompt, and the reply whose probability is asked
+Pair = tuple[Key, Key]  # with a thinking in the prompt, and without
 
 
 class Likelihoods:
-    """Probabilities in flight, by prompt: of the first of several replies among them (one generated
+    """Probabilities in flight: of the first of several replies among them (one generated
     token tells), or of the only one, whose tokens are read."""
 
-    def __init__(self, pool: SamplerPool, choices: Mapping[str, ScoreRequest]) -> None:
-        self.closed = {text: one for text, one in choices.items() if len(one.replies) > 1}
-        self.open = {text: one for text, one in choices.items() if len(one.replies) == 1}
+    def __init__(self, pool: SamplerPool, choices: Mapping[Key, ScoreRequest]) -> None:
+        self.closed = {key: one for key, one in choices.items() if len(one.replies) > 1}
+        self.open = {key: one for key, one in choices.items() if len(one.replies) == 1}
         self.shares = pool.weigh(list(self.closed.values()), use_adapter=False)
         self.scores = pool.score(list(self.open.values()), use_adapter=False)
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[Key, float]:
         """Waits. The mean over an only reply's tokens is RLPR's (arXiv 2506.18254, eq. 2): one odd
         token does not bring it down, as it does a product."""
         found = {}
-        for text, (shares,) in zip(self.closed, self.shares.result(), strict=True):
-            found[text] = round(shares[0], DIGITS)
-        for text, (tokens,) in zip(self.open, self.scores.result(), strict=True):
-            found[text] = round(math.fsum(map(math.exp, tokens)) / len(tokens), DIGITS)
+        for key, (shares,) in zip(self.closed, self.shares.result(), strict=True):
+            found[key] = round(shares[0], DIGITS)
+        for key, (tokens,) in zip(self.open, self.scores.result(), strict=True):
+            found[key] = round(math.fsum(map(math.exp, tokens)) / len(tokens), DIGITS)
         return found
 
 

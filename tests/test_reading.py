@@ -128,6 +128,18 @@ def test_the_base_model_reads_as_transformers_does_and_is_surer_after_true_findi
     samples = [*true, *false, *silent]
     for reading in reader.start(samples, use_adapter=True):
         reading.write()
+    # The same thinking about the same question, whose answer is another for another image.
+    side = next(one for one in examples if one.answer in ("left", "right"))
+    other = "right" if side.answer == "left" else "left"
+    alike = [side, replace(side, id="other", image_id="other", answer=other)]
+    pair = [reply_to(one, target_text("think", "A round spot.", "left")) for one in alike]
+    for reading in Reader(pool, {"explains": RewardConfig(weight=1.0)}, model_path, 512).start(
+        pair, use_adapter=True
+    ):
+        reading.write()
+    for kind in ("probabilities", "priors"):
+        both = [getattr(one.explained, kind)[0] for one in pair]
+        assert sum(both) == pytest.approx(1.0, abs=2e-4), kind
     model = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for sample in samples[:16]:
         assert sample.explained is not None
