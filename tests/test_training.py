@@ -128,6 +128,7 @@ def test_samples_hold_every_completion_with_its_scores(finished: Path) -> None:
         assert row["verdict/status"] == "scored" and row["verdict/reason"]
         expected = 0.2 * reward["format"] + reward["accuracy"] + 0.3 * reward["judge"]
         expected += 0.5 * reward["accuracy"] * (reward["reasoning"] or 0.0)
+        expected += 2.0 * (reward["explains"] or 0.0)
         assert row["score/total"] == pytest.approx(expected)
         assert row["step"] == 3
     assert (
@@ -190,8 +191,8 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
     shutil.rmtree(folder_of(evaluation, gone))
     done = rarl_here("eval", finished, "--prompt", "reason,structured", pool=pool)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "measuring trained on phantoms-seen (prompt reason) (30)" in done.stdout
-    assert "measuring base on phantoms-seen (prompt reason) (30)" not in done.stdout
+    assert "measuring trained on phantoms-seen (30)" in done.stdout
+    assert "measuring base on phantoms-seen (30)" not in done.stdout
     assert len(read_finished(evaluation, gone) or []) == 30
     assert set(finished_measurements(evaluation)) - before == {
         Measurement(model, f"phantoms-{name}", "structured")
