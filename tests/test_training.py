@@ -42,7 +42,7 @@ from tests.runs import FINISHED, SHORT, STEPS, assert_one_line_error, rarl_here,
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("format", "accuracy", "reasoning", "judge")  # of the demo's rewards
+NAMES = ("format", "accuracy", "reasoning", "judge", "explains")  # of the demo's rewards
 STABLE_KEYS = {
     "step",
     "reward/mean",
