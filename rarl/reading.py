@@ -57,8 +57,9 @@ class Reader:
 
     def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederived:
         """Asks greedily for the answer that each thinking leads to."""
-        texts = [(one, self.prompt(one.example, one.reply.thinking or "")) for one in samples]
-        asked = [(one, text) for one, text in texts if text is not None and one.reply.thinking]
+        thought = [(one, one.reply.thinking) for one in samples if one.reply.thinking]
+        texts = [(one, self.prompt(rederive_text(one.example, its))) for one, its in thought]
+        asked = [(one, text) for one, text in texts if text is not None]
         requests = [SampleRequest(text, None) for _, text in asked]
         pending = self.pool.submit(requests, GREEDY_ANSWER, use_adapter)
         return Rederived([one for one, _ in asked], pending)
@@ -70,6 +71,7 @@ class Reader:
         # Equal thinkings are read once for an answer: what is asked alike of two images may have
         # another answer there.
         choices: dict[Key, ScoreRequest] = {}
+        prompts: dict[str, str | None] = {}
         for one in samples:
             if not one.reply.thinking:
                 continue
@@ -78,13 +80,18 @@ class Reader:
                 own = [one.reply.answer or ""] if asked is one.example else []
                 answers = [asked.answer, *own]
                 kept = without_answers(one.reply.thinking, asked.question, answers)
-                texts = self.prompt(asked, kept), self.prompt(asked, "")
-                if None in texts:
+                texts = rederive_text(asked, kept), rederive_text(asked, "")
+                # Rendered once: the question alone is the same for all of its replies.
+                for text in texts:
+                    if text not in prompts:
+                        prompts[text] = self.prompt(text)
+                shown, bare = (prompts[text] for text in texts)
+                if shown is None or bare is None:
                     continue
                 replies = possible_replies(asked)
-                shown, bare = ((text or "", replies[0]) for text in texts)
-                pairs.append((shown, bare))
-                for key in (shown, bare):
+                pair = (shown, replies[0]), (bare, replies[0])
+                pairs.append(pair)
+                for key in pair:
                     choices.setdefault(key, ScoreRequest(key[0] + OPENING, None, replies))
             readings.append((one, pairs))
         return Explanations(readings, Likelihoods(self.pool, choices))
@@ -95,11 +102,11 @@ class Reader:
         siblings = self.siblings.get(image_key(example), ())
         return [example, *(one for one in siblings if one.id != example.id)][: 1 + most]
 
-    def prompt(self, example: Example, thinking: str) -> str | None:
-        """Returns None where it is too long to be shown."""
-        text = as_turn(self.processor, rederive_text(example, thinking), image=False)
-        length = len(self.processor.tokenizer(text).input_ids) + REDERIVED_TOKENS
-        return text if length <= self.max_model_length else None
+    def prompt(self, text: str) -> str | None:
+        """Returns a text as the user's turn, or None where it is too long to be shown."""
+        turn = as_turn(self.processor, text, image=False)
+        length = len(self.processor.tokenizer(turn).input_ids) + REDERIVED_TOKENS
+        return turn if length <= self.max_model_length else None
 
     @cached_property
     def processor(self) -> Any:
@@ -140,7 +147,7 @@ class Likelihoods:
         """Waits. The mean over an only reply's tokens is RLPR's (arXiv 2506.18254, eq. 2): one odd
         token does not bring it down, as it does a product."""
         found = {}
-        for key, (shares,) in zip(self.closed, self.shares.result(), strict=True):
+        for key, shares in zip(self.closed, self.shares.result(), strict=True):
             found[key] = round(shares[0], DIGITS)
         for key, (tokens,) in zip(self.open, self.scores.result(), strict=True):
             found[key] = round(math.fsum(map(math.exp, tokens)) / len(tokens), DIGITS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from rarl.config import Config
-from rarl.data.parquet import SCHEMA, ParquetRows, from_row
+from rarl.data.parquet import SCHEMA, ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.rewards.registry import find_rewards
@@ -72,5 +72,4 @@ def draw_rows(data: str, most: int, seed: int) -> list[Example]:
     without their images."""
     rows = ParquetRows(data)
     chosen = np.random.default_rng(seed).permutation(len(rows))[:most]
-    columns = {name: rows.column(name) for name in SCHEMA.names if name != "image"}
-    return [from_row({name: column[row] for name, column in columns.items()}) for row in chosen]
+    return rows.without_images(chosen, [name for name in SCHEMA.names if name != "image"])

@@ -314,12 +314,14 @@ class ParquetRows:
         their order."""
         names = ("id", "image_id", "question", "answer", "answer_type", "options", "dataset")
         found: dict[ImageKey, list[Example]] = {}
-        for values in zip(*map(self.column, names), strict=True):
-            known = dict(zip(names, values, strict=True))
-            options = known.pop("options")
-            example = Example(image=b"", options=tuple(options) if options else None, **known)
+        for example in self.without_images(range(len(self)), names):
             found.setdefault(image_key(example), []).append(example)
         return found
+
+    def without_images(self, rows: Iterable[int], names: Iterable[str]) -> list[Example]:
+        """Returns the examples at these row numbers, in this order, with these columns alone."""
+        columns = {name: self.column(name) for name in names}
+        return [from_row({name: column[row] for name, column in columns.items()}) for row in rows]
 
     def read(self, rows: Iterable[int]) -> list[Example]:
         """Returns the examples at these row numbers, in this order."""

@@ -76,7 +76,10 @@ def require_room_at_first_sight(
 ) -> None:
     """Raises UserError as the check of all rows does, but within seconds, before engines start, and
     for the rows alone that `read_lengths` looks at. `families` are those of the measurements."""
-    processor = local_processor(model_path)
+    paths = [*config.data.eval.values(), config.data.train if trains else None]
+    # transformers takes seconds to import: not for data that a function makes.
+    needed = any(path is not None and is_at_hand(path) for path in paths)
+    processor = local_processor(model_path) if needed else None
     if processor is not None:
         rows = measured_rows(config, model_path, processor, families)
         rows += training_rows(config, model_path, processor) if trains else []

@@ -163,9 +163,9 @@ class PendingScores:
     count: int
     asked: list[tuple[Any, ...]]
 
-    def result(self) -> list[list[list[float]]]:
+    def result(self) -> list[list[Any]]:
         """Waits; returns what was asked for, by request. Raises UserError."""
-        results: list[list[list[float]]] = [[] for _ in range(self.count)]
+        results: list[list[Any]] = [[] for _ in range(self.count)]
         for index, one in enumerate(self.asked):
             found = self.pool.result_of(*one, parts=len(one[3]))
             results[index :: len(self.asked)] = found
@@ -319,7 +319,7 @@ class SamplerPool:
         return self.start("score", requests, use_adapter)
 
     def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
-        """Asks for the share of each request's replies among them: a list of one list."""
+        """Asks for the share of each request's replies among them."""
         return self.start("weigh", requests, use_adapter)
 
     def start(self, method: str, requests: list[ScoreRequest], use_adapter: bool) -> PendingScores:

@@ -199,13 +199,11 @@ class Sampler:
         scored = map(tail_logprobs, outputs, lengths)
         return [[next(scored) for _ in request.replies] for request in requests]
 
-    def weigh(
-        self, requests: list[ScoreRequest], use_adapter: bool = True
-    ) -> list[list[list[float]]]:
-        """Returns the share of each reply among those of its request, as a list of one list: the
-        probabilities of the first token in which they differ, after what they have in common. One
-        token is generated, which is far cheaper than to read every reply, and the prompt's cache is
-        used. Replies that also have that token in common share its probability."""
+    def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
+        """Returns the share of each reply among those of its request: the probabilities of the
+        first token in which they differ, after what they have in common. One token is generated,
+        which is far cheaper than to read every reply, and the prompt's cache is used. Replies that
+        also have that token in common share its probability."""
         from vllm import SamplingParams
 
         tokenizer = self.engine.get_tokenizer()
@@ -228,7 +226,7 @@ class Sampler:
         adapter = self.adapter_for(use_adapter)
         outputs = self.engine.generate(inputs, parameters, use_tqdm=False, lora_request=adapter)
         return [
-            [reply_shares(tokens, output.outputs[0].logprobs)]
+            reply_shares(tokens, output.outputs[0].logprobs)
             for tokens, output in zip(firsts, outputs, strict=True)
         ]
 
