@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -109,6 +110,14 @@ def test_siblings_are_the_questions_about_one_image_of_one_data_set(tmp_path: Pa
     assert found[image_key(examples[0])][0] == replace(
         examples[0], image=b"", rationale=None, organ=None, modality=None
     )
+
+
+def test_siblings_are_found_where_no_row_names_its_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "unnamed.parquet"
+    write_examples(path, draw_examples("seen", 6, 4, "test"))
+    pq.write_table(pq.read_table(path).drop_columns(["dataset"]), path)
+    rows = ParquetRows(path)
+    assert {image_key(one) for one in rows.read(range(6))} == rows.questions_by_image().keys()
 
 
 def test_the_base_model_reads_as_transformers_does_and_is_surer_after_true_findings(
