@@ -52,7 +52,7 @@ class StepList(BaseModel):
     items: dict[str, str]
 
 
-class Part(BaseModel):
+class MeanOfItems(BaseModel):
     """A number of the explanation: the mean of items; in the list `of` the mean over its entries,
     or over those of them that have the item `among`."""
 
@@ -75,9 +75,9 @@ class Rubric(BaseModel):
     items: dict[str, str]
     lists: dict[str, StepList] = {}
     correctness: list[list[str]]
-    factuality: Part
-    completeness: Part
-    relevance: Part
+    factuality: MeanOfItems
+    completeness: MeanOfItems
+    relevance: MeanOfItems
 
     @cached_property
     def version(self) -> str:
@@ -197,7 +197,7 @@ class Rubric(BaseModel):
             reason=printable(filled["reason"]),
         )
 
-    def value_of(self, part: Part, filled: Mapping[str, Any]) -> float | None:
+    def value_of(self, part: MeanOfItems, filled: Mapping[str, Any]) -> float | None:
         """Returns a number of the explanation; None where nothing is known of it."""
         entries = [filled]
         if part.of is not None:
