@@ -1,8 +1,10 @@
 # make demo, make test, make check and the like use the environment in .venv, which computes on the CPU, on every machine
 #
 # make demo   train the tiny model on phantom radiographs, end to end (SEED=0 OUT=runs/demo-SEED)
-# make test   every test but the long ones, in two lanes beside each other: test-engines, test-quick;
-#             some need Chromium, see setup/browser.py
+# make test   the tests, in two lanes beside each other: test-engines, test-quick; some need
+#             Chromium, see setup/browser.py
+# make test-whole   whole programs, services and clusters from a cold start, ended and continued;
+#             with `make test` what continuous integration runs
 # make test-long   simulations, rebuilds, a short campaign: what seldom changes; before a release
 # make check  formatting, lint, types
 # make check test   both, beside each other
@@ -19,7 +21,7 @@ READY = .venv/rarl-environment-complete
 GPU_READY = .venv-gpu/rarl-environment-complete
 SOURCES = pyproject.toml setup/environment.py setup/torchvision_schemas.py
 
-.PHONY: demo test test-engines test-quick test-long check campaign docs clean setup browser gpu gpu-smoke
+.PHONY: demo test test-engines test-quick test-whole test-long check campaign docs clean setup browser gpu gpu-smoke
 MAKEFLAGS += --jobs=2
 
 demo: $(READY)
@@ -28,12 +30,15 @@ demo: $(READY)
 test: test-engines test-quick
 
 test-engines: $(READY) browser
-	.venv/bin/python -m pytest -m "engines and not long"
+	.venv/bin/python -m pytest -m "engines and not long and not whole"
 
 # Gives way to the engines, whose processes Ray runs at a niceness of 15, and reports when it is done.
 test-quick: $(READY)
-	@report=$$(OMP_NUM_THREADS=1 nice -n 19 .venv/bin/python -m pytest -m "not engines and not long" 2>&1); \
+	@report=$$(OMP_NUM_THREADS=1 nice -n 19 .venv/bin/python -m pytest -m "not engines and not long and not whole" 2>&1); \
 	status=$$?; echo; echo "$$report"; exit $$status
+
+test-whole: $(READY)
+	.venv/bin/python -m pytest -m "whole and not long"
 
 test-long: $(READY)
 	.venv/bin/python -m pytest -m long

@@ -22,7 +22,7 @@ from rarl.errors import UserError
 from rarl.judge.candidate import candidate_of, image_uri
 from rarl.judge.judge import Judge
 from rarl.prompts import without_image
-from rarl.reading import Explanations, Reader, Rederived
+from rarl.reading import Reader, Reading
 from rarl.rewards import Reward
 from rarl.rewards.total import score_groups
 from rarl.rollout.pool import SamplerPool
@@ -95,7 +95,7 @@ class PendingGroups:
         self.verdicts: list[list[Future[Verdict]]] = [[] for _ in prompts]
         self.seconds = [0.0] * len(prompts)
         self.groups: list[Group] | None = None
-        self.readings: list[Rederived | Explanations] = []
+        self.readings: list[Reading] = []
         requests = [
             SampleRequest(prepared.prompt.text, prepared.pixels, seed)
             if show_image

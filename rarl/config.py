@@ -156,11 +156,16 @@ class RewardConfig(Section):
     """One reward. In YAML a number alone is its weight; null takes the reward out."""
 
     weight: Annotated[float, Field(ge=0)]  # 0: computed and logged, but not counted
-    # another reward, by whose value this one is multiplied: `format`, or `accuracy`
-    gate: str | None = None
+    # another reward, by whose value this one is multiplied: `format`, or `accuracy`; or a list
+    gate: str | list[str] | None = None
     # to mean 0 and standard deviation 1 within each group, before it is weighted
     normalise: bool = False
     options: dict[str, Any] = {}  # keyword arguments of the reward's own
+
+    @property
+    def gates(self) -> list[str]:
+        """The rewards that gate this one."""
+        return [self.gate] if isinstance(self.gate, str) else self.gate or []
 
 
 def read_rewards(value: Any) -> Any:

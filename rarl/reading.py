@@ -3,7 +3,8 @@ ask for that.
 
 `consistency` asks the policy for the answer that its own thinking leads to. `explains` asks the
 base model, which can learn no code, how surely the thinking leads to the reference answer, and to
-those of other training questions about the same image.
+those of other training questions about the same image. `fluency` asks the base model how likely the
+thinking itself is.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, image_key
-from rarl.prompts import as_turn, rederive_text
+from rarl.prompts import as_turn, rederive_text, without_image
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tricks import without_answers
 from rarl.replies.words import same_words
 from rarl.rewards.thinking import SIBLINGS
-from rarl.rollout.pool import PendingRollouts, SamplerPool
+from rarl.rollout.pool import PendingRollouts, PendingScores, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings, ScoreRequest
 from rarl.samples import Sample
 from rarl.schema import Example, Explained
@@ -30,6 +31,7 @@ REDERIVED_TOKENS = 64  # enough for an answer; a longer one is cut and will not 
 GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDERIVED_TOKENS)
 # The reply is read from here on. Cut within the tag: a tokenizer joins ">" with what follows.
 OPENING, CLOSING = "<answer", "</answer>"
+THINKING = "<think"
 # Digits of a probability that are kept. Below, engines differ with what else they are asked.
 DIGITS = 4
 MAX_REPLIES = 20  # that compete; vLLM tells the log-probs of no more
@@ -46,13 +48,17 @@ class Reader:
     max_model_length: int
     siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
 
-    def start(self, samples: Sequence[Sample], use_adapter: bool) -> list[Rederived | Explanations]:
+    def start(self, samples: Sequence[Sample], use_adapter: bool) -> list[Reading]:
         """Does not wait. The policy reads as the samplers hold it now."""
-        readings: list[Rederived | Explanations] = []
+        readings: list[Reading] = []
         if "consistency" in self.rewards:
             readings.append(self.rederive(samples, use_adapter))
         if "explains" in self.rewards:
             readings.append(self.explain(samples))
+        if "fluency" in self.rewards:
+            readings.append(
+                read_language(self.pool, [one for one in samples if one.reply.thinking])
+            )
         return readings
 
     def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederived:
@@ -129,6 +135,33 @@ class Rederived:
             sample.rederived = group[0].text
 
 
+@dataclass(frozen=True)
+class Language:
+    """What the base model makes of thinkings as language, in flight."""
+
+    samples: list[Sample]
+    pending: PendingScores
+
+    def write(self) -> None:
+        """Waits, and writes on each sample how likely its thinking is."""
+        for sample, (tokens,) in zip(self.samples, self.pending.result(), strict=True):
+            sample.thinking_logprob = round(math.fsum(tokens) / len(tokens), DIGITS)
+
+
+def read_language(pool: SamplerPool, samples: Sequence[Sample]) -> Language:
+    """Asks the base model for the log-probs of each thinking after its prompt without the image.
+    Of a reply that is not well formed, the whole text is taken for one."""
+    requests = [
+        ScoreRequest(without_image(one.prompt.text) + THINKING, None, [f">{thinking_of(one)}"])
+        for one in samples
+    ]
+    return Language(list(samples), pool.score(requests, use_adapter=False))
+
+
+def thinking_of(sample: Sample) -> str:
+    return sample.reply.thinking or sample.rollout.text
+
+
 Key = tuple[str, str]  # a prompt, and the reply whose probability is asked
 Pair = tuple[Key, Key]  # with a thinking in the prompt, and without
 
@@ -169,6 +202,9 @@ class Explanations:
             sample.explained = Explained(
                 [found[shown] for shown, _ in pairs], [found[bare] for _, bare in pairs]
             )
+
+
+Reading = Rederived | Explanations | Language
 
 
 def possible_replies(example: Example) -> list[str]:

@@ -44,8 +44,10 @@ class Sample:
 
     number: the reply's place among the replies to its prompt. rederived: the reply to the thinking
     alone, without the image, which the reward `consistency` compares. explained: what the base
-    model reads from the thinking, for the reward `explains`. seconds: from the request of the batch
-    to this reply. prepared: what the models are shown; it is not kept on disk.
+    model reads from the thinking, for the reward `explains`. thinking_logprob: of the thinking's
+    tokens (nats, their mean), as the base model has it without the image, for `fluency`. seconds:
+    from the request of the batch to this reply. prepared: what the models are shown; it is not kept
+    on disk.
     """
 
     example: Example
@@ -54,6 +56,7 @@ class Sample:
     number: int = 0
     rederived: str | None = None
     explained: Explained | None = None
+    thinking_logprob: float | None = None
     verdict: Verdict | None = None
     score: Score | None = None
     advantage: float | None = None

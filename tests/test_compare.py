@@ -193,6 +193,7 @@ def test_what_is_written_for_the_report_has_the_titles_and_the_reference(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_killed_comparison_continues_and_repeats_nothing(
     pool: SamplerPool, tmp_path: Path
 ) -> None:

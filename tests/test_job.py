@@ -78,6 +78,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[dict[str, str], str]]:
 
 @pytest.mark.slow
 @pytest.mark.engines
+@pytest.mark.whole
 def test_submitted_jobs_train_and_evaluate(
     cluster: tuple[dict[str, str], str], tmp_path: Path
 ) -> None:

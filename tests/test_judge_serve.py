@@ -346,6 +346,7 @@ def kill_model_replica() -> None:
         os.kill(one.pid, signal.SIGKILL)
 
 
+@pytest.mark.whole
 def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) -> None:
     """200 candidates through faults; midway the judge's replica is killed, and then the model's
     too."""

@@ -138,6 +138,7 @@ def wait_for(path: Path, text: str, log: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.engines
+@pytest.mark.whole
 def test_a_service_of_a_file_is_this_machines_alone_and_ends_silently(tmp_path: Path) -> None:
     log, port = tmp_path / "log.txt", free_port()
     with started(log, "serve", "configs/judge/rules.yaml", f"--port={port}") as process:
@@ -152,6 +153,7 @@ def test_a_service_of_a_file_is_this_machines_alone_and_ends_silently(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.engines
+@pytest.mark.whole
 def test_a_run_is_this_machines_alone(tmp_path: Path) -> None:
     """While two train workers are at work, which talk to each other."""
     run, log = tmp_path / "run", tmp_path / "log.txt"

@@ -15,11 +15,12 @@ import torch
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, ParquetRows, image_key, write_examples
 from rarl.grpo.policy import load_policy
-from rarl.prompts import as_turn, rederive_text
+from rarl.prompts import as_turn, plain_prompt, rederive_text, without_image
 from rarl.reading import CLOSING, MAX_REPLIES, OPENING, Reader, possible_replies
 from rarl.replies.tags import target_text
 from rarl.replies.tricks import without_answers
-from rarl.rewards.thinking import explains_reward
+from rarl.rewards.copies import shuffled
+from rarl.rewards.thinking import explains_reward, fluency_reward
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import common_length
 from rarl.samples import Sample
@@ -163,6 +164,48 @@ def test_the_base_model_reads_as_transformers_does_and_is_surer_after_true_findi
         for part in (true[:-1], silent, false)
     ]
     assert gains[0] > 0.5 and abs(gains[1]) < 0.1 and gains[2] < -0.2, gains
+
+
+def test_fluent_thinking_earns_all_and_a_shuffle_falls_through_the_floor() -> None:
+    text = target_text("think", "Two lungs between ribs.", "chest")
+
+    def earned(logprob: float | None, floor: float | None = -2.0, **given: Any) -> float | None:
+        known = {"form": ["think"], "thinking_logprob": [logprob]} | given
+        (value,) = fluency_reward([""], [given.pop("text", text)], floor=floor, **known)
+        return value
+
+    assert earned(-0.5) == earned(-2.0) == 1.0
+    assert earned(-3.0) == pytest.approx(np.exp(-1.0))
+    assert earned(None) is None and earned(-3.0, None) is None
+    assert earned(-0.5, form=["answer"]) is None
+    assert earned(-0.5, text="no tags") == 0.0
+
+
+def test_the_base_model_tells_language_from_its_words(
+    pool: SamplerPool, model_path: str, processor: Any
+) -> None:
+    examples = draw_examples("seen", 12, 6, "test")
+    told = [one.rationale or "" for one in examples]
+    settings = {"fluency": RewardConfig(weight=0.0)}
+    reader, plan = Reader(pool, settings, model_path, 512), plain_prompt()
+    found = []
+    for texts in (told, list(map(shuffled, told))):
+        samples = [
+            replace(with_thinking(one, text), prompt=plan(processor, one))
+            for one, text in zip(examples, texts, strict=True)
+        ]
+        for reading in reader.start(samples, use_adapter=True):
+            reading.write()
+        found.append([one.thinking_logprob or 0.0 for one in samples])
+    model = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
+    for example, text, logprob in zip(examples[:4], told, found[0], strict=False):
+        prompt = without_image(plan(processor, example).text) + "<think"
+        ids, reply = (processor.tokenizer(one).input_ids for one in (prompt, f">{text}"))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*ids, *reply]])).logits[0, len(ids) - 1 : -1]
+        own = logits.log_softmax(-1)[range(len(reply)), reply].mean()
+        assert logprob == pytest.approx(float(own), abs=1e-3)
+    assert min(found[0]) > max(found[1]) + 1, found
 
 
 def gain(sample: Sample) -> float:

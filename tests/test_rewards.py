@@ -14,8 +14,8 @@ from rarl.replies.words import chosen_option, normalise, token_f1, yes_or_no
 from rarl.rewards import COLUMNS, per_reply
 from rarl.rewards.answer import accuracy_reward
 from rarl.rewards.form import format_reward
-from rarl.rewards.registry import REWARDS, find_rewards
-from rarl.rewards.total import score_groups
+from rarl.rewards.registry import REWARDS, check_gates, find_rewards
+from rarl.rewards.total import score_groups, weigh
 from rarl.samples import Group, Sample
 from rarl.schema import Example, Score
 from tests.samples import reply_to
@@ -352,6 +352,24 @@ def test_unknown_rewards_are_named(name: str, message: str) -> None:
 def test_wrong_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_rewards({name: RewardConfig(weight=1.0, options=options)})
+
+
+def test_several_gates_multiply() -> None:
+    found = weigh(
+        3,
+        {"a": [1.0, 0.5, 1.0], "b": [0.5, 0.5, None], "c": [0.5, 1.0, 1.0]},
+        {
+            "a": RewardConfig(weight=1.0, gate=["b", "c"]),
+            "b": RewardConfig(weight=0.0),
+            "c": RewardConfig(weight=0.0),
+        },
+    )
+    # What is missing counts as the mean of the others.
+    assert found.tolist() == [0.25, 0.25, 0.25]
+    circle = {"a": RewardConfig(weight=1.0, gate=["b", "c"]), "b": RewardConfig(weight=1.0)}
+    circle["c"] = RewardConfig(weight=1.0, gate="a")
+    with pytest.raises(UserError, match=r"the gates form a circle: a → c → a"):
+        check_gates("a", circle)
 
 
 @pytest.mark.parametrize(

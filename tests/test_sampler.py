@@ -297,12 +297,13 @@ def test_a_prompt_without_an_image_is_answered(
 
 
 @pytest.mark.slow
-def test_workers_shares_give_the_same_samples_to_the_bit_and_publish_once_to_each(
+def test_workers_shares_give_the_same_samples_and_publish_once_to_each(
     pool: SamplerPool, prepared: list[PreparedExample], policy: Any
 ) -> None:
-    """Of 1, 2 and 3 workers over two engines, each asked for every n-th prompt."""
+    """Of 1, 2 and 3 workers over two engines, each asked for every n-th prompt. On some processors
+    the last bits of a log-prob depend on how many sequences are computed with it."""
     asked = requests(prepared)
-    previous: list[list[Rollout]] | None = None
+    previous: tuple[list[list[Rollout]], list[list[float]]] | None = None
     for version, size in enumerate((1, 2, 3), start=200):
         randomise(policy, 200)
         arrays, config = adapter_arrays(policy), adapter_config(policy)
@@ -317,9 +318,15 @@ def test_workers_shares_give_the_same_samples_to_the_bit_and_publish_once_to_eac
         for rank, one in enumerate(pending):
             groups[rank::size] = one.result()
         assert {r.adapter_version for group in groups for r in group} == {version}
-        groups = [[replace(r, adapter_version=0) for r in group] for group in groups]
-        assert previous is None or groups == previous
-        previous = groups
+        drawn = [
+            [replace(r, adapter_version=0, sampler_logprobs=[]) for r in group] for group in groups
+        ]
+        logprobs = [r.sampler_logprobs for group in groups for r in group]
+        if previous is not None:
+            assert drawn == previous[0]
+            for found, expected in zip(logprobs, previous[1], strict=True):
+                assert found == pytest.approx(expected, abs=1e-5)
+        previous = drawn, logprobs
 
 
 class Handle:

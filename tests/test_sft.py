@@ -204,6 +204,7 @@ def test_a_target_that_does_not_fit_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_sft_of_the_tiny_model_learns_its_domain_and_warms_up_reinforcement(
     pool: SamplerPool, tmp_path: Path
 ) -> None:

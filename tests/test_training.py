@@ -311,6 +311,31 @@ def test_refills_are_bounded_and_a_step_without_spread_changes_nothing(
     assert all(not array.any() for name, array in tensors.items() if "lora_B" in name)
 
 
+def test_fluency_has_the_floor_that_the_base_model_sets(pool: SamplerPool, tmp_path: Path) -> None:
+    """And a run that is continued has the same."""
+    run = tmp_path / "run"
+    how = [f"run_dir={run}", *SHORT, "data.eval={}", "train.checkpoint_every=1"]
+    explains = "explains: {weight: 1, gate: [format, fluency]}"
+    how.append(f"rewards={{format: 0, accuracy: 1, {explains}, fluency: 0}}")
+    done = rarl_here("train", "configs/demo.yaml", *how, "train.steps=1", pool=pool)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / "fluency.json").read_text())
+    assert found["replies"] > 100
+    done = rarl_here("train", "configs/demo.yaml", *how, "train.steps=2", pool=pool)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "fluency.json").read_text()) == found
+    fluent = 0
+    for one in read_samples(run / "samples/step_000001.parquet"):
+        if one.reply.well_formed and one.reply.thinking:
+            assert one.thinking_logprob is not None and one.score is not None
+            below = min(0.0, one.thinking_logprob - found["floor"])
+            assert one.rewards["fluency"] == pytest.approx(math.exp(below))
+            accuracy, explained = one.rewards["accuracy"] or 0, one.rewards["explains"] or 0
+            assert one.score.total == pytest.approx(accuracy + explained * math.exp(below))
+            fluent += below == 0
+    assert fluent > 8
+
+
 def test_real_radiographs_train_with_a_users_reward_and_a_bad_row_is_skipped_counted_and_listed(
     pool: SamplerPool, vqa_rad: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.evaluate import measure_all
+from rarl.commands.fluency import fluency_floor
 from rarl.commands.resolve import Setup, resolve, what_is_imitated
 from rarl.commands.session import Session, open_session
 from rarl.config import Config
@@ -98,6 +99,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         banned_token_ids=live.pool.banned_token_ids(),
         pool=live.pool,
         judge_engine=live.judge_engine,
+        fluency_floor=fluency_floor(setup, live, display),
         gpu_share=setup.memory.trainer_limit / setup.memory.card if setup.memory else None,
     )
     prompts = imitation_prompts if config.method == "sft" else training_prompts

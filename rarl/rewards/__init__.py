@@ -17,10 +17,11 @@ Options = Sequence[str] | None
 Reward = Callable[..., list[float | None]]
 
 EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
-# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image,
-# or None; `explained` is what the base model reads from it, or None; `verdict` is the judge's, or
-# None.
-COLUMNS = (*EXAMPLE_COLUMNS, "form", "wording", "rederived", "explained", "verdict")
+# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image;
+# `explained` is what the base model reads from it, `thinking_logprob` how likely it finds it (nats
+# a token); `verdict` is the judge's. The last four are None where nobody was asked.
+REPLY_COLUMNS = ("form", "wording", "rederived", "explained", "thinking_logprob", "verdict")
+COLUMNS = (*EXAMPLE_COLUMNS, *REPLY_COLUMNS)
 
 
 def per_reply(score: Callable[..., float | None]) -> Reward:

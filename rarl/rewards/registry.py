@@ -15,7 +15,12 @@ from rarl.rewards.facts import facts_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
 from rarl.rewards.radeval import radeval_reward, require_radeval
-from rarl.rewards.thinking import consistency_reward, explains_reward, reasoning_reward
+from rarl.rewards.thinking import (
+    consistency_reward,
+    explains_reward,
+    fluency_reward,
+    reasoning_reward,
+)
 from rarl.system.imports import import_object
 
 REWARDS: dict[str, Reward] = {
@@ -27,6 +32,7 @@ REWARDS: dict[str, Reward] = {
     "facts": facts_reward,
     "consistency": consistency_reward,
     "explains": explains_reward,
+    "fluency": fluency_reward,
     "judge": judge_reward,
     "radeval": radeval_reward,
     "repetition": repetition_reward,
@@ -64,17 +70,19 @@ def find_reward(name: str) -> Reward:
     return found
 
 
-def check_gates(name: str, settings: Mapping[str, RewardConfig]) -> None:
-    """Follows the gates from one reward to the end of their chain."""
-    chain = [name]
-    while (gate := settings[chain[-1]].gate) is not None:
+def check_gates(
+    name: str, settings: Mapping[str, RewardConfig], chain: tuple[str, ...] = ()
+) -> None:
+    """Follows the gates from one reward, by way of `chain`, to the end of each chain."""
+    chain = (*chain, name)
+    for gate in settings[name].gates:
         if gate not in settings:
             fault = f"no reward '{gate}' is configured; there are {', '.join(settings)}"
-            raise UserError(f"rewards.{chain[-1]}.gate: {fault}")
+            raise UserError(f"rewards.{name}.gate: {fault}")
         if gate in chain:
             circle = " → ".join([*chain, gate])
-            raise UserError(f"rewards.{name}.gate: the gates form a circle: {circle}")
-        chain.append(gate)
+            raise UserError(f"rewards.{chain[0]}.gate: the gates form a circle: {circle}")
+        check_gates(gate, settings, chain)
 
 
 def bind_options(name: str, reward: Reward, options: Mapping[str, Any]) -> Reward:

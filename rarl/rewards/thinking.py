@@ -1,6 +1,6 @@
 """Rewards for the thinking: `reasoning`, how good the explanation is without a judge;
-`consistency`, whether it alone leads to the reply's own answer; and `explains`, how much surer it
-makes a reader of the reference answer."""
+`consistency`, whether it alone leads to the reply's own answer; `explains`, how much surer it makes
+a reader of the reference answer; and `fluency`, whether it is language at all."""
 
 from __future__ import annotations
 
@@ -82,6 +82,29 @@ def explains_reward(
     pairs = zip(explained.probabilities, explained.priors, strict=True)
     gains = [probability - prior for probability, prior in islice(pairs, 1 + siblings)]
     return (1 + math.fsum(gains) / len(gains)) / 2
+
+
+@per_reply
+def fluency_reward(
+    text: str, *, form: ReplyForm, thinking_logprob: float | None, floor: float | None = None
+) -> float | None:
+    """Pays 1 for thinking that is language as the base model knows it, and less for words in an
+    order that nobody would say: exp(ℓ − `floor`) below the floor, where ℓ is the base model's mean
+    log-probability (nats) of the thinking's tokens, without the image. Without an option, the floor
+    is what 99 in 100 replies of the base model have (`rarl.commands.fluency`).
+
+    Right or wrong makes no difference, and above the floor nothing is gained: it is made to gate
+    others. 0 for a malformed reply and one without thinking. None for a prompt without thinking,
+    and where nobody was asked.
+    """
+    if form == "answer":
+        return None
+    reply = parse_reply(text, form)
+    if not reply.well_formed or not reply.thinking:
+        return 0.0
+    if thinking_logprob is None or floor is None:
+        return None
+    return math.exp(min(0.0, thinking_logprob - floor))
 
 
 @dataclass(frozen=True)

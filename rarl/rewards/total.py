@@ -22,9 +22,10 @@ def score_groups(
 ) -> None:
     """Writes a Score on every sample. Every reward is called once, with all samples.
 
-    `Score.rewards` holds the raw values. The total is the weighted sum of these after the gate
-    (multiplied by the gate reward's raw value) and, if asked for, normalisation within the group. A
-    value that is missing counts as the mean of its group's, so that it neither helps nor hurts.
+    `Score.rewards` holds the raw values. The total is the weighted sum of these after the gates
+    (multiplied by the raw values of the rewards that gate) and, if asked for, normalisation within
+    the group. A value that is missing counts as the mean of its group's, so that it neither helps
+    nor hurts.
     """
     samples = flatten(groups)
     columns = columns_of(samples)
@@ -46,9 +47,9 @@ def weigh(
     totals = np.zeros(size)
     for name, values in raw.items():
         setting, gated = settings[name], values
-        if setting.gate is not None:
-            pairs = zip(values, raw[setting.gate], strict=True)
-            gated = [None if v is None or gate is None else v * gate for v, gate in pairs]
+        for gate in setting.gates:
+            pairs = zip(gated, raw[gate], strict=True)
+            gated = [None if v is None or by is None else v * by for v, by in pairs]
         totals += setting.weight * without_gaps(gated, setting.normalise)
     return totals
 
@@ -77,6 +78,7 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
         "wording": [one.prompt.wording for one in samples],
         "rederived": [one.rederived for one in samples],
         "explained": [one.explained for one in samples],
+        "thinking_logprob": [one.thinking_logprob for one in samples],
         "verdict": [one.verdict for one in samples],
     }
 

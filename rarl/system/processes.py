@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -89,6 +89,12 @@ def end_at_once(number: int = signal.SIGTERM, frame: FrameType | None = None) ->
     would Ray's exit handlers, which can crash while its threads are at work."""
     interrupted = number == signal.SIGINT
     tell_end("interrupted" if interrupted else "stopped as asked")
+    if "ray" in sys.modules:
+        # Nothing may come between the line above and the end.
+        with suppress(Exception):
+            from rarl.system.ray_internals import end_agents
+
+            end_agents()
     os._exit(130 if interrupted else 0)
 
 

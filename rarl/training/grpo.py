@@ -17,7 +17,7 @@ when they part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.collect import Collector, PendingGroups
-from rarl.config import Config
+from rarl.config import Config, RewardConfig
 from rarl.data.order import sampling_seed
 from rarl.data.parquet import ParquetRows
 from rarl.grpo.forward import ForwardChoice
@@ -194,6 +194,19 @@ class GroupStream:
                 self.in_flight.wait()
 
 
+def with_floor(
+    rewards: Mapping[str, RewardConfig], floor: float | None
+) -> Mapping[str, RewardConfig]:
+    """Returns the settings with the floor of `fluency` that was measured for this run."""
+    if floor is None:
+        return rewards
+    fluency = rewards["fluency"]
+    return {
+        **rewards,
+        "fluency": fluency.model_copy(update={"options": {**fluency.options, "floor": floor}}),
+    }
+
+
 @contextmanager
 def opened_collector(
     inputs: TrainInputs, pool: SamplerPool, workers: Workers
@@ -209,7 +222,7 @@ def opened_collector(
     try:
         yield Collector(
             pool,
-            find_rewards(config.rewards),
+            find_rewards(with_floor(config.rewards, inputs.fluency_floor)),
             config.rewards,
             judge,
             inputs.model_path,

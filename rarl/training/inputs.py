@@ -20,7 +20,8 @@ class TrainInputs:
 
     `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
     policy exceeds `mismatch_bound`. `judge_engine` is the actor of the run's own judge, None where
-    it has none. `gpu_share` is what a worker may take of its card, beside context, sampler and
+    it has none. `fluency_floor` is what the reward `fluency` compares with, None where it has a
+    floor of its own. `gpu_share` is what a worker may take of its card, beside context, sampler and
     judge; None on a CPU.
     """
 
@@ -36,6 +37,7 @@ class TrainInputs:
     pool: SamplerPool
     judge_engine: Any = None
     gpu_share: float | None = None
+    fluency_floor: float | None = None
 
     @property
     def distribution(self) -> SamplingDistribution:

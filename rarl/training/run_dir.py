@@ -83,6 +83,7 @@ class RunDir:
         self.adapter = path / "adapter"
         self.trained_on = path / "trained-on.parquet"
         self.leaks = path / "leaks.json"
+        self.fluency = path / "fluency.json"
         self.summary = path / "summary.json"
         self.seconds = path / "seconds.json"
         # exists while the run has been asked to end after the step that it is in
@@ -258,7 +259,12 @@ def take_over(run_dir: RunDir, changes: list[Change]) -> None:
             f"measured anew, since {other[0]}; the measurements that were there are in {aside}"
         )
     shutil.rmtree(run_dir.data, ignore_errors=True)
-    for path in (run_dir.templates, run_dir.seconds, *run_dir.path.glob("tracker-*.json")):
+    for path in (
+        run_dir.templates,
+        run_dir.fluency,
+        run_dir.seconds,
+        *run_dir.path.glob("tracker-*.json"),
+    ):
         path.unlink(missing_ok=True)
 
 

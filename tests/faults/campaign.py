@@ -184,7 +184,7 @@ def last_step(run: Path) -> int:
     return int(rows[-1]["step"]) if rows else 0
 
 
-def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

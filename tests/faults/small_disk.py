@@ -10,7 +10,6 @@ disk.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import psutil
 
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
-from tests.faults.campaign import family
+from tests.faults.campaign import end, family
 from tests.faults.test_checkpoint import flip
 
 ENDS = ("full", "read-only", "second", "interrupted", "killed", "asked", "last")
@@ -123,8 +122,9 @@ def main() -> None:
 
     process = case.start_until(case.steps() + 1, "killed")
     others = family(process)
-    os.killpg(process.pid, signal.SIGKILL)
-    psutil.wait_procs(others, timeout=60)  # they end when they notice
+    for victim in [psutil.Process(process.pid), *others]:
+        end(victim)
+    psutil.wait_procs(others, timeout=60)
     case.note("killed", process)
     flip(max(case.run.checkpoints.glob("step_*")) / "adapter" / "adapter_model.safetensors")
 

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rarl.training.log import read_metrics
 from tests.conftest import FinishedRun
-from tests.faults.campaign import KINDS, differences
+from tests.faults.campaign import KINDS, differences, family
 from tests.faults.small_disk import ENDS, End
 from tests.runs import (
     FINISHED,
@@ -45,7 +46,7 @@ def asked_to_end(
     arguments: list[str], when: Callable[[int], bool], by: int = signal.SIGTERM
 ) -> None:
     """Starts a program, sends a signal to it as soon as `when` is true of its process id, and
-    asserts that it ends as promised."""
+    asserts that it ends as promised, and leaves no process behind."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=REPOSITORY,
@@ -56,11 +57,13 @@ def asked_to_end(
     )
     while not when(process.pid) and process.poll() is None:
         time.sleep(0.001)
+    started = family(process)
     process.send_signal(by)
     _, said = process.communicate(timeout=120)
     code, how = (130, "interrupted") if by == signal.SIGINT else (0, "stopped as asked")
     told = f"{how}; the same command continues where this one stopped\n"
     assert (process.returncode, said) == (code, told)
+    assert psutil.wait_procs(started, timeout=30)[1] == []
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -180,6 +183,7 @@ def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
     assert differences(undisturbed, disk.with_suffix(".kept") / "run", STEPS) == []
 
 
+@pytest.mark.whole
 def test_a_run_on_two_nodes_survives_the_loss_of_one(undisturbed: Path, tmp_path: Path) -> None:
     """A sampler and a train worker on each. It is the run of one node and one worker all the
     same."""

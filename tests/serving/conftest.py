@@ -22,16 +22,14 @@ def adapters(tmp_path_factory: Any, model_path: str) -> Path:
 
 @pytest.fixture(scope="package")
 def command(adapters: Path, tmp_path_factory: Any) -> Iterator[Command]:
-    """Not waited for: it starts while the service does, which halves the time of both."""
+    """Not waited for."""
     log = tmp_path_factory.mktemp("command") / "log.txt"
     with rarl_serve(adapters / "first", log, "limits.completion_tokens=200") as started:
         yield started
 
 
 @pytest.fixture(scope="package")
-def service(
-    ray_cluster: None, adapters: Path, command: Command, tmp_path_factory: Any
-) -> Iterator[Service]:
+def service(ray_cluster: None, adapters: Path, tmp_path_factory: Any) -> Iterator[Service]:
     """Small limits, so that they can be reached. But a killed engine may take minutes to come back
     on a busy machine, and its requests are to wait for it."""
     limits = {
@@ -43,5 +41,5 @@ def service(
     }
     changes = {"name": "base", "adapters": str(adapters), "default": "first", "limits": limits}
     folder = tmp_path_factory.mktemp("service")
-    with serve_run(folder, command.process.pid, **changes) as running:
+    with serve_run(folder, **changes) as running:
         yield running

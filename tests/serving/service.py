@@ -38,12 +38,11 @@ STRENGTH = 0.02  # of the random adapters: other log-probs than the base's, and 
 
 @dataclass(frozen=True)
 class Service:
-    """`process` has all parts of the service among its children, and `other` has none of them."""
+    """`process` has all parts of the service among its children."""
 
     url: str
     adapters: Path
     process: psutil.Process
-    other: int = 0
     key: str = KEY
 
     @property
@@ -61,11 +60,7 @@ class Service:
 
     def processes(self, word: str) -> list[psutil.Process]:
         """Those of this service whose command line holds `word`."""
-        return [
-            one
-            for one in self.process.children(recursive=True)
-            if word in command_of(one) and self.other not in [above.pid for above in one.parents()]
-        ]
+        return [one for one in self.process.children(recursive=True) if word in command_of(one)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def rarl_serve(run: Path, log: Path, *overrides: str) -> Iterator[Command]:
 
 
 @contextmanager
-def serve_run(folder: Path, other: int, **changes: Any) -> Iterator[Service]:
+def serve_run(folder: Path, **changes: Any) -> Iterator[Service]:
     """Yields when an engine answers. What is started is serve_config.yaml, but for its port and
     what `changes` says of the inference application."""
     tree = yaml.safe_load((REPOSITORY / "serve_config.yaml").read_text())
@@ -150,7 +145,7 @@ def serve_run(folder: Path, other: int, **changes: Any) -> Iterator[Service]:
             done = CliRunner().invoke(serve_command, command)
         assert done.exit_code == 0, (done.exception, done.output)
         url, adapters = f"http://127.0.0.1:{port}", Path(changes["adapters"])
-        service = Service(url, adapters, psutil.Process(), other)
+        service = Service(url, adapters, psutil.Process())
         deadline = time.monotonic() + START_SECONDS
         while not is_ready(service):
             told = {name: one.status for name, one in serve.status().applications.items()}

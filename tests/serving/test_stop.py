@@ -13,7 +13,7 @@ from rarl.schema import Example
 from tests.privacy import assert_private
 from tests.serving.service import Command, answer_body, messages
 
-pytestmark = [pytest.mark.slow, pytest.mark.engines]
+pytestmark = [pytest.mark.slow, pytest.mark.engines, pytest.mark.whole]
 
 
 def test_a_service_is_this_machines_alone(command: Command) -> None:
