@@ -36,14 +36,23 @@ from rarl.planning.memory import (
 from rarl.planning.plan import lines, make_plan
 from rarl.planning.seconds import (
     CPU,
+    DISTINCT,
     completion_lengths,
     decode_steps,
     gpu_speeds,
+    reading_seconds,
     sampler_seconds,
     step_seconds,
     worker_seconds,
 )
-from rarl.planning.sizes import ModelSize, Work, model_shapes, model_size, step_work
+from rarl.planning.sizes import (
+    ModelSize,
+    Work,
+    model_shapes,
+    model_size,
+    questions_asked,
+    step_work,
+)
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
 from tests.conftest import FinishedRun
@@ -242,6 +251,17 @@ def test_lengths_have_the_assumed_mean(work: Work) -> None:
     assert lengths.max() <= work.longest
 
 
+def test_rewards_that_have_a_thinking_read_ask_so_many_questions() -> None:
+    recipe = "configs/recipes/qwen2vl_2b/rarl.yaml"
+    for rewards, expected in (
+        ("{accuracy: 1}", 0),
+        ("{accuracy: 1, explains: 2}", 4),
+        ("{accuracy: 1, explains: {weight: 2, options: {siblings: 0}}}", 1),
+        ("{accuracy: 1, explains: 2, fluency: 0, consistency: 1}", 6),
+    ):
+        assert questions_asked(load_config(recipe, [f"rewards={rewards}"])) == expected
+
+
 def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: Work) -> None:
     speeds = gpu_speeds(CARDS["a100-40g"])
     lengths = np.full((work.prompts, work.group), 100)
@@ -261,6 +281,10 @@ def test_a_step_adds_up_and_follows_its_parts(qwen: Any, size: ModelSize, work: 
     assert seconds(replace(work, epochs=2)).update == pytest.approx(2 * one.update)
     assert seconds(replace(work, reference=True)).update > one.update
     assert seconds(judged_at_once=1000).reward == pytest.approx(one.reward + speeds.verdict)
+    read = DISTINCT * lengths.size * reading_seconds(size, work, speeds)
+    silent = seconds(replace(work, readings=0, questions=0))
+    assert read > 0 and one.reward == pytest.approx(silent.reward + read)
+    assert one.reward - four.reward * 4 == pytest.approx(0)
     slow = seconds(judged_at_once=1).reward
     assert slow == pytest.approx(
         one.reward + lengths.size * speeds.verdict - one.rollout + speeds.verdict

@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.planning.memory import Card
-from rarl.planning.sizes import GroupShape, ModelSize, Work, tower_flops, update_flops
+from rarl.planning.sizes import (
+    QUESTION_TOKENS,
+    GroupShape,
+    ModelSize,
+    Work,
+    tower_flops,
+    update_flops,
+)
 
 LENGTH_SPREAD = 0.4  # σ of the logarithm of a completion's length; an assumption
 FORWARD = 0.5  # of an update's operations: backward through frozen weights costs as much as forward
+DISTINCT = 0.5  # of a step's thinkings; those that are equal are read once; an assumption
 STEP_OVERHEAD = 0.01  # seconds of Ray and bookkeeping in a step, as measured on CPU
 
 
@@ -37,6 +45,7 @@ class Speeds:
     publish: float  # overhead of loading an adapter
     completion: float = 3e-4  # rewards of a completion, where no model judges
     verdict: float = 1.5  # of a judge with a model, one request; an assumption
+    request: float = 5e-4  # overhead of a prompt without an image of which one token is asked
 
 
 # One sampler on one core, the update on two; the tiny model, 2 cores of an AMD EPYC without GPU,
@@ -100,12 +109,21 @@ def step_seconds(
     shares = [lengths[i::workers] for i in range(min(workers, work.prompts))]
     rollout = max(sampling) * max(1.0, crowding)
     reward = max(share.size for share in shares) * speeds.completion
+    replies = max(lengths[i::samplers].size for i in range(min(samplers, work.prompts)))
+    reward += DISTINCT * replies * reading_seconds(size, work, speeds) * max(1.0, crowding)
     if judged_at_once is not None:
         # The first verdicts come while the rest is sampled; one request is always left at the end.
         judging = lengths.size / judged_at_once * speeds.verdict
         reward += max(0.0, judging - rollout) + speeds.verdict
     update = max(worker_seconds(model, work, share, speeds) for share in shares)
     return StepSeconds(rollout, reward, update, speeds.publish)
+
+
+def reading_seconds(size: ModelSize, work: Work, speeds: Speeds) -> float:
+    """Returns the seconds in which an engine reads one completion's thinking for its rewards. The
+    questions come after it, so that their prompts have it in common."""
+    tokens = work.readings * work.completion + work.questions * QUESTION_TOKENS
+    return work.questions * speeds.request + 2.0 * size.text * tokens / speeds.prefill
 
 
 def sampler_seconds(

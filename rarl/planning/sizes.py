@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rarl.errors import UserError
+from rarl.rewards.thinking import SIBLINGS
 
 if TYPE_CHECKING:
     from rarl.config import Config
@@ -29,6 +30,8 @@ PATCHES_PER_TOKEN = 4  # of Qwen2-VL: its merger makes one token of 2 x 2 patche
 IMAGE_TOKEN_PIXELS = PATCHES_PER_TOKEN * 14 * 14
 TEXT_TOKENS = 100  # of a prompt, without its image: instructions and question; an assumption
 MEAN_LENGTH = 0.5  # of max_completion_tokens: what the demo has; an assumption elsewhere
+QUESTION_TOKENS = 60  # of a question that is read with a thinking and no image; an assumption
+READ_BY = {"consistency", "explains", "fluency"}  # rewards that have a thinking read
 RANK = 8  # of the adapter: a few percent of the operations, so that other ranks need no other sum
 
 
@@ -52,7 +55,8 @@ class ModelSize:
 class Work:
     """One step. Lengths in tokens; `completion` is the mean, `longest` the bound, and `sequences`
     are sampled by an engine at once. `reference` asks for a pass without gradient, for the KL to
-    the base model."""
+    the base model. Of each completion, `readings` thinkings go into `questions` prompts without an
+    image, for rewards that ask what follows from it."""
 
     prompts: int
     group: int
@@ -64,6 +68,8 @@ class Work:
     epochs: int = 1
     reference: bool = False
     checkpointing: bool = False
+    readings: int = 0
+    questions: int = 0
 
     @property
     def patches(self) -> int:
@@ -162,7 +168,18 @@ def step_work(config: Config, model_path: str, lengths: tuple[float, float] | No
         epochs=config.grpo.epochs,
         reference=config.grpo.kl_beta > 0,
         checkpointing=train.gradient_checkpointing,
+        readings=len(READ_BY & config.rewards.keys()),
+        questions=questions_asked(config),
     )
+
+
+def questions_asked(config: Config) -> int:
+    """Returns how many prompts without an image are made of a completion for its rewards. Images
+    may have fewer questions: this is the most."""
+    rewards, times = config.rewards, dict.fromkeys(READ_BY, 1)
+    if "explains" in rewards:
+        times["explains"] += int(rewards["explains"].options.get("siblings", SIBLINGS))
+    return sum(times.get(name, 0) for name in rewards)
 
 
 def processor_pixels(model_path: str) -> int | None:
