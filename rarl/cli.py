@@ -73,6 +73,25 @@ def sft(config: Path, overrides: Overrides = None) -> None:
     train_config(load_config(config, [*(overrides or []), "method=sft"]))
 
 
+@app.command()
+def probe(
+    config: Path,
+    overrides: Overrides = None,
+    samples: Annotated[
+        int, typer.Option("--samples", "-n", min=2, help="Replies to each question.")
+    ] = 16,
+    questions: Annotated[int, typer.Option(min=8, help="Of each data set, at most.")] = 64,
+) -> None:
+    """Says before any training whether there is something to learn, and what to do first."""
+    from rarl.commands.probe import probe as probe_model
+
+    display, loaded = open_display(), load_config(config, overrides)
+    with interruptible():
+        found, folder = probe_model(loaded, samples, questions, display)
+    display.probed(found)
+    display.note(f"figures, replies and the difficulty of each question in {folder}")
+
+
 @app.command(name="eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|CONFIG|MODEL[+ADAPTER]")],

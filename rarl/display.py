@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rarl.evaluation.probe import ADVICE, Probe, advise
 from rarl.intervals import FEWEST_VALUES
 from rarl.training.alarms import alarms
 from rarl.training.log import read_metrics
@@ -173,6 +174,37 @@ class Display:
                 count = str(one["accuracy"]["n"])
                 table.add_row(label, name, count, *cells, percent(one["probability"]))
         self.console.print(table)
+
+    def probed(self, found: Probe) -> None:
+        """Prints what a probe found, and its advice."""
+        first = found.parts[0]
+        ks = sorted({1, 4, max(first.passes)} & first.passes.keys())
+        shares = (*(f"pass@{k}" for k in ks), "well formed", "mixed groups")
+        numbers = ("n", "greedy", *shares, "kappa")
+        title = "the untrained model's replies in %, with a 95 % interval of the greedy ones"
+        table = new_table(title, ("data set",), numbers)
+        for one in found.parts:
+            whole = one.kind == "all"
+            rates = (*(one.passes[k] for k in ks), one.well_formed, one.mixed)
+            cells = [str(one.greedy), *(f"{100 * rate.mean:.1f}" for rate in rates)]
+            cells.append("–" if one.agreement is None else f"{one.agreement.mean:.2f}")
+            name = one.data if whole else f"  {one.kind}"
+            table.add_row(name, str(one.questions), *cells, style="" if whole else "dim")
+        self.console.print(table)
+        numbers = ("pays on average", "silent in %", "groups of one value in %")
+        table = new_table("the rewards of training", ("reward",), numbers)
+        for name, pay in found.rewards.items():
+            mean = "–" if pay.mean is None else f"{pay.mean:.2f}"
+            percents = (f"{100 * one:.0f}" for one in (pay.silent, pay.without_spread))
+            table.add_row(name, mean, *percents)
+        if first.without_spread is not None:
+            table.add_row("all together", "", "", f"{100 * first.without_spread.mean:.0f}")
+        self.console.print(table)
+        for data, floors in found.floors.items():
+            told = ", ".join(f"{name} {100 * value:.1f}" for name, value in floors.items())
+            self.note(f"{data} without any image: {told}")
+        advice, reason = advise(found, first.data)
+        self.note(f"advice: {ADVICE[advice]}. {reason[0].upper()}{reason[1:]}.")
 
     def replayed(self, groups: list[Replayed]) -> None:
         """Prints a batch that stopped a run, group by group."""

@@ -7,10 +7,9 @@ import json
 import numpy as np
 
 from rarl.collect import Collector
+from rarl.commands.drawing import prepare_questions
 from rarl.commands.resolve import Setup
 from rarl.commands.session import Session
-from rarl.data.parquet import ParquetRows
-from rarl.data.prepared import prepare_example
 from rarl.display import Display
 from rarl.files import write_text
 from rarl.prompts import training_prompts
@@ -32,17 +31,10 @@ def fluency_floor(setup: Setup, live: Session, display: Display) -> float | None
         return None
     if path.is_file():
         return float(json.loads(path.read_text())["floor"])
-    from transformers import AutoProcessor  # seconds, for a reward that few use
-
     assert data is not None and live.pool is not None, "training has data and engines"
     good = live.checked["train"].good
-    rows = np.random.default_rng(config.seed).permutation(good)[:QUESTIONS]
-    processor = AutoProcessor.from_pretrained(setup.model_path)
-    plan = training_prompts(config.prompts, config.seed)
-    prompts = [
-        prepare_example(one, processor, plan, config.data.max_pixels, step=0)
-        for one in ParquetRows(data).read(np.sort(rows))
-    ]
+    rows = sorted(np.random.default_rng(config.seed).permutation(good)[:QUESTIONS].tolist())
+    prompts = prepare_questions(setup, data, rows, training_prompts(config.prompts, config.seed))
     thinking = [one for one in prompts if one.prompt.form != "answer"]
     rollout = config.rollout
     sampling = SamplingSettings(REPLIES, rollout.temperature, rollout.max_completion_tokens)

@@ -83,6 +83,7 @@ class RunDir:
         self.adapter = path / "adapter"
         self.trained_on = path / "trained-on.parquet"
         self.leaks = path / "leaks.json"
+        self.probe = path / "probe"
         self.fluency = path / "fluency.json"
         self.summary = path / "summary.json"
         self.seconds = path / "seconds.json"
@@ -258,7 +259,8 @@ def take_over(run_dir: RunDir, changes: list[Change]) -> None:
         run_dir.notes.append(
             f"measured anew, since {other[0]}; the measurements that were there are in {aside}"
         )
-    shutil.rmtree(run_dir.data, ignore_errors=True)
+    for folder in (run_dir.data, run_dir.probe):
+        shutil.rmtree(folder, ignore_errors=True)
     for path in (
         run_dir.templates,
         run_dir.fluency,

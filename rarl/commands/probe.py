@@ -1,0 +1,155 @@
+"""`rarl probe`: asks the untrained model some of the questions several times, before any training,
+and says what is to be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rarl.collect import Collector
+from rarl.commands.drawing import prepare_questions
+from rarl.commands.resolve import Setup, resolve
+from rarl.commands.session import open_session
+from rarl.config import Config
+from rarl.data.parquet import ParquetRows
+from rarl.display import Display
+from rarl.evaluation.probe import Probe, agreement_of, as_json, is_right, parts_of, pay_of
+from rarl.evaluation.ways import floors_of
+from rarl.files import replacing, write_text
+from rarl.grpo.policy import read_adapter
+from rarl.judge.client import open_judge
+from rarl.prompts import evaluation_prompts, training_prompts
+from rarl.rewards.registry import find_rewards
+from rarl.rollout.sampler import SamplingSettings
+from rarl.samples import Group, Sample, flatten, write_samples
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A data set's sampled groups, and one greedy reply to each question."""
+
+    groups: list[Group]
+    greedy: list[Sample]
+
+
+def probe(config: Config, samples: int, questions: int, display: Display) -> tuple[Probe, Path]:
+    """Asks up to `questions` of each data set `samples` times, but at least as often as a group has
+    replies, at the temperature of training, and once greedily. Returns what that says, and the
+    folder in the run directory that it is written to. Raises UserError."""
+    setup = resolve(config)
+    samples = max(samples, config.rollout.group_size)
+    sets = {TRAIN: str(setup.train_data), **setup.eval_data}
+    with open_session(setup, display, sets, trains=True) as live, ExitStack() as stack:
+        assert live.pool is not None, "a probe asks for engines"
+        if setup.start_adapter is not None:
+            live.pool.publish(0, *read_adapter(setup.start_adapter))
+        judge = None
+        if "judge" in config.rewards:
+            cache = setup.run_dir.judge_cache_of(rank=0)
+            judge = open_judge(config.judge, cache, engine=live.judge_engine)
+            stack.callback(judge.close)
+        siblings = {}
+        if "explains" in config.rewards:
+            siblings = ParquetRows(sets[TRAIN]).questions_by_image()
+        longest = config.rollout.max_model_length
+        paying = Collector(
+            live.pool,
+            find_rewards(config.rewards),
+            config.rewards,
+            judge,
+            setup.model_path,
+            longest,
+            siblings,
+        )
+        silent = Collector(live.pool, {}, {}, None, setup.model_path, longest)
+        found: dict[str, Asked] = {}
+        for name, path in sets.items():
+            rows = chosen(live.checked[name].good, questions, config.seed)
+            count = len(rows) * (samples + 1)
+            with display.counting(f"asking about {name}", count) as advance:
+                collector = paying if name == TRAIN else silent
+                found[name] = ask(setup, collector, path, rows, samples, name == TRAIN)
+                advance(count)
+    result = summarise(config, sets, found)
+    folder = setup.run_dir.probe
+    write(folder, result, found)
+    return result, folder
+
+
+def chosen(rows: NDArray[np.int64], most: int, seed: int) -> list[int]:
+    """Returns up to `most` of the rows, drawn evenly, in their order."""
+    return sorted(np.random.default_rng(seed).permutation(rows)[:most].tolist())
+
+
+def ask(
+    setup: Setup,
+    collector: Collector,
+    data: str,
+    rows: Sequence[int],
+    samples: int,
+    trains: bool,
+) -> Asked:
+    """Asks as training does, or as the measurement does; greedily always as the measurement."""
+    config = setup.config
+    measured, rollout = evaluation_prompts(config.prompts), config.rollout
+    drawn = training_prompts(config.prompts, config.seed) if trains else measured
+    adapter = setup.start_adapter is not None
+    longest = config.evaluation.max_completion_tokens or rollout.max_completion_tokens
+    greedy = Collector(collector.pool, {}, {}, None, setup.model_path, rollout.max_model_length)
+    seeds = [config.seed + samples * place for place in range(len(rows))]
+    groups = collector.submit(
+        prepare_questions(setup, data, rows, drawn),
+        seeds,
+        SamplingSettings(samples, rollout.temperature, rollout.max_completion_tokens),
+        use_adapter=adapter,
+    )
+    likeliest = greedy.submit(
+        prepare_questions(setup, data, rows, measured),
+        seeds,
+        SamplingSettings(1, 0.0, longest),
+        use_adapter=adapter,
+    )
+    return Asked(groups.result(), flatten(likeliest.result()))
+
+
+def summarise(config: Config, sets: dict[str, str], found: dict[str, Asked]) -> Probe:
+    size = config.rollout.group_size
+    parts = [
+        part
+        for name, asked in found.items()
+        for part in parts_of(name, asked.groups, asked.greedy, size, paid=name == TRAIN)
+    ]
+    replies = {name: asked.greedy for name, asked in found.items() if name != TRAIN}
+    floors = {
+        name: {floor: sum(map(is_right, own)) / len(own) for floor, own in by_floor.items()}
+        for name, by_floor in floors_of(Path(sets[TRAIN]), replies).items()
+    }
+    agreement = agreement_of(*(asked.groups for asked in found.values()))
+    return Probe(parts, pay_of(found[TRAIN].groups, size), floors, agreement)
+
+
+def write(folder: Path, result: Probe, found: dict[str, Asked]) -> None:
+    """Writes the figures, how difficult each question was (the share of right replies), and the
+    replies."""
+    folder.mkdir(exist_ok=True)
+    for name, asked in found.items():
+        write_samples(folder / f"{name}.parquet", flatten(asked.groups), {"data": name})
+    columns: dict[str, list[object]] = {"data": [], "id": [], "right": []}
+    for name, asked in found.items():
+        for group in asked.groups:
+            columns["data"].append(name)
+            columns["id"].append(group[0].example.id)
+            columns["right"].append(sum(map(is_right, group)) / len(group))
+    with replacing(folder / "difficulty.parquet") as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    write_text(folder / "probe.json", json.dumps(as_json(result, TRAIN), indent=2) + "\n")
