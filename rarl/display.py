@@ -80,8 +80,8 @@ class Display:
 
     @contextmanager
     def training(self, metrics: Path, steps: int) -> Iterator[Callable[[], Any]]:
-        """Follows a metrics file; yields the function that looks for news, and says what is wrong
-        with the rewards, once."""
+        """Follows a metrics file; yields the function that looks for news, and says what is
+        wrong, once."""
         told = set[str]()
 
         def warn() -> None:

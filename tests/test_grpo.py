@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from rarl.config import GrpoConfig, TrainConfig
@@ -26,6 +27,7 @@ from rarl.grpo.forward import (
 )
 from rarl.grpo.group import TokenGroup, group_advantages, set_advantages
 from rarl.grpo.loss import LOSSES
+from rarl.grpo.movement import Movement
 from rarl.grpo.policy import adapter_arrays, adapter_parameters, load_policy, other_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import (
@@ -38,6 +40,7 @@ from rarl.grpo.update import (
 from rarl.prompts import plain_prompt
 from rarl.samples import Sample
 from rarl.schema import Example, PreparedExample, Rollout, Score
+from tests.random_models import random_policy
 
 
 @pytest.fixture(scope="module")
@@ -324,3 +327,19 @@ def test_advantages_on_the_record_reach_the_update_to_the_bit(
     groups[1][0].score = None
     with pytest.raises(ValueError, match="have not been scored"):
         set_advantages(groups, True)
+
+
+def test_movement_is_that_of_the_product() -> None:
+    """Without making it, and 0 for a fresh adapter."""
+    policy: Any = random_policy()
+    found = []
+    for layer in policy.modules():
+        if isinstance(layer, LoraLayer):
+            delta = layer.get_delta_weight("default")
+            found.append(float(delta.norm() / layer.get_base_layer().weight.norm()))
+    assert len(found) > 10
+    assert Movement(policy).median() == pytest.approx(np.median(found), rel=1e-5)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    assert Movement(policy).median() == 0.0

@@ -3,6 +3,7 @@ it goes on."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,39 @@ def test_what_is_earned_by_all_is_no_alarm() -> None:
     assert alarms(rows) == {}
     rows = [step_of(step, without_spread__format=1.0, reward__format=0.0) for step in range(30)]
     assert list(alarms(rows)) == ["without_spread/format"]
+
+
+def moving(by: float, **more: float) -> list[dict[str, Any]]:
+    """Twenty first steps, in each of which the adapter moves by so much."""
+    return [
+        {"step": step, "adapter/movement": 0.01 + by * step, "learning_rate": 1e-9} | more
+        for step in range(1, WINDOW + 1)
+    ]
+
+
+def test_an_adapter_that_does_not_move_is_told_with_its_likely_reason() -> None:
+    assert alarms(moving(1e-4)) == {}
+    (still,) = alarms(moving(1e-9)).values()
+    assert "less than 0.001% in 20 steps: raise train.learning_rate (now 1e-09)" in still
+    (still,) = alarms(moving(0.0, **{"groups_without_spread": 0.97})).values()
+    assert "hardly a group has replies that earn differently" in still
+    (still,) = alarms(moving(0.0, **{"reward/format": 0.01})).values()
+    assert "1% of the replies are well formed" in still
+    later = [row | {"step": row["step"] + 50} for row in moving(1e-9)]
+    assert alarms(later) == {}, "what has learnt may rest"
+
+
+def test_replies_that_shrink_are_told() -> None:
+    rows = [
+        {"step": step, "completion_tokens": 100.0 / (1 + step), "completion_truncated": 0.0}
+        for step in range(WINDOW)
+    ]
+    (told,) = alarms(rows).values()
+    assert re.match("replies have shrunk from 46 to 6 tokens in steps 0 to 19", told)
+    assert alarms([row | {"completion_tokens": 50.0} for row in rows]) == {}
+    for row in rows:
+        del row["completion_truncated"]
+    assert alarms(rows) == {}, "the targets of supervised fine-tuning have the length they have"
 
 
 @pytest.mark.parametrize("stops", [False, True])

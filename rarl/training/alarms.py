@@ -1,4 +1,5 @@
-"""What is wrong with a run's rewards, in words, from its last steps' figures."""
+"""What is wrong with a run, in words, from its last steps' figures: rewards that train nothing, an
+adapter that does not move, replies that shrink."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ WINDOW = 20  # steps that have to agree
 NOTHING = 0.95  # of the replies without a value, or of the groups that nothing tells apart
 EARNED = 0.95  # a mean from which nothing is left to be told apart
 COPIES_EARN = 0.5  # of what the originals earn above a thinking that says nothing
+OF_REWARDS = ("unscored", "without_spread", "sensitivity")  # keys, up to the slash
+STILL = 1e-5  # of the layers' norms, by which an adapter moves in its first steps at least
+SHRUNK = 0.4  # of the length that replies had
+MALFORMED = 0.2  # a reward for the form under which hardly a reply has it
 
 
 def alarms(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -39,7 +44,47 @@ def alarms(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
                 f"the reward {reward} hardly sees what is said: {kind} copies of the thinkings "
                 f"earned {mean:.0%} of what these earn above silence {span}"
             )
+    for key, sentence in (("adapter/movement", is_still(recent)), ("length", shrinks(recent))):
+        if sentence is not None:
+            found[key] = sentence
     return found
+
+
+def of_rewards(about: str) -> bool:
+    """Tells whether an alarm is about a reward."""
+    return about.split("/")[0] in OF_REWARDS
+
+
+def is_still(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Says so, and what may be the reason, if the adapter has not moved in the run's first
+    steps."""
+    moved = [row["adapter/movement"] for row in rows if row.get("adapter/movement") is not None]
+    if rows[0]["step"] != 1 or len(moved) < WINDOW or max(moved) - min(moved) >= STILL:
+        return None
+    told = f"the adapter has moved its layers by less than {STILL:.3%} in {WINDOW} steps"
+    if (mean_of(rows, "groups_without_spread") or 0.0) >= NOTHING:
+        return f"{told}: hardly a group has replies that earn differently; see `rarl probe`"
+    form = mean_of(rows, "reward/format")
+    if form is not None and form < MALFORMED:
+        return f"{told}: {form:.0%} of the replies are well formed, the others earn next to nothing"
+    rate = rows[-1].get("learning_rate") or 0.0
+    return f"{told}: raise train.learning_rate (now {rate:g}), ten times at first"
+
+
+def shrinks(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Says so if replies have become far shorter within these steps."""
+    lengths = [row["completion_tokens"] for row in rows if row.get("completion_tokens")]
+    part = WINDOW // 4
+    if len(lengths) < WINDOW or "completion_truncated" not in rows[-1]:
+        return None
+    first, last = (sum(some) / part for some in (lengths[:part], lengths[-part:]))
+    if last >= SHRUNK * first:
+        return None
+    span = f"in steps {rows[0]['step']} to {rows[-1]['step']}"
+    return (
+        f"replies have shrunk from {first:.0f} to {last:.0f} tokens {span}: look at what is left "
+        "of the thinking in `samples/`; a reward for it, or grpo.kl_beta, holds it"
+    )
 
 
 def mean_of(rows: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -79,6 +79,7 @@ def train_grpo(
             with clock.phase("update"):
                 stats, mismatch = update(inputs, learner, batch.trained, published, workers, step)
                 learning_rate = learner.step_scheduler()
+                movement = learner.movement.median()
             stream.settle()
             with clock.phase("publish"):
                 published_bytes = published.publish(step)
@@ -88,6 +89,7 @@ def train_grpo(
                 **update_metrics(stats, mismatch),
                 "shared_prefix": learner.uses_shared_prefix,
                 "learning_rate": learning_rate,
+                "adapter/movement": movement,
                 "published_bytes": published_bytes,
                 **clock.lap(),
             }

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rarl.errors import UserError
 from rarl.files import replacing, replacing_folder
 from rarl.grpo.forward import ForwardChoice, choose_forward
 from rarl.grpo.group import TokenGroup
+from rarl.grpo.movement import Movement
 from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, save_adapter
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite
@@ -38,6 +40,11 @@ class Learner:
     scheduler: Any
     progress: Progress
     forward: ForwardChoice | None = None
+
+    @cached_property
+    def movement(self) -> Movement:
+        """How far the adapter has moved the layers."""
+        return Movement(self.policy)
 
     @classmethod
     def load(cls, inputs: TrainInputs) -> Learner:

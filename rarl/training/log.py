@@ -25,7 +25,7 @@ from typing import Any, TextIO
 from rarl.config import Config
 from rarl.errors import UserError
 from rarl.files import replacing, write_text
-from rarl.training.alarms import WINDOW, alarms
+from rarl.training.alarms import WINDOW, alarms, of_rewards
 from rarl.training.run_dir import RunDir, flatten
 
 PHASES = ("data", "rollout", "reward", "update", "publish", "save")  # of a step
@@ -126,8 +126,9 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         self.trackers = [Tracker(name, run_dir.path, settings, first_step) for name in names]
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes one step; the trackers get the numbers in it. What is wrong with the rewards is
-        printed, once. Raises UserError for it where `train.on_silent_reward` is "stop"."""
+        """Writes one step; the trackers get the numbers in it. What is wrong is printed,
+        once. Raises UserError for a reward that trains nothing where `train.on_silent_reward` is
+        "stop"."""
         if self.file is None:
             return
         self.file.write(json.dumps(row) + "\n")
@@ -141,7 +142,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
             if about not in self.told:
                 print(f"step {row['step']}: warning: {sentence}", flush=True)
             self.told.add(about)
-            if self.stops:
+            if self.stops and of_rewards(about):
                 raise UserError(f"{sentence} (train.on_silent_reward=stop)")
 
     def recent(self, key: str) -> float | None:

@@ -57,6 +57,7 @@ def train_sft(
                         workers,
                     )
                 learning_rate = learner.step_scheduler()
+                movement = learner.movement.median()
             thinking = sum(one.prompt.form != "answer" for one in prompts)
             completions, rationales = workers.sum([len(groups), thinking])
             row = {
@@ -68,6 +69,7 @@ def train_sft(
                 "with_rationale": rationales / completions,
                 "shared_prefix": learner.uses_shared_prefix,
                 "learning_rate": learning_rate,
+                "adapter/movement": movement,
                 **clock.lap(),
             }
             with workers.local():
