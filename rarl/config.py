@@ -228,6 +228,15 @@ class JudgeConfig(Section):
 class EvaluationConfig(Section):
     max_examples: Positive | None = None  # per data set, the first in its order; None: all
     max_completion_tokens: Positive | None = None  # None: as in rollout
+    # While reinforcement goes on, some questions of every measured data set are asked each so many
+    # steps; 0: none
+    every: Annotated[int, Field(ge=0)] = 0
+    examples: Positive = 128  # questions of each data set then, always the same
+    # One of data.eval: the run ends with the adapter that did best on it then. Take a split that
+    # is not the test's
+    validation: str | None = None
+    # training ends when so many measurements in a row brought nothing better on it; null: never
+    patience: Positive | None = None
 
 
 class Config(Section):

@@ -129,6 +129,7 @@ def inputs_of(
     """Returns what a short run on the engines of the test session is made with."""
     common = [f"run_dir={run}", f"data.train={dataset}", *SHORT]
     config = load_config(REPOSITORY / "configs/demo.yaml", [*common, *overrides])
+    measured = config.data.eval.items() if config.evaluation.every else ()
     return TrainInputs(
         config=config,
         run_dir=open_run_dir(config),
@@ -140,6 +141,7 @@ def inputs_of(
         mismatch_bound=1e-3,
         banned_token_ids=banned_token_ids(processor.tokenizer),
         pool=pool,
+        interim={name: (path, list(range(12))) for name, path in measured},
     )
 
 
@@ -163,7 +165,8 @@ def train_here(
 
     def train() -> int:
         learner = Learner.load(inputs)
-        return loop(inputs, learner, list_batches(inputs, processor, learner.progress.batches))
+        batches = list_batches(inputs, processor, learner.progress.batches)
+        return loop(inputs, learner, batches).steps
 
     return inputs.run_dir, train
 

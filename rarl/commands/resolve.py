@@ -124,6 +124,7 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     if made_with is None:
         if config.data.train is None:
             raise UserError("data.train=null: there is nothing to train on; name a data set")
+        require_interim(config)
         if "train" in config.data.eval:
             raise UserError("data.eval.train: this is what the training data are called; rename it")
         sources["data.train"] = config.data.train
@@ -158,6 +159,29 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         eval_data={key.removeprefix("data.eval."): path for key, path in data.items()},
         made_with=own,
     )
+
+
+def require_interim(config: Config) -> None:
+    """Raises UserError where what is measured on the way cannot be."""
+    asked = config.evaluation
+    if asked.every and config.method == "sft":
+        raise UserError(
+            f"evaluation.every={asked.every}: only reinforcement is measured on the way; set it to "
+            "0 with method=sft"
+        )
+    if asked.validation is not None and asked.validation not in config.data.eval:
+        known = ", ".join(config.data.eval) or "nothing"
+        raise UserError(
+            f"evaluation.validation={asked.validation}: no such data set in data.eval, which "
+            f"names {known}"
+        )
+    if not asked.every and asked.validation is not None:
+        raise UserError(
+            "evaluation.validation: is measured every evaluation.every steps, which is 0; set it "
+            "to 20, say"
+        )
+    if asked.validation is None and asked.patience is not None:
+        raise UserError("evaluation.patience: needs evaluation.validation, which is not set")
 
 
 def resolve_judge(config: JudgeConfig) -> str:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.evaluate import measure_all
 from rarl.commands.fluency import fluency_floor
@@ -100,6 +102,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         pool=live.pool,
         judge_engine=live.judge_engine,
         fluency_floor=fluency_floor(setup, live, display),
+        interim=interim_rows(setup, live),
         gpu_share=setup.memory.trainer_limit / setup.memory.card if setup.memory else None,
     )
     prompts = imitation_prompts if config.method == "sft" else training_prompts
@@ -109,5 +112,20 @@ def train(setup: Setup, live: Session, display: Display) -> None:
         outcome = run_training(inputs, order, preparer, refresh)
     for line in tracker_problems(setup.run_dir.path, config.train.trackers):
         display.note(line)
-    if outcome.steps < config.train.steps:
+    if outcome.ended is not None:
+        display.note(outcome.ended)
+    elif outcome.steps < config.train.steps:
         raise Stopped
+
+
+def interim_rows(setup: Setup, live: Session) -> dict[str, tuple[str, list[int]]]:
+    """Returns the data sets that are measured while training goes on, with the rows that are asked:
+    some of the good ones, drawn by the seed, always the same."""
+    settings, seed = setup.config.evaluation, setup.config.seed
+    if not settings.every:
+        return {}
+    found = {}
+    for name, path in setup.eval_data.items():
+        rows = np.random.default_rng(seed).permutation(live.checked[name].good)
+        found[name] = (path, sorted(rows[: settings.examples].tolist()))
+    return found

@@ -47,7 +47,8 @@ from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, flatten, write_samples
 from rarl.schema import PreparedExample
-from rarl.training.inputs import Progress, TrainInputs
+from rarl.training.inputs import LoopOutcome, Progress, TrainInputs
+from rarl.training.interim import Interim, ended_early
 from rarl.training.learner import Learner, saving_failures
 from rarl.training.log import MetricsLog, Stopwatch
 from rarl.training.step_metrics import Mismatch, has_spread, step_metrics, update_metrics
@@ -58,9 +59,9 @@ Batches = Iterator[tuple[int, list[PreparedExample]]]
 
 def train_grpo(
     inputs: TrainInputs, learner: Learner, batches: Batches, workers: Workers = ALONE
-) -> int:
-    """Makes the steps that are not yet made, from the batch after `learner.progress.batches` on;
-    returns the number of the last step. Raises UserError."""
+) -> LoopOutcome:
+    """Makes the steps that are not yet made, from the batch after `learner.progress.batches` on.
+    Raises UserError."""
     config, pool = inputs.config, inputs.pool.share(workers.rank, workers.size)
     progress = learner.progress
     published = PublishedAdapter(pool, learner, workers, progress.step)
@@ -71,9 +72,13 @@ def train_grpo(
             collector = stack.enter_context(opened_collector(inputs, pool, workers))
             metrics = MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
             log = stack.enter_context(metrics)
+            interim = Interim(inputs, pool, workers, progress.step)
         clock = Stopwatch()
         stream = GroupStream(config, collector, batches, workers, clock, taken=progress.batches)
+        last = progress.step
         for step in range(progress.step + 1, config.train.steps + 1):
+            if interim.track.is_exhausted:
+                break
             batch = stream.collect(overlap=step < config.train.steps)
             set_advantages(batch.groups, resolve_loss(config.grpo).scale_advantages)
             with clock.phase("update"):
@@ -83,6 +88,8 @@ def train_grpo(
             stream.settle()
             with clock.phase("publish"):
                 published_bytes = published.publish(step)
+            with clock.phase("evaluate"):
+                measured = interim.measure(step)
             row = {
                 "step": step,
                 **step_metrics(batch.groups, batch.trained, step - 1, collector, workers),
@@ -91,6 +98,7 @@ def train_grpo(
                 "learning_rate": learning_rate,
                 "adapter/movement": movement,
                 "published_bytes": published_bytes,
+                **measured,
                 **clock.lap(),
             }
             with workers.local():
@@ -98,11 +106,18 @@ def train_grpo(
                 write_samples(path, flatten(batch.groups), {"step": step})
                 log.write(row)
             with clock.phase("save"):
-                reached = Progress(step, stream.taken)
-                if learner.save(inputs, reached, log.recent("reward/mean"), workers):
-                    return step
-    learner.finish(inputs, workers)
-    return config.train.steps
+                reached, score = Progress(step, stream.taken), log.recent("reward/mean")
+                if config.evaluation.validation is not None:
+                    score = measured[interim.selecting]
+                if learner.save(inputs, reached, score, workers, interim.due(step)):
+                    return LoopOutcome(step)
+            last = step
+        stream.settle()
+    track, name = interim.track, config.evaluation.validation
+    learner.finish(inputs, workers, track.step if name is not None else None)
+    if last == config.train.steps:
+        return LoopOutcome(config.train.steps)
+    return LoopOutcome(last, ended=ended_early(track, name, last))
 
 
 @dataclass

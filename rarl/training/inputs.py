@@ -3,7 +3,7 @@ driver need not wait for them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ class TrainInputs:
     `data_path` is the training data. The run stops if the mean |log-prob difference| of sampler and
     policy exceeds `mismatch_bound`. `judge_engine` is the actor of the run's own judge, None where
     it has none. `fluency_floor` is what the reward `fluency` compares with, None where it has a
-    floor of its own. `gpu_share` is what a worker may take of its card, beside context, sampler and
+    floor of its own. `interim` are the data sets that are measured on the way, by name: path and
+    rows. `gpu_share` is what a worker may take of its card, beside context, sampler and
     judge; None on a CPU.
     """
 
@@ -38,6 +39,7 @@ class TrainInputs:
     judge_engine: Any = None
     gpu_share: float | None = None
     fluency_floor: float | None = None
+    interim: dict[str, tuple[str, list[int]]] = field(default_factory=dict)
 
     @property
     def distribution(self) -> SamplingDistribution:
@@ -56,8 +58,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class LoopOutcome:
-    """`steps` are finished, fewer than configured if the run was asked to end. `error` is what the
-    user is to be told."""
+    """`steps` are finished, fewer than configured if the run was asked to end, or has `ended` by
+    itself, for this reason. `error` is what the user is to be told."""
 
     steps: int
     error: str | None = None
+    ended: str | None = None

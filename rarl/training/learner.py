@@ -26,7 +26,7 @@ from rarl.grpo.policy import adapter_parameters, load_adapter, load_policy, save
 from rarl.grpo.shared_prefix import SharedPrefixForward
 from rarl.grpo.update import NotFinite
 from rarl.grpo.workers import Workers
-from rarl.training.checkpoint import restore_checkpoint, save_checkpoint
+from rarl.training.checkpoint import fault_of, restore_checkpoint, save_checkpoint
 from rarl.training.inputs import Progress, TrainInputs
 
 
@@ -97,26 +97,39 @@ class Learner:
         return rate
 
     def save(
-        self, inputs: TrainInputs, progress: Progress, score: float | None, workers: Workers
+        self,
+        inputs: TrainInputs,
+        progress: Progress,
+        score: float | None,
+        workers: Workers,
+        measured: bool = False,
     ) -> bool:
-        """Writes a checkpoint if one is due; returns True if the run was asked to end here. `score`
-        is what the best checkpoint is chosen by, higher being better. Rank 0 writes and decides."""
+        """Writes a checkpoint if one is due, or the step was `measured`; returns True if the run
+        was asked to end here. `score` is what the best checkpoint is chosen by, higher being
+        better. Rank 0 writes and decides."""
         train, asked = inputs.config.train, False
         with workers.local():
             if workers.rank == 0:
                 last = progress.step == train.steps
                 asked = inputs.run_dir.stop_request.exists() and not last
-                if asked or last or progress.step % train.checkpoint_every == 0:
+                if asked or last or measured or progress.step % train.checkpoint_every == 0:
                     folder = inputs.run_dir.checkpoints
                     save_checkpoint(folder, self, progress, score, train.keep_checkpoints)
         return bool(workers.max(float(asked)))
 
-    def finish(self, inputs: TrainInputs, workers: Workers) -> None:
-        """Puts the trained adapter at its final place, whole or not at all."""
+    def finish(self, inputs: TrainInputs, workers: Workers, best: int | None = None) -> None:
+        """Puts the trained adapter at its final place, whole or not at all: as it is, or as it was
+        after the step `best`. Raises UserError where that step's checkpoint is damaged."""
         with workers.local():
-            if workers.rank == 0:
-                with replacing_folder(inputs.run_dir.adapter) as temporary:
-                    save_adapter(self.policy, temporary)
+            if workers.rank != 0:
+                return
+            if best is not None:
+                path = inputs.run_dir.checkpoints / f"step_{best:06d}"
+                if fault := fault_of(path):
+                    raise UserError(f"{path}: the best checkpoint on the validation data: {fault}")
+                load_adapter(self.policy, path / "adapter")
+            with replacing_folder(inputs.run_dir.adapter) as temporary:
+                save_adapter(self.policy, temporary)
 
 
 def rate_factor(step: int, config: Config) -> float:

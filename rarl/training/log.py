@@ -28,7 +28,7 @@ from rarl.files import replacing, write_text
 from rarl.training.alarms import WINDOW, alarms, of_rewards
 from rarl.training.run_dir import RunDir, flatten
 
-PHASES = ("data", "rollout", "reward", "update", "publish", "save")  # of a step
+PHASES = ("data", "rollout", "reward", "update", "publish", "evaluate", "save")  # of a step
 RECENT = 10  # steps that a mean is over: of the score of a checkpoint, and of the curves
 WAITING_ROWS = 1000  # that a slow tracker may be behind; after that it gets no more
 KEPT_EVERY = 10.0  # seconds, of the time that a start has taken so far

@@ -21,16 +21,15 @@ from rarl.grpo.workers import ALONE, Workers
 from rarl.prompts import target_reply
 from rarl.schema import PreparedExample
 from rarl.training.grpo import Batches
-from rarl.training.inputs import Progress, TrainInputs
+from rarl.training.inputs import LoopOutcome, Progress, TrainInputs
 from rarl.training.learner import Learner, saving_failures
 from rarl.training.log import MetricsLog, Stopwatch
 
 
 def train_sft(
     inputs: TrainInputs, learner: Learner, batches: Batches, workers: Workers = ALONE
-) -> int:
-    """Makes the steps that are not yet made; returns the number of the last step. Raises
-    UserError."""
+) -> LoopOutcome:
+    """Makes the steps that are not yet made. Raises UserError."""
     config, train = inputs.config, inputs.config.train
     first = learner.progress.step
     with ExitStack() as stack:
@@ -78,9 +77,9 @@ def train_sft(
                 loss = log.recent("loss")
                 score = None if loss is None else -loss
                 if learner.save(inputs, Progress(step, step), score, workers):
-                    return step
+                    return LoopOutcome(step)
     learner.finish(inputs, workers)
-    return train.steps
+    return LoopOutcome(train.steps)
 
 
 def target_groups(

@@ -42,7 +42,7 @@ def train_worker(settings: dict[str, TrainInputs]) -> LoopOutcome:
         shard = ray.train.get_dataset_shard(f"train-{rank}")
         share = len(range(rank, inputs.config.train.prompts_per_step, size))
         batches = step_batches(shard, share, learner.progress.batches)
-        return LoopOutcome(loop(inputs, learner, batches, workers))
+        return loop(inputs, learner, batches, workers)
     except UserError as error:
         # Another worker's error has arrived as its text.
         short = "CUDA out of memory" in str(error)

@@ -100,6 +100,10 @@ def curves(report: Report) -> list[Chart]:
     for key in (one for one in parts if one != "reward/mean"):
         title, note = f"Reward: {key.removeprefix('reward/')}", "Of sampled replies, by model."
         charts.append(metric_chart(runs, colours, key, title, note))
+    for key in (one for one in written if re.fullmatch("eval/.+/accuracy", one)):
+        title = f"Accuracy on {key.split('/', 1)[1].removesuffix('/accuracy')} on the way"
+        note = "Greedy, of some of its questions."
+        charts.append(metric_chart(runs, colours, key, title, note))
     for key, title, note, methods in CURVES:
         own = [run for run in runs if run.config.method in methods]
         charts.append(metric_chart(own, colours, key, title, note))
