@@ -92,6 +92,28 @@ def probe(
     display.note(f"figures, replies and the difficulty of each question in {folder}")
 
 
+@app.command()
+def tune(
+    config: Path,
+    overrides: Overrides = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="key=value,value, several times for all combinations; else learning rates around "
+            "the configured one.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Of each short run.")] = 30,
+) -> None:
+    """Makes short runs on the same engines, and says which value it would take."""
+    from rarl.commands.tune import tune as tune_model
+
+    display = open_display()
+    with interruptible():
+        display.tuned(tune_model(config, overrides or [], sets or [], steps, display))
+
+
 @app.command(name="eval")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN|CONFIG|MODEL[+ADAPTER]")],

@@ -30,6 +30,7 @@ from rarl.training.log import read_metrics
 
 if TYPE_CHECKING:
     from rarl.commands.replay import Replayed
+    from rarl.commands.tune import Trial
 
 TITLE = "accuracy (and reasoning score) in %, difference in points, with 95 % intervals"
 LOG_WIDTH = 100  # columns, where there is no terminal to ask
@@ -205,6 +206,27 @@ class Display:
             self.note(f"{data} without any image: {told}")
         advice, reason = advise(found, first.data)
         self.note(f"advice: {ADVICE[advice]}. {reason[0].upper()}{reason[1:]}.")
+
+    def tuned(self, trials: Sequence[Trial]) -> None:
+        """Prints what each short run came to, and which one to take."""
+        from rarl.commands.tune import best_of
+
+        data = trials[0].data
+        numbers = (*((f"accuracy on {data}", "flips") if data else ()), "reward", "movement")
+        numbers += ("groups of one reward",)
+        table = new_table("after the last step, in %; the reward as it is", ("set",), numbers)
+        for one in trials:
+            measured = (one.accuracy, one.flips) if data else ()
+            cells = [f"{100 * (share or 0.0):.1f}" for share in measured]
+            cells += [f"{one.reward:.2f}", f"{100 * one.movement:.3g}"]
+            table.add_row(", ".join(one.settings), *cells, f"{100 * one.without_spread:.0f}")
+        self.console.print(table)
+        best, alike = best_of(trials)
+        told = f"it would take {', '.join(best.settings)}"
+        if alike:
+            others = "; ".join(", ".join(one.settings) for one in alike)
+            told += f", which {best.questions} questions cannot tell from {others}"
+        self.note(told)
 
     def replayed(self, groups: list[Replayed]) -> None:
         """Prints a batch that stopped a run, group by group."""

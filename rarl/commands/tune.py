@@ -1,0 +1,161 @@
+"""`rarl tune`: short runs with several values of a key, one after the other on the same engines,
+and what each came to."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rarl.commands.checked_rewards import check_rewards
+from rarl.commands.resolve import resolve
+from rarl.commands.session import open_session, use_pool
+from rarl.commands.train import train
+from rarl.config import Config, load_config
+from rarl.display import Display
+from rarl.errors import UserError
+from rarl.rollout.pool import SamplerPool
+from rarl.training.log import RECENT, read_metrics
+from rarl.training.run_dir import RunDir
+
+OF_ENGINES = ("model.", "rollout.num_actors", "rollout.max_model_length", "device", "judge")
+AROUND = (0.2, 1.0, 5.0)  # times the configured learning rate, where nothing is named
+FOLDER = "tune"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One short run: what was set, and its figures after the last step (None: not measured).
+
+    reward: mean of the last steps. accuracy, flips: of `questions` questions of the set `data`.
+    """
+
+    settings: tuple[str, ...]
+    reward: float
+    movement: float
+    without_spread: float
+    data: str | None = None
+    questions: int = 0
+    accuracy: float | None = None
+    flips: float | None = None
+
+
+def tune(
+    path: Path, overrides: Sequence[str], sets: Sequence[str], steps: int, display: Display
+) -> list[Trial]:
+    """Makes a run of `steps` steps for every combination of the values in `sets`, such as
+    "train.learning_rate=1e-5,5e-5", in the run directory's folder `tune`. One that is there already
+    is not made again. Raises UserError."""
+    base = load_config(path, list(overrides))
+    configs = {
+        settings: trial_config(path, overrides, settings, steps, base)
+        for settings in combinations(sets or around(base))
+    }
+    found, pool = [], None
+    with ExitStack() as stack:
+        for settings, config in configs.items():
+            display.note(f"trial {', '.join(settings)}")
+            pool = run_trial(config, pool, stack, display)
+            found.append(read_trial(settings, config))
+    return found
+
+
+def run_trial(
+    config: Config, pool: SamplerPool | None, stack: ExitStack, display: Display
+) -> SamplerPool | None:
+    """Makes one run, unless it is finished. The engines of the first stay up until the stack is
+    left; returns them."""
+    setup = resolve(config)
+    if setup.run_dir.adapter.is_dir():
+        return pool
+    check_rewards(config, str(setup.train_data), display)
+    data = {"train": str(setup.train_data), **setup.eval_data}
+    with ExitStack() as own:
+        if pool is not None:
+            own.enter_context(use_pool(pool))
+        session = open_session(setup, display, data, trains=True)
+        live = (own if pool is not None else stack).enter_context(session)
+        train(setup, live, display)
+        return live.pool
+
+
+def combinations(sets: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns every combination of the values of the keys. Raises UserError for what is no key with
+    values, and for a key that needs other engines."""
+    choices = []
+    for one in sets:
+        key, _, values = one.partition("=")
+        if not values:
+            raise UserError(f"--set {one}: expected key=value,value")
+        if key.startswith(OF_ENGINES):
+            raise UserError(
+                f"--set {one}: the trials share their engines, which {key} would change"
+            )
+        choices.append([f"{key}={value.strip()}" for value in values.split(",")])
+    return list(product(*choices))
+
+
+def around(config: Config) -> list[str]:
+    """Returns the learning rates to try where nothing is named."""
+    rates = ",".join(f"{factor * config.train.learning_rate:.3g}" for factor in AROUND)
+    return [f"train.learning_rate={rates}"]
+
+
+def trial_config(
+    path: Path, overrides: Sequence[str], settings: Sequence[str], steps: int, base: Config
+) -> Config:
+    """Returns the configuration of one trial: measured once, after its last step."""
+    name = re.sub(r"[^\w.=+-]+", "-", "_".join(settings))
+    own = [
+        f"run_dir={Path(base.run_dir) / FOLDER / name}",
+        f"train.steps={steps}",
+        f"train.checkpoint_every={steps}",
+        f"evaluation.every={steps if base.data.eval else 0}",
+        "evaluation.validation=null",
+        "evaluation.patience=null",
+    ]
+    return load_config(path, [*overrides, *settings, *own])
+
+
+def read_trial(settings: tuple[str, ...], config: Config) -> Trial:
+    """Returns the figures of a finished trial, of the first data set that is measured."""
+    rows = read_metrics(RunDir(Path(config.run_dir).expanduser().resolve()).metrics)
+    recent, last = rows[-RECENT:], rows[-1]
+    measured = [key.split("/")[1] for key in last if re.fullmatch("eval/[^/]+/accuracy", key)]
+    data = next(iter(measured), None)
+    return Trial(
+        settings=settings,
+        reward=mean(recent, "reward/mean"),
+        movement=last["adapter/movement"],
+        without_spread=mean(recent, "groups_without_spread"),
+        data=data,
+        questions=config.evaluation.examples,
+        accuracy=last[f"eval/{data}/accuracy"] if data else None,
+        flips=last[f"eval/{data}/flips"] if data else None,
+    )
+
+
+def mean(rows: Sequence[dict[str, Any]], key: str) -> float:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def best_of(trials: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
+    """Returns the trial to take, by accuracy or else by reward, and those that so few questions
+    cannot tell from it: within two standard errors of the difference of two shares."""
+    measured = [one for one in trials if one.accuracy is not None]
+    if not measured:
+        return max(trials, key=lambda one: one.reward), []
+    best = max(measured, key=lambda one: (one.accuracy or 0.0, one.reward))
+    alike = []
+    for one in measured:
+        shares = [share or 0.0 for share in (best.accuracy, one.accuracy)]
+        error = math.sqrt(sum(p * (1 - p) for p in shares) / best.questions)
+        if one is not best and shares[0] - shares[1] < 2 * error:
+            alike.append(one)
+    return best, alike
