@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from rarl.cli_data import data_commands, open_display, prepare
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import collect_seldom
 from rarl.system.processes import interruptible
-
-if TYPE_CHECKING:
-    from rarl.display import Display
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,8 +28,8 @@ tiny = typer.Typer(
 app.add_typer(tiny, name="tiny", no_args_is_help=True)
 judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
 app.add_typer(judge_commands, name="judge", no_args_is_help=True)
-data_commands = typer.Typer(help="Prepared data: look at it, check it.")
 app.add_typer(data_commands, name="data", no_args_is_help=True)
+app.command()(prepare)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")
@@ -53,12 +51,6 @@ def run_and_explain(function: Any, *arguments: Any) -> None:
             raise
         print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
-
-
-def open_display() -> Display:
-    from rarl.display import Display  # takes a while, and `--help` does without
-
-    return Display()
 
 
 @app.command()
@@ -281,93 +273,6 @@ def plan(
         display.note(line)
     if planned.shortfalls():
         raise UserError("; ".join(planned.shortfalls()))
-
-
-@app.command()
-def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; folder: your own; or "
-            "module:function."
-        ),
-    ],
-    src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
-    out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
-    split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
-    test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
-    against: Annotated[
-        Path | None, typer.Option(help="A prepared data set: leave out what it has too.")
-    ] = None,
-    phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
-    language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
-    images: Annotated[
-        str, typer.Option(help="medxpertqa: of several images, first or all.")
-    ] = "first",
-    version: Annotated[
-        int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
-    ] = None,
-    map_: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
-    ] = None,
-    drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
-    facts: Annotated[
-        str | None,
-        typer.Option(
-            help="siblings: of the other questions about the image, for the reward facts."
-        ),
-    ] = None,
-) -> None:
-    """Converts a published data set, or your own, to the Parquet files that training reads, and
-    checks it."""
-    from rarl.prepare.convert import prepare_dataset
-    from rarl.prepare.rows import Choices
-
-    display = open_display()
-    kept = tuple(phrase.strip() for phrase in phrases.split(","))
-    choices = Choices(kept, language, images, version, tuple(map_ or ()))
-    kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
-    with display.working(f"preparing {src}"):
-        report = prepare_dataset(
-            source, src, out, split, test_share, seed, choices, against, kinds, facts
-        )
-    display.note(report)
-
-
-@data_commands.command(name="check")
-def check_data(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Prepared folders, or data sets to hold against each other."),
-    ],
-) -> None:
-    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not
-    sound."""
-    from rarl.prepare.leaks import check_datasets
-
-    display = open_display()
-    with display.working("checking"):
-        report, sound = check_datasets(paths)
-    display.note(report)
-    if not sound:
-        raise typer.Exit(1)
-
-
-@data_commands.command()
-def show(
-    path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")],
-) -> None:
-    """Counts, frequent answers, floors, and a contact sheet of random examples."""
-    from rarl.prepare.show import show_dataset
-
-    display = open_display()
-    for part in show_dataset(path):
-        if isinstance(part, str):
-            display.note(part)
-        else:
-            display.table(part)
 
 
 @app.command()

@@ -1,0 +1,105 @@
+"""The commands about data: converting, checking, looking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rarl.display import Display
+
+data_commands = typer.Typer(help="Prepared data: look at it, check it.")
+
+
+def open_display() -> Display:
+    from rarl.display import Display  # takes a while, and `--help` does without
+
+    return Display()
+
+
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; folder: your own; or "
+            "module:function."
+        ),
+    ],
+    src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
+    split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
+    test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
+    against: Annotated[
+        Path | None, typer.Option(help="A prepared data set: leave out what it has too.")
+    ] = None,
+    phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
+    language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
+    images: Annotated[
+        str, typer.Option(help="medxpertqa: of several images, first or all.")
+    ] = "first",
+    version: Annotated[
+        int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
+    ] = None,
+    map_: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
+    ] = None,
+    drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
+    facts: Annotated[
+        str | None,
+        typer.Option(
+            help="siblings: of the other questions about the image, for the reward facts."
+        ),
+    ] = None,
+) -> None:
+    """Converts a published data set, or your own, to the Parquet files that training reads, and
+    checks it."""
+    from rarl.prepare.convert import prepare_dataset
+    from rarl.prepare.rows import Choices
+
+    display = open_display()
+    kept = tuple(phrase.strip() for phrase in phrases.split(","))
+    choices = Choices(kept, language, images, version, tuple(map_ or ()))
+    kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
+    with display.working(f"preparing {src}"):
+        report = prepare_dataset(
+            source, src, out, split, test_share, seed, choices, against, kinds, facts
+        )
+    display.note(report)
+
+
+@data_commands.command(name="check")
+def check_data(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Prepared folders, or data sets to hold against each other."),
+    ],
+) -> None:
+    """Looks for bad rows and for what splits or data sets share. Exits with 1 where it is not
+    sound."""
+    from rarl.prepare.leaks import check_datasets
+
+    display = open_display()
+    with display.working("checking"):
+        report, sound = check_datasets(paths)
+    display.note(report)
+    if not sound:
+        raise typer.Exit(1)
+
+
+@data_commands.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="A prepared folder, or one of its Parquet files.")],
+) -> None:
+    """Counts, frequent answers, floors, and a contact sheet of random examples."""
+    from rarl.prepare.show import show_dataset
+
+    display = open_display()
+    for part in show_dataset(path):
+        if isinstance(part, str):
+            display.note(part)
+        else:
+            display.table(part)
