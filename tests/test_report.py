@@ -62,6 +62,18 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, data: dict[str, list[Ex
     return write_comparison(tmp_path_factory.mktemp("comparison"), data)
 
 
+def test_what_a_probe_advised_stands_in_the_report(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    write_run(tmp_path / "mine", data, 0.75)
+    assert not any("probe" in note for note in gather(tmp_path / "mine").notes)
+    (tmp_path / "mine/probe").mkdir()
+    held = json.dumps({"advice": "rl", "reason": "98 % once in 16"})
+    (tmp_path / "mine/probe/probe.json").write_text(held)
+    told = "mine: before training, the probe's advice was: reinforcement learning; 98 % once in 16."
+    assert told in gather(tmp_path / "mine").notes
+
+
 def test_one_run_has_the_numbers_of_its_summary(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:

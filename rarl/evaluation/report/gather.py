@@ -3,6 +3,7 @@ metrics, notes, and what the data sets hold."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from rarl.evaluation.measurements import (
     own_measurement,
     require_readable,
 )
+from rarl.evaluation.probe import ADVICE
 from rarl.evaluation.results import mean_of
 from rarl.evaluation.ways import training_data
 from rarl.schema import Example
@@ -215,6 +217,8 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
         leaks = RunDir(run.path).read_leaks().values()
         notes += [f"{leak['told']}." for leak in leaks if leak["warns"]]
+        if told := probed(run.path):
+            notes.append(f"{run.path.name}: before training, the probe's advice was: {told}.")
     if not any(one.kind == "floor" for one in models):
         notes.append("The training data are not to be found: what needs no image is not shown.")
     bases = [one for one in models if one.kind == "base" and one.way.is_plain]
@@ -224,6 +228,15 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             "better; `rarl eval RUN --prompt …` measures others."
         )
     return list(dict.fromkeys(notes))
+
+
+def probed(run: Path) -> str | None:
+    """Returns what `rarl probe` advised; None where it was not asked, or cannot be read."""
+    try:
+        held = json.loads((RunDir(run).probe / "probe.json").read_text(encoding="utf-8"))
+        return f"{ADVICE[held['advice']]}; {held['reason']}"
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def read_judge_card(folder: Path) -> JudgeCard | None:
