@@ -13,7 +13,15 @@ from scipy.stats import binomtest
 
 from rarl.display import Display
 from rarl.evaluation.measurements import Measurement
-from rarl.evaluation.results import difference, differences, results, summarise, summary_of
+from rarl.evaluation.results import (
+    detectable,
+    difference,
+    differences,
+    questions_needed,
+    results,
+    summarise,
+    summary_of,
+)
 from rarl.evaluation.ways import answered
 from rarl.intervals import (
     Clustered,
@@ -315,3 +323,24 @@ def test_under_20_questions_nothing_is_called_clear(questions: int, clear: bool)
     runs = [dict.fromkeys(range(3), half) for half in (before, after)]
     [row, *_] = differences({("", "", ""): (runs[0], runs[1])}).to_dict("records")
     assert (row["n"], row["questions"]) == (3 * questions, questions)
+
+
+def test_the_detectable_difference_is_seen_four_times_in_five() -> None:
+    """By simulation: what the intervals of comparisons say would be seen, on average over these,
+    is seen in others of their size that have it."""
+    rng, n = np.random.default_rng(4), 300
+    images = [f"i{place // 2}" for place in range(n)]
+
+    def draws(points: float, count: int) -> list[tuple[np.ndarray, list[str]]]:
+        won, lost = 0.2 + points / 200, 0.2 - points / 200
+        values = rng.choice([1.0, -1.0, 0.0], p=[won, lost, 1 - won - lost], size=(count, n))
+        return [(own, images) for own in values]
+
+    found = change_intervals95(draws(0, 100))
+    points = 100 * float(np.mean([detectable(*one) for one in found]))
+    low, high = -points / 142.94, points / 142.94  # of an interval that says just that
+    seen = np.mean([low > 0 for low, _ in change_intervals95(draws(points, 400))])
+    assert seen == pytest.approx(0.8, abs=0.07)
+    assert 100 * detectable(low, high) == pytest.approx(points, rel=1e-3)
+    assert questions_needed(points, n, 100 * low, 100 * high) == pytest.approx(n, abs=1)
+    assert questions_needed(points / 2, n, 100 * low, 100 * high) == pytest.approx(4 * n, abs=1)

@@ -16,7 +16,7 @@ from rarl.evaluation.measurements import in_groups, questions_of
 from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, measure
 from rarl.evaluation.paired import changes_between, summarise_changes
 from rarl.evaluation.self_consistency import Sampled, self_consistency
-from rarl.intervals import fraction_intervals95, intervals95
+from rarl.intervals import Z, fraction_intervals95, intervals95
 from rarl.samples import Sample
 
 BySeed = Mapping[int, Sequence[Sample]]
@@ -24,6 +24,7 @@ GROUPS = ("all", "answer_type", "modality", "organ")
 UNKNOWN = "unknown"  # the group of what has no modality or organ, beside those that have
 MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
 IN_FORM = "accuracy_in_form"  # a difference's metric, see `differences`
+Z_POWER = 0.841621  # the normal quantile of 80 %
 FEWEST_QUESTIONS = 20  # under which nothing is called clear
 WITH_IMAGE = "with image"  # a control's partner: the same model and prompt, with the image
 
@@ -134,6 +135,18 @@ def clear_sign(questions: int, low: float, high: float) -> int:
     """Returns 1 or -1 if the whole interval of a difference is above or below zero, and there are
     enough questions to call it clear; else 0."""
     return ((low > 0) - (high < 0)) * (questions >= FEWEST_QUESTIONS)
+
+
+def detectable(low: float, high: float) -> float:
+    """Returns the difference that a comparison with such a 95 % interval calls clear four times in
+    five, in the interval's unit."""
+    return (Z + Z_POWER) / Z * (high - low) / 2
+
+
+def questions_needed(points: float, questions: int, low: float, high: float) -> int:
+    """Returns about how many questions, about as many more images, would show a difference of so
+    many points four times in five: the interval narrows with the root of their number."""
+    return math.ceil(questions * (detectable(low, high) / points) ** 2)
 
 
 def points_of_form(points: float, n: int, in_form: tuple[float, int] | None) -> float:

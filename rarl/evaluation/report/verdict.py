@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from rarl.evaluation.report.gather import Report
 from rarl.evaluation.report.numbers import Measure, Numbers
-from rarl.evaluation.results import FEWEST_QUESTIONS, IN_FORM, is_mostly_form, points_of_form
+from rarl.evaluation.results import (
+    FEWEST_QUESTIONS,
+    IN_FORM,
+    detectable,
+    is_mostly_form,
+    points_of_form,
+    questions_needed,
+)
+
+WANTED_POINTS = 5  # that a comparison should be able to show
 
 
 def verdict(report: Report, numbers: Numbers, data: str) -> list[str]:
@@ -33,6 +42,8 @@ def verdict(report: Report, numbers: Numbers, data: str) -> list[str]:
         is_own_base = rival.kind == "base" and rival.way == best.way
         but = ", mostly of form" if form and is_own_base else ""
         told.append(f"{what}; against it, {in_words(lead)}: {judged(lead)}{but}.")
+        if lead.has_interval and not lead.sign and lead.questions >= FEWEST_QUESTIONS:
+            told.append(power_of(lead))
     reasoning, change = (
         numbers.mean(best.name, data, "reasoning"),
         numbers.gain(best.name, data, "reasoning"),
@@ -62,6 +73,16 @@ def of_form(gain: Measure | None, in_form: Measure | None) -> list[str]:
     rest = "there are no others" if in_form is None else f"on the others, {in_words(in_form)}"
     what = "gain" if gain.sign > 0 else "loss"
     return [f"Most of this {what} is form: {signed(form)} points are {where}; {rest}."]
+
+
+def power_of(change: Measure) -> str:
+    """Says which difference would have been seen, and what it takes to see a smaller one."""
+    seen = detectable(change.low, change.high)
+    told = f"A difference of {seen:.0f} points would be seen four times in five with so many"
+    if seen <= WANTED_POINTS:
+        return f"{told} questions."
+    needed = questions_needed(WANTED_POINTS, change.questions, change.low, change.high)
+    return f"{told} questions; for {WANTED_POINTS} points it takes about {needed:,}."
 
 
 def judged(change: Measure) -> str:
