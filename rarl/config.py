@@ -322,7 +322,16 @@ def read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: key 'extends': expected the path of a YAML file, got {parent!r}")
     if path.resolve() in above:
         raise UserError(f"{path}: extends itself, through {above[-1].name}")
-    return merge(read_recipe(path.parent / parent, (*above, path.resolve())), tree)
+    base = read_recipe(path.parent / parent, (*above, path.resolve()))
+    own = tree.get("rewards")
+    for name, setting in own.items() if isinstance(own, dict) and "rewards" in base else ():
+        if setting is None:
+            raise UserError(
+                f"{path}: rewards.{name}: null takes nothing out here, since the rewards of a file "
+                f"stand in place of those of {parent}: name all that are wanted, or give "
+                f"rewards.{name}=null on the command line"
+            )
+    return merge(base, tree)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -182,6 +182,11 @@ def test_a_recipe_extends_another_and_replaces_rewards_whole(tmp_path: Path) -> 
     assert load_config(
         tmp_path / "mine.yaml", ["rewards.reasoning=null", "rewards.x=1"]
     ).rewards.keys() == {"x"}
+    # It would be taken for a part of the other file's rewards.
+    text = (tmp_path / "mine.yaml").read_text().replace("{reasoning:", "{judge: null, reasoning:")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"rewards\.judge: null takes nothing out here.*base\.yaml"):
+        load_config(tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize(

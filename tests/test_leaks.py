@@ -21,6 +21,7 @@ from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.fingerprint import (
     NEAR,
+    ImagePrint,
     Side,
     find_leak,
     image_groups,
@@ -525,3 +526,11 @@ def test_a_folder_without_a_parquet_file_is_told_from_one_that_is_not_there(tmp_
     (tmp_path / "mixture.yaml").write_text("none/train.parquet: 1")
     with pytest.raises(UserError, match="paths are relative to the mixture's own folder"):
         ParquetRows(tmp_path / "mixture.yaml")
+
+
+def test_yes_in_another_language_repeats_a_yes_and_contradicts_a_no() -> None:
+    side, image = Side("own"), ImagePrint("an image", np.zeros(4, np.uint64))
+    for answer in ("yes", "Ja", "oui", "Nein"):
+        side.add(image, "Is there a mass?", answer)
+    assert side.repeats() == {1: 0, 2: 0}
+    assert side.contradictions() == [[0, 1, 2, 3]]

@@ -156,6 +156,11 @@ def test_the_advice_and_its_reason(
     assert found == advice and reason in why
 
 
+def test_advice_from_few_questions_is_called_a_guess() -> None:
+    _, why = advise(Probe([replace(PART, questions=8)]), "train")
+    assert why.startswith("with 8 questions hardly more than a guess, ask more: 50 % are right")
+
+
 @pytest.mark.parametrize(("high", "advice"), [(0.05, "sft"), (0.13, "rl")], ids=["guesses", "sees"])
 def test_whoever_guesses_is_taught_first(high: float, advice: str) -> None:
     found, why = advise(Probe([PART], agreement=Share(0.01, -0.03, high)), "train")

@@ -103,6 +103,10 @@ def test_what_is_imitated_is_counted_and_told_before_anything_starts(
         "3 of 5 rows have a rationale to imitate; the other 2 are asked for the answer alone (pro"
     )
     assert what_is_imitated(path, PromptsConfig()).startswith(told)
+    write_examples(Path(path), bare)
+    told = what_is_imitated(path, PromptsConfig(train={"short": 1, "plain": 1}, eval="reason"))
+    assert told.startswith("0 of 2 rows have a rationale to imitate; they are asked for the answer")
+    assert "for a fair figure set prompts.eval=short" in told
     told = "the answer alone is imitated, as prompts.train (none) asks for"
     assert what_is_imitated(path, PromptsConfig(train={"none": 1, "plain": 0})) == told
     write_examples(Path(path), bare)

@@ -70,7 +70,7 @@ def test_a_reward_that_can_score_nothing_is_refused_with_what_would(tmp_path: Pa
     with pytest.raises(UserError) as caught:
         checked(tmp_path, with_rationales(80, 0))
     told = str(caught.value)
-    assert told.startswith(f"rewards.reasoning can score 0% of 64 rows of {tmp_path}/data.parquet")
+    assert told.startswith(f"rewards.reasoning can score 0% of 64 rows, drawn from {tmp_path}/data")
     for part in ("`rationale`", "explains", "--facts siblings", "on_silent_reward=warn"):
         assert part in told
     [warning] = checked(tmp_path, with_rationales(80, 0), on_silent_reward="warn")
@@ -85,7 +85,10 @@ def test_a_silent_reward_beside_one_that_needs_answers_alone_is_told_and_no_more
     rewards = {"accuracy": 1, "reasoning": 0.5, "explains": 1}
     check_rewards(config_of(tmp_path, rewards), str(tmp_path / "data.parquet"), notes)
     [told] = notes.lines
-    assert told.startswith("rewards.reasoning can score 0%") and "there explains acts" in told
+    assert (
+        told.startswith("rewards.reasoning can score 0%")
+        and "on them explains acts, which needs none" in told
+    )
 
 
 def test_half_of_the_rows_is_a_warning_and_most_are_nothing(tmp_path: Path) -> None:

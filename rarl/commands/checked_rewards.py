@@ -37,16 +37,17 @@ def check_rewards(config: Config, data: str, display: Display) -> None:
     rewards, refuses = find_rewards(config.rewards), config.train.on_silent_reward != "warn"
     known = draw_rows(data, KNOWN_ROWS, config.seed)
     examples = known[:ROWS]
-    few = f"{len(examples)} rows of {data}"
+    few = f"{len(examples)} rows, drawn from {data}"
     for name in counted:
         share = scorable(examples, rewards[name], name)
         if share < WARNED:
             lacking = (
-                f"rewards.{name} can score {share:.0%} of {few}: no `{NEEDED[name]}` elsewhere"
+                f"rewards.{name} can score {share:.0%} of {few}: the others have no "
+                f"`{NEEDED[name]}`"
             )
             others = [other for other in ANSWERS_SUFFICE if other in paid]
             if others:
-                display.note(f"{lacking}; there {' and '.join(others)} acts without it")
+                display.note(f"{lacking}; on them {' and '.join(others)} acts, which needs none")
                 continue
             advice = f"There a right answer is paid the same whatever the reasoning. {SIGNALS}"
             if share < REFUSED and refuses:

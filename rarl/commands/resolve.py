@@ -310,7 +310,13 @@ def what_is_imitated(data: str, prompts: PromptsConfig) -> str:
             f"{data}: not one of {rows} rows has a rationale to imitate, but prompts.train asks "
             "for thinking alone: add rationales, or set prompts.train={none: 1} prompts.eval=none"
         )
-    return (
-        f"{has} of {rows} rows have a rationale to imitate; the other {rows - has} are asked for "
-        f"the answer alone (prompts of the family {families})"
-    )
+    told = f"{has} of {rows} rows have a rationale to imitate"
+    if has < rows:
+        others = f"the other {rows - has} are" if has else "they are"
+        told += f"; {others} asked for the answer alone (prompts of the family {families})"
+    if not has and plan.with_rationale.families[prompts.eval].form != "answer":
+        told += (
+            f". Measured is with prompts.eval={prompts.eval}, which asks for thinking that is not "
+            f"imitated: for a fair figure set prompts.eval={min(answering)}"
+        )
+    return told

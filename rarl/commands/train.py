@@ -46,6 +46,8 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
         display.note(line)
     if config.method == "grpo":
+        weights = ", ".join(f"{name} {one.weight:g}" for name, one in config.rewards.items())
+        display.note(f"rewards: {weights}")
         check_rewards(config, str(setup.train_data), display)
     if config.method == "sft":
         display.note(what_is_imitated(str(setup.train_data), config.prompts))

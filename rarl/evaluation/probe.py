@@ -25,6 +25,7 @@ WELL_FORMED, BLIND, KNOWN, USEFUL = 0.5, 0.85, 0.97, 0.1
 # which replies say nothing of the image, and of how many images the same must be asked for it to be
 # told. The base of the tiny world has 0.08 (0.04 to 0.13), and learns.
 AGREEMENT, ASKED_OF = 0.08, 5
+FEWEST = 20  # questions, under which the advice is called a guess
 ADVICE = {
     "form": "get the form right first",
     "blind": "the questions can be answered without the image",
@@ -232,6 +233,15 @@ def pay_of(groups: Sequence[Group], group_size: int) -> dict[str, Pay]:
 def advise(probe: Probe, train: str) -> tuple[str, str]:
     """Returns the advice, a key of ADVICE, and its reason in words, from the questions of the
     training data, `train`."""
+    advice, reason = likely_advice(probe, train)
+    asked = probe.part(train).questions
+    if asked < FEWEST:
+        reason = f"with {asked} questions hardly more than a guess, ask more: {reason}"
+    return advice, reason
+
+
+def likely_advice(probe: Probe, train: str) -> tuple[str, str]:
+    """Returns the same, however few questions were asked."""
     part = probe.part(train)
     most = max(part.passes)
     if part.well_formed.mean < WELL_FORMED:

@@ -20,6 +20,8 @@ from scipy.sparse.csgraph import connected_components
 
 from rarl.data.images import BadImage, decode_image, require_content
 from rarl.prepare.files import Fault
+from rarl.replies.grading import is_yes_no
+from rarl.replies.words import yes_or_no
 
 HASH_SIDE = 16  # bits per side of the hash
 REDUCED_SIDE = 256  # pixels, at least, of the shorter side; the hash itself looks at 64
@@ -80,6 +82,11 @@ def text_key(text: str) -> str:
     return " ".join(TOKEN.findall(plain))
 
 
+def answer_key(answer: str) -> str:
+    """Returns an answer in the form in which equal ones are equal: yes is yes in every language."""
+    return (yes_or_no(answer, answer) if is_yes_no(answer) else None) or text_key(answer)
+
+
 @dataclass
 class Side:
     """One split or data set; a row of it is a question about one of its images."""
@@ -93,7 +100,7 @@ class Side:
     def add(
         self, image: ImagePrint, question: str, answer: str, options: Iterable[str] | None = None
     ) -> None:
-        self.rows.append((self.number_of(image), f"{text_key(question)}\n{text_key(answer)}"))
+        self.rows.append((self.number_of(image), f"{text_key(question)}\n{answer_key(answer)}"))
         self.options.append("\n".join(sorted(map(text_key, options or ()))))
 
     def number_of(self, image: ImagePrint) -> int:
