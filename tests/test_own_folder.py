@@ -207,6 +207,9 @@ def test_a_wrong_map_is_named(given: tuple[str, ...], message: str, tmp_path: Pa
         ("left\nright", "B", ("left", "right")),
         ("left, right, both", "Right", ("left", "right", "both")),
         ("A) left, B) right", "B", ("A) left", "B) right")),
+        ("A) left lung B) right lung C) both", "B", ("A) left lung", "B) right lung", "C) both")),
+        ("A. baumannii", "A. baumannii", None),
+        ("A) left C) right", "C", None),
         ("['left', \"Crohn's disease\"]", "left", ("left", "Crohn's disease")),
         ("[1, 2.5]", "1", ("1", "2.5")),
         ("left, right", "B", None),  # B may be the second option, or there is one alone

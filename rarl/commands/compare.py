@@ -49,7 +49,7 @@ class ModelEntry(Section):
         """Raises ValueError unless it is one or the other."""
         fault = None
         if (self.recipe is None) == (self.measured_as is None):
-            fault = "either `recipe` or `measured_as` is needed"
+            fault = "either `recipe` or `measured_as` is needed; the base comes by itself"
         elif (self.measured_as is None) != (self.prompt is None):
             fault = "`prompt` is for `measured_as`, which needs it; recipes have prompts.eval"
         elif self.measured_as is not None and self.overrides:

@@ -28,6 +28,7 @@ TEXTS = str | int | float | bool | date | time | None  # of further columns, tho
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {split: split for split in SPLITS}
 LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
+BEFORE_LETTER = re.compile(r"\s+(?=[A-Za-z][.)]\s*\S)")
 # Texts without a comma between, as NumPy shows them; Python would make one text of them.
 JOINED = re.compile(r"""['"]\s+['"]""")
 # Between two sentences: "No effusion. The heart is normal."
@@ -153,8 +154,8 @@ def read_options(value: Any, answer: str) -> tuple[str, ...] | None:
 
 
 def part_options(text: str, answer: str) -> Any:
-    """Returns what a JSON or Python list holds, or the texts between |, line ends, semicolons or
-    commas, of which the first that is there counts. Raises Fault, also where commas may be part of
+    """Returns what a JSON or Python list holds, or the texts between |, line ends, semicolons,
+    letters such as A) and B), or commas, of which the first that is there counts. Raises Fault, also where commas may be part of
     an option: unless the answer is one of the texts, or these begin with A), B) and so on."""
     if text.lstrip().startswith("["):
         return listed(text, "options")
@@ -163,6 +164,9 @@ def part_options(text: str, answer: str) -> Any:
     for separator in ("\n", ";"):
         if separator in text:
             return [part for part in text.split(separator) if part.strip()]
+    lettered = BEFORE_LETTER.split(text.strip())
+    if "," not in text and without_letters(lettered):
+        return lettered
     parts = [part.strip() for part in text.split(",")]
     told = {folded(part) for part in parts}
     if len(parts) < 2:
