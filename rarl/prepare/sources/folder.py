@@ -155,8 +155,9 @@ def read_options(value: Any, answer: str) -> tuple[str, ...] | None:
 
 def part_options(text: str, answer: str) -> Any:
     """Returns what a JSON or Python list holds, or the texts between |, line ends, semicolons,
-    letters such as A) and B), or commas, of which the first that is there counts. Raises Fault, also where commas may be part of
-    an option: unless the answer is one of the texts, or these begin with A), B) and so on."""
+    letters such as A) and B), or commas, of which the first that is there counts. Raises Fault,
+    also where commas may be part of an option: unless the answer is one of the texts, or these
+    begin with A), B) and so on."""
     if text.lstrip().startswith("["):
         return listed(text, "options")
     if "|" in text:
