@@ -102,7 +102,7 @@ def test_metrics_have_one_line_a_step_with_stable_keys(finished: Path) -> None:
             math.isfinite(v) for key, v in row.items() if not (v is None and key in may_be_missing)
         )
         assert row["sampler_mismatch"] < 1e-5
-        phases = ("data", "rollout", "reward", "update", "publish", "save", "other")
+        phases = ("data", "rollout", "reward", "update", "publish", "evaluate", "save", "other")
         assert sum(row[f"seconds/{name}"] for name in phases) == pytest.approx(row["seconds/step"])
         # Rank 8 and 4 bytes, for in + out of q, k, v, o, gate, up and down in each of 4 layers.
         assert row["published_bytes"] == 4 * 8 * 4 * (256 + 192 + 192 + 256 + 512 + 512 + 512)
