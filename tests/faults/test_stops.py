@@ -143,6 +143,7 @@ def undisturbed(finished_run: FinishedRun) -> Path:
     return finished_run.folder
 
 
+@pytest.mark.whole
 def test_a_run_through_all_that_ends_runs_is_the_undisturbed_one(
     undisturbed: Path, tmp_path: Path
 ) -> None:
