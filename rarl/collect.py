@@ -45,6 +45,11 @@ class Collector:
     max_model_length: int
     siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
 
+    @classmethod
+    def unscored(cls, pool: SamplerPool, model_path: str, max_model_length: int) -> Collector:
+        """Returns one that asks alone: no judge, no rewards."""
+        return cls(pool, {}, {}, None, model_path, max_model_length)
+
     def submit(
         self,
         prompts: Sequence[PreparedExample],

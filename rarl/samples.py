@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.files import replacing
+from rarl.replies.grading import is_correct
 from rarl.replies.tags import Reply, parse_reply
 from rarl.schema import (
     IN_MEMORY,
@@ -67,6 +68,12 @@ class Sample:
     def reply(self) -> Reply:
         """The thinking and the answer that are read from the completion."""
         return parse_reply(self.rollout.text, self.prompt.form)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer that is read from the completion is exactly right."""
+        example = self.example
+        return is_correct(self.reply.answer, example.answer, example.options)
 
     @property
     def rewards(self) -> Mapping[str, float | None]:

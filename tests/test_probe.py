@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rarl.evaluation.probe import (
-    Part,
+    Estimates,
     Probe,
     Share,
     advise,
@@ -122,7 +122,7 @@ def test_parts_and_pay() -> None:
     assert pay.without_spread == pytest.approx(whole.without_spread.mean)
 
 
-PART = Part(
+PART = Estimates(
     data="train",
     kind="all",
     questions=64,

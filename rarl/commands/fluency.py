@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from rarl.collect import Collector
-from rarl.commands.drawing import prepare_questions
+from rarl.commands.drawing import draw_rows, prepare_questions
 from rarl.commands.resolve import Setup
 from rarl.commands.session import Session
 from rarl.display import Display
@@ -32,15 +32,12 @@ def fluency_floor(setup: Setup, live: Session, display: Display) -> float | None
     if path.is_file():
         return float(json.loads(path.read_text())["floor"])
     assert data is not None and live.pool is not None, "training has data and engines"
-    good = live.checked["train"].good
-    rows = sorted(np.random.default_rng(config.seed).permutation(good)[:QUESTIONS].tolist())
+    rows = draw_rows(live.checked["train"].good, QUESTIONS, config.seed)
     prompts = prepare_questions(setup, data, rows, training_prompts(config.prompts, config.seed))
     thinking = [one for one in prompts if one.prompt.form != "answer"]
     rollout = config.rollout
     sampling = SamplingSettings(REPLIES, rollout.temperature, rollout.max_completion_tokens)
-    collector = Collector(
-        live.pool, {}, {}, None, setup.model_path, config.rollout.max_model_length
-    )
+    collector = Collector.unscored(live.pool, setup.model_path, rollout.max_model_length)
     with display.working("reading the base model's own replies"):
         seeds = [config.seed + REPLIES * place for place in range(len(thinking))]
         samples = flatten(collector.submit(thinking, seeds, sampling, use_adapter=False).result())

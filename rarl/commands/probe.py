@@ -9,19 +9,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rarl.collect import Collector
-from rarl.commands.drawing import prepare_questions
+from rarl.commands.drawing import draw_rows, prepare_questions
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import open_session
 from rarl.config import Config
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
-from rarl.evaluation.probe import Probe, agreement_of, as_json, is_right, parts_of, pay_of
+from rarl.evaluation.probe import Probe, agreement_of, as_json, parts_of, pay_of
 from rarl.evaluation.ways import floors_of
 from rarl.files import replacing, write_text
 from rarl.grpo.policy import read_adapter
@@ -35,7 +33,7 @@ TRAIN = "train"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Replies:
     """A data set's sampled groups, and one greedy reply to each question."""
 
     groups: list[Group]
@@ -71,10 +69,10 @@ def probe(config: Config, samples: int, questions: int, display: Display) -> tup
             longest,
             siblings,
         )
-        silent = Collector(live.pool, {}, {}, None, setup.model_path, longest)
-        found: dict[str, Asked] = {}
+        silent = Collector.unscored(live.pool, setup.model_path, longest)
+        found: dict[str, Replies] = {}
         for name, path in sets.items():
-            rows = chosen(live.checked[name].good, questions, config.seed)
+            rows = draw_rows(live.checked[name].good, questions, config.seed)
             count = len(rows) * (samples + 1)
             with display.counting(f"asking about {name}", count) as advance:
                 collector = paying if name == TRAIN else silent
@@ -86,11 +84,6 @@ def probe(config: Config, samples: int, questions: int, display: Display) -> tup
     return result, folder
 
 
-def chosen(rows: NDArray[np.int64], most: int, seed: int) -> list[int]:
-    """Returns up to `most` of the rows, drawn evenly, in their order."""
-    return sorted(np.random.default_rng(seed).permutation(rows)[:most].tolist())
-
-
 def ask(
     setup: Setup,
     collector: Collector,
@@ -98,31 +91,35 @@ def ask(
     rows: Sequence[int],
     samples: int,
     trains: bool,
-) -> Asked:
+) -> Replies:
     """Asks as training does, or as the measurement does; greedily always as the measurement."""
     config = setup.config
     measured, rollout = evaluation_prompts(config.prompts), config.rollout
-    drawn = training_prompts(config.prompts, config.seed) if trains else measured
+    measuring = prepare_questions(setup, data, rows, measured)
+    sampled = measuring
+    if trains:
+        plan = training_prompts(config.prompts, config.seed)
+        sampled = prepare_questions(setup, data, rows, plan)
     adapter = setup.start_adapter is not None
     longest = config.evaluation.max_completion_tokens or rollout.max_completion_tokens
-    greedy = Collector(collector.pool, {}, {}, None, setup.model_path, rollout.max_model_length)
+    greedy = Collector.unscored(collector.pool, setup.model_path, rollout.max_model_length)
     seeds = [config.seed + samples * place for place in range(len(rows))]
     groups = collector.submit(
-        prepare_questions(setup, data, rows, drawn),
+        sampled,
         seeds,
         SamplingSettings(samples, rollout.temperature, rollout.max_completion_tokens),
         use_adapter=adapter,
     )
     likeliest = greedy.submit(
-        prepare_questions(setup, data, rows, measured),
+        measuring,
         seeds,
         SamplingSettings(1, 0.0, longest),
         use_adapter=adapter,
     )
-    return Asked(groups.result(), flatten(likeliest.result()))
+    return Replies(groups.result(), flatten(likeliest.result()))
 
 
-def summarise(config: Config, sets: dict[str, str], found: dict[str, Asked]) -> Probe:
+def summarise(config: Config, sets: dict[str, str], found: dict[str, Replies]) -> Probe:
     size = config.rollout.group_size
     parts = [
         part
@@ -131,14 +128,16 @@ def summarise(config: Config, sets: dict[str, str], found: dict[str, Asked]) -> 
     ]
     replies = {name: asked.greedy for name, asked in found.items() if name != TRAIN}
     floors = {
-        name: {floor: sum(map(is_right, own)) / len(own) for floor, own in by_floor.items()}
+        name: {
+            floor: sum(one.is_right for one in own) / len(own) for floor, own in by_floor.items()
+        }
         for name, by_floor in floors_of(Path(sets[TRAIN]), replies).items()
     }
     agreement = agreement_of(*(asked.groups for asked in found.values()))
     return Probe(parts, pay_of(found[TRAIN].groups, size), floors, agreement)
 
 
-def write(folder: Path, result: Probe, found: dict[str, Asked]) -> None:
+def write(folder: Path, result: Probe, found: dict[str, Replies]) -> None:
     """Writes the figures, how difficult each question was (the share of right replies), and the
     replies."""
     folder.mkdir(exist_ok=True)
@@ -149,7 +148,7 @@ def write(folder: Path, result: Probe, found: dict[str, Asked]) -> None:
         for group in asked.groups:
             columns["data"].append(name)
             columns["id"].append(group[0].example.id)
-            columns["right"].append(sum(map(is_right, group)) / len(group))
+            columns["right"].append(sum(one.is_right for one in group) / len(group))
     with replacing(folder / "difficulty.parquet") as temporary:
         pq.write_table(pa.table(columns), temporary)
     write_text(folder / "probe.json", json.dumps(as_json(result, TRAIN), indent=2) + "\n")

@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rarl.commands.checked_rewards import check_rewards
+from rarl.commands.drawing import draw_rows
 from rarl.commands.evaluate import measure_all
 from rarl.commands.fluency import fluency_floor
 from rarl.commands.resolve import Setup, resolve, what_is_imitated
@@ -128,6 +127,5 @@ def interim_rows(setup: Setup, live: Session) -> dict[str, tuple[str, list[int]]
         return {}
     found = {}
     for name, path in setup.eval_data.items():
-        rows = np.random.default_rng(seed).permutation(live.checked[name].good)
-        found[name] = (path, sorted(rows[: settings.examples].tolist()))
+        found[name] = (path, draw_rows(live.checked[name].good, settings.examples, seed))
     return found

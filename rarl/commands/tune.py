@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.resolve import resolve
@@ -20,6 +19,7 @@ from rarl.config import Config, load_config
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.rollout.pool import SamplerPool
+from rarl.training.alarms import mean_of
 from rarl.training.log import RECENT, read_metrics
 from rarl.training.run_dir import RunDir
 
@@ -130,19 +130,14 @@ def read_trial(settings: tuple[str, ...], config: Config) -> Trial:
     data = next(iter(measured), None)
     return Trial(
         settings=settings,
-        reward=mean(recent, "reward/mean"),
+        reward=mean_of(recent, "reward/mean") or 0.0,
         movement=last["adapter/movement"],
-        without_spread=mean(recent, "groups_without_spread"),
+        without_spread=mean_of(recent, "groups_without_spread") or 0.0,
         data=data,
         questions=config.evaluation.examples,
         accuracy=last[f"eval/{data}/accuracy"] if data else None,
         flips=last[f"eval/{data}/flips"] if data else None,
     )
-
-
-def mean(rows: Sequence[dict[str, Any]], key: str) -> float:
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def best_of(trials: Sequence[Trial]) -> tuple[Trial, list[Trial]]:

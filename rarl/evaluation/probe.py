@@ -53,7 +53,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Part:
+class Estimates:
     """What the replies to the questions of one kind say.
 
     greedy: whether the likeliest reply is right. right: of the sampled ones. passes: pass@k by k.
@@ -90,12 +90,12 @@ class Probe:
     """All parts by data set and kind, the rewards by name, what no image is needed for, by data set
     and floor, and the agreement over all data sets."""
 
-    parts: list[Part]
+    parts: list[Estimates]
     rewards: dict[str, Pay] = field(default_factory=dict)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     agreement: Share | None = None
 
-    def part(self, data: str, kind: str = ALL) -> Part:
+    def part(self, data: str, kind: str = ALL) -> Estimates:
         return next(one for one in self.parts if (one.data, one.kind) == (data, kind))
 
 
@@ -114,14 +114,9 @@ def alike(values: Sequence[float | None], group: int) -> float:
     )
 
 
-def is_right(sample: Sample) -> bool:
-    example = sample.example
-    return is_correct(sample.reply.answer, example.answer, example.options)
-
-
 def parts_of(
     data: str, groups: Sequence[Group], greedy: Sequence[Sample], group_size: int, paid: bool
-) -> list[Part]:
+) -> list[Estimates]:
     """Returns the whole data set first, then each answer type if there are several. `greedy` has
     one reply to each group's question, in their order. `paid`: the samples' scores are those of
     training."""
@@ -146,22 +141,22 @@ def part_of(
     greedy: Sequence[Sample],
     group_size: int,
     paid: bool,
-) -> Part:
+) -> Estimates:
     images = [group[0].example.image_id for group in groups]
 
     def share(values: Sequence[float]) -> Share:
         return Share.of(values, images)
 
     n = len(groups[0])
-    right = [[is_right(one) for one in group] for group in groups]
+    right = [[one.is_right for one in group] for group in groups]
     totals = [[one.score.total for one in group if one.score] for group in groups]
     ks = [2**power for power in range(n.bit_length()) if 2**power <= n]
-    return Part(
+    return Estimates(
         data=data,
         kind=kind,
         questions=len(groups),
         images=len(set(images)),
-        greedy=share([float(is_right(one)) for one in greedy]),
+        greedy=share([float(one.is_right) for one in greedy]),
         right=share([sum(own) / n for own in right]),
         passes={k: share([pass_at_k(n, sum(own), k) for own in right]) for k in ks},
         well_formed=share([sum(one.reply.well_formed for one in group) / n for group in groups]),
@@ -184,7 +179,7 @@ def agreement_of(*data_sets: Sequence[Group]) -> Share | None:
     expected: list[float] = []
     images: list[str] = []
     for (number, _), same in asked.items():
-        right = [sum(map(is_right, group)) / len(group) for group in same]
+        right = [sum(one.is_right for one in group) / len(group) for group in same]
         if len(same) < ASKED_OF or math.fsum(right) / len(same) >= KNOWN:
             continue
         observed += right

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
-from transformers import AutoProcessor
-
 from rarl.collect import Collector
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import prepare_example
-from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
+from rarl.data.stream import load_processor
 from rarl.grpo.workers import Workers
 from rarl.prompts import evaluation_prompts
 from rarl.rollout.pool import SamplerPool
@@ -39,7 +37,7 @@ class Interim:
         """`steps` are made already."""
         self.inputs, self.workers, self.settings = inputs, workers, inputs.config.evaluation
         path, longest = inputs.model_path, inputs.config.rollout.max_model_length
-        self.collector = Collector(pool, GRADES, GRADE_SETTINGS, None, path, longest)
+        self.collector = Collector.unscored(pool, path, longest)
         self.track = Track(self.settings.patience)
         for row in read_metrics(inputs.run_dir.metrics) if self.settings.every else ():
             # Later ones are made anew.
@@ -68,8 +66,9 @@ class Interim:
                 base = self.answers_of_the_base[name]
                 flipped = [a.reply.answer != b for a, b in zip(replies, base, strict=True)]
                 lengths = [len(one.rollout.completion_token_ids) for one in replies]
-                for what, grade in (("accuracy", "correct"), ("well_formed", "well_formed")):
-                    tally.mean(f"eval/{name}/{what}", [one.rewards[grade] or 0 for one in replies])
+                formed = [one.reply.well_formed for one in replies]
+                tally.mean(f"eval/{name}/accuracy", [one.is_right for one in replies])
+                tally.mean(f"eval/{name}/well_formed", formed)
                 tally.mean(f"eval/{name}/flips", flipped)
                 tally.mean(f"eval/{name}/completion_tokens", lengths)
         figures = tally.over(self.workers)
@@ -80,7 +79,7 @@ class Interim:
     def prompts(self) -> dict[str, list[PreparedExample]]:
         """This worker's share of the questions, by data set."""
         config = self.inputs.config
-        processor = AutoProcessor.from_pretrained(self.inputs.model_path)
+        processor = load_processor(self.inputs.model_path)
         plan, most = evaluation_prompts(config.prompts), config.data.max_pixels
         return {
             name: [
