@@ -22,7 +22,7 @@ GPU_READY = .venv-gpu/rarl-environment-complete
 SOURCES = pyproject.toml setup/environment.py setup/torchvision_schemas.py
 
 .PHONY: demo test test-engines test-quick test-whole test-long check campaign docs clean setup browser gpu gpu-smoke
-MAKEFLAGS += --jobs=2
+MAKEFLAGS += --jobs=3
 
 demo: $(READY)
 	.venv/bin/rarl demo --seed $(SEED) --out $(OUT)

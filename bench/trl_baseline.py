@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rarl.config import Config
 from rarl.grpo.forward import make_patches
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS
 from rarl.prompts import chat_messages, question_text, read_families
 from rarl.rewards.answer import accuracy_reward
 from rarl.rewards.form import format_reward
+from rarl.schema import Example
 from rarl.tiny.dataset import base_model, draw_examples
 
 
@@ -107,15 +109,23 @@ def trl_steps(
         disable_tqdm=True,
         **options,
     )
+    clock = StepTimes()
     examples = draw_examples("seen", steps * prompts, 0, "bench")
+    grpo_trainer(arguments, examples, clock).train()
+    return clock.seconds
+
+
+def grpo_trainer(
+    arguments: GRPOConfig, examples: Sequence[Example], clock: StepTimes
+) -> GRPOTrainer:
+    """TRL's trainer of the tiny model, with RARL's rewards, prompt and kind of adapter."""
     columns = ("answer", "answer_type", "options", "question")
     rows: dict[str, list[Any]] = {name: [getattr(e, name) for e in examples] for name in columns}
     plain = read_families()["plain"]
     rows["prompt"] = [chat_messages(question_text(e, plain, plain.wordings[0])) for e in examples]
     rows["image"] = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples]
-    clock = StepTimes()
     path = str(base_model())
-    trainer = GRPOTrainer(
+    return GRPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
         reward_funcs=[text_reward(format_reward), text_reward(accuracy_reward)],
         args=arguments,
@@ -124,8 +134,43 @@ def trl_steps(
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[clock],
     )
+
+
+def trl_learning(config: Config, out: str) -> dict[str, list[float]]:
+    """Trains as the recipe of plain reinforcement learning says, saves the adapter in `out`, and
+    returns the seconds and the accuracy of every step's own replies."""
+    train, rollout = config.train, config.rollout
+    count = train.prompts_per_step * rollout.group_size
+    arguments = GRPOConfig(
+        output_dir=out,
+        use_cpu=True,
+        bf16=False,
+        seed=config.seed,
+        beta=config.grpo.kl_beta,
+        loss_type="grpo",
+        reward_weights=[config.rewards[name].weight for name in ("format", "accuracy")],
+        num_generations=rollout.group_size,
+        per_device_train_batch_size=count,
+        gradient_checkpointing=False,
+        max_completion_length=rollout.max_completion_tokens,
+        max_steps=train.steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=train.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        weight_decay=0.0,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    clock = StepTimes()
+    trainer = grpo_trainer(arguments, draw_examples("seen", 960, config.seed, "train"), clock)
     trainer.train()
-    return clock.seconds
+    trainer.save_model(out)
+    key = "rewards/accuracy_reward/mean"
+    accuracy = [float(row[key]) for row in trainer.state.log_history if key in row]
+    return {"seconds": clock.seconds, "accuracy": accuracy}
 
 
 def text_reward(reward: Callable[..., Any]) -> Callable[..., Any]:

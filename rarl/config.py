@@ -17,6 +17,7 @@ from rarl.paths import anchored
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -43,6 +44,33 @@ class ModelConfig(Section):
     lora: LoraConfig = LoraConfig()
 
 
+class SelectConfig(Section):
+    """Which of the training questions are asked, and how often; docs/evaluation.md tells of it."""
+
+    # two numbers: from and to which share of right replies, as `rarl probe` found it, a question is
+    # asked; null: whatever it is. A question that was not probed is left out
+    difficulty: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    # of the questions of a step, those to which a near image has another answer, or that the same
+    # image answers otherwise in near words
+    hard_negatives: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    curriculum: bool = False  # the first time round, from what is easy by the probe to what is hard
+    probe: str | None = None  # the run directory that was probed; null: this run's own
+
+    @property
+    def needs_probe(self) -> bool:
+        return self.difficulty is not None or self.curriculum
+
+    @model_validator(mode="after")
+    def possible(self) -> SelectConfig:
+        if self.difficulty is not None and self.difficulty[0] > self.difficulty[1]:
+            raise ValueError(f"data.select.difficulty={self.difficulty}: from above to")
+        if self.curriculum and self.hard_negatives:
+            raise ValueError(
+                "data.select.curriculum and data.select.hard_negatives: one of them at a time"
+            )
+        return self
+
+
 class DataConfig(Section):
     # canonical Parquet (file or folder), or `module:function` that writes one; null: nothing is
     # trained
@@ -52,6 +80,7 @@ class DataConfig(Section):
     max_pixels: Positive | None = None
     on_bad_row: Literal["fail", "skip"] = "fail"  # skip: counted, and listed in the run directory
     allow_same_files: bool = False  # data.eval may name files that data.train names
+    select: SelectConfig = SelectConfig()
 
 
 class RolloutConfig(Section):

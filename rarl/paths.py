@@ -16,6 +16,7 @@ PATHS = (
     "model.adapter",
     "data.train",
     "data.eval.*",
+    "data.select.probe",
     "prompts.templates",
     "judge.model",
 )

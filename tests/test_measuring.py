@@ -326,6 +326,7 @@ def test_a_run_of_an_earlier_version_is_measured_again_and_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_a_killed_evaluation_continues_without_losing_or_repeating_a_prediction(
     pool: SamplerPool, tmp_path: Path, model_path: str
 ) -> None:

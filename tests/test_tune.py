@@ -53,6 +53,7 @@ def test_the_best_is_taken_and_what_cannot_be_told_from_it_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 def test_trials_run_on_the_same_engines_and_are_not_made_again(
     pool: SamplerPool, tmp_path: Path
 ) -> None:

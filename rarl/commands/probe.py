@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rarl.collect import Collector
 from rarl.commands.drawing import draw_rows, prepare_questions
 from rarl.commands.resolve import Setup, resolve
+from rarl.commands.selecting import DATA, DIFFICULTY, data_hash
 from rarl.commands.session import open_session
 from rarl.config import Config
 from rarl.data.parquet import ParquetRows
@@ -80,7 +81,7 @@ def probe(config: Config, samples: int, questions: int, display: Display) -> tup
                 advance(count)
     result = summarise(config, sets, found)
     folder = setup.run_dir.probe
-    write(folder, result, found)
+    write(folder, result, found, data_hash(sets[TRAIN]))
     return result, folder
 
 
@@ -137,9 +138,9 @@ def summarise(config: Config, sets: dict[str, str], found: dict[str, Replies]) -
     return Probe(parts, pay_of(found[TRAIN].groups, size), floors, agreement)
 
 
-def write(folder: Path, result: Probe, found: dict[str, Replies]) -> None:
-    """Writes the figures, how difficult each question was (the share of right replies), and the
-    replies."""
+def write(folder: Path, result: Probe, found: dict[str, Replies], train_hash: str) -> None:
+    """Writes the figures, how difficult each question was (the share of right replies, with the
+    hash of the training data), and the replies."""
     folder.mkdir(exist_ok=True)
     for name, asked in found.items():
         write_samples(folder / f"{name}.parquet", flatten(asked.groups), {"data": name})
@@ -149,6 +150,7 @@ def write(folder: Path, result: Probe, found: dict[str, Replies]) -> None:
             columns["data"].append(name)
             columns["id"].append(group[0].example.id)
             columns["right"].append(sum(one.is_right for one in group) / len(group))
-    with replacing(folder / "difficulty.parquet") as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    table = pa.table(columns).replace_schema_metadata({DATA: train_hash})
+    with replacing(folder / DIFFICULTY) as temporary:
+        pq.write_table(table, temporary)
     write_text(folder / "probe.json", json.dumps(as_json(result, TRAIN), indent=2) + "\n")

@@ -15,10 +15,9 @@ from rarl.commands.drawing import draw_rows
 from rarl.commands.evaluate import measure_all
 from rarl.commands.fluency import fluency_floor
 from rarl.commands.resolve import Setup, resolve, what_is_imitated
+from rarl.commands.selecting import require_probe, training_order
 from rarl.commands.session import Session, open_session
 from rarl.config import Config
-from rarl.data.order import step_order
-from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.evaluation.results import summary_of
 from rarl.evaluation.ways import floors_of
@@ -36,6 +35,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     """Makes a whole run; returns the summary that it also writes to `summary.json`. Raises
     UserError."""
     started = time.monotonic()
+    require_probe(config)
     setup = resolve(config)
     finished = setup.run_dir.read_summary()
     if finished is not None and config.data.eval.keys() <= finished["base"].keys():
@@ -88,8 +88,7 @@ def train(setup: Setup, live: Session, display: Display) -> None:
     if found.path:
         step = read_progress(found.path).step
         display.note(f"continues after step {step} of {config.train.steps}")
-    rows = live.checked["train"].good
-    order = step_order(ParquetRows(data).parts, rows, config.train.prompts_per_step, config.seed)
+    order = training_order(setup, live.checked["train"], found.path is None, display)
     inputs = TrainInputs(
         config=config,
         run_dir=setup.run_dir,

@@ -4,6 +4,7 @@ needs saving."""
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,29 @@ class StepOrder:
         """Returns the row numbers of a step (from 0), shape (prompts_per_step,)."""
         first = step * self.prompts_per_step
         return self.at(np.arange(first, first + self.prompts_per_step))
+
+
+class CurriculumOrder(StepOrder):
+    """The first epoch goes from the easiest to the hardest, equally easy ones in the order of the
+    seed; those after it are as without a curriculum."""
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        ease: NDArray[np.float64],
+        prompts_per_step: int,
+        seed: int,
+    ) -> None:
+        """`ease`: of each of the rows, the higher the easier."""
+        super().__init__(rows, prompts_per_step, seed)
+        self.ease = dict(zip(rows.tolist(), ease.tolist(), strict=True))
+
+    def epoch(self, number: int) -> NDArray[np.int64]:
+        drawn = super().epoch(number)
+        if number:
+            return drawn
+        hardness = [-self.ease[row] for row in drawn.tolist()]
+        return drawn[np.argsort(hardness, kind="stable")]
 
 
 class MixtureOrder(StepOrder):
@@ -87,6 +111,30 @@ def exact_shares(weights: NDArray[np.float64], total: int) -> NDArray[np.int64]:
 def hashed(text: str) -> int:
     """Returns a number of 56 bits that depends on every character of the text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The usable rows of the training data that are to be drawn, ascending. `right`: the share of
+    right replies to each, where it was probed, or else NaN. `hard`: whether it is a hard negative;
+    `hard_share` of the draws are of these."""
+
+    rows: NDArray[np.int64]
+    right: NDArray[np.float64]
+    hard: NDArray[np.bool_]
+    hard_share: float = 0.0
+    curriculum: bool = False
+
+
+def selected_order(chosen: Selection, prompts_per_step: int, seed: int) -> StepOrder:
+    """Returns the order of the selected rows of one data set."""
+    if chosen.curriculum:
+        return CurriculumOrder(chosen.rows, chosen.right, prompts_per_step, seed)
+    if chosen.hard_share:
+        hard = chosen.rows[chosen.hard]
+        shares = [(chosen.rows, 1.0 - chosen.hard_share), (hard, chosen.hard_share)]
+        return MixtureOrder(shares, prompts_per_step, seed)
+    return StepOrder(chosen.rows, prompts_per_step, seed)
 
 
 def step_order(

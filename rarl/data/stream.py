@@ -20,6 +20,7 @@ from rarl.data.prepared import PreparedExample, RenderPrompt, prepare_example
 from rarl.errors import UserError
 from rarl.system.imports import quick_imports
 from rarl.system.placement import READ_CPUS
+from rarl.system.processes import ONE_THREAD
 
 STREAM_BYTES = 512 << 20  # of prepared examples that wait in Ray's object store
 ROWS_AT_ONCE = 32  # that a preparer holds
@@ -34,7 +35,7 @@ OF_RAY_TRAIN = {
 SILENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 # On a GPU: every micro-batch has other shapes, and blocks of fixed sizes would not be used again.
 GROWING = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-WORKER_ENVIRONMENT = {"env_vars": SILENT | GROWING | OF_RAY_TRAIN}
+WORKER_ENVIRONMENT = {"env_vars": SILENT | GROWING | ONE_THREAD | OF_RAY_TRAIN}
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,18 @@ COMMON = {
     # Its sampler would be compiled with nvcc, which few machines have.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
+# For every process that a run starts beside others of its kind. Threads of OpenMP that wait for one
+# another spin: two are no faster where the work is small, and collapse as soon as another process
+# wants the core, since each then waits for one that is not running.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CPU_ONLY = {
     # On CPU vLLM compiles one log-prob helper with g++ at the first request (20 s) for no gain.
     "TORCHDYNAMO_DISABLE": "1",
-    # Two OpenMP threads are no faster and collapse as soon as another process wants the core.
-    "OMP_NUM_THREADS": "1",
+    **ONE_THREAD,
 }
+# Hidden size from which a second thread makes an update faster. The tiny model has 128: one thread
+# takes 0.77 s where two take 0.75, and beside another run 1.5 where two take 5.3 (docs/scaling.md).
+WIDE = 512
 
 
 def sampler_environment(device: str, index: int) -> dict[str, str]:
@@ -37,6 +43,12 @@ def sampler_environment(device: str, index: int) -> dict[str, str]:
         return COMMON
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     return COMMON | CPU_ONLY | {"VLLM_CPU_OMP_THREADS_BIND": str(cores[index % len(cores)])}
+
+
+def trainer_threads(hidden_size: int, workers: int) -> int:
+    """Returns how many threads each of the train workers of this machine computes with on a CPU: by
+    the model alone, since their number may change the last bits. The samplers wait meanwhile."""
+    return max(1, (os.cpu_count() or 1) // workers) if hidden_size >= WIDE else 1
 
 
 def log_output_to(path: Path) -> None:

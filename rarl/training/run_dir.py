@@ -59,6 +59,8 @@ OF_REPLIES = (
     "judge",
     "evaluation",
 )
+# What a probe's replies do not depend on.
+UNPROBED = ("data.select", "grpo", "train", "evaluation.every", "evaluation.examples")
 
 UPLOADED = re.compile(r"^/.*/working_dir_files/_ray_pkg_\w+/")
 
@@ -84,6 +86,7 @@ class RunDir:
         self.trained_on = path / "trained-on.parquet"
         self.leaks = path / "leaks.json"
         self.probe = path / "probe"
+        self.selection = path / "selection.parquet"
         self.fluency = path / "fluency.json"
         self.summary = path / "summary.json"
         self.seconds = path / "seconds.json"
@@ -259,8 +262,9 @@ def take_over(run_dir: RunDir, changes: list[Change]) -> None:
         run_dir.notes.append(
             f"measured anew, since {other[0]}; the measurements that were there are in {aside}"
         )
-    for folder in (run_dir.data, run_dir.probe):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(run_dir.data, ignore_errors=True)
+    if not all(any(is_within(one.key, group) for group in UNPROBED) for one in changes):
+        shutil.rmtree(run_dir.probe, ignore_errors=True)
     for path in (
         run_dir.templates,
         run_dir.fluency,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from rarl.data.stream import step_batches
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import quick_imports
-from rarl.system.processes import log_output_to
+from rarl.system.processes import log_output_to, trainer_threads
 from rarl.training.inputs import LoopOutcome, TrainInputs
 
 
@@ -28,16 +26,15 @@ def train_worker(settings: dict[str, TrainInputs]) -> LoopOutcome:
     rank, size = context.get_world_rank(), context.get_world_size()
     log_output_to(inputs.run_dir.logs / f"train-worker{f'-{rank}' if rank else ''}.log")
     workers = TorchWorkers(rank, size) if size > 1 else ALONE
-    if inputs.device == "cpu":
-        # All of this machine's cores, shared by its workers: the samplers wait meanwhile.
-        cores = os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // context.get_local_world_size()))
     if inputs.gpu_share is not None:
         use_share_of_gpu(inputs.gpu_share)
     loop = train_sft if inputs.config.method == "sft" else train_grpo
     try:
         with workers.local():
             learner = Learner.load(inputs)
+        if inputs.device == "cpu":
+            width = learner.policy.get_base_model().config.get_text_config().hidden_size
+            torch.set_num_threads(trainer_threads(width, context.get_local_world_size()))
         learner.require_same_progress(inputs, workers)
         shard = ray.train.get_dataset_shard(f"train-{rank}")
         share = len(range(rank, inputs.config.train.prompts_per_step, size))

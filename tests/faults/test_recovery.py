@@ -124,6 +124,7 @@ def assert_same(undisturbed: RunDir, run_dir: RunDir) -> None:
     assert differences(undisturbed.path, run_dir.path, STEPS) == []
 
 
+@pytest.mark.whole
 def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
     pool: SamplerPool, train: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_what_is_killed_or_hangs_comes_back_and_changes_nothing(
     assert len(killed) == 3 and len(running) == 2 and killed[1] not in running
 
 
+@pytest.mark.whole
 def test_two_train_workers_learn_what_one_learns(
     train: Train, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_two_train_workers_learn_what_one_learns(
     assert len(list(two.samples.glob("*-worker1.parquet"))) == STEPS - 2
 
 
+@pytest.mark.whole
 def test_two_workers_imitate_what_one_imitates(train: Train, call: Train, tmp_path: Path) -> None:
     sft = ("method=sft", "train.steps=4")
     one, two = call(tmp_path / "one", *sft), train(tmp_path / "two", *sft, "train.num_workers=2")
@@ -195,6 +198,7 @@ def replies(run_dir: RunDir) -> list[tuple[int, str, int, str]]:
     return sorted(zip(*(table.column(name).to_pylist() for name in names), strict=True))
 
 
+@pytest.mark.whole
 def test_three_samplers_draw_what_one_draws_and_what_two_draw(
     pool: SamplerPool, third: Any, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -208,6 +212,7 @@ def test_three_samplers_draw_what_one_draws_and_what_two_draw(
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
 
+@pytest.mark.whole
 def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other_which_draws_the_same(
     pool: SamplerPool, third: Any, call: Train, undisturbed: RunDir, tmp_path: Path
 ) -> None:
@@ -219,6 +224,7 @@ def test_a_sampler_that_does_not_come_back_leaves_its_work_to_the_other_which_dr
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
 
 
+@pytest.mark.whole
 def test_a_model_that_is_damaged_stops_the_run_and_mended_lets_it_go_on(
     call: Train, undisturbed: RunDir, model_path: str, tmp_path: Path
 ) -> None:
