@@ -47,6 +47,8 @@ class ModelConfig(Section):
 class SelectConfig(Section):
     """Which of the training questions are asked, and how often; docs/evaluation.md tells of it."""
 
+    # so many of the questions, drawn by the seed: fewer ones are among more; null: all
+    examples: Positive | None = None
     # two numbers: from and to which share of right replies, as `rarl probe` found it, a question is
     # asked; null: whatever it is. A question that was not probed is left out
     difficulty: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
@@ -59,6 +61,11 @@ class SelectConfig(Section):
     @property
     def needs_probe(self) -> bool:
         return self.difficulty is not None or self.curriculum
+
+    @property
+    def selects(self) -> bool:
+        """Whether not simply all questions are asked."""
+        return self.needs_probe or bool(self.hard_negatives) or self.examples is not None
 
     @model_validator(mode="after")
     def possible(self) -> SelectConfig:

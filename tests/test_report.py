@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -326,6 +327,38 @@ def test_a_comparisons_report_has_its_titles_its_reference_and_its_runs_alone(
     assert report.best.name == "SFT & more", "the reference, though Ours is right more often"
     assert {run.name for run in report.runs} == {"Ours", "SFT & more"}
     assert "SFT &amp; more minus this" in write_report(tmp_path).read_text()
+
+
+def test_a_comparison_of_numbers_of_examples_has_a_chart_of_each_metric(
+    tmp_path: Path, data: dict[str, list[Example]]
+) -> None:
+    write_comparison(tmp_path, data)
+    lines = [
+        ComparedLine(
+            title=f"{method}, {examples} examples",
+            prompt=prompt,
+            runs={0: f"{run}-0", 1: f"{run}-1"},
+            method=method,
+            examples=examples,
+        )
+        for method, run, prompt, examples in (
+            ("Ours", "rarl", "reason", 240),
+            ("Ours", "sft", "plain", 60),
+        )
+    ]
+    Compared(reference="Ours, 240 examples", lines=lines).write(tmp_path)
+    report = gather(tmp_path)
+    numbers = numbers_of(report)
+    page = write_report(tmp_path).read_text()
+    few, many = (numbers.mean(f"Ours, {n} examples", "seen") for n in (60, 240))
+    assert few is not None and many is not None
+    told = f"Ours: {few.mean:.1f} with 60, {many.mean:.1f} with 240."
+    assert f"seen: accuracy by examples. {told}" in page
+    charts = sorted(path.name for path in tmp_path.glob("examples-*.svg"))
+    assert {"examples-seen-accuracy.svg", "examples-unseen-accuracy.svg"} <= set(charts)
+    root = ElementTree.parse(tmp_path / "examples-seen-accuracy.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert told in root.attrib["aria-label"]
 
 
 def test_what_an_earlier_version_measured_is_an_error_that_says_what_to_do(

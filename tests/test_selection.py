@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rarl.commands.held_out import fingerprint
+from rarl.commands.selecting import select
 from rarl.config import load_config
+from rarl.data.check import RowCheck, check_rows
 from rarl.data.order import CYCLE, CurriculumOrder, Selection, StepOrder, selected_order
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
@@ -98,6 +102,21 @@ def test_distances_are_those_of_all_pairs() -> None:
 def test_what_cannot_be_selected_is_an_error(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_config(DEMO, overrides)
+
+
+def test_fewer_examples_are_among_more(tmp_path: Path) -> None:
+    data = tmp_path / "train.parquet"
+    write_examples(data, draw_examples("seen", 60, 0, "train"))
+    checked = check_rows(str(data), "fail", RowCheck(fingerprint))
+    taken = {}
+    for seed, count in ((0, 10), (0, 30), (1, 30)):
+        overrides = [f"data.select.examples={count}", f"seed={seed}", f"data.train={data}"]
+        setup = SimpleNamespace(config=load_config(DEMO, overrides), train_data=str(data))
+        table = select(setup, checked)  # type: ignore[arg-type]
+        rows = table.filter(table["taken"])["row"].to_pylist()
+        assert len(rows) == count and rows == sorted(rows)
+        taken[seed, count] = set(rows)
+    assert taken[0, 10] < taken[0, 30] != taken[1, 30]
 
 
 @pytest.mark.slow

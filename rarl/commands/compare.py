@@ -59,6 +59,14 @@ class ModelEntry(Section):
         return self
 
 
+class SizedEntry(ModelEntry):
+    """A model that learns from so many examples: one of the lines that `Comparison.examples` makes
+    of each model."""
+
+    method: str  # the title of the model in the file
+    examples: int
+
+
 class Comparison(Section):
     """A comparison's file."""
 
@@ -71,6 +79,8 @@ class Comparison(Section):
     # how to measure there: rollout.max_model_length=512
     data_overrides: list[str] = Field(default_factory=list)
     overrides: list[str] = Field(default_factory=list)  # for every training
+    # each model learns from each of these numbers of examples; the reference is of the largest
+    examples: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def names_exist(self) -> Comparison:
@@ -88,6 +98,22 @@ class Comparison(Section):
         if self.reference not in self.models:
             raise ValueError(f"reference: '{self.reference}' is none of {', '.join(self.models)}")
         return self
+
+
+def by_examples(comparison: Comparison) -> Comparison:
+    """Returns the comparison with a model for every model and number of examples, if it names any
+    numbers."""
+    if not comparison.examples:
+        return comparison
+    models: dict[str, ModelEntry] = {}
+    for (name, entry), count in product(comparison.models.items(), sorted(comparison.examples)):
+        drawn = [f"data.select.examples={count}"] if entry.recipe else []
+        asks = f"{entry.measured_as}-{count}" if entry.measured_as else None
+        own = {"measured_as": asks, "overrides": [*entry.overrides, *drawn]}
+        sized = {"title": f"{entry.title}, {count} examples", "method": entry.title}
+        models[f"{name}-{count}"] = SizedEntry(**(entry.model_dump() | own | sized), examples=count)
+    reference = f"{comparison.reference}-{max(comparison.examples)}"
+    return comparison.model_copy(update={"models": models, "reference": reference})
 
 
 @dataclass(frozen=True)
@@ -199,7 +225,10 @@ class Plan:
         for name, entry in self.comparison.models.items():
             runs = {seed: self.folder(name, seed).name for seed in self.comparison.seeds}
             prompt = self.key(name, "").prompt
-            lines.append(ComparedLine(title=entry.title, prompt=prompt, runs=runs))
+            line = ComparedLine(title=entry.title, prompt=prompt, runs=runs)
+            if isinstance(entry, SizedEntry):
+                line.method, line.examples = entry.method, entry.examples
+            lines.append(line)
         reference = self.comparison.models[self.comparison.reference].title
         compared = Compared(reference=reference, lines=lines)
         compared.write(self.out)
@@ -226,7 +255,7 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
                 tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]
             except ValueError:
                 raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
-    comparison = validated(Comparison, tree, (), path)
+    comparison = by_examples(validated(Comparison, tree, (), path))
     plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
     plan.check()
     return plan

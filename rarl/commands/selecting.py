@@ -1,5 +1,6 @@
-"""Which training questions a run asks: all, or those that `data.select` chooses by a probe and by
-hard negatives. What was chosen stays in the run directory, and a continued run reads it there."""
+"""Which training questions a run asks: all, or those that `data.select` chooses by their number, by
+a probe and by hard negatives. What was chosen stays in the run directory, where a continued run
+reads it."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def training_order(setup: Setup, checked: CheckedRows, begins: bool, display: Di
     config, data = setup.config, str(setup.train_data)
     parts, seed = ParquetRows(data).parts, config.seed
     asked, prompts = config.data.select, config.train.prompts_per_step
-    if not (asked.needs_probe or asked.hard_negatives):
+    if not asked.selects:
         return step_order(parts, checked.good, prompts, seed)
     if len(parts) > 1:
         raise UserError("data.select: selects from one data set; data.train is a mixture")
@@ -73,6 +74,10 @@ def training_order(setup: Setup, checked: CheckedRows, begins: bool, display: Di
         curriculum=asked.curriculum,
     )
     count, hard = len(chosen.rows), int(chosen.hard.sum())
+    if count < (asked.examples or 0):
+        raise UserError(
+            f"data.select.examples={asked.examples}: there are {count} to choose from; lower it"
+        )
     told = f"{count} of {len(table)} training questions are asked (selection.parquet)"
     if asked.hard_negatives:
         told += f"; {hard} of them are hard negatives, {asked.hard_negatives:.0%} of each step"
@@ -106,6 +111,9 @@ def select(setup: Setup, checked: CheckedRows) -> pa.Table:
         taken = (right >= low) & (right <= high)
     elif asked.curriculum:
         taken = ~np.isnan(right)
+    if asked.examples is not None:
+        drawn = np.random.default_rng(setup.config.seed).permutation(np.flatnonzero(taken))
+        taken[drawn[asked.examples :]] = False
     hard = np.zeros(len(rows), bool)
     if asked.hard_negatives:
         hard = find_hard(source, checked)

@@ -55,11 +55,14 @@ def line_of(title: str, runs: Mapping[int, Path], prompt: str = "") -> Line:
 
 class ComparedLine(BaseModel):
     """A model of a comparison: its title, the prompt that it is asked with, and the names of its
-    run directories by seed."""
+    run directories by seed; where a comparison is one of numbers of examples, the method and that
+    number."""
 
     title: str
     prompt: str
     runs: dict[int, str]
+    method: str = ""
+    examples: int = 0
 
 
 class Compared(BaseModel):

@@ -21,7 +21,11 @@ from ray.serve.llm.deployment import LLMServer
 from rarl.errors import UserError
 from rarl.serving.adapters import AdapterReplaced, Snapshots
 from rarl.serving.settings import DRAIN_SECONDS, ServiceConfig
-from rarl.system.ray_internals import OneAdapterAtATime, loaded_adapter
+from rarl.system.ray_internals import (
+    OneAdapterAtATime,
+    engine_in_one_process,
+    loaded_adapter,
+)
 
 # Adapters that a replica remembers; max_loras and max_cpu_loras say how many vLLM holds in memory.
 LOADED_ADAPTERS = 16
@@ -56,7 +60,7 @@ class EngineServer(OneAdapterAtATime, LLMServer):
             kwargs["model_downloader"] = partial(LocalAdapters, adapters)
         # vLLM logs what it cannot process, and that may hold a question.
         logging.getLogger("vllm.entrypoints").setLevel(logging.CRITICAL)
-        await super().__init__(llm_config, **kwargs)
+        await super().__init__(llm_config, engine_cls=engine_in_one_process(), **kwargs)
 
     async def ask(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any] | list[str]]:
         """See above. `body["model"]` is the base's name, or an adapter's version, which is then

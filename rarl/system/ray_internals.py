@@ -160,6 +160,30 @@ class OneAdapterAtATime:
             await super()._maybe_resolve_lora_from_multiplex()  # type: ignore[misc]
 
 
+def engine_in_one_process() -> type:
+    """Returns Ray LLM's engine, with vLLM's worker in its scheduler's process where it computes on
+    a CPU with one thread. Ray and vLLM put it into one of its own there, for the sake of several
+    threads; between two tokens each of the two then spins for up to a second until the other has
+    written, on cores that the service needs."""
+    from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
+
+    class OneProcessEngine(VLLMEngine):
+        def _start_async_llm_engine(
+            self, vllm_engine_args: Any, vllm_engine_config: Any, placement_group: Any
+        ) -> Any:
+            from vllm.platforms import current_platform
+
+            parallel = vllm_engine_config.parallel_config
+            one_thread = os.environ.get("OMP_NUM_THREADS") == "1"
+            if current_platform.is_cpu() and one_thread and parallel.world_size == 1:
+                parallel.distributed_executor_backend = "uni"
+            return super()._start_async_llm_engine(
+                vllm_engine_args, vllm_engine_config, placement_group
+            )
+
+    return OneProcessEngine
+
+
 def loaded_adapter(model_id: str, folder: str) -> Any:
     """Returns what a loader of adapters gives Ray LLM's server: the adapter's name, folder and a
     number. Without Ray's own counter two adapters could have the same number in vLLM."""

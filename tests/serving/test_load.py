@@ -67,6 +67,14 @@ def test_more_clients_than_allowed_wait_and_get_each_their_own_reply(
     assert (outcome.wrong, outcome.lost, outcome.refused_without_retry_after) == (0, 0, 0)
 
 
+def test_an_engine_of_one_thread_has_no_worker_beside_it(service: Service) -> None:
+    """The two would spin while they wait for each other, on cores that the service needs."""
+    (replica,) = service.processes("ServeReplica:inference:Engine")
+    titles = [" ".join(one.cmdline()) for one in replica.children(recursive=True)]
+    assert sum("EngineCore" in title for title in titles) == 1
+    assert not any("Worker" in title for title in titles)
+
+
 def test_an_engine_that_dies_loses_nothing_that_can_be_asked_again(
     service: Service, headers: dict[str, str], tasks: list[Task]
 ) -> None:

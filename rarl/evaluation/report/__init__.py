@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rarl.config import dump_config
+from rarl.evaluation.report.by_examples import examples_charts, write_charts
 from rarl.evaluation.report.charts import GREY, Chart, colours_of, curves, dot_chart
 from rarl.evaluation.report.examples import examples_json, safe_json
 from rarl.evaluation.report.gather import Report, data_cards, gather
@@ -48,12 +49,14 @@ def write_report(folder: Path) -> Path:
     """Writes `report.html` into a run directory, or into a folder of run directories NAME-SEED, and
     returns its path. Raises UserError if `folder` is neither, and if nothing in it was measured."""
     report = gather(folder)
-    path = report.folder / "report.html"
-    write_text(path, page_of(report))
+    numbers, path = numbers_of(report), report.folder / "report.html"
+    sized = {one: examples_charts(report, numbers, one) for one in report.data_sets}
+    write_charts(report.folder, sized)
+    write_text(path, page_of(report, numbers, sized))
     return path
 
 
-def page_of(report: Report) -> str:
+def page_of(report: Report, numbers: Numbers, sized: dict[str, dict[str, Chart]]) -> str:
     """Returns the page; its words are in the template. Jinja escapes all values but those marked
     here, which are our own files, charts, and JSON made safe for HTML."""
     environment = Environment(
@@ -64,7 +67,7 @@ def page_of(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["signed"] = signed
-    numbers, examples = numbers_of(report), examples_json(report)
+    examples = examples_json(report)
     script, style = (
         (HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
     )
@@ -77,7 +80,10 @@ def page_of(report: Report) -> str:
         numbers=numbers,
         colours=colours_of(report),
         verdicts={one: verdict(report, numbers, one) for one in report.data_sets},
-        comparison={one: comparison_charts(report, numbers, one) for one in report.data_sets},
+        comparison={
+            one: [*sized[one].values(), *comparison_charts(report, numbers, one)]
+            for one in report.data_sets
+        },
         curves=curves(report),
         cards=data_cards(report),
         configurations=[(run.path.name, dump_config(run.config)) for _, run in first],

@@ -103,6 +103,8 @@ class Report:
     notes: list[str]
     judge: JudgeCard | None
     reference: str = ""
+    # method and number of examples, by the title of a line, where a comparison is one of numbers
+    sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def models(self) -> list[Model]:
@@ -174,6 +176,11 @@ def gather(folder: Path) -> Report:
         notes=notes_on(found, lines),
         judge=read_judge_card(folder),
         reference=compared.reference if compared else "",
+        sizes={
+            line.title: (line.method, line.examples)
+            for line in (compared.lines if compared else ())
+            if line.examples
+        },
     )
 
 
