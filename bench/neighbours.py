@@ -1,14 +1,18 @@
 """Two runs of the demo beside each other on this machine, and one alone.
 
     python bench/neighbours.py [key=value …]
+    python bench/neighbours.py train.steps=14 data.eval={}    # steps alone, in six minutes
 
 Each run is all of `rarl demo`: base, training, evaluation, report. Two that shared the cores
-perfectly would take at most twice as long as one.
+perfectly would take at most twice as long as one. Seconds of steps are medians without the first
+four.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,18 +26,21 @@ from rich.console import Console
 from rich.table import Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PHASES = ("step", "rollout", "reward", "update")
+WARM_UP = 4  # steps
 
 
-def seconds_of_runs(count: int, overrides: list[str]) -> float:
-    """Starts `count` runs, of seeds 0, 1, …, at once, and returns when the last one has ended."""
+def beside_each_other(count: int, overrides: list[str]) -> tuple[float, dict[str, float]]:
+    """Starts `count` runs, of seeds 0, 1, …, at once. Returns the seconds until the last one has
+    ended, and the median seconds of a step's phases over all of them."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
         "HF_HUB_OFFLINE": "1"
     }
     rarl = str(Path(sys.executable).parent / "rarl")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         started, running = time.perf_counter(), []
-        for seed in range(count):
-            out = Path(folder) / f"run-{seed}"
+        outs = [Path(folder) / f"run-{seed}" for seed in range(count)]
+        for seed, out in enumerate(outs):
             command = [rarl, "train", "configs/demo.yaml", f"seed={seed}", f"run_dir={out}"]
             process = subprocess.Popen(
                 command + overrides,
@@ -43,17 +50,27 @@ def seconds_of_runs(count: int, overrides: list[str]) -> float:
                 stderr=subprocess.DEVNULL,
             )
             running.append(stack.enter_context(process))
-        if any(process.wait() for process in running):
+        codes = [process.wait() for process in running]
+        if any(codes):
             sys.exit("a run failed")
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        rows = [
+            json.loads(line)
+            for out in outs
+            for line in (out / "metrics.jsonl").read_text().splitlines()[WARM_UP:]
+        ]
+    medians = {one: statistics.median(row[f"seconds/{one}"] for row in rows) for one in PHASES}
+    return seconds, medians
 
 
 def main(overrides: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-    seconds_of_runs(1, ["train.steps=2", *(overrides or [])])  # makes the data and the model
-    alone, both = (seconds_of_runs(count, overrides or []) for count in (1, 2))
-    table = Table("runs", "seconds until the last has ended", "of one alone")
-    table.add_row("one", f"{alone:.0f}", "1")
-    table.add_row("two beside each other", f"{both:.0f}", f"{both / alone:.2f}")
+    table = Table("runs", "seconds", "of one alone", *PHASES)
+    alone = 0.0
+    for count, name in ((1, "one"), (2, "two beside each other")):
+        seconds, medians = beside_each_other(count, overrides or [])
+        alone = alone or seconds
+        cells = [f"{medians[one]:.2f}" for one in PHASES]
+        table.add_row(name, f"{seconds:.0f}", f"{seconds / alone:.2f}", *cells)
     Console(width=100).print(table)
 
 

@@ -94,6 +94,7 @@ def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
     train, test = read(tmp_path / "out" / "train.parquet"), read(tmp_path / "out" / "test.parquet")
     assert [e.id for e in train] == ["vqa-rad-1", "vqa-rad-2", "vqa-rad-3"]
     assert [e.id for e in test] == ["vqa-rad-5", "vqa-rad-6"]
+    assert all(e.extra == {"question_type": "PRES"} for e in (*train, *test))
     assert [(e.answer_type, e.answer, e.organ) for e in train] == [
         ("closed", "Yes", "chest"),
         ("open", "right lower lobe", "abdomen"),

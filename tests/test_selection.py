@@ -70,7 +70,8 @@ def test_what_is_hard() -> None:
         ("Is the heart enlarged?", "no", "d"),
     ]
     looks = looks_of(0b0, 0b1, 0b111, 0b11111111, 0b0, 0b1, 0, 0, 0, 0)
-    found = hard_negatives(*map(list, zip(*rows, strict=True)), looks)  # type: ignore[arg-type]
+    questions, answers, images = (list(column) for column in zip(*rows, strict=True))
+    found = hard_negatives(questions, answers, images, looks)
     assert found.tolist() == [True, True, False, False, False, False, True, True, False, False]
 
 

@@ -77,6 +77,7 @@ def test_slake_in_english(slake: Path, tmp_path: Path) -> None:
     ]
     assert [e.image for e in train] == [picture(0), picture(1)]
     assert [e.image_id for e in train] == ["xmlab0", "xmlab1"]
+    assert train[0].extra == {"content_type": "Abnormality"}
     assert [(e.id, e.modality, e.answer_type) for e in validation] == [
         ("slake-validation-0", "MRI", "closed")
     ]
@@ -280,6 +281,7 @@ def test_omnimedvqa_packed_or_not(tmp_path: Path, packed: bool) -> None:
         ("omnimedvqa-ACRIMA_0002", "No", "choice", "MR (Mag-netic Resonance Imaging)"),
     ]
     assert found[1].options == ("Yes", "No")
+    assert found[1].extra == {"question_type": "Modality Recognition"}
     assert found[1].image == picture(2, "PNG")
 
 
@@ -324,6 +326,7 @@ def test_medxpertqa_and_its_several_images(medxpertqa: Path, tmp_path: Path) -> 
         ("medxpertqa-MM-3", "What is the best treatment?", "Splint", "Skeletal"),
     ]
     assert found[0].options == ("Rest", "Surgery", "Radiotherapy", "Splint", "None")
+    assert found[0].extra == {"medical_task": "Treatment", "question_type": "Reasoning"}
     assert found[0].image == picture(2)
     assert [e.id for e in read(tmp_path / "first" / "validation.parquet")] == ["medxpertqa-MM-1"]
     assert "1 questions have several images; the first is taken" in report

@@ -72,9 +72,16 @@ def vqa_rad_record(row: Row, files: Files, choices: Choices, split: str) -> Reco
         answer=row.text("answer"),
         answer_type=answer_type,
         texts={"organ": ORGANS.get(row.optional("image_organ") or "")},
+        extra=further(row, "question_type"),
         split="test" if phrase.startswith("test") else split,
         mended=mended,
     )
+
+
+def further(row: Row, *names: str) -> dict[str, str | None]:
+    """Returns those of the published columns that are there, to be measured by, as they are named
+    there."""
+    return {name: row.optional(name) for name in names if name in row.values}
 
 
 def published_answer_type(row: Row) -> tuple[AnswerType, tuple[str, ...]]:
@@ -151,6 +158,7 @@ def slake_record(row: Row, files: Files, choices: Choices, split: str) -> Record
         answer=row.text("answer"),
         answer_type=answer_type,
         texts={"modality": row.optional("modality"), "organ": place},
+        extra=further(row, "content_type"),
         split=split,
         mended=mended,
     )
@@ -231,6 +239,7 @@ def omnimedvqa_record(row: Row, files: Files) -> Record:
         answer_type="choice",
         options=tuple(lettered(row, OMNI_OPTIONS).values()),
         texts={"modality": row.optional("modality_type")},
+        extra=further(row, "question_type"),
         split="test",
     )
 
@@ -270,6 +279,7 @@ def medxpertqa_record(row: Row, files: Files, choices: Choices, split: str) -> R
         answer_type="choice",
         options=tuple(texts.values()),
         texts={"organ": row.optional("body_system")},
+        extra=further(row, "medical_task", "question_type"),
         split=split,
         mended=(f"questions have several images; {taken}",) if len(images) > 1 else (),
     )
