@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from rarl.evaluation.measurements import (
     remember_data,
 )
 from rarl.evaluation.options import OptionScores, OptionsKey
+from rarl.evaluation.probe import Estimates, Pay, Probe, Share, as_json
 from rarl.evaluation.report import write_report
 from rarl.evaluation.report.charts import curves, decimate
 from rarl.evaluation.report.examples import (
@@ -63,16 +65,37 @@ def comparison(tmp_path_factory: pytest.TempPathFactory, data: dict[str, list[Ex
     return write_comparison(tmp_path_factory.mktemp("comparison"), data)
 
 
-def test_what_a_probe_advised_stands_in_the_report(
+def test_what_a_probe_found_stands_in_the_report(
     tmp_path: Path, data: dict[str, list[Example]]
 ) -> None:
     write_run(tmp_path / "mine", data, 0.75)
-    assert not any("probe" in note for note in gather(tmp_path / "mine").notes)
+    assert not gather(tmp_path / "mine").probes
+    assert "Before training" not in write_report(tmp_path / "mine").read_text()
+    share = Share(0.5, 0.421, 0.579)
+    part = Estimates(
+        data="train",
+        kind="all",
+        questions=64,
+        images=24,
+        greedy=share,
+        right=share,
+        passes={1: share, 2: share, 4: Share(0.81, 0.7, 0.9), 16: Share(0.98, 0.9, 1.0)},
+        well_formed=share,
+        mixed=share,
+        without_spread=share,
+        agreement=None,
+    )
+    pays = {"accuracy": Pay(0.49, 0.0, 0.02), "reasoning": Pay(None, 1.0, 1.0)}
     (tmp_path / "mine/probe").mkdir()
-    held = json.dumps({"advice": "rl", "reason": "98 % once in 16"})
-    (tmp_path / "mine/probe/probe.json").write_text(held)
-    told = "mine: before training, the probe's advice was: reinforcement learning; 98 % once in 16."
-    assert told in gather(tmp_path / "mine").notes
+    held = as_json(Probe([part], pays), "train")
+    (tmp_path / "mine/probe/probe.json").write_text(json.dumps(held))
+    report = gather(tmp_path / "mine")
+    assert report.probes[0].found == Probe([part], pays)
+    assert any("mine: before training, the probe's advice was: " in one for one in report.notes)
+    page = write_report(tmp_path / "mine").read_text()
+    assert "pass@16" in page and "pass@2<" not in page
+    assert re.search(r">81\.0</span><span class=\"ci\">70\.0 – 90\.0<", page)
+    assert re.search(r"reasoning</th><td class=\"number\">–</td><td class=\"number\">100 %<", page)
 
 
 def test_one_run_has_the_numbers_of_its_summary(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
@@ -24,7 +24,7 @@ from rarl.evaluation.measurements import (
     own_measurement,
     require_readable,
 )
-from rarl.evaluation.probe import ADVICE
+from rarl.evaluation.probe import ADVICE, Probe
 from rarl.evaluation.results import mean_of
 from rarl.evaluation.ways import training_data
 from rarl.schema import Example
@@ -92,6 +92,21 @@ class JudgeCard(BaseModel):
 
 
 @dataclass(frozen=True)
+class Probed:
+    """What `rarl probe` found before the run of this name was trained, and its advice in words."""
+
+    run: str
+    found: Probe
+    advice: str
+
+    @property
+    def ks(self) -> list[int]:
+        """The numbers of replies that pass@k is shown of."""
+        known = self.found.parts[0].passes
+        return sorted({1, 4, max(known)} & known.keys())
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the page is made from, but pictures."""
 
@@ -105,6 +120,7 @@ class Report:
     reference: str = ""
     # method and number of examples, by the title of a line, where a comparison is one of numbers
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    probes: list[Probed] = field(default_factory=list)
 
     @property
     def models(self) -> list[Model]:
@@ -181,6 +197,7 @@ def gather(folder: Path) -> Report:
             for line in (compared.lines if compared else ())
             if line.examples
         },
+        probes=[probe for run in runs if (probe := read_probe(run.path))],
     )
 
 
@@ -224,8 +241,9 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
         leaks = RunDir(run.path).read_leaks().values()
         notes += [f"{leak['told']}." for leak in leaks if leak["warns"]]
-        if told := probed(run.path):
-            notes.append(f"{run.path.name}: before training, the probe's advice was: {told}.")
+        if probe := read_probe(run.path):
+            told = f"before training, the probe's advice was: {probe.advice}."
+            notes.append(f"{run.path.name}: {told}")
     if not any(one.kind == "floor" for one in models):
         notes.append("The training data are not to be found: what needs no image is not shown.")
     bases = [one for one in models if one.kind == "base" and one.way.is_plain]
@@ -237,11 +255,12 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def probed(run: Path) -> str | None:
-    """Returns what `rarl probe` advised; None where it was not asked, or cannot be read."""
+def read_probe(run: Path) -> Probed | None:
+    """Returns what `rarl probe` found; None where it was not asked, or cannot be read."""
     try:
-        held = json.loads((RunDir(run).probe / "probe.json").read_text(encoding="utf-8"))
-        return f"{ADVICE[held['advice']]}; {held['reason']}"
+        text = (RunDir(run).probe / "probe.json").read_text(encoding="utf-8")
+        held, found = json.loads(text), TypeAdapter(Probe).validate_json(text)
+        return Probed(run.name, found, f"{ADVICE[held['advice']]}; {held['reason']}")
     except (OSError, ValueError, KeyError):
         return None
 
