@@ -29,9 +29,11 @@ def prepare(
     ],
     src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
-    split: Annotated[str, typer.Option(help="official, or image-disjoint")] = "official",
-    test_share: Annotated[float, typer.Option(help="Of the images, for image-disjoint.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the image-disjoint split.", min=0)] = 0,
+    split: Annotated[
+        str, typer.Option(help="official, image-disjoint, patient-disjoint, or site:NAME.")
+    ] = "official",
+    test_share: Annotated[float, typer.Option(help="Of the images or patients.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the disjoint splits.", min=0)] = 0,
     against: Annotated[
         Path | None, typer.Option(help="A prepared data set: leave out what it has too.")
     ] = None,

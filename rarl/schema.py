@@ -28,9 +28,10 @@ class Example:
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
     `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
     (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image: intervals and splits treat it as the unit. `facts` are sentences that are known to be
+    image. `facts` are sentences that are known to be
     true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
-    images. `extra` holds the further columns of a table of the user's own, by their names there.
+    images. `patient` and `study` are salted hashes, `site` is the hospital or scanner, where these
+    are known. `extra` holds the further columns of a table of the user's own, by their names there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -49,7 +50,15 @@ class Example:
     split: str = ""
     facts: tuple[str, ...] | None = None
     fact_priors: tuple[float, ...] | None = None
+    patient: str | None = None
+    study: str | None = None
+    site: str | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What intervals draw as a whole: the patient where known, or else the image."""
+        return self.image_id if self.patient is None else f"patient {self.patient}"
 
 
 @dataclass(frozen=True)

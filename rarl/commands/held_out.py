@@ -62,7 +62,8 @@ def trained_on(setup: Setup, display: Display, rows: CheckedRows | None) -> pa.T
         earlier = RunDir(setup.start_adapter.parent).trained_on
         if earlier.is_file():
             tables.append(pq.read_table(earlier))
-    whole = pa.concat_tables(tables) if tables else None
+    # An earlier version's has no patients.
+    whole = pa.concat_tables(tables, promote_options="default") if tables else None
     if whole is not None and rows is not None:
         with replacing(run_dir.trained_on) as temporary:
             pq.write_table(whole, temporary)
@@ -70,10 +71,12 @@ def trained_on(setup: Setup, display: Display, rows: CheckedRows | None) -> pa.T
 
 
 def with_texts(path: str, facts: pa.Table) -> pa.Table:
-    """Returns content and look of the images, questions and answers of a data set's good rows."""
+    """Returns content and look of the images, questions, answers and patients of a data set's good
+    rows."""
     source, table = ParquetRows(path), facts.select(["content", "look"])
-    for name in ("question", "answer"):
-        table = table.append_column(name, pa.array(source.column(name)).take(facts["row"]))
+    for name in ("question", "answer", "patient"):
+        column = pa.array(source.column(name), pa.string())
+        table = table.append_column(name, column.take(facts["row"]))
     return table
 
 
@@ -81,5 +84,5 @@ def side_of(name: str, table: pa.Table) -> Side:
     side = Side(name)
     for row in table.to_pylist():
         image = ImagePrint(row["content"], np.frombuffer(row["look"], np.uint64))
-        side.add(image, row["question"], row["answer"])
+        side.add(image, row["question"], row["answer"], patient=row.get("patient"))
     return side

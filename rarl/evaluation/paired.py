@@ -17,11 +17,11 @@ from rarl.samples import Sample
 
 @dataclass(frozen=True)
 class Changes:
-    """What changes from one model to another: `values` pair by pair (after minus before), the image
-    of each, and the sums of the changes by question."""
+    """What changes from one model to another: `values` pair by pair (after minus before), the unit
+    of each (patient or image), and the sums of the changes by question."""
 
     values: list[float]
-    images: list[str]
+    units: list[str]
     sums: dict[Hashable, float]
 
 
@@ -30,8 +30,9 @@ class Paired:
     """Two models on the same questions. `pairs` counts replies compared. `won`, `lost` and `tied`
     count questions: those that the second model answers right more often than the first, less
     often, equally often. `points` is the second's mean minus the first's over all pairs, in
-    percentage points, with its 95 % interval over images. `p` is McNemar's, exact and two-sided,
-    None if changes are not whole numbers; with several pairs of a question see `sign_flip_test`.
+    percentage points, with its 95 % interval over patients or images. `p` is McNemar's, exact and
+    two-sided, None if changes are not whole numbers; with several pairs of a question see
+    `sign_flip_test`.
 
     The interval takes questions about one image as one. The test takes questions as independent, so
     that its p is too small if there are many questions about each image.
@@ -74,7 +75,7 @@ def changes_between(
     not have the same questions.
     """
     values: list[float] = []
-    images: list[str] = []
+    units: list[str] = []
     sums: dict[Hashable, float] = defaultdict(float)
     asked = set()
     for seed, (before, after) in enumerate(runs):
@@ -88,13 +89,13 @@ def changes_between(
             was, now = one.rewards[grade], other.rewards[grade]
             in_form = one.rewards["well_formed"] and other.rewards["well_formed"]
             if was is not None and now is not None and (in_form or not only_well_formed):
-                image = one.example.image_id
+                unit = one.example.unit
                 values.append(now - was)
-                images.append(image if shared_images else f"{seed}/{image}")
+                units.append(unit if shared_images else f"{seed}/{unit}")
                 sums[key[:2] if shared_images else (seed, *key[:2])] += now - was
     if shared_images and len(asked) > 1:
         raise ValueError("the seeds were not measured on the same questions")
-    return Changes(values, images, dict(sums))
+    return Changes(values, units, dict(sums))
 
 
 def by_question(samples: Sequence[Sample]) -> dict[tuple[str, int, int], Sample]:
@@ -114,7 +115,7 @@ def summarise_changes(found: Sequence[Changes]) -> list[Paired]:
     ValueError for one without values."""
     if any(not changes.values for changes in found):
         raise ValueError("no questions to compare")
-    intervals = change_intervals95([(changes.values, changes.images) for changes in found])
+    intervals = change_intervals95([(changes.values, changes.units) for changes in found])
     paired = []
     for changes, (low, high) in zip(found, intervals, strict=True):
         sums = list(changes.sums.values())

@@ -143,9 +143,10 @@ def part_of(
     paid: bool,
 ) -> Estimates:
     images = [group[0].example.image_id for group in groups]
+    units = [group[0].example.unit for group in groups]
 
     def share(values: Sequence[float]) -> Share:
-        return Share.of(values, images)
+        return Share.of(values, units)
 
     n = len(groups[0])
     right = [[one.is_right for one in group] for group in groups]
@@ -184,7 +185,7 @@ def agreement_of(*data_sets: Sequence[Group]) -> Share | None:
             continue
         observed += right
         expected += by_other_images(same)
-        images += [f"{number}/{group[0].example.image_id}" for group in same]
+        images += [f"{number}/{group[0].example.unit}" for group in same]
     if not observed:
         return None
     room = 1.0 - math.fsum(expected) / len(expected)

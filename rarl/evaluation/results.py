@@ -35,14 +35,14 @@ def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUP
     `replies` holds samples by (model, data set) and seed. `by` names text fields of Example, or
     further columns of the user's own table; "all" is the one group of everything. All metrics are
     given of "all", the accuracy alone of other groups. `n` counts replies. `mean` is over all
-    seeds' replies, in [0, 1] or tokens, with its 95 % interval over images; `seeds` maps each seed
-    to its own mean.
+    seeds' replies, in [0, 1] or tokens, with its 95 % interval over patients, or images where
+    these are not known; `seeds` maps each seed to its own mean.
     """
     rows, columns = [], []
     for (model, data), by_seed in replies.items():
         samples = [one for own in by_seed.values() for one in own]
         seeds = np.array([seed for seed, own in by_seed.items() for _ in own])
-        units = np.array([one.example.image_id for one in samples], dtype=object)
+        units = np.array([one.example.unit for one in samples], dtype=object)
         if not same_questions(by_seed):  # equal ids are then other images
             units = np.array([f"{seed}/{its}" for seed, its in zip(seeds, units, strict=True)])
         measured = pd.DataFrame([measure(one) for one in samples], columns=list(METRICS))

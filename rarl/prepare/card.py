@@ -22,6 +22,9 @@ def split_counts(data: ParquetRows, rows: Sequence[int]) -> dict[str, Any]:
     images; the counts of a kind begin with the most frequent."""
     images, rationales = data.column("image_id"), data.column("rationale")
     counts = {"questions": len(rows), "images": len({images[row] for row in rows})}
+    patients = data.column("patient")
+    if known := {patients[row] for row in rows} - {None}:
+        counts["patients"] = len(known)
     kinds = {}
     for name, column in COUNTED.items():
         values = data.column(column)

@@ -29,21 +29,22 @@ from rarl.prepare.card import (
     require_replaceable,
     split_counts,
 )
-from rarl.prepare.dicom import identifying, is_dicom, render
+from rarl.prepare.dicom import identifying, is_dicom, people, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
 from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
-from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak, image_groups
+from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
+from rarl.prepare.people import without_names
 from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source, find_source_files
+from rarl.prepare.splitting import Splitting, own_split, require_way_to_split
 from rarl.replies.grading import is_yes_no
 from rarl.schema import AnswerType, Example
 
 FORMAT = 1  # of the card
-WAYS_TO_SPLIT = ("official", "image-disjoint")
 STAGED = ".staged.parquet"
 # Share of the records. Above it something is wrong with all, such as a missing image folder.
 MOST_SKIPPED = 0.5
@@ -74,9 +75,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
-        if self.split not in WAYS_TO_SPLIT:
-            known = ", ".join(WAYS_TO_SPLIT)
-            raise UserError(f"--split '{self.split}' is unknown; known are: {known}")
+        require_way_to_split(self.split)
         if not 0 < self.test_share < 1:
             raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
         unknown = [kind for kind in self.drop if kind not in KINDS]
@@ -141,13 +140,14 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
     if not isinstance(item, Record):
         return item
     try:
-        encoded, image_notes = read_image(item)
+        encoded, image_notes, said = read_image(item)
         print_ = seen.look_at(encoded)
         if item.split not in ("", *SPLITS):
             raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
         is_closed = is_yes_no(item.answer)
         guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
-        given: dict[str, Any] = {k: text for k, text in item.texts.items() if text is not None}
+        texts = {k: text for k, text in item.texts.items() if text is not None}
+        given: dict[str, Any] = without_names(said | texts)
         example = Example(
             id=item.id,
             image=encoded,
@@ -169,8 +169,10 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
     return Sound(item.where, example, print_, item.mended, item.image, image_notes)
 
 
-def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
-    """Returns the bytes to keep, nothing but pixels, and notes about the file. Raises Fault."""
+def read_image(record: Record) -> tuple[bytes, tuple[str, ...], dict[str, str]]:
+    """Returns the bytes to keep, nothing but pixels, notes about the file, and what it says of
+    patient, study and site. Raises Fault."""
+    said: dict[str, str] = {}
     try:
         encoded, notes = record.image.read(), []
     except OSError as error:  # of a source of the user's own
@@ -182,7 +184,7 @@ def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
         if is_dicom(encoded) or ending == "dcm":
             kept, found = png_bytes(render(encoded, record.frame)), "DICOM"
             notes.append(RENDERED)
-            says = identifying(encoded)
+            said, says = people(encoded), identifying(encoded)
             notes += [f"DICOM files {says}"] if says else []
         elif record.frame:
             raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
@@ -194,7 +196,7 @@ def read_image(record: Record) -> tuple[bytes, tuple[str, ...]]:
         raise Fault(f"image {error}") from None
     if ENDINGS.get(ending, found) != found:
         notes.append(OTHER_FORMAT)
-    return kept, tuple(notes)
+    return kept, tuple(notes), said
 
 
 @dataclass
@@ -204,6 +206,7 @@ class Staged:
 
     side: Side = field(default_factory=lambda: Side("all"))
     splits: list[str] = field(default_factory=list)  # empty if nothing tells
+    sites: list[str | None] = field(default_factory=list)
     places: list[str] = field(default_factory=list)  # file and row
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason → records not asked for
@@ -232,8 +235,10 @@ class Staged:
             else:
                 example, content = found.example, found.print.content
                 known_ids[example.id] = found.where
-                self.side.add(found.print, example.question, example.answer, example.options)
+                asked = (example.question, example.answer, example.options, example.patient)
+                self.side.add(found.print, *asked)
                 self.splits.append(example.split)
+                self.sites.append(example.site)
                 self.places.append(found.where)
                 self.notes.update(found.notes)
                 for note in found.image_notes:
@@ -262,9 +267,10 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     if not (splits != "").any():
         shared = f"every question is about an image that {asked.against} has too; nothing is left"
         raise UserError(f"{asked.src}: {shared}")
-    if asked.split == "image-disjoint":
-        described = f"image-disjoint, seed {asked.seed}, test share {asked.test_share}"
-        published, splits = splits, split_by_image(staged.side, splits, asked)
+    if asked.split != "official":
+        published = splits
+        way = Splitting(asked.split, asked.test_share, asked.seed)
+        splits, described = own_split(staged.side, staged.sites, splits, way)
         staged.notes[TEST_IN_TRAIN] = int(((published == "test") & (splits == "train")).sum())
     data, counts, sides = ParquetRows(folder / STAGED), {}, []
     staged.doubts = list(find_doubts(staged, splits, data.column("answer")))
@@ -360,16 +366,3 @@ def require_usable(staged: Staged, asked: Request) -> None:
             f"{len(bad):,} of {wanted:,} records cannot be used, so something is wrong with all of "
             f"them (was all of it downloaded?): {counted_reasons(bad)}; the first: {bad[0]}"
         )
-
-
-def split_by_image(side: Side, splits: NDArray[np.str_], asked: Request) -> NDArray[np.str_]:
-    """Puts `test_share` of the images, with all their questions and all images that are nearly the
-    same, into the test split. Rows with an empty split stay out."""
-    of_row = image_groups(side.stacked())[[image for image, _ in side.rows]]
-    kept = splits != ""
-    present = np.unique(of_row[kept])
-    count = min(max(1, round(asked.test_share * len(present))), len(present) - 1)
-    if not count:
-        raise UserError("all images are the same or nearly so: there is nothing to split by image")
-    chosen = np.random.default_rng(asked.seed).permutation(present)[:count]
-    return np.where(kept, np.where(np.isin(of_row, chosen), "test", "train"), "")

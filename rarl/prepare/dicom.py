@@ -84,6 +84,18 @@ def identifying(data: bytes) -> str | None:
     return None
 
 
+def people(data: bytes) -> dict[str, str]:
+    """Returns what the file says of patient, study and site, as far as it does. Raises
+    BadImage."""
+    tags = {"patient": "PatientID", "study": "StudyInstanceUID", "site": "InstitutionName"}
+    with careful_reading(data):
+        dataset = pydicom.dcmread(
+            io.BytesIO(data), stop_before_pixels=True, specific_tags=list(tags.values())
+        )
+        found = {name: str(dataset.get(tag) or "").strip() for name, tag in tags.items()}
+    return {name: text for name, text in found.items() if text}
+
+
 class Quiet:
     """While at least one thread is within, no warning, log line or C code's print on stderr about
     files that bend the standard is shown. These belong to the process: one for all threads."""

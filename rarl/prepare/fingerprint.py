@@ -96,12 +96,19 @@ class Side:
     looks: list[NDArray[np.uint64]] = field(default_factory=list)  # by image
     images: dict[str, int] = field(default_factory=dict)  # content → image
     options: list[str] = field(default_factory=list)  # by row, their key
+    patients: list[str | None] = field(default_factory=list)  # by row, where they are known
 
     def add(
-        self, image: ImagePrint, question: str, answer: str, options: Iterable[str] | None = None
+        self,
+        image: ImagePrint,
+        question: str,
+        answer: str,
+        options: Iterable[str] | None = None,
+        patient: str | None = None,
     ) -> None:
         self.rows.append((self.number_of(image), f"{text_key(question)}\n{answer_key(answer)}"))
         self.options.append("\n".join(sorted(map(text_key, options or ()))))
+        self.patients.append(patient)
 
     def number_of(self, image: ImagePrint) -> int:
         """Returns the number of an image, which belongs to the side from now on."""
@@ -118,6 +125,7 @@ class Side:
             print_ = ImagePrint(contents[image], self.looks[image])
             side.rows.append((side.number_of(print_), key))
             side.options.append(self.options[row])
+            side.patients.append(self.patients[row])
         return side
 
     def stacked(self) -> NDArray[np.uint64]:
@@ -180,6 +188,7 @@ class Leak:
     questions: list[int]  # about these images
     twins: list[int]  # with the same question and answer too
     same_text: list[int]  # asked and answered alike about another image: no need to look
+    patients: list[str]  # whose images are on both sides
 
 
 def find_leak(left: Side, right: Side) -> Leak:
@@ -207,4 +216,5 @@ def find_leak(left: Side, right: Side) -> Leak:
         questions=[row for row, (image, _) in enumerate(right.rows) if image in alike],
         twins=sorted(twins),
         same_text=[row for row in keyed if row not in twins],
+        patients=sorted({one for one in right.patients if one} & set(left.patients)),
     )

@@ -26,7 +26,7 @@ AHEAD = 8  # items per core that may wait, with their images in memory
 # Of VQA-RAD's 2,190 different questions, all English, none is taken for another language with this
 # probability.
 SURE = 0.9
-TOTALS = ("of_images", "of_questions")
+TOTALS = ("of_images", "of_questions", "of_patients")
 T = TypeVar("T")
 R = TypeVar("R")
 REPEATED = {
@@ -99,7 +99,7 @@ def examine(path: Path, name: str | None = None) -> Examined:
         if fault:
             found.faults.append(place + fault)
             continue
-        found.side.add(look_, example.question, example.answer, example.options)
+        found.side.add(look_, example.question, example.answer, example.options, example.patient)
         found.languages.update(clear_language(example.question))
     return found
 
@@ -107,20 +107,22 @@ def examine(path: Path, name: str | None = None) -> Examined:
 def shared_between(left: Side, right: Side) -> dict[str, Any]:
     """Returns how much of what `right` holds is in `left`, too, and of how much."""
     shared = {name: len(found) for name, found in vars(find_leak(left, right)).items()}
-    totals = dict(zip(TOTALS, (len(right.images), len(right.rows)), strict=True))
+    patients = len({one for one in right.patients if one})
+    totals = dict(zip(TOTALS, (len(right.images), len(right.rows), patients), strict=True))
     return {"between": left.name, "and": right.name, **shared, **totals}
 
 
 def is_leak(pair: dict[str, Any]) -> bool:
-    """Tells whether images are shared, or near copies. Equal texts are for the reader to weigh."""
-    return bool(pair["same_images"] or pair["near_images"])
+    """Tells whether images are shared, or near copies, or patients. Equal texts are for the reader
+    to weigh."""
+    return bool(pair["same_images"] or pair["near_images"] or pair.get("patients"))
 
 
 def leak_line(pair: dict[str, Any]) -> str:
     """Returns in words what `shared_between` has counted."""
-    left, right, images, questions = (pair[one] for one in ("between", "and", *TOTALS))
+    left, right, images, questions = (pair[one] for one in ("between", "and", *TOTALS[:2]))
     told = f"{right}: none of its {images:,} images is in {left}, nor nearly so"
-    if is_leak(pair):
+    if pair["same_images"] or pair["near_images"]:
         told = (
             f"LEAK: {right}: {pair['same_images']:,} of its {images:,} images are in {left}, and "
             f"{pair['near_images']:,} nearly so; {pair['questions']:,} of its {questions:,} "
@@ -128,6 +130,14 @@ def leak_line(pair: dict[str, Any]) -> str:
             "Results there are not results on unseen images: prepare with --split image-disjoint, "
             "or with --against"
         )
+    if known := pair.get("of_patients"):
+        if both := pair["patients"]:
+            told += (
+                f". LEAK: {both:,} of its {known:,} patients are in {left}, too: results there are "
+                "not results on unseen patients; prepare with --split patient-disjoint"
+            )
+        else:
+            told += f". None of its {known:,} patients is in {left}"
     if pair["same_text"]:
         told += (
             f". {pair['same_text']:,} of its {questions:,} questions are asked and answered alike "

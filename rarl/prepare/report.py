@@ -49,7 +49,8 @@ def report_lines(
     for name, counts in card["splits"].items():
         types = listed(dict(sorted(counts["answer_types"].items())))
         questions = f"{counts['questions']:,} questions ({types})"
-        yield f"{out / name}.parquet: {questions} about {counts['images']:,} images"
+        of = f" of {counts['patients']:,} patients" if "patients" in counts else ""
+        yield f"{out / name}.parquet: {questions} about {counts['images']:,} images{of}"
     if card["extra"]:
         advice = "take out of the table what may name a patient"
         yield f"further columns that go along: {first_of(card['extra'])}; {advice}"

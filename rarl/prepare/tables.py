@@ -37,6 +37,9 @@ ALSO_CALLED = {
     "options": ("choices", "alternatives"),
     "rationale": ("explanation", "reasoning"),
     "split": ("subset", "partition"),
+    "patient": ("subject", "mrn", "pid"),
+    "study": ("accession", "exam"),
+    "site": ("hospital", "institution", "centre", "center"),
 }
 
 

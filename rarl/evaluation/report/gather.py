@@ -43,8 +43,11 @@ PLACED = (
         "fact_priors",
         "dataset",
         "split",
+        # what may tell who the patient is
+        "patient",
+        "study",
         "extra",
-    ),  # further columns may tell who the patient is
+    ),
 )
 
 Shares = list[tuple[str, int, float]]  # what, how many rows, of 100

@@ -17,6 +17,7 @@ from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
 from rarl.prepare.files import Fault, Files
+from rarl.prepare.people import banded, may_name, naming_columns
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.sources.published import embedded_image
 
@@ -79,6 +80,9 @@ def read_map(given: tuple[str, ...]) -> dict[str, str]:
 def hints(columns: tuple[str, ...]) -> tuple[str, ...]:
     """Returns a note for each optional column that may be there under another name."""
     further, notes = [name for name in columns if name not in COLUMNS], []
+    if named := naming_columns(further):
+        one, they = ("a column", "does") if len(named) == 1 else ("columns", "do")
+        notes.append(f"rows have {one} that may name a patient and {they} not go along: {named}")
     for wanted in ("options", "split", *MORE_TEXTS):
         near = tables.near_column(wanted, further, ALIKE)
         if near and wanted not in columns:
@@ -110,9 +114,9 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
         frame=read_frame(row.values.get("frame")),
         mended=mended + hints(columns),
         extra={
-            name: cleaned(value) or None
+            name: banded(name, cleaned(value) or None)
             for name, value in further.items()
-            if isinstance(value, TEXTS)
+            if isinstance(value, TEXTS) and not isinstance(value, date) and not may_name(name)
         },
     )
 

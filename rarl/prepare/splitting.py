@@ -1,0 +1,90 @@
+"""How the rows of a data set are parted into train and test: by image, by patient, or by site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from rarl.errors import UserError
+from rarl.prepare.fingerprint import Side, image_groups
+
+WAYS_TO_SPLIT = ("official", "image-disjoint", "patient-disjoint")
+SITE = "site:"  # a way, too, with the name of the site behind it whose questions are the test split
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What is asked for: one of WAYS_TO_SPLIT or a site, the share of the images or patients that
+    is the test split, and the seed that draws it."""
+
+    way: str
+    test_share: float
+    seed: int
+
+
+def require_way_to_split(way: str) -> None:
+    """Raises UserError for one that there is not."""
+    if way.startswith(SITE) and not way.removeprefix(SITE).strip():
+        raise UserError(f"--split '{way}': name the site, as in --split 'site:St. Mary'")
+    if way not in WAYS_TO_SPLIT and not way.startswith(SITE):
+        known = ", ".join((*WAYS_TO_SPLIT, f"{SITE}NAME"))
+        raise UserError(f"--split '{way}' is unknown; known are: {known}")
+
+
+def own_split(
+    side: Side, sites: Sequence[str | None], splits: NDArray[np.str_], asked: Splitting
+) -> tuple[NDArray[np.str_], str]:
+    """Returns train or test for every row, shape (n,), and what the card says of it. Rows with an
+    empty split stay out. Raises UserError."""
+    kept = splits != ""
+    if asked.way.startswith(SITE):
+        chosen = of_site(sites, kept, asked.way.removeprefix(SITE).strip())
+        return np.where(kept, np.where(chosen, "test", "train"), ""), asked.way
+    of_row = image_groups(side.stacked())[[image for image, _ in side.rows]]
+    unit = "image"
+    if asked.way == "patient-disjoint":
+        of_row, unit = with_patients(of_row, side.patients), "patient"
+        if not any(side.patients):
+            raise UserError(
+                "--split patient-disjoint: nothing tells the patients, neither a "
+                "column `patient` (--map patient='Patient ID') nor DICOM files"
+            )
+    present = np.unique(of_row[kept])
+    count = min(max(1, round(asked.test_share * len(present))), len(present) - 1)
+    if not count:
+        what = {"image": "all images are the same or nearly so", "patient": "all is of one patient"}
+        raise UserError(f"{what[unit]}: there is nothing to split by {unit}")
+    chosen = np.isin(of_row, np.random.default_rng(asked.seed).permutation(present)[:count])
+    described = f"{asked.way}, seed {asked.seed}, test share {asked.test_share}"
+    unknown = sum(one is None for one in side.patients) if unit == "patient" else 0
+    if unknown:
+        described += f", {unknown} rows of unknown patients by their images"
+    return np.where(kept, np.where(chosen, "test", "train"), ""), described
+
+
+def with_patients(of_row: NDArray[np.int64], patients: Sequence[str | None]) -> NDArray[np.int64]:
+    """Returns a group number for every row, shape (n,): rows share it that are about one image, or
+    nearly the same, or about one patient, directly or through others."""
+    known = {one: number for number, one in enumerate(dict.fromkeys(filter(None, patients)))}
+    rows = np.array([row for row, one in enumerate(patients) if one], np.int64)
+    images = int(of_row.max()) + 1
+    others = np.array([images + known[str(patients[row])] for row in rows], np.int64)
+    size = images + len(known)
+    graph = coo_array((np.ones(len(rows)), (of_row[rows], others)), shape=(size, size))
+    groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return groups[of_row]
+
+
+def of_site(sites: Sequence[str | None], kept: NDArray[np.bool_], name: str) -> NDArray[np.bool_]:
+    """Returns which rows are of a site, whatever its case. Raises UserError if none is, or all."""
+    chosen = np.array([(one or "").casefold() == name.casefold() for one in sites])
+    if not (chosen & kept).any() or (chosen | ~kept).all():
+        known = ", ".join(sorted({one for one in sites if one})) or "none"
+        which = "all rows are" if (chosen & kept).any() else "no row is"
+        raise UserError(f"--split {SITE}{name}: {which} of that site; there are {known}")
+    return chosen
