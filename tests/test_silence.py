@@ -251,6 +251,22 @@ def test_replies_that_shrink_are_told() -> None:
     assert alarms(rows) == {}, "the targets of supervised fine-tuning have the length they have"
 
 
+def test_one_data_set_that_falls_while_another_rises_is_told() -> None:
+    def measured(step: int, own: float | None, other: float | None) -> dict[str, Any]:
+        return {"step": step, "eval/mine/accuracy": own, "eval/other/accuracy": other}
+
+    blank = [measured(step, None, None) for step in range(1, WINDOW + 1)]
+    rows = [*blank, measured(21, 0.5, 0.6), measured(22, 0.62, 0.64), measured(23, 0.7, 0.58)]
+    assert alarms(rows) == {}, "once may be chance"
+    (told,) = alarms([*rows, measured(24, 0.75, 0.55), measured(25, None, None)]).values()
+    assert told.startswith(
+        "accuracy on other has fallen from 64% after step 22 to 55%, while that on mine has risen "
+        "from 50% to 75%: what is learnt does not hold elsewhere"
+    )
+    assert alarms([*rows, measured(24, 0.5, 0.55)]) == {}, "nothing is gained for it"
+    assert alarms([*rows, measured(24, 0.75, 0.63)]) == {}, "it has come back"
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_the_log_warns_once_or_ends_the_run(
     tmp_path: Path, stops: bool, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,5 @@
-"""What is wrong with a run, in words, from its last steps' figures: rewards that train nothing, an
-adapter that does not move, replies that shrink."""
+"""What is wrong with a run, in words, from its steps' figures: rewards that train nothing, an
+adapter that does not move, replies that shrink, one data set that is forgotten for another."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ COPIES_EARN = 0.5  # of what the originals earn above a thinking that says nothi
 OF_REWARDS = ("unscored", "without_spread", "sensitivity")  # keys, up to the slash
 STILL = 1e-5  # of the layers' norms, by which an adapter moves in its first steps at least
 SHRUNK = 0.4  # of the length that replies had
+FALL = 0.05  # of accuracy, in two measurements in a row, that is told
 MALFORMED = 0.2  # a reward for the form under which hardly a reply has it
 
 
 def alarms(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Returns a sentence by what it is about; nothing before there are `WINDOW` steps."""
+    """Returns a sentence by what it is about, from all steps that were made; nothing before there
+    are `WINDOW`."""
     recent, found = rows[-WINDOW:], dict[str, str]()
     if len(recent) < WINDOW:
         return found
@@ -44,7 +46,11 @@ def alarms(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
                 f"the reward {reward} hardly sees what is said: {kind} copies of the thinkings "
                 f"earned {mean:.0%} of what these earn above silence {span}"
             )
-    for key, sentence in (("adapter/movement", is_still(recent)), ("length", shrinks(recent))):
+    for key, sentence in (
+        ("adapter/movement", is_still(recent)),
+        ("length", shrinks(recent)),
+        ("forgets", forgets(rows)),
+    ):
         if sentence is not None:
             found[key] = sentence
     return found
@@ -84,6 +90,30 @@ def shrinks(rows: Sequence[dict[str, Any]]) -> str | None:
     return (
         f"replies have shrunk from {first:.0f} to {last:.0f} tokens {span}: look at what is left "
         "of the thinking in `samples/`; a reward for it, or grpo.kl_beta, holds it"
+    )
+
+
+def forgets(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Says so if the last two measurements on the way found one data set lower than it was, while
+    they found another higher than at first."""
+    falls, rises = [], []
+    for key in (one for one in rows[-1] if one.startswith("eval/") and one.endswith("/accuracy")):
+        name = key.split("/", 1)[1].removesuffix("/accuracy")
+        course = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if len(course) < 3:
+            continue
+        step, best = max(course[:-2], key=lambda point: point[1])
+        last = [value for _, value in course[-2:]]
+        if max(last) <= best - FALL:
+            falls.append(f"{name} has fallen from {best:.0%} after step {step} to {last[-1]:.0%}")
+        if min(last) >= course[0][1] + FALL:
+            rises.append(f"{name} has risen from {course[0][1]:.0%} to {last[-1]:.0%}")
+    if not falls or not rises:
+        return None
+    return (
+        f"accuracy on {' and '.join(falls)}, while that on {' and '.join(rises)}: what is learnt "
+        "does not hold elsewhere. evaluation.validation keeps the best adapter, grpo.kl_beta holds "
+        "the policy nearer to the base, and fewer steps forget less"
     )
 
 

@@ -16,7 +16,6 @@ import queue
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any, TextIO
 from rarl.config import Config
 from rarl.errors import UserError
 from rarl.files import replacing, write_text
-from rarl.training.alarms import WINDOW, alarms, of_rewards
+from rarl.training.alarms import alarms, of_rewards
 from rarl.training.run_dir import RunDir, flatten
 
 PHASES = ("data", "rollout", "reward", "update", "publish", "evaluate", "save")  # of a step
@@ -110,7 +109,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     def __init__(self, run_dir: RunDir, config: Config, first_step: int, writes: bool = True):
         """Opens the file; with `writes` False nothing is read or written, which is for the train
         workers beside the first."""
-        self.last: deque[dict[str, Any]] = deque(maxlen=WINDOW)
+        self.rows: list[dict[str, Any]] = []
         self.told: set[str] = set()  # of the alarms
         self.stops = config.train.on_silent_reward == "stop"
         self.file: TextIO | None = None
@@ -119,7 +118,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
             return
         kept = [row for row in read_metrics(run_dir.metrics) if row["step"] < first_step]
         write_text(run_dir.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        self.last.extend(kept)
+        self.rows.extend(kept)
         self.file = run_dir.metrics.open("a", encoding="utf-8")
         settings = flatten(config.model_dump())
         names = [name for name in dict.fromkeys(config.train.trackers) if is_installed(name)]
@@ -134,11 +133,11 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.last.append(row)
+        self.rows.append(row)
         numbers = {k: float(v) for k, v in row.items() if k != "step" and v is not None}
         for tracker in self.trackers:
             tracker.put(row["step"], numbers)
-        for about, sentence in alarms(list(self.last)).items():
+        for about, sentence in alarms(self.rows).items():
             if about not in self.told:
                 print(f"step {row['step']}: warning: {sentence}", flush=True)
             self.told.add(about)
@@ -147,7 +146,7 @@ class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
 
     def recent(self, key: str) -> float | None:
         """Returns the mean of the last ten steps' values; None where there are none."""
-        values = [row[key] for row in list(self.last)[-RECENT:] if row[key] is not None]
+        values = [row[key] for row in self.rows[-RECENT:] if row[key] is not None]
         return sum(values) / len(values) if values else None
 
     def __exit__(self, *error: object) -> None:
