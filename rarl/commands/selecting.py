@@ -21,6 +21,7 @@ from rarl.display import Display
 from rarl.errors import UserError
 from rarl.files import file_hash, replacing
 from rarl.prepare.negatives import hard_negatives
+from rarl.training.checkpoint import find_checkpoint
 from rarl.training.run_dir import RunDir
 
 DIFFICULTY = "difficulty.parquet"  # in a probe's folder
@@ -49,9 +50,9 @@ def require_probe(config: Config) -> None:
         )
 
 
-def training_order(setup: Setup, checked: CheckedRows, begins: bool, display: Display) -> StepOrder:
+def training_order(setup: Setup, checked: CheckedRows, display: Display) -> StepOrder:
     """Returns the order of the training data's usable rows, or of those of them that are selected.
-    A run that `begins` selects; one that is continued has selected. Raises UserError."""
+    A run that begins selects; one that is continued has selected. Raises UserError."""
     config, data = setup.config, str(setup.train_data)
     parts, seed = ParquetRows(data).parts, config.seed
     asked, prompts = config.data.select, config.train.prompts_per_step
@@ -60,7 +61,8 @@ def training_order(setup: Setup, checked: CheckedRows, begins: bool, display: Di
     if len(parts) > 1:
         raise UserError("data.select: selects from one data set; data.train is a mixture")
     file = setup.run_dir.selection
-    if begins or not file.is_file():
+    begun = setup.run_dir.adapter.is_dir() or find_checkpoint(setup.run_dir.checkpoints).path
+    if not (begun and file.is_file()):
         table = select(setup, checked)
         with replacing(file) as temporary:
             pq.write_table(table, temporary)

@@ -18,6 +18,7 @@ from rarl.commands.resolve import Setup, resolve, what_is_imitated
 from rarl.commands.selecting import require_probe, training_order
 from rarl.commands.session import Session, open_session
 from rarl.config import Config
+from rarl.data.order import StepOrder
 from rarl.display import Display
 from rarl.evaluation.results import summary_of
 from rarl.evaluation.ways import floors_of
@@ -55,9 +56,11 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         SecondsLog(setup.run_dir.seconds, started) as seconds,
         open_session(setup, display, sets, trains=True) as live,
     ):
+        # Before anything is measured: a selection that cannot be made is told at once.
+        order = training_order(setup, live.checked["train"], display)
         base = measure_all(setup, live, "base", display)
         with seconds.training():
-            train(setup, live, display)
+            train(setup, live, order, display)
         assert live.pool is not None
         live.pool.publish(config.train.steps, *read_adapter(setup.run_dir.adapter))
         trained = measure_all(setup, live, "trained", display)
@@ -69,7 +72,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     return summary
 
 
-def train(setup: Setup, live: Session, display: Display) -> None:
+def train(setup: Setup, live: Session, order: StepOrder, display: Display) -> None:
     """Makes the steps that are missing. Raises Stopped if the run was asked to end."""
     # Imported by `open_session`, while the engines come up.
     from rarl.training.driver import run_training
@@ -88,7 +91,6 @@ def train(setup: Setup, live: Session, display: Display) -> None:
     if found.path:
         step = read_progress(found.path).step
         display.note(f"continues after step {step} of {config.train.steps}")
-    order = training_order(setup, live.checked["train"], found.path is None, display)
     inputs = TrainInputs(
         config=config,
         run_dir=setup.run_dir,

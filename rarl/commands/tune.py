@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rarl.commands.checked_rewards import check_rewards
 from rarl.commands.resolve import resolve
+from rarl.commands.selecting import require_probe, training_order
 from rarl.commands.session import open_session, use_pool
 from rarl.commands.train import train
 from rarl.config import Config, load_config
@@ -70,6 +71,7 @@ def run_trial(
 ) -> SamplerPool | None:
     """Makes one run, unless it is finished. The engines of the first stay up until the stack is
     left; returns them."""
+    require_probe(config)
     setup = resolve(config)
     if setup.run_dir.adapter.is_dir():
         return pool
@@ -80,7 +82,8 @@ def run_trial(
             own.enter_context(use_pool(pool))
         session = open_session(setup, display, data, trains=True)
         live = (own if pool is not None else stack).enter_context(session)
-        train(setup, live, display)
+        order = training_order(setup, live.checked["train"], display)
+        train(setup, live, order, display)
         return live.pool
 
 
@@ -119,6 +122,9 @@ def trial_config(
         "evaluation.validation=null",
         "evaluation.patience=null",
     ]
+    if base.data.select.needs_probe:
+        # A trial has none of its own.
+        own.append(f"data.select.probe={base.data.select.probe or base.run_dir}")
     return load_config(path, [*overrides, *settings, *own])
 
 
