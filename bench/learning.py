@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -26,11 +25,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from runs import RARL, REPOSITORY, environment
 
 from rarl.config import dump_config, load_config
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RARL = str(Path(sys.executable).parent / "rarl")
 RECIPE = "configs/recipes/tiny/rl.yaml"
 TESTS = ("seen-test", "unseen-test")
 AIM, WINDOW = 0.9, 5
@@ -60,12 +58,9 @@ class Learnt:
 
 def finished(command: list[str]) -> tuple[str, float]:
     """Returns the output and the seconds of a command that must succeed."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-        "HF_HUB_OFFLINE": "1"
-    }
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {(done.stderr or done.stdout)[-2000:]}")

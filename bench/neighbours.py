@@ -11,7 +11,6 @@ four.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from runs import RARL, REPOSITORY, environment
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 PHASES = ("step", "rollout", "reward", "update")
 WARM_UP = 4  # steps
 
@@ -33,19 +32,15 @@ WARM_UP = 4  # steps
 def beside_each_other(count: int, overrides: list[str]) -> tuple[float, dict[str, float]]:
     """Starts `count` runs, of seeds 0, 1, …, at once. Returns the seconds until the last one has
     ended, and the median seconds of a step's phases over all of them."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-        "HF_HUB_OFFLINE": "1"
-    }
-    rarl = str(Path(sys.executable).parent / "rarl")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         started, running = time.perf_counter(), []
         outs = [Path(folder) / f"run-{seed}" for seed in range(count)]
         for seed, out in enumerate(outs):
-            command = [rarl, "train", "configs/demo.yaml", f"seed={seed}", f"run_dir={out}"]
+            command = [RARL, "train", "configs/demo.yaml", f"seed={seed}", f"run_dir={out}"]
             process = subprocess.Popen(
                 command + overrides,
                 cwd=REPOSITORY,
-                env=environment,
+                env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )

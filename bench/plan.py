@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +22,10 @@ import typer
 from cases import CASES, Case, model_config
 from rich.console import Console
 from rich.table import Table
+from runs import RARL, REPOSITORY, environment
 from tree_memory import Peak, run_watched
 from update import in_own_process
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = ["train.steps=6", "train.checkpoint_every=6", "evaluation.max_examples=20"]
 WARM_UP = 2  # steps that are left out of the medians
 
@@ -37,16 +36,13 @@ def compare(config: Path, overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [
-            str(Path(sys.executable).parent / "rarl"),
+            RARL,
             "train",
             str(config),
             f"run_dir={run}",
             *overrides,
         ]
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-            "HF_HUB_OFFLINE": "1"
-        }
-        peak, seconds, done = run_watched(command, str(REPOSITORY), environment)
+        peak, seconds, done = run_watched(command, str(REPOSITORY), environment())
         if done.returncode != 0:
             raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][

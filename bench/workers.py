@@ -9,10 +9,8 @@ is in what one worker leaves idle; what a second machine or card would bring is 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +18,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from runs import RARL, REPOSITORY, environment
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHORT = ["train.steps=10", "data.eval={}"]
 WARM_UP = 2  # steps that are left out of the medians
 PHASES = ("step", "rollout", "reward", "update", "publish", "save", "other")
@@ -32,17 +30,14 @@ def train(workers: int, overrides: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = [f"run_dir={run}", f"train.num_workers={workers}", *SHORT, *overrides]
-        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {
-            "HF_HUB_OFFLINE": "1"
-        }
         command = [
-            str(Path(sys.executable).parent / "rarl"),
+            RARL,
             "train",
             "configs/demo.yaml",
             *settings,
         ]
         subprocess.run(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, check=True
+            command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, check=True
         )
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

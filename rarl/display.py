@@ -179,14 +179,13 @@ class Display:
     def probed(self, found: Probe) -> None:
         """Prints what a probe found, and its advice."""
         first = found.parts[0]
-        ks = sorted({1, 4, max(first.passes)} & first.passes.keys())
-        shares = (*(f"pass@{k}" for k in ks), "well formed", "mixed groups")
+        shares = (*(f"pass@{k}" for k in found.ks), "well formed", "mixed groups")
         numbers = ("n", "greedy", *shares, "kappa")
         title = "the untrained model's replies in %, with a 95 % interval of the greedy ones"
         table = new_table(title, ("data set",), numbers)
         for one in found.parts:
             whole = one.kind == "all"
-            rates = (*(one.passes[k] for k in ks), one.well_formed, one.mixed)
+            rates = (*(one.passes[k] for k in found.ks), one.well_formed, one.mixed)
             cells = [str(one.greedy), *(f"{100 * rate.mean:.1f}" for rate in rates)]
             cells.append("–" if one.agreement is None else f"{one.agreement.mean:.2f}")
             name = one.data if whole else f"  {one.kind}"

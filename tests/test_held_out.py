@@ -102,7 +102,7 @@ def test_what_test_data_share_with_training_data_is_said_and_kept(tmp_path: Path
     kept = json.loads((tmp_path / "run" / "leaks.json").read_text())["mine"]
     counts = {name: kept[name] for name in ("same_images", "near_images", "twins", "same_text")}
     assert counts == {"same_images": 2, "near_images": 1, "twins": 1, "same_text": 1}
-    assert told + "." in notes_on([read_run(tmp_path / "run", False, None)], [])
+    assert told + "." in notes_on([read_run(tmp_path / "run", False, None)], [], {})
 
 
 def test_only_what_is_measured_counts_and_held_out_data_are_no_warning(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_only_what_is_measured_counts_and_held_out_data_are_no_warning(tmp_path:
         "mine: none of its 2 images is in the training data, nor nearly so. 1 of its 2 questions"
     )
     assert not any(
-        "images" in note for note in notes_on([read_run(tmp_path / "run", False, None)], [])
+        "images" in note for note in notes_on([read_run(tmp_path / "run", False, None)], [], {})
     )
 
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rarl.commands.drawing import draw_rows
 from rarl.commands.resolve import Setup, files_of
 from rarl.config import Config
 from rarl.data.check import CheckedRows
@@ -114,8 +115,8 @@ def select(setup: Setup, checked: CheckedRows) -> pa.Table:
     elif asked.curriculum:
         taken = ~np.isnan(right)
     if asked.examples is not None:
-        drawn = np.random.default_rng(setup.config.seed).permutation(np.flatnonzero(taken))
-        taken[drawn[asked.examples :]] = False
+        drawn = draw_rows(np.flatnonzero(taken), asked.examples, setup.config.seed)
+        taken = np.isin(np.arange(len(rows)), drawn)
     hard = np.zeros(len(rows), bool)
     if asked.hard_negatives:
         hard = find_hard(source, checked)

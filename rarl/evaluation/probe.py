@@ -37,7 +37,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Share:
-    """A mean over questions in [0, 1], with its 95 % interval over images."""
+    """A mean over questions in [0, 1], with its 95 % interval over patients or images."""
 
     mean: float
     low: float
@@ -94,6 +94,12 @@ class Probe:
     rewards: dict[str, Pay] = field(default_factory=dict)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     agreement: Share | None = None
+
+    @property
+    def ks(self) -> list[int]:
+        """The numbers of replies that pass@k is shown of."""
+        known = self.parts[0].passes
+        return sorted({1, 4, max(known)} & known.keys())
 
     def part(self, data: str, kind: str = ALL) -> Estimates:
         return next(one for one in self.parts if (one.data, one.kind) == (data, kind))

@@ -151,6 +151,15 @@ class Side:
         return [rows for rows in several if len({self.rows[row] for row in rows}) > 1]
 
 
+def bits_apart(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint16]:
+    """Returns by how many bits every look on the left differs from every one on the right, shape
+    (n, m), of inputs (n, 4) and (m, 4)."""
+    distance = np.zeros((len(left), len(right)), np.uint16)
+    for word in range(4):
+        distance += np.bitwise_count(left[:, None, word] ^ right[None, :, word])
+    return distance
+
+
 def near_pairs(
     left: NDArray[np.uint64], right: NDArray[np.uint64]
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
@@ -158,11 +167,7 @@ def near_pairs(
     time; inputs (n, 4) and (m, 4). Every pair is compared: 100,000 images take about a minute."""
     step = max(1, CHUNK // max(1, len(right)))
     for start in range(0, len(left), step):
-        part = left[start : start + step]
-        distance = np.zeros((len(part), len(right)), np.uint16)
-        for word in range(4):
-            distance += np.bitwise_count(part[:, None, word] ^ right[None, :, word])
-        i, j = np.nonzero(distance <= NEAR)
+        i, j = np.nonzero(bits_apart(left[start : start + step], right) <= NEAR)
         yield i + start, j
 
 

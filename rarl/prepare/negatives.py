@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.prepare.fingerprint import answer_key, text_key
+from rarl.prepare.fingerprint import answer_key, bits_apart, text_key
 from rarl.prepare.floors import WORD
 
 NEAREST = 0.25  # of the questions that another image answers otherwise, those with the nearest one
@@ -51,7 +51,7 @@ def other_answer_distances(
         own = looks[rows]
         for start in range(0, len(rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            bits = np.bitwise_count(own[part, None] ^ own[None]).sum(axis=2, dtype=np.int64)
+            bits = bits_apart(own[part], own)
             same = (answers[part, None] == answers) | (pictures[part, None] == pictures)
             bits[same] = BITS + 1
             nearest[rows[part]] = bits.min(axis=1)

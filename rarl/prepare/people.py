@@ -9,7 +9,7 @@ import hmac
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -66,21 +66,21 @@ def without_names(texts: Mapping[str, str]) -> dict[str, str]:
     return {name: hashed(name, value) if name in HASHED else value for name, value in texts.items()}
 
 
+@cache
+def words_of(column: str) -> frozenset[str]:
+    """Returns the words in a column's name."""
+    return frozenset(word.lower() for word in WORDS.findall(column))
+
+
 def may_name(column: str) -> bool:
     """Tells whether a column's values may name a patient, by its name."""
-    words = {word.lower() for word in WORDS.findall(column)}
+    words = words_of(column)
     return bool(words & NAMING) and not words & HARMLESS
 
 
 def banded(column: str, value: str | None) -> str | None:
     """Returns a value of a further column, with one band for all ages above OLDEST."""
-    words = {word.lower() for word in WORDS.findall(column)}
-    if value is None or "age" not in words:
+    if value is None or "age" not in words_of(column):
         return value
     number = re.match(r"0*(\d{1,3})(?:\.\d+)?\s*(?:[Yy]|$)", value)
     return f"{OLDEST + 1}+" if number and int(number[1]) > OLDEST else value
-
-
-def naming_columns(columns: Iterable[str]) -> list[str]:
-    """Returns the columns that may name a patient, and are left out."""
-    return [name for name in columns if may_name(name)]

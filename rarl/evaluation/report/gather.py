@@ -102,12 +102,6 @@ class Probed:
     found: Probe
     advice: str
 
-    @property
-    def ks(self) -> list[int]:
-        """The numbers of replies that pass@k is shown of."""
-        known = self.found.parts[0].passes
-        return sorted({1, 4, max(known)} & known.keys())
-
 
 @dataclass(frozen=True)
 class Report:
@@ -186,13 +180,14 @@ def gather(folder: Path) -> Report:
         lines = models_of([line_of(name, own) for name, own in by_name.items()])
     else:
         lines = models_of(compared.read_lines(folder))
+    probes = {run.path: probe for run in found if (probe := read_probe(run.path))}
     return Report(
         folder=folder,
         is_comparison=is_comparison,
         runs=runs,
         lines=lines,
         data_sets=list(dict.fromkeys(name for run in runs for name in run.measured)),
-        notes=notes_on(found, lines),
+        notes=notes_on(found, lines, probes),
         judge=read_judge_card(folder),
         reference=compared.reference if compared else "",
         sizes={
@@ -200,7 +195,7 @@ def gather(folder: Path) -> Report:
             for line in (compared.lines if compared else ())
             if line.examples
         },
-        probes=[probe for run in runs if (probe := read_probe(run.path))],
+        probes=[probes[run.path] for run in runs if run.path in probes],
     )
 
 
@@ -232,7 +227,7 @@ def accuracy_of(model: Model) -> float:
     return mean_of(one.rewards["correct"] or 0.0 for own in everything for one in own)
 
 
-def notes_on(found: list[Run], models: list[Model]) -> list[str]:
+def notes_on(found: list[Run], models: list[Model], probes: dict[Path, Probed]) -> list[str]:
     """Returns what a reader should know that the tables do not show."""
     notes = []
     for run in found:
@@ -244,8 +239,8 @@ def notes_on(found: list[Run], models: list[Model]) -> list[str]:
             notes.append(f"{run.path.name}: not measured on {', '.join(missing)} after training.")
         leaks = RunDir(run.path).read_leaks().values()
         notes += [f"{leak['told']}." for leak in leaks if leak["warns"]]
-        if probe := read_probe(run.path):
-            told = f"before training, the probe's advice was: {probe.advice}."
+        if run.path in probes:
+            told = f"before training, the probe's advice was: {probes[run.path].advice}."
             notes.append(f"{run.path.name}: {told}")
     if not any(one.kind == "floor" for one in models):
         notes.append("The training data are not to be found: what needs no image is not shown.")

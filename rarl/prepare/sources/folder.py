@@ -17,7 +17,7 @@ from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
 from rarl.prepare.files import Fault, Files
-from rarl.prepare.people import banded, may_name, naming_columns
+from rarl.prepare.people import banded, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.sources.published import embedded_image
 
@@ -80,7 +80,7 @@ def read_map(given: tuple[str, ...]) -> dict[str, str]:
 def hints(columns: tuple[str, ...]) -> tuple[str, ...]:
     """Returns a note for each optional column that may be there under another name."""
     further, notes = [name for name in columns if name not in COLUMNS], []
-    if named := naming_columns(further):
+    if named := [name for name in further if may_name(name)]:
         one, they = ("a column", "does") if len(named) == 1 else ("columns", "do")
         notes.append(f"rows have {one} that may name a patient and {they} not go along: {named}")
     for wanted in ("options", "split", *MORE_TEXTS):
