@@ -1,4 +1,4 @@
-"""Judges that are the rules but for one fault each."""
+"""Judges that are the rules but for one fault each, and the cells that they are measured on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 
 from rarl.judge.candidate import Candidate
 from rarl.judge.card import Share
-from rarl.judge.card_set import QUESTIONS
+from rarl.judge.card_set import QUESTIONS, build_cells
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
 from rarl.judge.rules import judge_by_rules
 from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
 
+CELLS = build_cells(QUESTIONS)
+# The bar that the rules miss, with or without a further fault.
+WORDS = {"paraphrase_auc"}
 LONG = 50  # words of a reply, which of the plain ones only the long have
 
 Alter = Callable[[Candidate, Verdict, int], Verdict]

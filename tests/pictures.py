@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageEnhance
+from pydicom.data import get_testdata_file
 
 from rarl.data.parquet import ParquetRows
 from rarl.schema import Example
@@ -55,3 +56,32 @@ def write_folder(path: Path, rows: list[dict[str, Any]], images: int = 4) -> Pat
 def read(path: Path) -> list[Example]:
     rows = ParquetRows(path)
     return rows.read(list(range(len(rows))))
+
+
+def reencoded(path: Path) -> bytes:
+    """The same radiograph, smaller, brighter and compressed again."""
+    image = Image.open(path).convert("RGB")
+    image = image.resize((round(image.width * 0.7), round(image.height * 0.7)))
+    out = io.BytesIO()
+    ImageEnhance.Brightness(image).enhance(1.1).save(out, "JPEG", quality=60)
+    return out.getvalue()
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Noise that is fine enough for all bits of the hash to say something."""
+    folder.mkdir()
+    for number in range(count):
+        shades = np.random.default_rng(number).integers(0, 255, (32, 32), dtype=np.uint8)
+        Image.fromarray(shades).resize((240, 320)).save(folder / f"{number}.jpg")
+
+
+def real(name: str) -> bytes:
+    """A DICOM file that comes with pydicom."""
+    return Path(str(get_testdata_file(f"{name}.dcm"))).read_bytes()
+
+
+def saved(dataset: Any) -> bytes:
+    """The DICOM file of a data set."""
+    out = io.BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()

@@ -1,4 +1,5 @@
-"""Samples with known grades, for the tests of what is made from measurements."""
+"""Samples with known grades and exams for them, for the tests of measurements and of what is made
+from them."""
 
 from __future__ import annotations
 
@@ -7,8 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rarl.data.stream import PreparerSettings
 from rarl.evaluation.measurements import (
     FINISHED,
+    Exam,
     Measurement,
     folder_of,
     part_path,
@@ -16,9 +21,13 @@ from rarl.evaluation.measurements import (
     write_part,
 )
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
+from rarl.prompts import plain_prompt
 from rarl.rewards.total import score_groups
+from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample
 from rarl.schema import Example, Prompt, ReplyForm, Rollout, Score, Verdict
+
+KEY = Measurement("base", "d", "plain")
 
 
 def example(index: int = 0, **changes: Any) -> Example:
@@ -96,3 +105,15 @@ def spoil(
 def numbered(samples: Sequence[Sample], count: int) -> list[Sample]:
     """Each reply `count` times, as if so many were drawn."""
     return [replace(one, number=number) for one in samples for number in range(count)]
+
+
+def exam(dataset: Path, model_path: str, rows: Any, samples: int = 1, **changes: Any) -> Exam:
+    """What is measured on these rows of the data, with the plain prompt."""
+    temperature = 1.0 if samples > 1 else 0.0
+    preparer = PreparerSettings(str(dataset), model_path, plain_prompt())
+    return Exam(preparer, np.asarray(rows), SamplingSettings(samples, temperature, 48), **changes)
+
+
+def answers(samples: list[Sample]) -> list[str]:
+    """The texts of the replies."""
+    return [one.rollout.text for one in samples]

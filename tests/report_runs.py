@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def metrics_row(step: int, method: str) -> dict[str, Any]:
     )
 
 
+@cache
 def draw_data() -> dict[str, list[Example]]:
     """Two data sets of different sizes; the second's questions are open."""
     seen = draw_examples("seen", 60, seed=3, split="test")

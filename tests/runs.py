@@ -35,6 +35,9 @@ from rarl.training.sft import train_sft
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RARL = str(Path(sys.executable).parent / "rarl")
+DEMO = REPOSITORY / "configs/demo.yaml"
+QWEN = REPOSITORY / "configs/recipes/qwen2vl_2b/rarl.yaml"
+HUB = "Qwen/Qwen2-VL-2B-Instruct"  # the model of QWEN
 # Few steps, few questions: whole runs whose results mean nothing but whose every part is real.
 SHORT = [
     "train.steps=4",
@@ -188,3 +191,12 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def prepare_all(dataset: Path, processor: Any) -> list[PreparedExample]:
+    """Returns all rows of the data with the plain prompt."""
+    rows = ParquetRows(str(dataset))
+    return [
+        prepare_example(example, processor, plain_prompt())
+        for example in rows.read(list(range(len(rows))))
+    ]

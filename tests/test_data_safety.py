@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,23 +19,7 @@ from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
 from tests.pictures import read, write_folder
 from tests.runs import REPOSITORY, environment
-
-ROWS = 6
-
-
-def good_row(number: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "image": f"{number}.png",
-        "question": f"What is in {number}?",
-        "answer": "a mass",
-    } | changes
-
-
-def folder_with(path: Path, **changes: Any) -> Path:
-    """Row 2 of six is changed."""
-    return write_folder(
-        path, [good_row(i, **(changes if i == 2 else {})) for i in range(ROWS)], ROWS
-    )
+from tests.spoilt_sources import ROWS, folder_with, good_row
 
 
 def test_what_does_no_harm_is_counted_and_kept(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ from rarl.training.interim import Track
 from rarl.training.log import read_metrics
 from rarl.training.run_dir import RunDir
 from tests.faults.campaign import differences
-from tests.runs import REPOSITORY, train_here
-from tests.test_training import prepare_all
+from tests.runs import REPOSITORY, prepare_all, train_here
 
 
 def test_the_best_is_remembered_with_how_often_nothing_better_came() -> None:

@@ -1,145 +1,30 @@
-"""The card of a judge: its set, its numbers, its bar, and the judges that must not clear it."""
+"""The card of a judge: that of the rules, and its numbers once more by other means."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from rarl.commands.evaluate import judge_overrides
-from rarl.config import JudgeConfig
 from rarl.errors import UserError
-from rarl.judge.card import BARS, JudgeCard, Share, main_table, render_markdown, share_of
+from rarl.judge.card import JudgeCard, Share, main_table, share_of
 from rarl.judge.card_measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
-from rarl.judge.card_set import (
-    FILLERS,
-    HOSTILE,
-    QUESTIONS,
-    build_cells,
-    build_twins,
-    extra_candidates,
-    reverse_options,
-    set_version,
-)
-from rarl.judge.client import open_judge
-from rarl.judge.rubric import ITEMS
+from rarl.judge.card_set import HOSTILE, QUESTIONS, build_twins, extra_candidates, reverse_options
 from rarl.judge.rules import RulesJudge, judge_by_rules
-from rarl.replies.concepts import content_words
-from rarl.replies.tricks import addresses_the_judge
 from rarl.schema import Verdict
-from tests.faulty_judges import (
-    FULL,
-    Alter,
-    Altered,
-    away,
-    cannot_say_no,
-    counts_words,
-    dice,
-    flattered,
-    fond_of_length,
-    generous,
-    harsh,
-    impressed_by_length,
-    is_long,
-    knows_the_order,
-    moody,
-    obedient,
-    value,
-)
-from tests.judge_faults import free_port
-from tests.runs import REPOSITORY, assert_one_line_error, rarl_here
+from tests.faulty_judges import CELLS, FULL, WORDS, Altered, dice, value
+from tests.runs import REPOSITORY
 
-CELLS = build_cells(QUESTIONS)
 EXTRA = extra_candidates(QUESTIONS)
-# The bar that the rules miss, with or without a further fault.
-WORDS = {"paraphrase_auc"}
-GRAMMAR = set(
-    re.findall(
-        r"\w+",
-        "a an and are as at be by for from has have in into is it its not of on one or that the "
-        "their them there they this to with which no",
-    )
-)
 
 
 @pytest.fixture(scope="module")
 def rules_card() -> JudgeCard:
     return measure_judge(RulesJudge(), QUESTIONS, name="rules")
-
-
-# The set
-
-
-def test_questions_are_well_formed() -> None:
-    assert len({one.id for one in QUESTIONS}) == len(QUESTIONS) == 24
-    assert Counter(one.answer_type for one in QUESTIONS) == {"closed": 8, "choice": 8, "open": 8}
-    assert {one.modality for one in QUESTIONS} == {
-        "chest x-ray",
-        "CT",
-        "MRI",
-        "pathology",
-        "fundus",
-    }
-    assert Counter(one.answer for one in QUESTIONS if one.answer_type == "closed") == {
-        "yes": 4,
-        "no": 4,
-    }
-    for one in QUESTIONS:
-        assert one.wrong != one.answer
-        assert bool(one.options) == (one.answer_type == "choice")
-        assert not one.options or {one.answer, one.wrong} <= set(one.options)
-        assert one.said is None or one.answer_type == "open"
-        assert one.good != one.rationale  # other words, so that copying is not what is measured
-        for text in (one.rationale, one.good, one.bad):
-            assert 2 <= text.count(". ") + 1 <= 3 and text.endswith(".")
-
-
-def test_the_design_is_crossed() -> None:
-    assert (
-        len(CELLS)
-        == len({cell.candidate for cell in CELLS})
-        == len({cell.key for cell in CELLS})
-        == 24 * 16
-    )
-    for position in range(1, 5):
-        assert Counter(cell.key[position] for cell in CELLS) == {True: 192, False: 192}
-    met = Counter(
-        (cell.hostile, cell.right, cell.good, cell.long) for cell in CELLS if cell.hostile
-    )
-    assert set(met.values()) == {3} and len(met) == len(HOSTILE) * 8
-    assert build_cells(QUESTIONS) == CELLS
-    assert set_version(QUESTIONS) == set_version(list(QUESTIONS)) != set_version(QUESTIONS[1:])
-
-
-def test_cells_differ_in_what_they_should() -> None:
-    by_key = {cell.key: cell.candidate for cell in CELLS}
-    for question, (right, good, long) in itertools.product(
-        QUESTIONS, itertools.product((False, True), repeat=3)
-    ):
-        plain, hostile = (by_key[question.id, right, good, long, flag] for flag in (False, True))
-        assert plain.thinking and hostile.answer == plain.answer
-        assert plain.thinking in hostile.reply and len(hostile.reply) > len(plain.reply)
-        assert (question.good if good else question.bad) in plain.thinking
-        assert (plain.answer == question.wrong) is not right
-        assert is_long(plain) is long
-        assert sum(filler in plain.reply for filler in FILLERS) == (5 if long else 0)
-        assert not addresses_the_judge(plain.reply)
-        assert addresses_the_judge(hostile.reply) or all(item in hostile.reply for item in ITEMS)
-
-
-def test_reversed_options_keep_the_answer() -> None:
-    for cell in CELLS:
-        turned = reverse_options(cell.candidate)
-        assert sorted(turned.options or ()) == sorted(cell.candidate.options or ())
-        assert reverse_options(turned) == cell.candidate
-        assert judge_by_rules(turned) == judge_by_rules(cell.candidate)
 
 
 # The rules
@@ -198,121 +83,6 @@ def test_what_the_documentation_says_of_the_rules_on_other_words() -> None:
 
 def test_the_documented_numbers_are_these(rules_card: JudgeCard) -> None:
     assert main_table(rules_card) in (REPOSITORY / "docs/judge.md").read_text(encoding="utf-8")
-
-
-def test_paraphrases_share_no_word_with_the_rationale_but_names_and_sides() -> None:
-    for one in QUESTIONS:
-        named = spoken(f"{one.question} {one.answer} {one.said or ''}") | {"left", "right"}
-        assert spoken(one.paraphrase) & spoken(one.rationale) <= named, one.id
-        assert len(spoken(one.paraphrase)) >= 8
-
-
-def spoken(text: str) -> set[str]:
-    """Words that say something."""
-    return set(re.findall(r"[a-z]+", text.lower())) - GRAMMAR
-
-
-def test_twins_differ_in_the_explanation_alone_and_each_kind_is_made() -> None:
-    twins = build_twins(QUESTIONS)
-    for twin in twins:
-        same = replace(twin.bad, thinking=twin.honest.thinking, reply=twin.honest.reply)
-        assert same == twin.honest != twin.bad and twin.bad.readable
-    made = Counter(twin.kind for twin in twins)
-    assert made == {
-        None: 24,
-        "negated": 48,
-        "conditional": 48,
-        "mirrored": 18,
-        "another image": 48,
-    }
-    mirrored = next(twin.bad.thinking for twin in twins if twin.kind == "mirrored")
-    assert mirrored == (
-        "The left costophrenic angle is blunted. A meniscus-shaped opacity rises along the left "
-        "chest wall. The heart is of normal size."
-    )
-
-
-def test_a_judge_that_counts_shared_words_clears_the_old_auc_and_no_new_one() -> None:
-    card = measure_judge(Altered(counts_words), QUESTIONS)
-    assert value(card.explanation_auc) > 0.8
-    assert value(card.paraphrase_auc) < 0.2
-    assert value(card.transformed_auc) < 0.8
-    assert {"paraphrase_auc", "transformed_auc"} <= {bar.name for bar in card.missed()}
-
-
-def test_the_good_explanations_share_the_words_of_the_rationales() -> None:
-    """Why the rules' AUC says little: the numbers of docs/judge.md."""
-    shares = []
-    for one in QUESTIONS:
-        known = content_words(one.rationale.lower())
-        said = [content_words(text.lower()) for text in (one.good, one.bad)]
-        shares.append([len(words & known) / len(words) for words in said])
-    good, bad = np.mean(shares, axis=0)
-    assert (round(good, 2), round(bad, 2)) == (0.96, 0.69)
-    assert sum(good > bad for good, bad in shares) == 21
-
-
-# Judges with a fault
-
-
-@pytest.mark.parametrize(
-    ("fault", "missed"),
-    [
-        (generous, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
-        (harsh, {"balanced_accuracy", "explanation_auc", "transformed_auc"}),
-        (obedient, {"injection_resistance", "injection_rise"}),
-        (flattered, {"injection_rise"}),
-        (fond_of_length, {"verbosity_explanation"}),
-        (impressed_by_length, {"verbosity_correctness"}),
-        (moody, {"repeat_consistency"}),
-        (knows_the_order, {"swap_consistency"}),
-        (cannot_say_no, {"parse_rate"}),
-        (away, {"reached"}),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_fault_misses_its_own_bar(fault: Alter, missed: set[str]) -> None:
-    card = measure_judge(Altered(fault), QUESTIONS)
-    assert {bar.name for bar in card.missed()} == missed | WORDS
-    assert not card.fit
-    assert len(card.failures()) == len(missed | WORDS)
-    for bar in card.missed():
-        assert any(
-            line.startswith(bar.said) and f"{bar.bound:g}" in line for line in card.failures()
-        )
-    assert all(line in render_markdown(card) for line in card.failures())
-
-
-def test_a_judge_that_is_away_has_no_numbers() -> None:
-    config = JudgeConfig(
-        backend="openai", url=f"http://127.0.0.1:{free_port()}/v1", model="m", retries=0
-    )
-    with open_judge(config, None) as judge:
-        card = measure_judge(judge, QUESTIONS[:2])
-    assert {bar.name for bar in card.missed()} == {bar.name for bar in BARS}
-    assert value(card.reached) == 0.0 and card.parse_rate is None and card.kappa is None
-    assert card.cost.attempts >= 1
-    assert card.cost.verdicts == verdicts_needed(QUESTIONS[:2], 2)
-    assert (
-        "balanced accuracy of correctness could not be measured; the bar is at least 0.85"
-        in card.failures()
-    )
-    assert JudgeCard.from_json(card.to_json()) == card
-    assert "not measured" in render_markdown(card)
-
-
-@pytest.mark.parametrize("more", [[], ["judge.on_unreachable=stop"]])
-@pytest.mark.parametrize("end", ["/v1", "/judge"])
-def test_where_nobody_listens_the_check_says_so_and_judges_nobody(
-    tmp_path: Path, end: str, more: list[str]
-) -> None:
-    address = f"http://127.0.0.1:{free_port()}{end}"
-    judge = judge_overrides(address)
-    judge += ["judge.model=m"] if end == "/v1" else []
-    done = rarl_here("judge", "check", *judge, "judge.retries=0", *more, "--out", tmp_path / "out")
-    assert_one_line_error(done, f"judge.url={address}: the judge cannot be reached", "start it")
-    assert "fit" not in done.stdout + done.stderr
-    assert not (tmp_path / "out").exists()
 
 
 # The numbers, once more by other means

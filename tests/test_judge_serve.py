@@ -3,22 +3,16 @@ faults and deaths."""
 
 from __future__ import annotations
 
-import os
-import signal
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-import yaml
 from ray import serve
 
 from rarl.collect import Collector
@@ -29,18 +23,25 @@ from rarl.evaluation.measurements import Exam, Measurement, complete, look_up
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
 from rarl.evaluation.results import summarise
 from rarl.judge.app import build
-from rarl.judge.cache import VerdictCache, verdict_key
-from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, Candidate, candidate_json
+from rarl.judge.cache import VerdictCache
+from rarl.judge.candidate import MAX_BATCH, MAX_CHARACTERS, candidate_json
 from rarl.judge.card_measure import measure_judge, verdicts_needed
 from rarl.judge.card_set import QUESTIONS
 from rarl.judge.client import open_judge
-from rarl.judge.judge import JudgeCounts
-from rarl.judge.rubric import CHECKLIST
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
 from rarl.schema import Verdict
 from rarl.training.log import read_metrics
+from tests.judge_deaths import (
+    Faulty,
+    assert_a_repeated_run_asks_only_for_what_is_missing,
+    assert_all_accounted_for,
+    assert_asked_no_more_than_needed,
+    kill_judge_replica,
+    kill_model_replica,
+    wait_for,
+)
 from tests.judge_faults import FaultyServer, candidates, forward_to, free_port, serving
 from tests.judge_service import (
     JudgeService,
@@ -48,10 +49,9 @@ from tests.judge_service import (
     run_judge,
     wait_for_tiny_model,
 )
-from tests.runs import REPOSITORY, command_of, train_here
+from tests.runs import train_here
 
 pytestmark = pytest.mark.slow
-STATUSES = ("scored", "unparsable", "unreachable")
 
 
 def config(**keys: Any) -> JudgeConfig:
@@ -198,43 +198,6 @@ def test_no_application_at_this_address(judge_service: JudgeService) -> None:
         assert judge.score(candidates(1))[0].status == "unreachable"
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ({"backend": "serve", "url": "app:judge"}, "backend"),
-        ({"on_unreachable": "stop"}, "on_unreachable"),
-        ({"replicas": 2}, "unknown key 'replicas'"),
-        ({"num_replicas": 0}, "num_replicas"),
-    ],
-)
-def test_wrong_arguments_of_the_application(args: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=rf"judge application: .*{message}"):
-        build(args)
-
-
-@pytest.mark.parametrize("name", ["rules", "tiny", "qwen2_5_7b"])
-def test_configurations_are_valid(name: str) -> None:
-    """As far as it can be told without starting them: `tiny` runs above, and the others differ in
-    their values."""
-    from ray.serve.llm import LLMConfig
-    from ray.serve.schema import ServeDeploySchema
-    from vllm.engine.arg_utils import AsyncEngineArgs
-
-    text = (REPOSITORY / f"configs/judge/{name}.yaml").read_text()
-    *models, judge = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
-    assert (judge.name, judge.route_prefix, judge.import_path) == (
-        "judge",
-        "/judge",
-        "rarl.judge.app:build",
-    )
-    build(dict(judge.args))
-    for model in models:
-        (llm,) = [LLMConfig.model_validate(one) for one in dict(model.args)["llm_configs"]]
-        known = {field.name for field in fields(AsyncEngineArgs)}
-        assert set(llm.engine_kwargs) <= known
-        assert llm.model_id == dict(judge.args)["model"]
-
-
 # The tiny model, which has been starting meanwhile
 
 
@@ -293,17 +256,6 @@ def test_a_model_that_cannot_judge_is_unfit(tiny: JudgeConfig) -> None:
 # Faults and deaths
 
 
-@dataclass(frozen=True)
-class Faulty:
-    """A judge application whose model is reached through a proxy that spoils a third of the
-    answers."""
-
-    url: str
-    proxy: FaultyServer
-    proxy_url: str
-    cache: Path
-
-
 @pytest.fixture
 def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
     proxy = FaultyServer(
@@ -332,20 +284,6 @@ def faulty(judge_service: JudgeService, tmp_path: Path) -> Iterator[Faulty]:
             serve.delete("faulty")
 
 
-def kill_judge_replica() -> None:
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    (name,) = [name for name in names if name.startswith("SERVE_REPLICA::faulty#JudgeService")]
-    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
-
-
-def kill_model_replica() -> None:
-    """By signal, its child processes with it, as when a machine runs out of memory."""
-    ours = psutil.Process().children(recursive=True)
-    (replica,) = [one for one in ours if "ServeReplica:model:ChatModel" in command_of(one)]
-    for one in (*replica.children(recursive=True), replica):
-        os.kill(one.pid, signal.SIGKILL)
-
-
 @pytest.mark.whole
 def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) -> None:
     """200 candidates through faults; midway the judge's replica is killed, and then the model's
@@ -365,76 +303,6 @@ def test_no_candidate_is_lost_when_replicas_die(faulty: Faulty, tmp_path: Path) 
     assert_a_repeated_run_asks_only_for_what_is_missing(
         faulty, asking, asked, verdicts, tmp_path / "run.sqlite"
     )
-
-
-def wait_for(condition: Any, seconds: float = 400) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def assert_all_accounted_for(
-    asked: list[Candidate], verdicts: list[Verdict], counts: JudgeCounts
-) -> None:
-    found: Counter[str] = Counter(verdict.status for verdict in verdicts)
-    assert [found[status] for status in STATUSES] == [
-        getattr(counts, status) for status in STATUSES
-    ]
-    assert counts.scored + counts.unparsable + counts.unreachable == len(asked) == len(verdicts)
-    assert counts.cached == counts.shared == 0
-    # the faults were there, and most were mended
-    assert counts.scored > len(asked) / 2 and counts.unparsable > 0
-
-
-def assert_asked_no_more_than_needed(
-    faulty: Faulty, asked: list[Candidate], run_cache: Path, verdicts: list[Verdict]
-) -> None:
-    """Every verdict that counts is one that the model really gave, kept once; and no candidate was
-    scored twice, except where the replica died between the model's answer and its own."""
-    decided = sum(verdict.status != "unreachable" for verdict in verdicts)
-    application = VerdictCache(faulty.cache)
-    run = VerdictCache(run_cache)
-    assert len(run) == decided
-    identity = (CHECKLIST.version, "openai", faulty.proxy_url, "tiny")
-    kept = [application.get(verdict_key(identity, candidate)) for candidate in asked]
-    for verdict, inner in zip(verdicts, kept, strict=True):
-        assert verdict.status == "unreachable" or inner == verdict
-    whole = (
-        one for one in faulty.proxy.log if one.status == 200 and one.fault in (None, "bad_verdict")
-    )
-    delivered = Counter(one.asked for one in whole)
-    messages = [CHECKLIST.messages(candidate)[1]["content"] for candidate in asked]
-    assert all(
-        delivered[message] for message, verdict in zip(messages, kept, strict=True) if verdict
-    )
-    assert set(delivered) <= set(messages)
-    in_flight = 16  # of the replica that was killed
-    assert sum(delivered.values()) - len(application) <= in_flight
-    application.close()
-    run.close()
-
-
-def assert_a_repeated_run_asks_only_for_what_is_missing(
-    faulty: Faulty,
-    asking: JudgeConfig,
-    asked: list[Candidate],
-    verdicts: list[Verdict],
-    cache: Path,
-) -> None:
-    before = len(faulty.proxy.log)
-    known = [
-        (one, verdict)
-        for one, verdict in zip(asked, verdicts, strict=True)
-        if verdict.status != "unreachable"
-    ]
-    with open_judge(asking, cache) as judge:
-        assert judge.score([candidate for candidate, _ in known]) == [
-            verdict for _, verdict in known
-        ]
-        assert judge.counts().cached == len(known)
-        assert judge.counts().attempts == 0
-    assert len(faulty.proxy.log) == before
 
 
 # In a run
@@ -492,24 +360,3 @@ def test_a_run_waits_for_its_judge_and_is_scored_by_it(
     summary = summarise(samples)["judge"]
     assert (summary["unparsable"], summary["unreachable"], summary["correctness"]["n"]) == (0, 0, 8)
     assert {one.verdict and one.verdict.status for one in samples} == {"scored"}
-
-
-def test_a_run_without_its_judge(
-    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
-) -> None:
-    """It goes on with the other rewards, and says how much was not judged."""
-    overrides = [
-        "rewards={accuracy: 1, judge: 0.5}",
-        "train.steps=2",
-        "judge.backend=serve",
-        f"judge.url=http://127.0.0.1:{free_port()}",
-        "judge.retries=0",
-        "judge.on_unreachable=continue",
-    ]
-    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *overrides)
-    run()
-    for row in read_metrics(run_dir.metrics):
-        assert row["judge/unreachable"] == row["unscored/judge"] == 1.0
-        assert row["reward/judge"] is None
-    rows = pq.read_table(run_dir.samples).to_pylist()
-    assert all(row["score/total"] == row["score/rewards/accuracy"] for row in rows)

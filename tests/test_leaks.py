@@ -5,34 +5,21 @@ from __future__ import annotations
 import io
 import json
 import string
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image
 
-from rarl.data.check import RowCheck
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.fingerprint import (
-    NEAR,
-    ImagePrint,
-    Side,
-    find_leak,
-    image_groups,
-    image_print,
-    near_pairs,
-    text_key,
-)
+from rarl.prepare.fingerprint import ImagePrint, Side
 from rarl.prepare.leaks import check_datasets
 from rarl.prepare.rows import Choices
 from rarl.schema import Example
-from tests.pictures import picture, read, write_folder
+from tests.pictures import make_pictures, picture, read, reencoded, write_folder
 
 COPIES = 12  # images that are near copies of others, planted
 TWINS = 25  # questions of the training side that are asked on the other one again, planted
@@ -42,23 +29,6 @@ def plain(text: str) -> str:
     """Case, punctuation and blanks aside: written otherwise than the checks do it."""
     kept = "".join(" " if c in string.punctuation else c for c in str(text).lower())
     return " ".join(kept.split())
-
-
-def reencoded(path: Path) -> bytes:
-    """The same radiograph, smaller, brighter and compressed again."""
-    image = Image.open(path).convert("RGB")
-    image = image.resize((round(image.width * 0.7), round(image.height * 0.7)))
-    out = io.BytesIO()
-    ImageEnhance.Brightness(image).enhance(1.1).save(out, "JPEG", quality=60)
-    return out.getvalue()
-
-
-def make_pictures(folder: Path, count: int) -> None:
-    """Noise that is fine enough for all bits of the hash to say something."""
-    folder.mkdir()
-    for number in range(count):
-        shades = np.random.default_rng(number).integers(0, 255, (32, 32), dtype=np.uint8)
-        Image.fromarray(shades).resize((240, 320)).save(folder / f"{number}.jpg")
 
 
 def made_records(folder: Path) -> list[dict[str, Any]]:
@@ -262,176 +232,6 @@ def test_against_counts_images_of_bad_rows_and_refuses_those_it_cannot_read(tmp_
         UserError, match=r"theirs\.parquet: row 0: example '0': image cannot .*; mend or delete"
     ):
         prepare_dataset("folder", mine, tmp_path / "again", against=theirs)
-
-
-def handmade(**columns: Any) -> dict[str, Any]:
-    known = {name: ["a", "b"] for name in ("id", "image_id", "question", "answer")}
-    return known | {"answer_type": ["open"] * 2, "image": [picture(0), picture(1)]} | columns
-
-
-@pytest.mark.parametrize("name", ["id", "image_id", "question", "answer", "answer_type", "image"])
-def test_null_in_a_required_column_is_a_bad_row(name: str, tmp_path: Path) -> None:
-    columns = handmade()
-    pq.write_table(pa.table(columns | {name: [columns[name][0], None]}), tmp_path / "a.parquet")
-    report, sound = check_datasets([tmp_path / "a.parquet"])
-    assert not sound
-    assert "1 bad rows: row 1: example" in report
-
-
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [("question", [1, 2]), ("image", ["a", "b"]), ("options", ["a", "b"]), ("organ", [1.5, None])],
-)
-def test_a_column_of_another_type_is_named(name: str, values: list[Any], tmp_path: Path) -> None:
-    pq.write_table(pa.table(handmade(**{name: values})), tmp_path / "a.parquet")
-    with pytest.raises(
-        UserError,
-        match=rf"a\.parquet: column '{name}' is of type .*; convert it with `rarl prepare`",
-    ):
-        check_datasets([tmp_path / "a.parquet"])
-
-
-def test_other_widths_and_encodings_of_the_types_are_read(tmp_path: Path) -> None:
-    wide = {
-        name: pa.array(["a", "b"], pa.large_string()) for name in ("id", "image_id", "question")
-    }
-    options = pa.array([None, None], pa.large_list(pa.large_string()))
-    other = {
-        "answer": pa.array(["a", "b"]).dictionary_encode(),
-        "options": options,
-        "organ": pa.nulls(2),
-    }
-    pq.write_table(pa.table(handmade(**wide, **other)), tmp_path / "a.parquet")
-    assert check_datasets([tmp_path / "a.parquet"])[1]
-
-
-def test_damaged_pages_are_named_with_their_part_of_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    write_examples(
-        path,
-        [Example(str(i), picture(i), str(i), f"What is {i}?", "a mass", "open") for i in range(6)],
-    )
-    whole = path.read_bytes()
-    path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
-    with pytest.raises(
-        UserError, match=r"a\.parquet: row group 0 cannot be read \(.*\); prepare or fetch"
-    ) as caught:
-        check_datasets([path])
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"a\.parquet: column 'id' cannot be read"):
-        ParquetRows(path).column("id")
-    bad = list(RowCheck().facts_in(str(path), [2, 3]))
-    assert [one["row"] for one in bad] == [2, 3]
-    assert "row group 0 cannot be read" in bad[0]["reason"]
-
-
-def pairs_of(left: Any, right: Any) -> list[tuple[int, int]]:
-    return [
-        (int(i), int(j))
-        for lefts, rights in near_pairs(left, right)
-        for i, j in zip(lefts, rights, strict=True)
-    ]
-
-
-def test_near_pairs_are_those_of_a_plain_loop() -> None:
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2, (40, 256), dtype=np.uint8)
-    for i in range(20):  # pairs that differ in 13 to 51 bits
-        bits[20 + i] = bits[i]
-        bits[20 + i, rng.permutation(256)[: 13 + 2 * i]] ^= 1
-    looks = np.packbits(bits, axis=1).view(np.uint64)
-    found = set(pairs_of(looks, looks))
-    assert found == {
-        (i, j) for i in range(40) for j in range(40) if (bits[i] != bits[j]).sum() <= NEAR
-    }
-    assert {(0, 20), (9, 29)} <= found
-    assert (10, 30) not in found
-    groups = image_groups(looks)
-    assert groups[0] == groups[20]
-    assert len(set(groups.tolist())) == 30
-
-
-@pytest.mark.parametrize("kind", ["made", pytest.param("real", marks=pytest.mark.real_data)])
-def test_copies_are_near_and_different_radiographs_are_not(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if kind == "made":
-        make_pictures(tmp_path / "images", 24)
-    folder = tmp_path if kind == "made" else request.getfixturevalue("vqa_rad")
-    files = sorted((folder / "images").iterdir())[:24]
-    originals = [Image.open(path).convert("RGB") for path in files]
-    looks = np.stack([image_print(b"", image).look for image in originals])
-    assert len(pairs_of(looks, looks)) == len(files)  # each with itself alone
-    copies = np.stack(
-        [image_print(b"", Image.open(io.BytesIO(reencoded(p))).convert("RGB")).look for p in files]
-    )
-    assert pairs_of(looks, copies) == [(i, i) for i in range(len(files))]
-
-
-def test_many_images_that_are_alike_take_no_memory_by_the_pair(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """All pairs of them as numbers would take 16 bytes each."""
-    monkeypatch.setattr("rarl.prepare.fingerprint.CHUNK", 1 << 12)
-    looks = np.zeros((600, 4), np.uint64)
-    looks[::3] = ~np.uint64(0)
-    side = Side("a", images={str(i): i for i in range(len(looks))}, looks=list(looks))
-    side.rows = [(i, f"which?\n{i % 3}") for i in range(len(looks))]
-    tracemalloc.start()
-    groups, leak = image_groups(looks), find_leak(side, side)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert groups.tolist() == [0, 1, 1] * 200
-    assert (len(leak.twins), len(leak.questions), leak.same_text, leak.near_images) == (
-        600,
-        600,
-        [],
-        [],
-    )
-    assert peak < 16 * len(looks) ** 2 / 4, peak
-
-
-def test_twins_are_those_of_a_plain_loop() -> None:
-    rng = np.random.default_rng(0)
-    base = rng.integers(0, 2**63, (6, 4)).astype(np.uint64)
-    left, right = (
-        Side(name, looks=list(base[rng.integers(0, 6, 20)])) for name in ("left", "right")
-    )
-    for side in (left, right):
-        side.images = {f"{side.name}-{i}": i for i in range(20)}
-        side.rows = [
-            (image, f"q\n{key}") for image, key in rng.integers(0, (20, 9), (60, 2)).tolist()
-        ]
-    leak = find_leak(left, right)
-    known = {(left.looks[i].tobytes(), key) for i, key in left.rows}
-    twins = [
-        row for row, (i, key) in enumerate(right.rows) if (right.looks[i].tobytes(), key) in known
-    ]
-    texts = {key for _, key in left.rows}
-    assert leak.twins == twins
-    assert leak.same_text == [
-        r for r, (_, key) in enumerate(right.rows) if key in texts and r not in twins
-    ]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "equal"),
-    [
-        ("+", "-", False),
-        ("<5", ">5", False),
-        ("0.5 cm", "5 cm", False),
-        ("-5", "5", False),
-        ("\N{MINUS SIGN}5", "-5", True),
-        ("HER2+", "HER2-", False),
-        ("50 %", "50%", True),
-        ("The left lung.", "the  LEFT lung", True),
-        ("Chest X-ray", "chest x ray", True),
-        ("MR - Flair", "MR Flair", True),
-        ("T2-weighted, axial", "T2 weighted axial?!", True),
-    ],
-)
-def test_signs_count_and_punctuation_does_not(one: str, other: str, equal: bool) -> None:
-    assert (text_key(one) == text_key(other)) == equal
 
 
 def test_twins_may_differ_in_their_wrong_options(tmp_path: Path) -> None:

@@ -15,14 +15,8 @@ import pytest
 from plan import beside, predict
 from safetensors import safe_open
 from scaling import SLOWNESS, Network, equal_step, scale
-from typer.testing import CliRunner
 
-from rarl.cli import app
-from rarl.config import Config, load_config
-from rarl.data.parquet import ParquetRows, write_examples
-from rarl.data.prepared import prepare_example
-from rarl.errors import UserError
-from rarl.planning.data import read_lengths, spread_rows
+from rarl.config import load_config
 from rarl.planning.memory import (
     CACHE,
     CARDS,
@@ -33,7 +27,7 @@ from rarl.planning.memory import (
     judge_is_here,
     plan_memory,
 )
-from rarl.planning.plan import lines, make_plan
+from rarl.planning.plan import make_plan
 from rarl.planning.seconds import (
     CPU,
     DISTINCT,
@@ -53,14 +47,8 @@ from rarl.planning.sizes import (
     questions_asked,
     step_work,
 )
-from rarl.prompts import plain_prompt
-from rarl.schema import Example
 from tests.conftest import FinishedRun
-from tests.runs import FINISHED, REPOSITORY, assert_one_line_error, environment, rarl
-
-DEMO = REPOSITORY / "configs/demo.yaml"
-QWEN = REPOSITORY / "configs/recipes/qwen2vl_2b/rarl.yaml"
-HUB = "Qwen/Qwen2-VL-2B-Instruct"
+from tests.runs import DEMO, FINISHED, HUB, QWEN, REPOSITORY, environment
 
 
 @pytest.fixture(scope="module")
@@ -340,77 +328,3 @@ def test_the_measured_constants_are_finite() -> None:
     assert plan.memory is None
     assert 0 < plan.step.total < 60
     assert CPU.update > 1e9
-
-
-@pytest.mark.parametrize("config", [DEMO, QWEN])
-def test_a_cpu_configuration_can_be_planned_for_a_card(config: Path) -> None:
-    loaded: Config = load_config(config)
-    plan = make_plan(loaded, gpu="a100-80g")
-    assert plan.memory is not None
-    assert plan.memory.card == CARDS["a100-80g"].memory
-    assert plan.memory.shortfalls() == []
-    assert make_plan(loaded, gpu_gib=20.0).card == replace(CARDS["a100-40g"], memory=20.0)
-
-
-def test_the_command_says_what_to_set_and_that_nothing_was_measured(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    assert CliRunner().invoke(app, ["plan", str(QWEN), "--gpu", "a100-40g"]).exit_code == 0
-    printed = capfd.readouterr().out
-    for part in (
-        "fits; best use: rollout.gpu_memory_share=",
-        "train.micro_batch_tokens=",
-        "estimate, not measured",
-    ):
-        assert part in printed
-    assert CliRunner().invoke(app, ["plan", str(DEMO)]).exit_code == 0
-    assert "sampler x 2" in capfd.readouterr().out
-
-
-def test_a_card_that_is_not_known_is_named() -> None:
-    assert_one_line_error(
-        rarl("plan", DEMO.relative_to(REPOSITORY), "--gpu", "a100"),
-        "--gpu a100: not a card that is known here; choose one of",
-        "a100-40g",
-    )
-    with pytest.raises(UserError, match="--gpu-gib -1: a card has more than 0 GiB"):
-        find_card("a100-40g", -1)
-
-
-def test_the_datas_own_lengths_are_planned_with_where_they_are_at_hand(
-    tmp_path: Path, dataset: Path, examples: list[Example], processor: Any
-) -> None:
-    longer = replace(examples[1], question="Where " * 50)
-    write_examples(tmp_path / "test.parquet", [examples[0], longer, replace(longer, image=b"x")])
-    overrides = [f"data.train={dataset}", f"data.eval={{a: {tmp_path}/test.parquet, b: no/file}}"]
-    overrides += ["prompts.train={plain: 1}"]
-    plan = make_plan(load_config(DEMO, overrides))
-    prepared = [prepare_example(one, processor, plain_prompt()) for one in examples]
-    mean = float(np.mean([len(one.prompt_token_ids) for one in prepared]))
-    assert plan.lengths is not None
-    assert plan.lengths.prompt == pytest.approx(mean)
-    assert (plan.work.prompt, plan.work.image) == (round(mean), 16)
-    assert plan.lengths.longest == f"{tmp_path}/test.parquet: row 1"
-    assert plan.shortfalls() == []
-    assert any(f"{dataset}: prompts of {round(mean)} tokens" in line for line in lines(plan))
-    short = [*overrides, f"rollout.max_model_length={plan.lengths.needed - 1}"]
-    (problem,) = make_plan(load_config(DEMO, short)).shortfalls()
-    assert f"row 1 needs {plan.lengths.needed} tokens with its reply: set rollout.max" in problem
-    assert make_plan(load_config(DEMO)).lengths is None, "a function makes them"
-
-
-def test_lengths_are_estimated_without_the_model_and_of_a_part_of_large_data(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, examples: list[Example]
-) -> None:
-    path = tmp_path / "train.parquet"
-    write_examples(path, [replace(one, id=str(i)) for i, one in enumerate(examples * 20)])
-    monkeypatch.setattr("rarl.planning.data.MOST_ROWS", 128)
-    monkeypatch.setattr("rarl.planning.data.local_processor", lambda path: None)
-    config = load_config(QWEN, [f"data.train={path}", "data.eval={}"])
-    found = read_lengths(config, HUB)
-    assert found is not None and not found.text_known
-    assert (found.looked_at, found.rows) == (128, 480)
-    assert (found.prompt, found.image) == (100 + 16, 16)  # pictures of 112 x 112
-    assert found.needed == 100 + 16 + config.rollout.max_completion_tokens
-    rows = spread_rows(ParquetRows(path))
-    assert rows[0] < 32 and rows[-1] >= 448, "from one end to the other"

@@ -14,7 +14,7 @@ from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.files import Files
 from tests.pictures import picture, read, write_folder, write_hub_parquet
-from tests.test_sources import CHOICES, omni_row, slake_row, write_csv
+from tests.published_rows import CHOICES, omni_row, slake_row, write_csv
 
 UNTOLD = (
     "nothing tells the split of 2 questions, neither their records nor train, validation or test"

@@ -13,7 +13,7 @@ import pytest
 
 from rarl.replies.tags import parse_reply
 from rarl.schema import Example
-from tests.serving.hostile import dicom, encoded
+from tests.serving.hostile_files import dicom, encoded
 from tests.serving.service import Service, answer_body, write_run
 
 pytestmark = pytest.mark.slow

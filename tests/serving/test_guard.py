@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,53 +13,16 @@ from PIL import Image
 
 from rarl.config import PromptsConfig
 from rarl.data.images import decode_image
-from rarl.errors import UserError
 from rarl.prepare.metadata import without_metadata
 from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
-from rarl.serving.app import build_api
-from rarl.serving.asking import Engines, Model, PosedQuestion, read_answer
-from rarl.serving.guard import Metrics, merge
+from rarl.serving.asking import Model, PosedQuestion, read_answer
+from rarl.serving.guard import merge
 from rarl.serving.images import read_image
-from rarl.serving.settings import (
-    SHORTEST,
-    ApiKey,
-    Limits,
-    ServiceConfig,
-    is_loopback,
-    read_api_key,
-    read_settings,
-    require_key_for,
-)
-from tests.serving.hostile import MARKER, all_hostile, encoded, picture
+from tests.serving.door import LIMITS, api, client, post
+from tests.serving.hostile import all_hostile
+from tests.serving.hostile_files import MARKER, encoded, picture
 from tests.serving.service import KEY, answer_body
-
-LIMITS = Limits(body_seconds=0.3, completion_tokens=200, image_pixels=4_000_000)
-
-
-class NoEngine:
-    """In place of an engine's handle: whoever uses it has passed everything that should have
-    stopped them."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError("the engine was reached")
-
-
-def api(model_path: str, key: str | None = KEY, **keys: Any) -> Any:
-    config = ServiceConfig(
-        **{"model": model_path, "name": "base", "prompt": "plain", "limits": LIMITS, **keys}
-    )
-    metrics = Metrics()
-    engines = Engines(config, model_path, 16, NoEngine(), metrics)
-    return build_api(engines, ApiKey(key) if key else None, metrics)
-
-
-def client(
-    app: Any, host: str = "http://127.0.0.1:8000", caller: str = "127.0.0.1"
-) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        transport=httpx.ASGITransport(app, client=(caller, 5000)), base_url=host, timeout=60
-    )
 
 
 @pytest.mark.parametrize("attack", all_hostile(), ids=lambda attack: attack.name.replace("\0", "0"))
@@ -202,13 +163,6 @@ def test_a_value_of_the_wrong_kind_is_refused_by_its_name(
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
     assert error["param"] == param
     assert error["message"].startswith(f"{param}: ") and len(error["message"]) > len(param) + 10
-
-
-async def post(app: Any, path: str, body: Any) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    async with client(app) as http:
-        return await http.post(path, content=content, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -371,81 +325,6 @@ def test_without_a_key_only_this_machine_is_answered(
 
     assert asyncio.run(get("/about")) == expected
     assert asyncio.run(get("/health")) == 200
-
-
-def test_an_address_that_others_reach_needs_a_key(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("RARL_API_KEY", raising=False)
-    config = read_settings({"model": "m", "name": "base"})
-    for host in ("127.0.0.1", "127.8.0.1", "::1", "localhost"):
-        require_key_for(host, None, config)
-    for host in (
-        "0.0.0.0",
-        "::",
-        "192.168.1.7",
-        "10.0.0.1",
-        "example.org",
-        "127.0.0.1.example.org",
-    ):
-        with pytest.raises(
-            UserError,
-            match=f"{host}: other machines reach this address.*RARL_API_KEY.*open_without_key",
-        ):
-            require_key_for(host, read_api_key(config), config)
-        require_key_for(host, ApiKey("k" * SHORTEST), config)
-        require_key_for(host, None, config.model_copy(update={"open_without_key": True}))
-    assert is_loopback("::ffff:127.0.0.1") and not is_loopback("::ffff:10.0.0.1")
-
-
-def test_keys_come_from_the_variable_or_a_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    file = tmp_path / "key"
-    file.write_text("from-a-file-0123456789\n")
-    monkeypatch.setenv("RARL_API_KEY", "from-the-variable-0123456789")
-    by_variable = read_api_key(read_settings({"model": "m", "name": "base"}))
-    by_file = read_api_key(read_settings({"model": "m", "name": "base", "api_key_file": str(file)}))
-    assert by_variable is not None and by_file is not None
-    assert by_variable.matches("Bearer from-the-variable-0123456789")
-    assert by_file.matches("bearer from-a-file-0123456789")
-    for wrong in (
-        None,
-        "",
-        "Bearer",
-        "Bearer ",
-        "Bearer from-a-file-012345678",
-        "Bearer from-a-file-0123456789\xff",
-        "Basic from-a-file-0123456789",
-    ):
-        assert not by_file.matches(wrong)
-    for text, message in (
-        ("short", "at least 16 characters"),
-        ("with a space in the middle", "printable ASCII"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UserError, match=message) as caught:
-            read_api_key(read_settings({"model": "m", "name": "base", "api_key_file": str(file)}))
-        assert text not in str(caught.value)
-    with pytest.raises(UserError, match="cannot be read"):
-        read_api_key(
-            read_settings({"model": "m", "name": "base", "api_key_file": str(tmp_path / "none")})
-        )
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"limit": 3}, "unknown key 'limit'"),
-        ({"name": "a/b"}, "name"),
-        ({"samples": 9}, r"samples=9 is above limits\.replies=8"),
-        ({"default": "first"}, "adapters names no folder"),
-        ({"limits": {"concurrent": 0}}, r"limits\.concurrent"),
-    ],
-)
-def test_wrong_settings_are_named(keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        read_settings({"model": "m", "name": "base", **keys})
 
 
 def test_figures_of_several_nodes_are_one_text() -> None:

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from rarl.schema import Example
-from tests.serving.hostile import MARKER, all_hostile
+from tests.serving.hostile import all_hostile
+from tests.serving.hostile_files import MARKER
 from tests.serving.service import Service, answer_body
 
 pytestmark = pytest.mark.slow

@@ -21,7 +21,7 @@ from selenium.webdriver.support.select import Select
 
 from rarl.schema import Example
 from tests.report_page import start_browser
-from tests.serving.hostile import dicom
+from tests.serving.hostile_files import dicom
 from tests.serving.service import Service
 
 pytestmark = pytest.mark.slow
