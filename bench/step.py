@@ -1,13 +1,15 @@
 """Seconds of a whole training step, generation to published adapter: RARL and TRL side by side.
 
-    python bench/step.py [--json FILE] [--steps 12]
+    python bench/step.py [--json FILE] [--case tiny|middle]
     python bench/step.py --device cuda --tokenizer QWEN2_VL_FOLDER
 
-The tiny model, phantom questions, 16 prompts x 8 answers, the same rewards, adapter and machine;
-medians over the steps after the first three. RARL runs as `rarl train` does, with Ray, Ray Data and
+Phantom questions, the same rewards, adapter and machine; medians over the steps after the first
+ones. The tiny model answers with its own rewards. The middle one, that of `update.py`, is random:
+its pictures are enlarged to prompts of some 400 tokens, it fills its 200, and its reward is chance,
+so that groups have something to learn from. RARL runs as `rarl train` does, with Ray, Ray Data and
 two vLLM engines; TRL runs as its own trainer does: tuned, once generating with transformers and
-once with vLLM, and with its defaults. Ratios are to the faster of the tuned two. With `--device
-cuda`, RARL alone, on a random Qwen2-VL-2B.
+once with vLLM, and with its defaults (tiny only). Ratios are to the faster of the tuned two. With
+`--device cuda`, RARL alone, on a random Qwen2-VL-2B.
 """
 
 from __future__ import annotations
@@ -20,19 +22,44 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 from measure import write_rows
 from rich.console import Console
 from rich.table import Table
+from runs import RARL, REPOSITORY, environment
 
 from rarl.planning.sizes import IMAGE_TOKEN_PIXELS
+from rarl.tiny.dataset import base_model
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PROMPTS, GROUP, MAX_TOKENS, WARM_UP = 16, 8, 48, 3
+
+@dataclass(frozen=True)
+class StepCase:
+    """`prompts` x `group` completions of at most `max_tokens` a step, with their prompts of at
+    most `max_length`, over `steps` steps of which the first `warm_up` do not count; TRL passes
+    `batch` of them through the model at once when it is tuned."""
+
+    name: str
+    prompt: int
+    prompts: int
+    group: int
+    max_tokens: int
+    batch: int
+    max_length: int
+    steps: int
+    warm_up: int
+
+
+# All completions in one forward pass is the fastest for so small a model; at the middle one a
+# group is as fast, and fits into memory.
+TINY = StepCase("tiny", 60, 16, 8, 48, batch=128, max_length=256, steps=12, warm_up=3)
+MIDDLE = StepCase("middle", 405, 4, 8, 200, batch=8, max_length=1024, steps=5, warm_up=2)
+MIDDLE_IMAGE_TOKENS = 340
+CHANCE = "cases:chance_reward"
 SPECIAL = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -41,34 +68,29 @@ SPECIAL = {
 }
 
 
-def rarl_step(steps: int, overrides: list[str], device: str) -> dict[str, Any]:
+def rarl_step(case: StepCase, overrides: list[str], device: str) -> dict[str, Any]:
     """Medians of a real run's own metrics, and on a GPU the most memory that all its processes
     together held."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [
-            str(Path(sys.executable).parent / "rarl"),
-            "train",
-            "configs/recipes/tiny/rl.yaml",
-            f"run_dir={run}",
-        ]
-        command += [
-            f"train.steps={steps}",
-            f"train.prompts_per_step={PROMPTS}",
-            f"rollout.group_size={GROUP}",
-        ]
-        command += ["data.eval={}", "grpo.kl_beta=0", f"train.checkpoint_every={steps}", *overrides]
+        command = [RARL, "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}"]
+        command += [f"train.steps={case.steps}", f"train.checkpoint_every={case.steps}"]
+        command += [f"train.prompts_per_step={case.prompts}", f"rollout.group_size={case.group}"]
+        command += [f"rollout.max_completion_tokens={case.max_tokens}"]
+        command += [f"rollout.max_model_length={case.max_length}"]
+        command += ["data.eval={}", "grpo.kl_beta=0", *overrides]
         memory = GpuMemory() if device == "cuda" else None
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        # Where the reward by chance is found.
+        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
-            sys.exit(f"rarl: {done.stderr[-2000:]}")
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][
-            WARM_UP:
-        ]
-    keys = [key for key in rows[0] if key.startswith("seconds/")] + [
-        "completion_tokens/total",
-        "published_bytes",
-    ]
+            sys.exit(f"rarl: {(done.stderr or done.stdout)[-2000:]}")
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines][case.warm_up :]
+    keys = [key for key in rows[0] if key.startswith("seconds/")]
+    keys += ["completion_tokens/total", "published_bytes", "groups_without_spread"]
     found = {
         key.removeprefix("seconds/"): statistics.median(row[key] for row in rows) for key in keys
     }
@@ -102,19 +124,25 @@ class GpuMemory:
         return self.peak
 
 
-def trl_step(steps: int, tuned: bool, use_vllm: bool = False) -> dict[str, Any]:
+def trl_step(
+    case: StepCase, model: Path, tuned: bool = True, use_vllm: bool = False
+) -> dict[str, Any]:
     """In a process of its own, with as many threads as there are cores."""
     call = (
-        f"trl_steps({steps}, {PROMPTS}, {GROUP}, {MAX_TOKENS}, tuned={tuned}, use_vllm={use_vllm})"
+        f"trl_steps(StepCase(**{asdict(case)}), {str(model)!r}, tuned={tuned}, "
+        f"use_vllm={use_vllm}, by_chance={case == MIDDLE})"
     )
-    code = f"import json; from trl_baseline import trl_steps; print(json.dumps({call}))"
-    place = str(Path(__file__).parent)
+    code = (
+        "import json; from step import StepCase; from trl_baseline import trl_steps; "
+        f"print(json.dumps({call}))"
+    )
     # A bound on the cache of vLLM's CPU build; without effect where it is not used.
-    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    own = environment() | {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    place = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=place,
-        env=environment,
+        env=own,
         capture_output=True,
         text=True,
         check=False,
@@ -124,23 +152,38 @@ def trl_step(steps: int, tuned: bool, use_vllm: bool = False) -> dict[str, Any]:
     (line,) = (
         line for line in done.stdout.splitlines() if line.startswith("[") and line.endswith("]")
     )
-    return {"step": statistics.median(json.loads(line)[WARM_UP:])}
+    return {"step": statistics.median(json.loads(line)[case.warm_up :])}
 
 
 def random_2b(folder: Path, tokenizer: Path, image_tokens: int | None = None) -> None:
     """Saves a random Qwen2-VL-2B of bfloat16 weights as a model folder, with the tokenizer and
-    processor of `tokenizer`; with `image_tokens`, small images are enlarged to at least so many.
-    Made on the CPU: what this process took of a GPU, the run that is measured would lack."""
+    processor of `tokenizer`; with `image_tokens`, small images are enlarged to at least so many."""
+    save_random("2b", folder, tokenizer, torch.bfloat16, image_tokens)
+
+
+def random_middle(folder: Path) -> None:
+    """Saves the random middle model in float32, with the tiny model's tokenizer and processor."""
+    save_random("middle", folder, base_model(), torch.float32, MIDDLE_IMAGE_TOKENS)
+
+
+def save_random(
+    kind: str, folder: Path, tokenizer: Path, dtype: torch.dtype, image_tokens: int | None
+) -> None:
+    """Made on the CPU: what this process took of a GPU, the run that is measured would lack."""
     from cases import model_config
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(tokenizer)
-    config, ids = model_config("2b", None), processor.tokenizer.convert_tokens_to_ids
-    for key in ("image_token", "video_token", "vision_start_token", "vision_end_token"):
-        setattr(config, f"{key}_id", ids(SPECIAL[key]))
+    config, ids = model_config(kind, None), processor.tokenizer.convert_tokens_to_ids
+    # A word for every entry of the head: what is sampled can be read.
+    missing = config.text_config.vocab_size - len(processor.tokenizer)
+    if kind == "middle":
+        processor.tokenizer.add_tokens([f" w{number}" for number in range(missing)])
+    for key, token in SPECIAL.items():
+        setattr(config, f"{key}_id", ids(token))
     config.text_config.eos_token_id = processor.tokenizer.eos_token_id
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     if image_tokens is not None:
         area = image_tokens * IMAGE_TOKEN_PIXELS
@@ -148,8 +191,8 @@ def random_2b(folder: Path, tokenizer: Path, image_tokens: int | None = None) ->
     processor.save_pretrained(folder)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    size = f"{PROMPTS} prompts x {GROUP} answers, {os.cpu_count()} cores"
+def show(case: StepCase, rows: list[dict[str, Any]]) -> None:
+    size = f"{case.prompts} prompts x {case.group} answers, {os.cpu_count()} cores"
     table = Table(title=f"one step, {size}; medians, seconds")
     phases = ("step", "data", "rollout", "reward", "update", "publish", "other")
     for column in ("system", *phases, "TRL / this"):
@@ -164,55 +207,72 @@ def show(rows: list[dict[str, Any]]) -> None:
     share = 100 * own["publish"] / own["step"]
     print(f"publish {share:.1f} % of a step, {own['published_bytes']:.0f} adapter bytes")
     print(f"all but generation, reward and update {100 * rest / own['step']:.1f} %")
-    print(f"{own['tokens_per_second']:.0f} completion tokens/s")
+    tokens, count = own["completion_tokens/total"], case.prompts * case.group
+    print(f"{own['tokens_per_second']:.0f} completion tokens/s, {tokens / count:.0f} a completion")
+    print(f"groups without spread: {100 * own['groups_without_spread']:.0f} %")
     if "stack_peak_mb" in own:
         print(f"GPU memory of all processes together {own['stack_peak_mb']:.0f} MB")
 
 
+def measured_2b(tokenizer: Path) -> list[dict[str, Any]]:
+    overrides = ["device=cuda", "model.dtype=bfloat16", "rollout.num_actors=1"]
+    overrides += ["rollout.max_completion_tokens=200", "rollout.max_model_length=1024"]
+    with tempfile.TemporaryDirectory() as folder:
+        random_2b(Path(folder), tokenizer)
+        found = rarl_step(TINY, [f"model.path={folder}", *overrides], "cuda")
+    return [{"system": "RARL", **found}]
+
+
+def measured_tiny() -> list[dict[str, Any]]:
+    stale = rarl_step(TINY, ["rollout.max_staleness=1"], "cpu")
+    return [
+        {"system": "RARL", **rarl_step(TINY, [], "cpu")},
+        {"system": "RARL, staleness 1", **stale},
+        {"system": "TRL tuned", **trl_step(TINY, base_model())},
+        {"system": "TRL tuned, vLLM", **trl_step(TINY, base_model(), use_vllm=True)},
+        {"system": "TRL defaults", **trl_step(TINY, base_model(), tuned=False)},
+    ]
+
+
+def measured_middle() -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder)
+        random_middle(model)
+        overrides = [f"model.path={model}", "rewards={" + CHANCE + ": 1}"]
+        return [
+            {"system": "RARL", **rarl_step(MIDDLE, overrides, "cpu")},
+            {"system": "TRL tuned", **trl_step(MIDDLE, model)},
+            {"system": "TRL tuned, vLLM", **trl_step(MIDDLE, model, use_vllm=True)},
+        ]
+
+
 def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the rows there")] = None,
-    steps: int = 12,
+    case: Literal["tiny", "middle"] = "tiny",
     device: str = "cpu",
     tokenizer: Annotated[
         Path | None, typer.Option(help="folder of Qwen2-VL's processor, for --device cuda")
     ] = None,
 ) -> None:
+    size = MIDDLE if case == "middle" else TINY
     if device == "cuda":
         if tokenizer is None:
             sys.exit("--device cuda needs --tokenizer, the folder of Qwen2-VL's processor files")
-        with tempfile.TemporaryDirectory() as folder:
-            random_2b(Path(folder), tokenizer)
-            overrides = [
-                "device=cuda",
-                f"model.path={folder}",
-                "model.dtype=bfloat16",
-                "rollout.num_actors=1",
-            ]
-            overrides += ["rollout.max_completion_tokens=200", "rollout.max_model_length=1024"]
-            rows = [{"system": "RARL", **rarl_step(steps, overrides, device)}]
+        rows = measured_2b(tokenizer)
     else:
-        rows = [
-            {"system": "RARL", **rarl_step(steps, [], device)},
-            {
-                "system": "RARL, staleness 1",
-                **rarl_step(steps, ["rollout.max_staleness=1"], device),
-            },
-            {"system": "TRL tuned", **trl_step(steps, tuned=True)},
-            {"system": "TRL tuned, vLLM", **trl_step(steps, tuned=True, use_vllm=True)},
-            {"system": "TRL defaults", **trl_step(steps, tuned=False)},
-        ]
+        rows = measured_middle() if case == "middle" else measured_tiny()
         fastest = min(row["step"] for row in rows if row["system"].startswith("TRL tuned"))
         for row in rows:
             row["ratio_to_trl_tuned"] = fastest / row["step"]
     for row in rows:
         row |= {
-            "case": "step",
-            "prompt": 60,
-            "completion": MAX_TOKENS,
-            "group": GROUP,
+            "case": f"step, {case}",
+            "prompt": size.prompt,
+            "completion": size.max_tokens,
+            "group": size.group,
             "seconds": row["step"],
         }
-    show(rows)
+    show(size, rows)
     write_rows(json_file, rows)
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from cases import chance_reward
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from PIL import Image
+from step import StepCase
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -20,6 +22,7 @@ from rarl.grpo.forward import make_patches
 from rarl.grpo.group import TokenGroup
 from rarl.grpo.policy import TARGETS
 from rarl.prompts import chat_messages, question_text, read_families
+from rarl.rewards import Reward
 from rarl.rewards.answer import accuracy_reward
 from rarl.rewards.form import format_reward
 from rarl.schema import Example
@@ -78,19 +81,17 @@ def trl_update(
 
 
 def trl_steps(
-    steps: int, prompts: int, group: int, max_tokens: int, tuned: bool, use_vllm: bool
+    case: StepCase, model: str, tuned: bool, use_vllm: bool, by_chance: bool
 ) -> list[float]:
-    """Seconds of each step of a TRL training on phantom questions with the tiny model and RARL's
-    rewards."""
-    count = prompts * group
-    # All completions in one forward pass is the fastest for so small a model; 8 at a time is TRL's
-    # default.
-    batch = count if tuned else 8
+    """Seconds of each step of a TRL training on phantom questions, with RARL's rewards or one by
+    chance."""
+    count = case.prompts * case.group
+    batch = case.batch if tuned else 8  # TRL's default
     options: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
     if use_vllm:  # without the pass that its importance sampling needs
         options |= {
             "use_vllm": True,
-            "vllm_max_model_length": 256,
+            "vllm_max_model_length": case.max_length,
             "vllm_importance_sampling_correction": False,
         }
     arguments = GRPOConfig(
@@ -98,11 +99,11 @@ def trl_steps(
         use_cpu=True,
         bf16=False,
         beta=0.0,
-        num_generations=group,
+        num_generations=case.group,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=count // batch,
-        max_completion_length=max_tokens,
-        max_steps=steps,
+        max_completion_length=case.max_tokens,
+        max_steps=case.steps,
         learning_rate=1e-3,
         report_to=[],
         save_strategy="no",
@@ -110,27 +111,31 @@ def trl_steps(
         **options,
     )
     clock = StepTimes()
-    examples = draw_examples("seen", steps * prompts, 0, "bench")
-    grpo_trainer(arguments, examples, clock).train()
+    examples = draw_examples("seen", case.steps * case.prompts, 0, "bench")
+    rewards = [chance_reward] if by_chance else [format_reward, accuracy_reward]
+    grpo_trainer(arguments, examples, clock, model, rewards).train()
     return clock.seconds
 
 
 def grpo_trainer(
-    arguments: GRPOConfig, examples: Sequence[Example], clock: StepTimes
+    arguments: GRPOConfig,
+    examples: Sequence[Example],
+    clock: StepTimes,
+    model: str,
+    rewards: Sequence[Reward],
 ) -> GRPOTrainer:
-    """TRL's trainer of the tiny model, with RARL's rewards, prompt and kind of adapter."""
+    """TRL's trainer with RARL's prompt and kind of adapter."""
     columns = ("answer", "answer_type", "options", "question")
     rows: dict[str, list[Any]] = {name: [getattr(e, name) for e in examples] for name in columns}
     plain = read_families()["plain"]
     rows["prompt"] = [chat_messages(question_text(e, plain, plain.wordings[0])) for e in examples]
     rows["image"] = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples]
-    path = str(base_model())
     return GRPOTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
-        reward_funcs=[text_reward(format_reward), text_reward(accuracy_reward)],
+        model=AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=[text_reward(reward) for reward in rewards],
         args=arguments,
         train_dataset=Dataset.from_dict(rows),
-        processing_class=AutoProcessor.from_pretrained(path),
+        processing_class=AutoProcessor.from_pretrained(model),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"),
         callbacks=[clock],
     )
@@ -165,7 +170,9 @@ def trl_learning(config: Config, out: str) -> dict[str, list[float]]:
         disable_tqdm=True,
     )
     clock = StepTimes()
-    trainer = grpo_trainer(arguments, draw_examples("seen", 960, config.seed, "train"), clock)
+    examples = draw_examples("seen", 960, config.seed, "train")
+    rewards = [format_reward, accuracy_reward]
+    trainer = grpo_trainer(arguments, examples, clock, str(base_model()), rewards)
     trainer.train()
     trainer.save_model(out)
     key = "rewards/accuracy_reward/mean"
