@@ -256,11 +256,15 @@ def test_more_at_once_than_allowed_are_told_to_come_back(model_path: str) -> Non
     """Two at work, whose bodies are still coming; the third and fourth are not taken in."""
 
     async def call() -> list[int]:
-        app = api(model_path, limits=LIMITS.model_copy(update={"concurrent": 2}))
+        app = api(
+            model_path, limits=LIMITS.model_copy(update={"concurrent": 2, "body_seconds": 60})
+        )
+        begun, ended = asyncio.Semaphore(0), asyncio.Event()
 
         async def drip() -> Any:
             yield b"{"
-            await asyncio.sleep(0.2)
+            begun.release()
+            await ended.wait()
             yield b"}"
 
         headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
@@ -268,8 +272,10 @@ def test_more_at_once_than_allowed_are_told_to_come_back(model_path: str) -> Non
             # httpx would read the body whole before it calls the application: hence the scope by
             # hand.
             busy = [asyncio.create_task(slow(app, drip)) for _ in range(2)]
-            await asyncio.sleep(0.05)
+            for _ in busy:
+                await begun.acquire()
             refused = [await http.post("/answer", content=b"{}", headers=headers) for _ in range(2)]
+            ended.set()
             assert [one.headers["retry-after"] for one in refused] == ["2", "2"]
             statuses = [*await asyncio.gather(*busy), *(one.status_code for one in refused)]
             after = await http.post("/answer", content=b"{}", headers=headers)

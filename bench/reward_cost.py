@@ -1,0 +1,85 @@
+"""What each reward for the reasoning adds to the seconds of a training step.
+
+    python bench/reward_cost.py [key=value …] [--rounds 2]
+
+Plain reinforcement learning on phantoms, alone and with one reward more, which has the weight 0: it
+is computed and logged and changes nothing, so that every run samples and learns the same, and only
+its seconds differ. Each sentence of a phantom's rationale is a fact. Medians of the steps after the
+first four, over rounds in which the order of the runs is turned round.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from runs import RARL, REPOSITORY, environment
+
+from rarl.data.parquet import write_examples
+from rarl.tiny.dataset import draw_examples
+
+ADDED = ["", "facts", "reasoning", "consistency", "explains", "fluency", "judge"]
+PHASES = ("step", "rollout", "reward", "update")
+STEPS, WARM_UP = 16, 4
+
+
+def write_with_facts(path: Path, seed: int) -> None:
+    examples = draw_examples("seen", 960, seed, "train")
+    facts = [tuple((one.rationale or "").split(". ")) for one in examples]
+    write_examples(path, (replace(e, facts=f) for e, f in zip(examples, facts, strict=True)))
+
+
+def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
+    """The metrics of the steps that count."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [RARL, "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}", "data.eval={}"]
+        command += [f"train.steps={STEPS}", "data.train=reward_cost:write_with_facts"]
+        command += [f"rewards.{reward}=0"] if reward else []
+        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            command + overrides,
+            cwd=REPOSITORY,
+            env=own,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"{reward}: {(done.stderr or done.stdout)[-2000:]}")
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[WARM_UP:]]
+
+
+def main(overrides: Annotated[list[str] | None, typer.Argument()] = None, rounds: int = 2) -> None:
+    rows = defaultdict(list)
+    orders = [ADDED if turn % 2 == 0 else ADDED[::-1] for turn in range(rounds)]
+    for reward in track([one for order in orders for one in order], "runs"):
+        rows[reward] += steps_with(reward, overrides or [])
+    medians = {
+        reward: [statistics.median(row[f"seconds/{phase}"] for row in rows[reward])
+                 for phase in PHASES]
+        for reward in ADDED
+    }  # fmt: skip
+    table = Table("rewards", *PHASES, "more, %", "loss of the last step", title="median seconds")
+    for reward in ADDED:
+        more = 100 * (medians[reward][0] / medians[""][0] - 1)
+        cells = [f"{seconds:.3f}" for seconds in medians[reward]]
+        loss = f"{rows[reward][-1]['loss']:.6f}"
+        table.add_row(f"with {reward}" if reward else "plain", *cells, f"{more:+.1f}", loss)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
