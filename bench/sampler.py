@@ -28,7 +28,7 @@ def measure(one_slot: bool) -> None:
     from rarl.tiny.dataset import base_model, draw_examples
 
     if not one_slot:
-        engine.use_own_operators = lambda: None
+        engine.use_own_product = lambda: None
     path = str(base_model())
     log = f"{tempfile.gettempdir()}/sampler.log"
     rollout = RolloutConfig(max_model_length=256)

@@ -112,9 +112,13 @@ def test_the_rotary_positions_matter(qwen2: PeftModel) -> None:
     assert right.max().item() < len(group.prompt_token_ids) - 1
 
 
+@pytest.mark.parametrize(
+    ("at_once", "calls"), [(1024, [24]), (24, [24]), (23, [8, 16]), (1, [8, 16])]
+)
 def test_the_vision_tower_runs_once_per_group_and_update(
-    qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch
+    qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, at_once: int, calls: list[int]
 ) -> None:
+    monkeypatch.setattr("rarl.grpo.forward.PATCHES_AT_ONCE", at_once)
     seen: list[int] = []
     visual: Any = qwen2.get_base_model().model.visual
     handle = visual.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
@@ -127,7 +131,7 @@ def test_the_vision_tower_runs_once_per_group_and_update(
     for _ in range(3):
         out = SharedPrefixForward()(qwen2, groups, DISTRIBUTION, cache)
     handle.remove()
-    assert seen == [8, 16]
+    assert seen == calls
     assert all(not f.tokens.requires_grad for f in cache.stored.values())
     assert torch.equal(
         out.logprobs, SharedPrefixForward()(qwen2, groups, DISTRIBUTION, VisionCache()).logprobs
@@ -176,9 +180,10 @@ def test_checkpointing_keeps_less_for_the_backward_pass(qwen2: PeftModel) -> Non
 def test_a_patch_projection_is_the_convolution(family: str) -> None:
     model: Any = random_policy(family).get_base_model()
     group = random_group(np.random.default_rng(0), (4, 6), (1, 1), [1])
-    expected = image_features(model, group).tokens
+    (expected,) = image_features(model, [group])
     use_patch_projection(model)
-    torch.testing.assert_close(image_features(model, group).tokens, expected, atol=1e-6, rtol=1e-5)
+    (found,) = image_features(model, [group])
+    torch.testing.assert_close(found.tokens, expected.tokens, atol=1e-6, rtol=1e-5)
 
 
 class Broken(SharedPrefixForward):

@@ -4,10 +4,11 @@ and the choice between the plain way and the shared-prefix one."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from rarl.grpo.group import TokenGroup
 
 # The `model_type`s that the shared-prefix pass knows: one decoder with small differences.
 SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# The vision tower takes so many patches in one call, in small images: of large ones one alone fills
+# a GPU, and several would only take memory.
+PATCHES_AT_ONCE = 1024
 # Bounds of the mean |log-prob difference| of the two passes: about 1e-7 and 5e-3 were seen.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
@@ -45,21 +49,38 @@ class VisionCache:
     def __init__(self) -> None:
         self.stored: dict[int, ImageFeatures] = {}
 
-    def features(self, model: Any, group: TokenGroup) -> ImageFeatures:
-        """Returns the features of the group's image; the frozen tower runs once for each key."""
-        if group.key not in self.stored:
-            self.stored[group.key] = image_features(model, group)
-        return self.stored[group.key]
+    def features(self, model: Any, groups: Sequence[TokenGroup]) -> list[ImageFeatures]:
+        """Returns the features of each group's image; the frozen tower runs once for each key."""
+        missing = {group.key: group for group in groups if group.key not in self.stored}
+        for part in together(list(missing.values())):
+            found = image_features(model, part)
+            self.stored |= {group.key: one for group, one in zip(part, found, strict=True)}
+        return [self.stored[group.key] for group in groups]
+
+
+def together(groups: Sequence[TokenGroup]) -> Iterator[list[TokenGroup]]:
+    """Yields groups whose images have at most PATCHES_AT_ONCE patches together, or one alone."""
+    part: list[TokenGroup] = []
+    for group in groups:
+        if part and sum(int(g.grid.prod()) for g in (*part, group)) > PATCHES_AT_ONCE:
+            yield part
+            part = []
+        part.append(group)
+    if part:
+        yield part
 
 
 @torch.no_grad()
-def image_features(model: Any, group: TokenGroup) -> ImageFeatures:
-    """Runs the vision tower on the image of one group."""
-    patches = make_patches(group, model.device)
-    grid = torch.from_numpy(group.grid)[None].to(model.device)
+def image_features(model: Any, groups: Sequence[TokenGroup]) -> list[ImageFeatures]:
+    """Runs the vision tower once, on the images of all groups."""
+    patches = torch.cat([make_patches(group, model.device) for group in groups])
+    grid = torch.from_numpy(np.stack([group.grid for group in groups])).to(model.device)
     out = model.model.get_image_features(patches, grid)
     deepstack = getattr(out, "deepstack_features", None) or []
-    return ImageFeatures(out.pooler_output[0], [part[0] for part in deepstack])
+    return [
+        ImageFeatures(tokens, [layer[index] for layer in deepstack])
+        for index, tokens in enumerate(out.pooler_output)
+    ]
 
 
 def make_patches(group: TokenGroup, device: torch.device | str) -> Tensor:

@@ -166,7 +166,7 @@ def embed(
     of image tokens. All of it is frozen."""
     with torch.no_grad():
         hidden: Tensor = model.get_input_embeddings()(packed.token_ids)
-        features = [vision.features(model, group) for group in groups]
+        features = vision.features(model, groups)
         hidden[packed.image_rows] = torch.cat([f.tokens for f in features]).to(hidden.dtype)
         added = zip(*(f.deepstack for f in features), strict=True)
         deepstack = [torch.cat(parts) for parts in added]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rarl.errors import UserError
 from rarl.files import write_text
-from rarl.rollout.vllm_cpu import use_own_operators
+from rarl.rollout.vllm_cpu import use_own_product
 from rarl.system.device import ENVIRONMENTS, Device
 from rarl.system.imports import quick_imports
 
@@ -25,7 +25,7 @@ def start_engine(arguments: dict[str, Any], device: Device, cache_file: str | No
 
     require_platform(device, current_platform.device_type)
     if device == "cpu":
-        use_own_operators()
+        use_own_product()
     engine = LLM(**arguments)
     if cache_file is not None:
         core: Any = engine.llm_engine.engine_core
