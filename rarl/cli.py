@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rarl.cli_data import data_commands, open_display, prepare
+from rarl.cli_sharing import export, federate, merge, push
 from rarl.config import Config, load_config
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import collect_seldom
@@ -29,7 +30,8 @@ app.add_typer(tiny, name="tiny", no_args_is_help=True)
 judge_commands = typer.Typer(help="The judge that scores correctness and explanation.")
 app.add_typer(judge_commands, name="judge", no_args_is_help=True)
 app.add_typer(data_commands, name="data", no_args_is_help=True)
-app.command()(prepare)
+for command in (prepare, merge, federate, export, push):
+    app.command()(command)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as rollout.group_size=4")

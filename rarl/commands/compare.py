@@ -119,12 +119,13 @@ def by_examples(comparison: Comparison) -> Comparison:
 @dataclass(frozen=True)
 class Task:
     """One process to run: the arguments of `rarl`, and the files that tell that it is done, unless
-    they are of fewer steps or data sets than are asked for now."""
+    they are of fewer steps or data sets than are asked for now. `prepare` is called before."""
 
     title: str
     arguments: list[str]
     makes: list[Path]
     outgrown: bool = False
+    prepare: Callable[[], Any] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -275,16 +276,27 @@ def compare(
     """Does what is missing, part by part; returns the folder with the tables. Raises UserError if a
     part fails."""
     plan = read_plan(path, overrides)
-    tasks = plan.tasks()
+    carry_out(plan.tasks(), note, run, plan.write)
+    return plan.out
+
+
+def carry_out(
+    tasks: Sequence[Task],
+    note: Callable[[str], Any],
+    run: Callable[[list[str]], int],
+    write: Callable[[], Any],
+) -> None:
+    """Runs one after the other the tasks that are not done yet; `write` is called after each, and
+    at the end. Raises UserError if one fails."""
     for number, task in enumerate(tasks, start=1):
         if not task.outgrown and all(path.is_file() for path in task.makes):
             continue
         note(f"[{number}/{len(tasks)}] {task.title}")
+        task.prepare()
         status = run(task.arguments)
         if status == 130:
             raise KeyboardInterrupt
         if status != 0:
             raise UserError(f"{task.title}: failed, see above; the same command goes on from there")
-        plan.write()
-    plan.write()
-    return plan.out
+        write()
+    write()

@@ -26,6 +26,7 @@ from rarl.system.device import Device, Dtype, resolve_device, resolve_dtype
 from rarl.system.imports import import_object, own_error
 from rarl.system.models import (
     model_sees,
+    require_fitting_adapter,
     require_known_model,
     resolve_adapter,
     resolve_model,
@@ -119,6 +120,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     dtype = resolve_dtype(config, device)
     model_path = resolve_model(config.model.path)
     require_known_model(config.model.path, model_path)
+    if start_adapter is not None and made_with is None:
+        require_fitting_adapter(str(config.model.adapter), start_adapter, model_path)
     memory = require_memory(config, model_path) if device == "cuda" else None
     sources = {f"data.eval.{name}": path for name, path in config.data.eval.items()}
     if made_with is None:

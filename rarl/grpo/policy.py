@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rarl.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
@@ -111,9 +113,14 @@ def other_adapter(policy: PeftModel, arrays: Mapping[str, NDArray[np.float32]]) 
 
 
 def set_arrays(policy: PeftModel, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    """Gives the policy the weights that `adapter_arrays` returned."""
+    """Gives the policy the weights that `adapter_arrays` returned. Raises UserError for weights of
+    other layers, of which PEFT would load what fits and say nothing."""
     import torch
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
+    if odd := get_peft_model_state_dict(policy).keys() ^ arrays.keys():
+        raise UserError(
+            f"the adapter is on other layers than RARL's are on this model: only one has {min(odd)}"
+        )
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     set_peft_model_state_dict(policy, tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH, LoraConfig
@@ -11,6 +12,9 @@ from rarl.system.imports import import_object
 
 # Those whose processor gives `image_grid_thw`, which the data streams and the update need.
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# What adapters are on: see TARGETS in rarl/grpo/policy.py.
+LINEAR_KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ON_A = ".lora_A.weight"
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
@@ -58,15 +62,16 @@ def model_sees(folder: str) -> bool:
     return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
-def find_adapter(path: str) -> Path:
-    """Returns the PEFT folder of a run directory, or the folder itself. Raises UserError if there
-    is none."""
+def find_adapter(path: str, named: str | None = None) -> Path:
+    """Returns the PEFT folder of a run directory, or the folder itself. Raises UserError, which
+    calls the path `named`, if there is none."""
     folder = Path(path).expanduser().resolve()
     for one in (folder / "adapter", folder):
         if (one / "adapter_model.safetensors").is_file():
             return one
     raise UserError(
-        f"model.adapter={path}: neither a finished run directory nor a folder with a PEFT adapter"
+        f"{named or f'model.adapter={path}'}: neither a finished run directory nor a folder with a "
+        "PEFT adapter"
     )
 
 
@@ -82,6 +87,34 @@ def resolve_adapter(path: str, lora: LoraConfig) -> Path:
                 f"model.adapter={path}: its {name} is {held.get(key)}; set model.lora.{name} to it"
             )
     return folder
+
+
+def require_fitting_adapter(path: str, adapter: Path, model: str) -> None:
+    """Raises UserError if the adapter in the folder `adapter`, which `path` names, is not on the
+    seven linear kinds of every layer of the language model in the folder `model`, or is of another
+    width. It reads names and shapes alone."""
+    from safetensors import safe_open
+
+    held = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    text = held.get("text_config") or held
+    layers, width = text.get("num_hidden_layers"), text.get("hidden_size")
+    with safe_open(adapter / "adapter_model.safetensors", "numpy") as file:
+        names = [name for name in file.keys() if name.endswith(ON_A)]  # noqa: SIM118
+        kinds = Counter(name.removesuffix(ON_A).rpartition(".")[2] for name in names)
+        query = next((name for name in names if "q_proj" in name), None)
+        its = file.get_slice(query).get_shape()[1] if query else None
+    odd = next((name for name in names if "language_model" not in name), None)
+    if odd or kinds.keys() != set(LINEAR_KINDS) or len(set(kinds.values())) > 1:
+        found = odd or ", ".join(sorted(kinds)) or "no layer"
+        raise UserError(
+            f"model.adapter={path}: it is on {found}, and RARL's adapters are on "
+            f"{', '.join(LINEAR_KINDS)} of every language layer; start from one of RARL's"
+        )
+    if None not in (layers, width) and (kinds["q_proj"], its) != (layers, width):
+        raise UserError(
+            f"model.adapter={path}: it is of another base than model.path, which has {layers} "
+            f"layers of width {width}, and it has {kinds['q_proj']} of width {its}"
+        )
 
 
 def download_model(hub_id: str, key: str = "model.path") -> str:

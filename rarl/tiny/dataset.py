@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from rarl.data.parquet import write_examples
 from rarl.schema import AnswerType, Example
 from rarl.tiny.phantoms import (
+    ORGANS,
     WORDINGS,
     Domain,
     Facts,
@@ -51,14 +53,16 @@ def make_example(
     )
 
 
-def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Example]:
-    """`count` questions about as many pictures as they need, a pure function of domain, seed and
-    split."""
+def draw_examples(
+    domain: Domain, count: int, seed: int, split: str, organs: Sequence[str] = ORGANS
+) -> list[Example]:
+    """`count` questions about as many pictures as they need, a pure function of domain, seed, split
+    and organs."""
     rng = np.random.default_rng([seed, *f"{domain}/{split}".encode()])
     examples: list[Example] = []
     picture = 0
     while len(examples) < count:
-        facts = draw_facts(rng)
+        facts = draw_facts(rng, organs)
         encoded = io.BytesIO()
         Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
         name = f"{domain}-{split}-{picture:05d}"
@@ -82,6 +86,27 @@ def write_seen_test(path: Path, seed: int) -> None:
 
 def write_unseen_test(path: Path, seed: int) -> None:
     write_examples(path, draw_examples("unseen", 400, seed, "test"))
+
+
+# What `configs/federate/tiny.yaml` names: two sites that see two organs each. The options of a
+# question are all four, so that a site's answers to the other's pictures can be right.
+NORTH, SOUTH = ("chest", "brain"), ("abdomen", "knee")
+
+
+def write_north_train(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 240, seed, "north-train", NORTH))
+
+
+def write_south_train(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 240, seed, "south-train", SOUTH))
+
+
+def write_north_test(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 200, seed, "north-test", NORTH))
+
+
+def write_south_test(path: Path, seed: int) -> None:
+    write_examples(path, draw_examples("seen", 200, seed, "south-test", SOUTH))
 
 
 def base_model() -> Path:

@@ -9,6 +9,7 @@ function of its seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +39,9 @@ class Facts:
     side: str | None  # half of the picture with the lesion; None without one
 
 
-def draw_facts(rng: np.random.Generator) -> Facts:
+def draw_facts(rng: np.random.Generator, organs: Sequence[str] = ORGANS) -> Facts:
     """A picture's facts: each organ equally likely, a lesion in two of three, in either half."""
-    organ = str(rng.choice(ORGANS))
+    organ = str(rng.choice(organs))
     return Facts(organ, str(rng.choice(SIDES)) if rng.random() < 2 / 3 else None)
 
 

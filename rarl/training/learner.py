@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from rarl.adapters.origin import trained_origin
 from rarl.config import Config
 from rarl.distribution import MODEL_SOFTMAX
 from rarl.errors import UserError
@@ -28,6 +29,7 @@ from rarl.grpo.update import NotFinite
 from rarl.grpo.workers import Workers
 from rarl.training.checkpoint import fault_of, restore_checkpoint, save_checkpoint
 from rarl.training.inputs import Progress, TrainInputs
+from rarl.training.log import read_metrics
 
 
 @dataclass
@@ -118,8 +120,9 @@ class Learner:
         return bool(workers.max(float(asked)))
 
     def finish(self, inputs: TrainInputs, workers: Workers, best: int | None = None) -> None:
-        """Puts the trained adapter at its final place, whole or not at all: as it is, or as it was
-        after the step `best`. Raises UserError where that step's checkpoint is damaged."""
+        """Puts the trained adapter and its origin at their final place, whole or not at all: as it
+        is, or as it was after the step `best`. Raises UserError where that step's checkpoint is
+        damaged."""
         with workers.local():
             if workers.rank != 0:
                 return
@@ -128,8 +131,12 @@ class Learner:
                 if fault := fault_of(path):
                     raise UserError(f"{path}: the best checkpoint on the validation data: {fault}")
                 load_adapter(self.policy, path / "adapter")
+            config, rows = inputs.config, read_metrics(inputs.run_dir.metrics)
+            steps = best if best is not None else max((row["step"] for row in rows), default=0)
+            base = (config.model.path, inputs.model_path)
             with replacing_folder(inputs.run_dir.adapter) as temporary:
                 save_adapter(self.policy, temporary)
+                trained_origin(*base, config.method, rows, steps).write(temporary)
 
 
 def rate_factor(step: int, config: Config) -> float:

@@ -1,0 +1,1 @@
+"""Adapters as files: where one came from, and several made into one."""

@@ -1,0 +1,1 @@
+"""What leaves a run for other places: adapters to be merged, whole models, cards, uploads."""
