@@ -93,14 +93,14 @@ def push(target: str, repo: str, public: bool, display: Display) -> None:
         if not (folder / CARD).is_file():
             advice = "`rarl export RUN --merged DIR` makes one"
             raise UserError(f"{target}: a model without a card ({CARD}); {advice}")
-        with display.working(f"uploading {target}"):
-            address = upload(folder, repo, private=not public)
+        display.note(f"uploading {target} …")
+        address = upload(folder, repo, private=not public)
     else:
         tuned = read_tuned(target)
         with TemporaryDirectory(prefix="rarl-push-") as temporary:
             write_adapter(tuned, Path(temporary), repo.rpartition("/")[2])
-            with display.working(f"uploading {tuned.adapter}"):
-                address = upload(Path(temporary), repo, private=not public)
+            display.note(f"uploading {tuned.adapter} …")
+            address = upload(Path(temporary), repo, private=not public)
     display.note(
         f"uploaded to {address}, which is {'public' if public else 'private if it is new'}"
     )

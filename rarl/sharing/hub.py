@@ -3,6 +3,7 @@ say: HF_ENDPOINT and HF_TOKEN."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from rarl.errors import UserError
@@ -24,11 +25,15 @@ def require_token() -> str:
 def upload(folder: Path, repo: str, private: bool) -> str:
     """Makes the repository, where it is not there, and uploads the folder as one commit. Returns
     its address. Raises UserError."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import disable_progress_bars
 
+    # Whichever library it asks with: that has changed, and what it raises with it.
+    unreachable = HfHubHTTPError.__bases__[0]
     api = HfApi(token=require_token())
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by RARL")
@@ -36,13 +41,14 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         raise UserError(
             f"{repo}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it for this command"
         ) from None
-    except (HFValidationError, ValueError) as error:
-        raise UserError(f"{repo}: {first_line(error)}") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         advice = "; is the token one that may write there?" if status in (401, 403) else ""
-        raise UserError(f"{repo}: the hub says {status}: {first_line(error)}{advice}") from None
-    except (httpx.HTTPError, OSError, RuntimeError) as error:
+        said = error.server_message or first_line(error)
+        raise UserError(f"{repo}: the hub says {status}: {said}{advice}") from None
+    except (HFValidationError, ValueError) as error:
+        raise UserError(f"{repo}: {first_line(error)}") from None
+    except (unreachable, OSError, RuntimeError) as error:
         raise UserError(
             f"{repo}: the hub at {api.endpoint} cannot be reached ({first_line(error)}); without "
             "network, copy the folder instead"
