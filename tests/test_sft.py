@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from rarl.adapters.origin import read_origin, weights_hash
 from rarl.commands.resolve import resolve, what_is_imitated
 from rarl.config import LoraConfig, PromptsConfig, load_config
 from rarl.data.parquet import write_examples
@@ -34,11 +36,18 @@ from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example, ReplyForm
 from rarl.system.models import resolve_adapter
 from rarl.tiny.phantoms import QUESTIONS
-from rarl.training.inputs import Progress
+from rarl.training.inputs import Progress, TrainInputs
 from rarl.training.learner import Learner
 from rarl.training.log import read_metrics
-from rarl.training.sft import target_groups
-from tests.runs import REPOSITORY, SHORT, assert_one_line_error, rarl_here
+from rarl.training.sft import target_groups, train_sft
+from tests.runs import (
+    REPOSITORY,
+    SHORT,
+    assert_one_line_error,
+    inputs_of,
+    list_batches,
+    rarl_here,
+)
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +284,46 @@ def test_evaluation_prompts_can_ask_for_the_answer_alone(
     assert (
         target_reply(alone.example, alone.prompt.form) == f"<answer>{examples[0].answer}</answer>"
     )
+
+
+def test_a_run_from_an_adapter_continues_exactly_and_counts_what_it_learnt(
+    tmp_path: Path, dataset: Path, model_path: str, processor: Any
+) -> None:
+    """Ended after its second step, and given again: the second start begins at the checkpoint, not
+    at the adapter that the first one began with."""
+    start = tmp_path / "start"
+    save_adapter(learner_of(model_path, 1.0).policy, start)
+    keys = ["method=sft", "data.eval={}", f"model.adapter={start}", "train.checkpoint_every=1"]
+
+    def train(run: Path, until: int | None) -> TrainInputs:
+        nobody: Any = None  # imitation asks no engines
+        made = inputs_of(nobody, run, dataset, model_path, processor, *keys)
+        inputs = replace(made, start_adapter=start)
+        learner = Learner.load(inputs)
+        batches = list_batches(inputs, processor, learner.progress.batches)
+        if until is not None:
+            batches = ending_after(batches, until, inputs.run_dir.stop_request)
+        train_sft(inputs, learner, batches)
+        return inputs
+
+    whole = train(tmp_path / "whole", None)
+    first = train(tmp_path / "parts", 2)
+    assert not first.run_dir.adapter.exists()
+    first.run_dir.stop_request.unlink()
+    parts = train(tmp_path / "parts", None)
+    weights = [one.run_dir.adapter / "adapter_model.safetensors" for one in (whole, parts)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    origins = [read_origin(one.run_dir.adapter) for one in (whole, parts)]
+    assert origins[0] == origins[1] and origins[0] is not None
+    rows = read_metrics(parts.run_dir.metrics)
+    assert origins[0].answer_tokens == sum(row["completion_tokens/total"] for row in rows) > 0
+    assert origins[0].steps == len(rows) == 4 and origins[0].method == "sft"
+    assert origins[0].base_sha256 == weights_hash(Path(model_path))
+
+
+def ending_after(batches: Iterator[Any], step: int, request: Path) -> Iterator[Any]:
+    """Yields the batches; with that of `step` the run is asked to end after its step."""
+    for number, prompts in batches:
+        if number == step:
+            request.touch()
+        yield number, prompts

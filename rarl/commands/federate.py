@@ -238,12 +238,12 @@ class Plan:
                 raise UserError(f"validation={federation.validation}: name a Parquet file")
             find_data("validation", federation.validation)
         for seed in federation.seeds:
-            fixed = [self.merged_config(seed, turn) for turn in self.turns]
-            fixed += [
+            fixed = [
                 config_of(self.turn_of(site, seed, turn))
                 for turn in self.turns
                 for site in federation.sites
             ]
+            fixed += [self.merged_config(seed, turn) for turn in self.turns]
             further = [self.alone(site, seed) for site in federation.sites if self.has_alone]
             further += [self.together(seed)] if federation.together else []
             for config in fixed:
