@@ -37,7 +37,8 @@ class LoraConfig(Section):
 
 class ModelConfig(Section):
     path: str  # a folder, a Hub id, or `module:function` that returns a folder
-    # a run directory, or a PEFT folder of the same shape, to start training from
+    # a run directory, or a PEFT folder of the same shape, to start training from; what is measured
+    # as the base, and the KL reference, stay the model without any adapter
     adapter: str | None = None
     # auto: float32 on CPU, bfloat16 on a GPU
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -1,5 +1,5 @@
-"""Writes docs/configuration.md: every key of a run's, a comparison's and a service's file, with its
-default and the comment that stands beside it in the code.
+"""Writes docs/configuration.md: every key of the files of a run, a comparison, a federation and a
+service, with its default and the comment that stands beside it in the code.
 
     .venv/bin/python setup/configuration_page.py        # make docs
 """
@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rarl.commands.compare import Comparison
+from rarl.commands.federate import Federation
 from rarl.config import Config
 from rarl.serving.settings import ServiceConfig
 
@@ -35,6 +36,7 @@ a name of your own; null, which the text calls None, for nothing.
 FILES: dict[str, tuple[type[BaseModel], str]] = {
     "A run": (Config, "For `rarl train`, `sft`, `eval`, `plan` and `judge check`."),
     "A comparison": (Comparison, "For `rarl compare`; [results.md](results.md) is made by one."),
+    "A federation": (Federation, "For `rarl federate`; see [sharing.md](sharing.md)."),
     "A service": (
         ServiceConfig,
         "The `args` of the application `inference` in a file such as `serve_config.yaml`, and the "
