@@ -87,6 +87,7 @@ def test_the_exported_model_is_base_and_adapter(
     assert float((found - wanted).abs().max()) < 1e-4
     assert float((before - wanted).abs().max()) > 0.1, "the adapter must do something"
     for path in out.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o644, path
         if path.suffix != ".safetensors":
             assert "secret-place" not in path.read_text(), path
             assert str(REPOSITORY) not in path.read_text(), path
@@ -204,5 +205,5 @@ def test_a_converter_that_fails_is_told_and_the_model_stays(
     done = rarl_here("export", run, "--merged", out, "--gguf")
     assert_one_line_error(done, f"{CONVERTER} failed: Model not supported", "is whole")
     called = json.loads((out / "whole-model.gguf").read_text())
-    assert called == [str(out), "--outfile", str(out / "whole-model.gguf")]
+    assert called == [str(out), "--outfile", str(out / "whole-model.gguf"), "--outtype", "f32"]
     assert (out / "model.safetensors").is_file() and (out / CARD).is_file()

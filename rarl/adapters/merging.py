@@ -105,6 +105,7 @@ class Adapter:
 
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its own user alone
         text = json.dumps(dict(self.config), indent=2) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
 

@@ -78,7 +78,7 @@ def export(target: str, out: Path, dtype: str, gguf: bool, display: Display) -> 
     display.note(f"model {out} in {dtype}{told}; its card {out / CARD}")
     if converter is not None:
         with display.working("converting to GGUF"):
-            made = write_gguf(converter, out, out.name)
+            made = write_gguf(converter, out, out.name, dtype)
         display.note(f"GGUF {' and '.join(map(str, made))}")
 
 

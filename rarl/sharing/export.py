@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from rarl.errors import UserError
 
 CONVERTER = "convert_hf_to_gguf.py"
+GGUF_TYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 def write_model(base: str, adapter: Path, folder: Path, dtype: str) -> float:
@@ -34,6 +35,8 @@ def write_model(base: str, adapter: Path, folder: Path, dtype: str) -> float:
     whole: Any = tuned.merge_and_unload(safe_merge=True)
     whole.to(getattr(torch, dtype)).save_pretrained(folder)
     AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes for its own user alone
     return lost
 
 
@@ -65,15 +68,15 @@ def find_converter() -> str:
     return found
 
 
-def write_gguf(converter: str, folder: Path, name: str) -> list[Path]:
-    """Has llama.cpp's converter write the model of a folder into it, as one file for its language
-    and one for its vision tower, in the folder's own number format. Returns both. Raises UserError
-    with the last line of what the converter says where it fails."""
-    made = []
+def write_gguf(converter: str, folder: Path, name: str, dtype: str) -> list[Path]:
+    """Has llama.cpp's converter write the model of a folder, which is stored as `dtype`, into it,
+    as one file for its language model and one for its vision tower, in the same format. Returns
+    both. Raises UserError with the last line of what the converter says where it fails."""
+    made, kept = [], ["--outtype", GGUF_TYPES[dtype]]
     for kind, further in (("model", []), ("mmproj", ["--mmproj"])):
         path = folder / f"{name}-{kind}.gguf"
         # With the Python of this process, which has PyTorch and transformers.
-        command = [sys.executable, converter, str(folder), "--outfile", str(path), *further]
+        command = [sys.executable, converter, str(folder), "--outfile", str(path), *kept, *further]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not path.is_file():
             said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
