@@ -128,6 +128,9 @@ def evaluate(
     judge: Annotated[
         str, typer.Option(help="rules, or the URL of a judge; see docs/judge.md.")
     ] = "",
+    scoring: Annotated[
+        str, typer.Option(help="medevalkit: what that harness would count, too.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Where a MODEL's results go.")] = None,
 ) -> None:
     """Measures a run's adapter beside its base, a configuration's base model, or any model."""
@@ -137,7 +140,7 @@ def evaluate(
     ways = ways_to_measure(prompt, control, samples, options)
     asked = read_target(target, rest or [], judge, out)
     with interruptible():
-        found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter)
+        found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter, scoring)
         for way, summary in found.items():
             display.measured(way, summary)
     display.note(f"replies and summaries in {Path(asked.config.run_dir) / 'evaluation'}")

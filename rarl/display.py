@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rarl.evaluation.metrics import COLUMNS
 from rarl.evaluation.probe import ADVICE, Probe, advise
 from rarl.intervals import FEWEST_VALUES
 from rarl.training.alarms import alarms
@@ -133,6 +134,10 @@ class Display:
             own, moved = after.get("reasoning"), change.get("reasoning")
             if base.get("reasoning") or own:
                 table.add_row("  reasoning", *row_of(base.get("reasoning"), own, moved))
+            for metric in ("judged_accuracy", "judge_correctness"):
+                parts = [one.get("metrics", {}).get(metric) for one in (base, after)]
+                if any(parts):
+                    table.add_row(f"  {COLUMNS[metric]}", *row_of(*parts), style="dim")
             for kind, label in (("floors", "no image: "), ("other_prompts", "")):
                 for what, one in summary.get(kind, {}).get(name, {}).items():
                     cells = row_of(one, None, one["model_minus_this"])
@@ -150,6 +155,8 @@ class Display:
             self.options(summary)
             return
         self.results(summary)
+        if "medevalkit" in summary:
+            self.medevalkit(summary["medevalkit"])
         for label, by_data in summary.get("with_image_minus_this", {}).items():
             for name, change in by_data.items():
                 told = f"with image minus without {in_points(change)}, n {change['n']}"
@@ -161,6 +168,25 @@ class Display:
                     told = f"{majority}, agreement {found['agreement']:.1%}, the surest half"
                     told += f" {found['abstention']['0.5']:.1%}, n {found['n']}"
                     self.note(f"{label} on {name}: {told.replace('%', ' %')}")
+
+    def medevalkit(self, scores: dict[str, Any]) -> None:
+        """Prints what MedEvalKit would, by model and data set."""
+        parts = ("total", "close", "open", "choice")
+        numbers = (*parts, "open bleu1", "rouge1", "recall", "stops at")
+        table = new_table("as MedEvalKit counts, in %", ("model", "data set"), numbers)
+        for model, by_data in scores.items():
+            for name, one in by_data.items():
+                told = [one[part]["acc"] if part in one else None for part in parts]
+                opened = one.get("open", {})
+                told[2] = opened.get("em")
+                told += [opened.get(score) for score in ("bleu1", "rouge1", "f1")]
+                cells = ["–" if value is None else f"{100 * value:.1f}" for value in told]
+                table.add_row(model, name, *cells, str(one["ends"]))
+                if judged := one.get("judged"):
+                    cells = [f"{100 * judged[p]['acc']:.1f}" if p in judged else "–" for p in parts]
+                    cells[2] = f"{100 * judged['open']['right'] / judged['open']['total']:.1f}"
+                    table.add_row("", "  with the judge", *cells, "", "", "", "", style="dim")
+        self.console.print(table)
 
     def options(self, summary: dict[str, Any]) -> None:
         """Prints what the likelihood of the options says."""

@@ -73,7 +73,7 @@ class Sample:
     def is_right(self) -> bool:
         """Whether the answer that is read from the completion is exactly right."""
         example = self.example
-        return is_correct(self.reply.answer, example.answer, example.options)
+        return is_correct(self.reply.answer, example.answer, example.options, example.also_right)
 
     @property
     def rewards(self) -> Mapping[str, float | None]:

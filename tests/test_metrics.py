@@ -120,10 +120,22 @@ def test_the_judge() -> None:
     judged = replace(plain, verdict=Verdict("scored", 2.0, 0.5, 0.25, 0.0))
     unread = replace(plain, verdict=Verdict("unparsable", 0.0, 0.0, 0.0, 0.0))
     away = replace(plain, verdict=Verdict("unreachable"))
-    names = ("judge_correctness", "judge_explanation", "judge_unparsed")
-    assert [measure(judged)[name] for name in names] == pytest.approx([2 / 3, 0.25, 0.0])
-    assert [measure(unread)[name] for name in names] == [0.0, 0.0, 1.0]
+    names = ("judged_accuracy", "judge_correctness", "judge_explanation", "judge_unparsed")
+    assert [measure(judged)[name] for name in names] == pytest.approx([1.0, 2 / 3, 0.25, 0.0])
+    assert [measure(unread)[name] for name in names] == [0.0, 0.0, 0.0, 1.0]
     assert not any(name in measure(one) for one in (away, plain) for name in names)
+    for correctness, right in ((0.0, 0.0), (1.0, 0.0), (2.0, 1.0), (3.0, 1.0)):
+        found = measure(replace(plain, verdict=Verdict("scored", correctness)))
+        assert found["judged_accuracy"] == right
+
+
+def test_of_several_right_answers_the_nearest_counts() -> None:
+    asked = example(answer="lung", answer_type="open", also_right=("chest", "pleural space"))
+    found = [measure(reply_to(asked, one)) for one in ("Chest", "the pleura space", "heart", None)]
+    assert [one["accuracy"] for one in found] == [1.0, 0.0, 0.0, 0.0]
+    assert [one["open_exact"] for one in found] == [1.0, 0.0, 0.0, 0.0]
+    assert [one["open_f1"] for one in found] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    assert reply_to(asked, "chest").is_right and not reply_to(asked, "heart").is_right
 
 
 @pytest.mark.parametrize(

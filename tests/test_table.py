@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rarl.evaluation.lines import Line, models_of
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import comparison_table, write_tables
+from rarl.schema import Verdict
 from tests.records import example, reply_to, write_measurement
 
 MODELS = {"sft": "SFT", "rarl": "RARL", "alone": "RARL & answer alone"}
@@ -136,3 +138,26 @@ def test_a_measurement_that_was_interrupted_is_not_shown(lines: list[Line]) -> N
     for marker in lines[0].folders[1].rglob("_SUCCESS"):
         marker.unlink()
     assert tables(lines)[2]["SFT"]["n"] == "40"
+
+
+def test_what_the_judge_says_stands_in_every_rendering(tmp_path: Path) -> None:
+    """Of four verdicts one is each of 1, 2, 3, and one could not be read."""
+    verdicts = [
+        *(Verdict("scored", float(one), None, None, None) for one in (1, 2, 3)),
+        Verdict("unparsable", 0.0, 0.0, 0.0, 0.0),
+    ]
+    replies = [reply_to(example(i), "yes", verdict=verdicts[i % 4]) for i in range(40)]
+    for label in ("base", "trained"):
+        key = Measurement(label, "here", "reason", judge="another")
+        write_measurement(tmp_path / "evaluation", key, replies)
+    line = Line("RARL", {0: tmp_path / "evaluation"}, "reason", "another")
+    found = compare_models(models_of([line]), ["here"], "RARL")
+    table = comparison_table(*found).set_index("").loc["RARL"]
+    assert table["judged accuracy"].startswith("50.0 [")
+    assert table["judged score"].startswith("50.0 [")
+    write_tables(tmp_path, "rarl compare x.yaml", *found)
+    for name in ("results.md", "results.csv", "results.tex"):
+        held = (tmp_path / name).read_text()
+        assert "judged accuracy" in held and "judged score" in held, name
+    unasked = models_of([replace(line, judge="none")])
+    assert "judged accuracy" not in comparison_table(*compare_models(unasked, ["here"], "RARL"))

@@ -34,8 +34,9 @@ from rarl.evaluation.measurements import (
     remember_data,
     require_readable,
 )
+from rarl.evaluation.medevalkit import medevalkit_scores
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
-from rarl.evaluation.results import difference, summary_of
+from rarl.evaluation.results import difference, first_samples, summary_of
 from rarl.evaluation.ways import Way, floors_of, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
@@ -177,17 +178,30 @@ def ways_to_measure(prompts: str, controls: str, samples: int, likelihood: bool)
     return [*ways, Way(prompt="none", options=True)] if likelihood else ways
 
 
+# Whose arithmetic summaries hold beside RARL's own, by the name that --scoring gives.
+SCORINGS = {"medevalkit": medevalkit_scores}
+
+
+def require_scoring(scoring: str) -> None:
+    """Raises UserError for one that is not known."""
+    if scoring and scoring not in SCORINGS:
+        raise UserError(f"--scoring {scoring}: unknown; known is {', '.join(SCORINGS)}")
+
+
 def evaluate_only(
     config: Config,
     made_with: Config,
     ways: list[Way],
     display: Display,
     adapter: Path | None = None,
+    scoring: str = "",
 ) -> dict[str, dict[str, Any]]:
     """Measures the base model of a configuration, and the run directory's adapter, or else
     `adapter`, if there is one. `made_with` is the run's configuration; `config` may have other
     data, another `prompts.eval` or `judge`. Returns a summary for each way, by its words, and
-    writes it beside the replies. Engines start only if replies are missing."""
+    writes it beside the replies; with `scoring`, one of SCORINGS, that is in it too. Engines start
+    only if replies are missing."""
+    require_scoring(scoring)
     ways = [replace(way, prompt=way.prompt or config.prompts.eval) for way in ways]
     for way in ways:
         prompts_of(config, way)  # an unknown family is an error now, not after the engines' start
@@ -226,12 +240,17 @@ def evaluate_only(
                 continue
             if live.pool is not None and trained is not None:
                 live.pool.publish(config.train.steps, *read_adapter(trained))
-            return measure_ways(setup, live, ways, models, display)
+            return measure_ways(setup, live, ways, models, display, scoring)
     raise AssertionError("with engines everything can be measured")
 
 
 def measure_ways(
-    setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str], display: Display
+    setup: Setup,
+    live: Session,
+    ways: Sequence[Way],
+    models: Sequence[str],
+    display: Display,
+    scoring: str,
 ) -> dict[str, dict[str, Any]]:
     """Returns the summaries by their ways in words, and writes them."""
     summaries = {}
@@ -256,6 +275,13 @@ def measure_ways(
                 floors=floors_of(train, replies[way]["base"]),
                 other_prompts=other_prompts(way, replies),
             )
+            if scoring:
+                summary[scoring] = {
+                    model: {
+                        name: SCORINGS[scoring](first_samples(own)) for name, own in its.items()
+                    }
+                    for model, its in replies[way].items()
+                }
             if way.control:
                 with_image = replies[Way(way.prompt)]
                 summary["with_image_minus_this"] = {

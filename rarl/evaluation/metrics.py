@@ -25,6 +25,9 @@ from rarl.samples import Sample
 from rarl.schema import ReplyForm
 
 JUDGE_SCALE = 3.0  # the judge's correctness is 0 to 3
+# The judge's correctness from which a reply counts as right: its answer means what the reference
+# does (docs/judge.md).
+JUDGED_RIGHT = 2.0
 
 
 def correct_grade(
@@ -32,11 +35,14 @@ def correct_grade(
     form: Sequence[ReplyForm],
     answer: Sequence[str],
     options: Sequence[Sequence[str] | None],
+    also_right: Sequence[Sequence[str] | None] | None = None,
     **columns: Any,
 ) -> list[float | None]:
-    """Pays 1 for an answer that is exactly right: option, yes or no, or the reference's words."""
+    """Pays 1 for an answer that is exactly right: option, yes or no, or the words of the reference
+    or of another answer that counts."""
     answers = (parse_reply(*row).answer for row in zip(completions, form, strict=True))
-    rows = zip(answers, answer, options, strict=True)
+    further = also_right or [None] * len(answer)
+    rows = zip(answers, answer, options, further, strict=True)
     return [float(is_correct(*row)) for row in rows]
 
 
@@ -58,11 +64,12 @@ WORDS: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 )
 METRICS: dict[str, str] = WORDS["metrics"]  # each with what it is
+COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 
 
 def measure(sample: Sample) -> dict[str, float]:
     """Returns a reply's metrics by name, those that apply to it. Without an answer to read, the
-    metrics of an open question are 0."""
+    metrics of an open question are 0; of several right answers the nearest counts."""
     kind, reference, right = sample.example.answer_type, sample.example.answer, sample.rewards
     answer, verdict = sample.reply.answer, sample.verdict
     found = {"accuracy": right["correct"], "format": right["well_formed"]}
@@ -75,19 +82,30 @@ def measure(sample: Sample) -> dict[str, float]:
     if kind == "closed":
         found["llava_med_closed"] = llava_med_match(answer or "", reference)
     if kind == "open":
-        given, wanted = words(answer or ""), words(reference)
-        common = (Counter(given) & Counter(wanted)).total()
-        found["open_exact"] = float(answer is not None and same_words(answer, reference))
-        found["open_precision"] = common / len(given) if common else 0.0
-        found["open_recall"] = common / len(wanted) if common else 0.0
-        found["open_f1"] = 0.0 if answer is None else token_f1(answer, reference)
+        references = (reference, *(sample.example.also_right or ()))
+        found |= max(
+            (open_metrics(answer, one) for one in references), key=lambda one: one["open_f1"]
+        )
         found["llava_med_open"] = llava_med_recall(answer or "", reference)
     if verdict is not None and verdict.correctness is not None:
+        found["judged_accuracy"] = float(verdict.correctness >= JUDGED_RIGHT)
         found["judge_correctness"] = verdict.correctness / JUDGE_SCALE
         found["judge_explanation"] = verdict.explanation
     if verdict is not None and verdict.status != "unreachable":
         found["judge_unparsed"] = float(verdict.status == "unparsable")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def open_metrics(answer: str | None, reference: str) -> dict[str, float]:
+    """Returns how an answer agrees with one reference, word by word."""
+    given, wanted = words(answer or ""), words(reference)
+    common = (Counter(given) & Counter(wanted)).total()
+    return {
+        "open_exact": float(answer is not None and same_words(answer, reference)),
+        "open_precision": common / len(given) if common else 0.0,
+        "open_recall": common / len(wanted) if common else 0.0,
+        "open_f1": 0.0 if answer is None else token_f1(answer, reference),
+    }
 
 
 # LLaVA-Med's arithmetic, faults included, so that numbers that were published with it can be

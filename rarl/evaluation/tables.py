@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from rarl.evaluation.metrics import WORDS
+from rarl.evaluation.metrics import COLUMNS, WORDS
 from rarl.evaluation.results import IN_FORM, WITH_IMAGE
 from rarl.files import write_text
 from rarl.intervals import FEWEST_VALUES
-
-COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 
 
 def write_tables(out: Path, command: str, means: pd.DataFrame, leads: pd.DataFrame) -> None:
@@ -116,8 +114,9 @@ def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
 
 
 def to_latex(means: pd.DataFrame, leads: pd.DataFrame) -> str:
-    """Returns one table: n, accuracy and reasoning with their intervals for each data set, and how
-    far a model with the image is ahead of a control, where controls were measured (booktabs)."""
+    """Returns one table: n, accuracy, reasoning and what a judge says, with their intervals, for
+    each data set, and how far a model with the image is ahead of a control, where controls were
+    measured (booktabs)."""
     rows = shown(means)
     rows["text"] = texts(rows, "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}")
     counts = rows[rows["metric"] == "accuracy"].assign(metric="n")
@@ -126,7 +125,9 @@ def to_latex(means: pd.DataFrame, leads: pd.DataFrame) -> str:
     ahead = ahead.assign(metric=f"{WITH_IMAGE} $-$ this", model=ahead["against"])
     numbers = zip(*(ahead[name] for name in ("n", "points", "low", "high")), strict=True)
     ahead["text"] = [cell("{:+.1f} {{\\scriptsize [{:+.1f}, {:+.1f}]}}", *one) for one in numbers]
-    titles = ["n", "accuracy", "reasoning", *ahead["metric"].unique()]
+    judged = [COLUMNS[one] for one in ("judged_accuracy", "judge_correctness")]
+    known = [title for title in judged if title in set(rows["metric"])]
+    titles = ["n", "accuracy", "reasoning", *known, *ahead["metric"].unique()]
     columns = [(data, one) for data in means["data"].unique() for one in titles]
     rows = pd.concat([counts, rows, ahead])
     table = rows.pivot(index="model", columns=["data", "metric"], values="text")

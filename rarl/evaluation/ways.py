@@ -164,7 +164,7 @@ def floor_replies(known: Sequence[Question], samples: Sequence[Sample]) -> dict[
 def answered(example: Example, answer: str | None) -> Sample:
     """Returns an answer that no model has written, as a reply: it has no tokens and no form."""
     text = "" if answer is None else f"<answer>{answer}</answer>"
-    right = is_correct(answer, example.answer, example.options)
+    right = is_correct(answer, example.answer, example.options, example.also_right)
     rewards = {"correct": float(right), "well_formed": None, "reasoning": None}
     prompt, rollout = Prompt("", "none/0", "answer"), Rollout(text, [], "stop", -1)
     return Sample(example, prompt, rollout, score=Score(0.0, rewards))

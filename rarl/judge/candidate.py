@@ -64,7 +64,8 @@ def candidate_of(
 ) -> Candidate:
     """Returns the reply `text` to `prompt`, as the judge is shown it; `image` is what `image_uri`
     makes, for a judge that sees."""
-    truth = (example.question, example.options, example.answer, example.rationale)
+    reference = ", or ".join((example.answer, *(example.also_right or ())))
+    truth = (example.question, example.options, reference, example.rationale)
     reply = parse_reply(text, prompt.form)
     return Candidate(*truth, text, reply.thinking, reply.answer, image)
 

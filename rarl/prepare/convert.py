@@ -158,6 +158,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             options=item.options,
             split=item.split,
             facts=item.facts or None,
+            also_right=item.also_right or None,
             extra=item.extra,
             **given,
         )

@@ -85,6 +85,7 @@ class Record:
     options: tuple[str, ...] | None = None
     texts: dict[str, str | None] = field(default_factory=dict)  # of `Example` by name: organ, …
     facts: tuple[str, ...] = ()  # sentences that are true of the image
+    also_right: tuple[str, ...] = ()  # further answers that count as right
     extra: dict[str, str | None] = field(default_factory=dict)  # further columns of the table
     split: str = ""  # empty if neither the row nor the name of a file or folder tells
     image_id: str | None = None  # None: from the image's content

@@ -38,11 +38,19 @@ def grade_answer(
     return float(is_correct(given, reference, options))
 
 
-def is_correct(given: str | None, reference: str, options: Sequence[str] | None) -> bool:
+def is_correct(
+    given: str | None,
+    reference: str,
+    options: Sequence[str] | None,
+    also_right: Sequence[str] | None = None,
+) -> bool:
     """Whether an answer is exactly right: the option with options, yes/no as a word where that is
-    the answer, else equal words or another name of the same. Several answers are wrong."""
+    the answer, else equal words or another name of the same. Several answers are wrong. Any of
+    `also_right` will do in place of the reference."""
     if given is None:
         return False
+    if also_right:
+        return any(is_correct(given, one, options) for one in (reference, *also_right))
     if options:
         chosen = chosen_option(given, options)
         return chosen is not None and same_words(chosen, reference)

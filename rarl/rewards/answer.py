@@ -24,16 +24,24 @@ NUMBERING = re.compile(r"^\s*\d+[.)]\s+")
 
 @per_reply
 def accuracy_reward(
-    text: str, *, answer: str, answer_type: AnswerType, options: Options, form: ReplyForm = "think"
+    text: str,
+    *,
+    answer: str,
+    answer_type: AnswerType,
+    options: Options,
+    form: ReplyForm = "think",
+    also_right: Options = None,
 ) -> float | None:
     """Pays 1 or 0 for closed and choice questions, token F1 for open ones (0 for one that says the
-    opposite); 0 where not exactly one answer is tagged. The option's letter or its text, alone or
-    together, chooses it.
+    opposite); 0 where not exactly one answer is tagged. Of several right answers the nearest
+    counts. The option's letter or its text, alone or together, chooses it.
 
     It pays whatever the format: let `format` gate it where a malformed reply is to earn nothing
     (MedVLThinker, arXiv 2508.02669).
     """
-    return grade_answer(parse_reply(text, form).answer, answer, answer_type, options)
+    given = parse_reply(text, form).answer
+    references = (answer, *(also_right or ()))
+    return max(grade_answer(given, one, answer_type, options) for one in references)
 
 
 @per_reply
