@@ -23,11 +23,13 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa; folder: your own; or "
-            "module:function."
+            help="vqa-rad, slake, path-vqa, pmc-vqa, omnimedvqa, medxpertqa, silvar-med, "
+            "vqa-med-2019; folder: your own; or module:function."
         ),
     ],
-    src: Annotated[str, typer.Argument(help="Its folder, as downloaded, or its hub id.")],
+    src: Annotated[
+        str, typer.Argument(help="Its folder, as downloaded, or its hub id, such as owner/name.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     split: Annotated[
         str, typer.Option(help="official, image-disjoint, patient-disjoint, or site:NAME.")
@@ -44,6 +46,9 @@ def prepare(
     ] = "first",
     version: Annotated[
         int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
+    ] = None,
+    answers: Annotated[
+        str | None, typer.Option(help="silvar-med: a prepared SLAKE, for its short answers.")
     ] = None,
     map_: Annotated[
         list[str] | None,
@@ -64,7 +69,7 @@ def prepare(
 
     display = open_display()
     kept = tuple(phrase.strip() for phrase in phrases.split(","))
-    choices = Choices(kept, language, images, version, tuple(map_ or ()))
+    choices = Choices(kept, language, images, version, answers, tuple(map_ or ()))
     kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
         report = prepare_dataset(

@@ -239,5 +239,7 @@ def test_choices_that_a_source_would_ignore_are_refused(slake: Path, tmp_path: P
         "pmc-vqa",
         "omnimedvqa",
         "medxpertqa",
+        "silvar-med",
+        "vqa-med-2019",
         "folder",
     }

@@ -34,12 +34,13 @@ from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
 from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
+from rarl.prepare.hub import locate
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
 from rarl.prepare.people import without_names
 from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
-from rarl.prepare.sources import Source, find_source, find_source_files
+from rarl.prepare.sources import Source, find_source
 from rarl.prepare.splitting import Splitting, own_split, require_way_to_split
 from rarl.replies.grading import is_yes_no
 from rarl.schema import AnswerType, Example
@@ -103,7 +104,8 @@ def prepare_dataset(
     chosen = choices or Choices()
     asked = Request(known, str(src), split, test_share, seed, chosen, against, drop, facts)
     protected = None if against is None else read_side(against)
-    with closing(Files(find_source_files(asked.src))) as files:
+    located = locate(asked.src, known.reads(asked.choices))
+    with closing(Files(located.path)) as files:
         try:
             with replacing_folder(out) as folder:
                 require_replaceable(out)
@@ -111,7 +113,7 @@ def prepare_dataset(
                 staged = Staged()
                 items = known.read(files, asked.choices)
                 write_examples(folder / STAGED, staged.examples(items, known.name))
-                card = finish(folder, staged, asked, protected)
+                card = finish(folder, staged, asked, protected, located.revision)
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
     lines = list(report_lines(card, staged.skipped, staged.doubts, out))
@@ -254,7 +256,13 @@ class Staged:
                 yield replace(example, image_id=image_id, dataset=dataset)
 
 
-def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None) -> dict[str, Any]:
+def finish(
+    folder: Path,
+    staged: Staged,
+    asked: Request,
+    protected: Side | None,
+    revision: str | None,
+) -> dict[str, Any]:
     """The second pass: writes the splits and the card into the folder; returns the card. Equal
     inputs give an equal card. Raises UserError."""
     require_usable(staged, asked)
@@ -294,6 +302,7 @@ def finish(folder: Path, staged: Staged, asked: Request, protected: Side | None)
     card = {
         "source": asked.source.name,
         "read_from": asked.src,
+        "revision": revision,  # of the hub's data set
         "licence": asked.source.licence,
         "split": described,
         "choices": {name: getattr(asked.choices, name) for name in asked.source.takes},
@@ -343,7 +352,7 @@ def told(splits: NDArray[np.str_], staged: Staged, asked: Request) -> str:
     """Returns what the card says of the split: official, unless nothing tells it for some records.
     Raises UserError if these are of a published data set: test records may be among them."""
     untold = int((splits == "").sum())
-    if untold and asked.source.hub is not None:
+    if untold and asked.source.is_published:
         raise UserError(
             f"{asked.src}: nothing tells the split of {untold:,} questions, neither their records "
             "nor train, validation or test in the name of a file or folder; name the files so, or "

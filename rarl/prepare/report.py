@@ -32,7 +32,8 @@ def report_lines(
     """Yields the lines about a data set that was written to the folder `out`."""
     wanted = card["records"] - sum(card["left_out"].values())
     kept = f", {wanted:,} {', '.join(card['left_out'])} kept" if card["left_out"] else ""
-    yield f"{card['records']:,} records read{kept}"
+    at = f" of revision {card['revision']}" if card.get("revision") else ""
+    yield f"{card['records']:,} records{at} read{kept}"
     files: dict[str, list[str]] = {}  # note → those that it is about, where they are named
     for one in doubts:
         if one.kind not in KINDS:

@@ -26,6 +26,7 @@ class Choices:
     language: str = "en"  # slake: en, zh or all
     images: str = "first"  # medxpertqa: of several images, the first or all side by side
     version: int | None = None  # pmc-vqa: 1 or 2, if the files of both are there
+    answers: str | None = None  # silvar-med: a prepared SLAKE, for its short answers
     map: tuple[str, ...] = ()  # folder: columns of another name, such as "image=Image Name"
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 from rarl.errors import UserError
@@ -15,21 +13,36 @@ from rarl.prepare.files import Files
 from rarl.prepare.rows import Choices, Item
 from rarl.prepare.sources import published as pub
 from rarl.prepare.sources.folder import read_folder
+from rarl.prepare.sources.silvar_med import read_silvar_med
+from rarl.prepare.sources.vqa_med import read_vqa_med
 from rarl.system.imports import import_object, own_error
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-SECONDS_TO_ANSWER = 20
+CARD, OWN = "see its card on the hub", "your own"
+Reads = Callable[[Choices], Sequence[str] | None]
+
+
+def files(*patterns: str) -> Reads:
+    """Returns that these are read, whatever is chosen."""
+    return lambda _: patterns
 
 
 @dataclass(frozen=True)
 class Source:
-    """`read` yields every published row in order; `hub` is where the data set is published."""
+    """`read` yields every published row in order. `hub` is the data set's id on the hub, None where
+    its authors have not put it there; `reads` are the names of the files to download from there,
+    with `*`, None: all."""
 
     name: str
     read: Callable[[Files, Choices], Iterator[Item]]
     licence: str
     hub: str | None
     takes: tuple[str, ...] = ()  # of `Choices`
+    reads: Reads = lambda _: None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is a known data set, with splits of its own, rather than the user's."""
+        return self.licence != OWN
 
     def require_taken(self, choices: Choices) -> None:
         """Raises UserError for a choice that this source would ignore."""
@@ -38,14 +51,71 @@ class Source:
                 raise UserError(f"--{field.name} says nothing to {self.name}; leave it out")
 
 
-CARD, OWN = "see its card on the hub", "your own"
+IMAGES = ("*.jpg", "*.jpeg", "*.png", "*.zip")
+SLAKE = (*(f"*{name}" for name in pub.SLAKE_FILES), "*imgs.zip", "*.jpg")
+EXPERT = ("MM/*.jsonl", "images.zip", "images/*")
 ALL = (
-    Source("vqa-rad", pub.read_vqa_rad, "CC0-1.0", "flaviagiammarino/vqa-rad", takes=("phrases",)),
-    Source("slake", pub.read_slake, "CC-BY-4.0", "BoKelvin/SLAKE", takes=("language",)),
-    Source("path-vqa", pub.read_path_vqa, "MIT", "flaviagiammarino/path-vqa"),
-    Source("pmc-vqa", pub.read_pmc_vqa, CARD, "RadGenome/PMC-VQA", takes=("version",)),
-    Source("omnimedvqa", pub.read_omnimedvqa, CARD, "foreverbeliever/OmniMedVQA"),
-    Source("medxpertqa", pub.read_medxpertqa, "MIT", "TsinghuaC3I/MedXpertQA", takes=("images",)),
+    Source(
+        "vqa-rad",
+        pub.read_vqa_rad,
+        "CC0-1.0",
+        "flaviagiammarino/vqa-rad",
+        takes=("phrases",),
+        reads=files("*.parquet", "*.json", *IMAGES),
+    ),
+    Source(
+        "slake",
+        pub.read_slake,
+        "CC-BY-4.0",
+        "BoKelvin/SLAKE",
+        takes=("language",),
+        reads=files(*SLAKE),
+    ),
+    Source(
+        "path-vqa",
+        pub.read_path_vqa,
+        "MIT",
+        "flaviagiammarino/path-vqa",
+        reads=files("*.parquet"),
+    ),
+    Source(
+        "pmc-vqa",
+        pub.read_pmc_vqa,
+        CARD,
+        "RadGenome/PMC-VQA",
+        takes=("version",),
+        reads=pub.pmc_files,
+    ),
+    Source(
+        "omnimedvqa",
+        pub.read_omnimedvqa,
+        CARD,
+        "foreverbeliever/OmniMedVQA",
+        reads=files("*.json", *IMAGES),
+    ),
+    Source(
+        "medxpertqa",
+        pub.read_medxpertqa,
+        "MIT",
+        "TsinghuaC3I/MedXpertQA",
+        takes=("images",),
+        reads=files(*EXPERT),
+    ),
+    Source(
+        "silvar-med",
+        read_silvar_med,
+        CARD,
+        "Hanhpt23/Silvar-Med",
+        takes=("answers",),
+        reads=files("*.json", "*.jsonl", "*.parquet", *IMAGES),
+    ),
+    Source(
+        "vqa-med-2019",
+        read_vqa_med,
+        "CC-BY-4.0",
+        None,
+        reads=files("*.txt", *IMAGES),
+    ),
     Source("folder", read_folder, OWN, None, takes=("map",)),
 )
 SOURCES = {source.name: source for source in ALL}
@@ -69,12 +139,12 @@ def find_source(name: str) -> Source:
 
 
 def read_own(
-    name: str, read: Callable[[Files, Choices], Iterable[Item]], files: Files, choices: Choices
+    name: str, read: Callable[[Files, Choices], Iterable[Item]], held: Files, choices: Choices
 ) -> Iterator[Item]:
     """Yields what the user's own function yields. Raises UserError where it fails, with the place
     in its file, and for what is no item."""
     try:
-        for item in read(files, choices):
+        for item in read(held, choices):
             if not isinstance(item, get_args(Item)):
                 kinds = "Record, BadRecord and LeftOut of rarl.prepare.rows"
                 raise UserError(f"source '{name}' gave a {type(item).__name__}; known are {kinds}")
@@ -83,23 +153,3 @@ def read_own(
         raise
     except Exception as error:  # of code that is not ours
         raise UserError(f"source '{name}': {own_error(error)}") from error
-
-
-def find_source_files(src: str) -> Path:
-    """Returns a path on this machine; a hub id is downloaded into its cache. Raises UserError."""
-    path = Path(src).expanduser()
-    if path.exists():
-        return path
-    if not HUB_ID.match(src):
-        raise UserError(f"{src}: no such folder or file, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(src, repo_type="dataset", etag_timeout=SECONDS_TO_ANSWER))
-    except Exception as error:  # network, permission, unknown id: the library has many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise UserError(
-            f"{src}: no such folder here, and the hub's data set of that id could not be "
-            f"downloaded ({reason}); download it where there is a network and give the folder"
-        ) from None

@@ -178,6 +178,14 @@ def pick(options: dict[str, str], letter: str) -> str:
     return options[letter]
 
 
+def pmc_files(choices: Choices) -> tuple[str, ...]:
+    """Returns the names of the files of the version that is chosen; without one no figures, since
+    `read_pmc_vqa` asks for it first."""
+    tables = [name for v in PMC_FILES if choices.version in (v, None) for name in PMC_FILES[v]]
+    figures = {1: ("images.zip",), 2: ("images_2.zip",)}.get(choices.version or 0, ())
+    return (*tables, *figures)
+
+
 def read_pmc_vqa(files: Files, choices: Choices) -> Iterator[Item]:
     """PMC-VQA (Zhang et al. 2023): CSV files with their archive of figures, in two versions. In
     version 1 the answer's text is in Answer, its letter in Answer_label; in version 2 (figures
