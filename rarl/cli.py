@@ -10,7 +10,7 @@ import typer
 
 from rarl.cli_data import data_commands, open_display, prepare
 from rarl.cli_sharing import export, federate, merge, push
-from rarl.config import Config, load_config
+from rarl.config import Config, is_comparison, load_config
 from rarl.errors import UserError, storage_fault
 from rarl.system.imports import collect_seldom
 from rarl.system.processes import interruptible
@@ -264,9 +264,11 @@ def plan(
     ] = None,
 ) -> None:
     """Estimates memory part by part, whether it fits, the shares to set, and seconds. Needs neither
-    GPU nor model."""
+    GPU nor model. Of a comparison, all trainings and measurements, and what data are missing."""
     from rarl.planning.memory import find_card
 
+    if is_comparison(config):
+        return plan_all(config, overrides or [], gpu, gpu_gib)
     loaded = load_config(config, overrides)
     find_card(gpu, gpu_gib)  # before anything that takes seconds to import
     from rarl.planning.plan import lines, make_plan, memory_table
@@ -276,6 +278,21 @@ def plan(
     display.table(memory_table(planned))
     for line in lines(planned):
         display.note(line)
+    if planned.shortfalls():
+        raise UserError("; ".join(planned.shortfalls()))
+
+
+def plan_all(path: Path, overrides: list[str], gpu: str | None, gpu_gib: float | None) -> None:
+    from rarl.commands.plan_comparison import plan_comparison
+    from rarl.planning.comparison import comparison_lines, comparison_table
+
+    planned, absent = plan_comparison(path, overrides, gpu, gpu_gib)
+    display = open_display()
+    display.table(comparison_table(planned))
+    for line in comparison_lines(planned):
+        display.note(line)
+    if absent:
+        display.note(f"missing, make them with `rarl prepare`: {', '.join(absent)}")
     if planned.shortfalls():
         raise UserError("; ".join(planned.shortfalls()))
 

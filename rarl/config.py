@@ -242,6 +242,7 @@ class JudgeConfig(Section):
     on_unreachable: Literal["continue", "stop"] = "continue"
     cache: bool = True  # verdicts are kept in the run directory and never asked for twice
     evaluate: bool = False  # judge the replies of the measurements too
+    allow_same: bool = False  # the judge that gives the rewards may judge the measurements
 
     @model_validator(mode="after")
     def complete(self) -> JudgeConfig:
@@ -343,6 +344,12 @@ def config_from(tree: dict[str, Any], overrides: Sequence[str], named: object) -
     config = validated(Config, tree, here, named)
     # In overrides, what the judge is called is a path or not by a key that stands elsewhere.
     return Config.model_validate(anchored(config.model_dump(), Path.cwd(), ["judge.model"]))
+
+
+def is_comparison(path: Path) -> bool:
+    """Tells whether a YAML file is of `rarl compare`. Raises UserError for one that is none."""
+    tree = read_yaml(path)
+    return "models" in tree and "model" not in tree
 
 
 REPLACED = ("rewards", "prompts.train", "data.eval")  # taken whole from the recipe that names them

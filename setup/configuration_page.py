@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from rarl.commands.compare import Comparison
 from rarl.commands.federate import Federation
-from rarl.config import Config
+from rarl.config import Config, JudgeConfig
 from rarl.serving.settings import ServiceConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -43,7 +43,10 @@ FILES: dict[str, tuple[type[BaseModel], str]] = {
         "`key=value` of `rarl serve RUN`; see [serving.md](serving.md).",
     ),
 }
-KINDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
+KINDS: dict[Any, str] = {
+    **{int: "whole number", float: "number", bool: "true, false", str: "text"},
+    JudgeConfig: "the keys of `judge` above",
+}
 BAR = "\\|"  # that does not end a cell
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
@@ -67,11 +70,13 @@ def comments(section: type[BaseModel]) -> dict[str, str]:
 
 def sections_in(annotation: Any, prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yields the group of keys that an annotation stands for, if any; those of a dictionary under
-    NAME."""
+    NAME, those of a list under N."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield prefix, annotation
     elif get_origin(annotation) is dict:
         yield from sections_in(get_args(annotation)[1], f"{prefix}.NAME")
+    elif get_origin(annotation) is list:
+        yield from sections_in(get_args(annotation)[0], f"{prefix}.N")
     elif get_origin(annotation) is Annotated:
         yield from sections_in(get_args(annotation)[0], prefix)
 
@@ -86,7 +91,7 @@ def kind_of(annotation: Any, bounds: tuple[Any, ...] = ()) -> str:
     if origin in (Union, types.UnionType):
         kinds = [kind_of(part, bounds) for part in parts if part is not type(None)]
         return " or ".join([*kinds, "null"])
-    if origin is list:
+    if origin in (list, tuple):
         return f"list: {kind_of(parts[0])}"
     if origin is dict:
         return "keys of its own" if parts[1] is Any else f"NAME: {kind_of(parts[1])}"
@@ -127,7 +132,7 @@ def table(section: type[BaseModel], prefix: str) -> Iterator[str]:
         key = f"{prefix}.{name}" if prefix else name
         groups = list(sections_in(hints[name], key))
         inner += groups
-        if not groups or get_origin(field.annotation) is dict:
+        if not groups or get_origin(field.annotation) in (dict, list):
             kind = "see below" if groups else kind_of(hints[name])
             cells = (f"`{key}`", default_of(field), kind, said.get(name, ""))
             yield f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from rarl.commands.compare import compare, read_plan, run_rarl
+from rarl.commands.resolve import require_other_judge
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.evaluation.lines import read_compared
@@ -44,10 +45,9 @@ def write(folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_comparisons_that_ship_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_comparisons_that_ship_are_whole(path: Path) -> None:
     # the user's own data is not here
-    monkeypatch.setattr("rarl.commands.compare.find_data", lambda key, path: None)
-    plan = read_plan(path, [])
+    plan = read_plan(path, [], check=False)
     assert len(plan.tasks()) >= 9
     assert {task.arguments[0] for task in plan.tasks()} <= {"train", "eval"}
     assert plan.comparison.reference in ("rarl", "rarl-960")
@@ -91,6 +91,95 @@ def test_a_run_and_a_comparison_are_told_apart() -> None:
         read_plan(RECIPES / "rarl.yaml", [])
     with pytest.raises(UserError, match=r"tiny\.yaml: is a comparison; `rarl compare` takes it"):
         load_config(CONFIGS / "tiny.yaml")
+
+
+JUDGED = {
+    "judged_by": {"backend": "rules"},
+    "overrides": [*SHORT, "rewards.judge=null"],
+    "claims": [
+        {
+            **{"sentence": 7, "says": "It is better.", "metric": "judge_correctness"},
+            **{"model": "rarl", "against": "sft", "data": ["phantoms-seen"], "claimed": 7.78},
+        }
+    ],
+}
+
+
+def test_a_judge_of_the_comparison_judges_every_model(tmp_path: Path, dataset: Path) -> None:
+    further = {"data": {"other": str(dataset)}}
+    plan = read_plan(write(tmp_path, **JUDGED, **further), [])
+    titles = [task.title for task in plan.tasks()]
+    assert titles[:3] == [
+        "SFT, seed 0: training",
+        "SFT, seed 0: measuring on phantoms-seen, phantoms-unseen",
+        "SFT, seed 0: measuring on other",
+    ]
+    for task in plan.tasks():
+        if task.arguments[0] == "eval":
+            [judge] = [one for one in task.arguments if one.startswith("judge=")]
+            held = load_config(RECIPES / "rarl.yaml", [judge]).judge
+            assert (held.backend, held.evaluate) == ("rules", True)
+            assert all("judge=rules" in str(path) for path in task.makes)
+    plan.write()
+    compared = read_compared(plan.out)
+    assert compared and {line.judge for line in compared.lines} == {"rules"}
+    assert [(one.model, one.against) for one in compared.claims] == [("RARL", "SFT")]
+    table = (plan.out / "results.md").read_text()
+    assert "+7.78 points" in table and "not measured on phantoms-seen" in table
+
+
+def test_the_judge_of_the_comparison_may_not_be_the_one_that_trains(tmp_path: Path) -> None:
+    named = JUDGED | {"overrides": SHORT}
+    with pytest.raises(UserError, match="the rules would judge a policy that it gave the rewards"):
+        read_plan(write(tmp_path, **named), [])
+    read_plan(write(tmp_path, **named), ["judged_by.allow_same=true"])
+    served = ["judged_by={backend: openai, url: 'http://127.0.0.1:1/v1', model: a-judge}"]
+    plan = read_plan(write(tmp_path, **named), served)
+    assert plan.key("rarl", "phantoms-seen").judge == "a-judge@http://127.0.0.1:1/v1"
+    with pytest.raises(UserError, match=r"judge\.url: expected http://host:port/v1, got 'nowhere'"):
+        read_plan(write(tmp_path, **named), [*served, "judged_by.url=nowhere"])
+
+
+def test_all_data_that_are_missing_are_named_in_one_line(tmp_path: Path) -> None:
+    data = {"x": "no/x.parquet", "y": "no/y.parquet"}
+    with pytest.raises(UserError) as raised:
+        read_plan(write(tmp_path, data=data), ["data.train=no/train.parquet"])
+    told = str(raised.value)
+    assert told.startswith("data.train=") and "data.x=" in told and "data.y=" in told
+    assert told.endswith("no such files or folders; make a data set with `rarl prepare`")
+    plan = read_plan(write(tmp_path, data=data), [], check=False)
+    assert list(plan.absent_data()) == ["data.x", "data.y"]
+
+
+def test_the_papers_comparison_is_the_same_on_the_tiny_world() -> None:
+    """The same models and claims but for the data sets, and no judge that also trains."""
+    paper, tiny = (
+        read_plan(CONFIGS / f"{name}.yaml", [], check=False) for name in ("paper", "paper_tiny")
+    )
+    assert list(paper.comparison.models) == list(tiny.comparison.models)
+    assert [one.title for one in paper.comparison.models.values()] == [
+        one.title for one in tiny.comparison.models.values()
+    ]
+    assert paper.comparison.seeds == tiny.comparison.seeds == [0, 1, 2]
+    said = [
+        {one.says for one in plan.comparison.claims if "table" not in str(one.sentence)}
+        for plan in (paper, tiny)
+    ]
+    assert said[0] == said[1]
+    assert {one.sentence for one in tiny.comparison.claims} == set(range(1, 12))
+    for plan in (paper, tiny):
+        for one in plan.comparison.claims:
+            assert set(one.data) <= plan.data_sets().keys()
+    assert list(paper.absent_data()) == [
+        "data.train",
+        "data.eval.silvar-med",
+        *("data.vqa-rad", "data.slake", "data.vqa-med-2019", "data.path-vqa"),
+    ]
+    tiny.check()
+    judge = paper.judge
+    assert judge is not None
+    for name in paper.comparison.models:
+        require_other_judge(paper.config(name, 0), judge)
 
 
 def test_each_ablation_is_one_override() -> None:

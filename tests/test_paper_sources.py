@@ -229,5 +229,5 @@ def test_slake_without_the_images_of_silvar_med(silvar: Path, tmp_path: Path) ->
 def test_an_option_of_another_source_is_refused(silvar: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--answers says nothing to slake; leave it out"):
         prepare_dataset("slake", silvar, tmp_path / "out", choices=Choices(answers="x"))
-    with pytest.raises(UserError, match="nowhere: no such file or folder|nowhere"):
+    with pytest.raises(UserError, match="nowhere: no such"):
         prepare_dataset("silvar-med", silvar, tmp_path / "out", choices=Choices(answers="nowhere"))

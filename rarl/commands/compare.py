@@ -17,14 +17,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from rarl.commands.resolve import find_data
-from rarl.config import Config, Section, load_config
+from rarl.commands.resolve import find_data, require_other_judge
+from rarl.config import IMPORT_PATH, Config, JudgeConfig, Section, load_config
 from rarl.errors import UserError
 from rarl.evaluation import measurements
-from rarl.evaluation.lines import Compared, ComparedLine, models_of
+from rarl.evaluation.claims import check_claims
+from rarl.evaluation.lines import BASE, Claim, Compared, ComparedLine, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
-from rarl.keys import anchored_override, read_yaml, validated
+from rarl.judge.client import check_judge
+from rarl.keys import anchored_override, apply_override, read_yaml, validated
 from rarl.paths import anchored
 from rarl.system.processes import run_to_its_end
 from rarl.training.run_dir import RunDir, changes_of, refused_of
@@ -79,6 +81,10 @@ class Comparison(Section):
     # how to measure there: rollout.max_model_length=512
     data_overrides: list[str] = Field(default_factory=list)
     overrides: list[str] = Field(default_factory=list)  # for every training
+    # who judges all replies: another judge than the one that gives any rewards
+    judged_by: JudgeConfig | None = None
+    # what a paper says, to be set beside what is measured
+    claims: list[Claim] = Field(default_factory=list)
     # each model learns from each of these numbers of examples; the reference is of the largest
     examples: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
 
@@ -97,6 +103,11 @@ class Comparison(Section):
                 raise ValueError(f"models.{name}.title: another model is called '{entry.title}'")
         if self.reference not in self.models:
             raise ValueError(f"reference: '{self.reference}' is none of {', '.join(self.models)}")
+        for place, claim in enumerate(self.claims):
+            for name in (claim.model, claim.against):
+                if name not in (None, BASE, *self.models):
+                    known = ", ".join((BASE, *self.models))
+                    raise ValueError(f"claims.{place}: '{name}' is none of {known}")
         return self
 
 
@@ -171,10 +182,18 @@ class Plan:
             found |= self.config(name, self.comparison.seeds[0]).data.eval
         return found | self.comparison.data
 
+    @property
+    def judge(self) -> JudgeConfig | None:
+        """The judge of all measurements; None: each run's own, if it has one."""
+        judged_by = self.comparison.judged_by
+        return judged_by and judged_by.model_copy(update={"evaluate": True})
+
     def key(self, name: str, data: str) -> measurements.Measurement:
         """Returns the key of a model's measurement."""
         config = self.config(name, self.comparison.seeds[0])
         key = measurements.own_measurement(config, "trained", data)
+        if self.judge is not None:
+            key = replace(key, judge=measurements.judge_name(self.judge, config.judge))
         return replace(key, prompt=self.comparison.models[name].prompt or key.prompt)
 
     def tasks(self) -> list[Task]:
@@ -192,7 +211,12 @@ class Plan:
             outgrown = bool(changes_of(RunDir(folder), self.config(name, seed)))
             makes = [folder / "summary.json"]
             tasks.append(Task(f"{label}: training", arguments, makes, outgrown))
-        own = {} if entry.recipe else self.config(name, seed).data.eval
+        # A training measures its own data sets, but not by the comparison's judge.
+        measured = entry.recipe and self.judge is None
+        own = {} if measured else self.config(name, seed).data.eval
+        judging = []
+        if self.judge is not None:
+            judging = [f"judge={json.dumps(self.judge.model_dump(exclude_none=True))}"]
         asked = ["--prompt", entry.prompt] if entry.prompt else []
         further = [f"data.eval={json.dumps(self.comparison.data)}"]
         further += self.overrides_of(self.comparison.data_overrides)
@@ -200,24 +224,50 @@ class Plan:
             if data:
                 keys = [self.key(name, one) for one in data]
                 makes = [measurements.marker_of(folder / "evaluation", key) for key in keys]
-                arguments = ["eval", str(folder), *overrides, *asked]
+                arguments = ["eval", str(folder), *overrides, *judging, *asked]
                 tasks.append(Task(f"{label}: measuring on {', '.join(data)}", arguments, makes))
         return tasks
 
     def check(self) -> None:
-        """Raises UserError for what would only be noticed after hours: a recipe that is wrong, a
-        data set that is missing, a run directory of another configuration."""
-        for key, path in self.comparison.data.items():
-            find_data(f"data.{key}", path)
+        """Raises UserError for what would only be noticed after hours: a recipe that is wrong, data
+        sets that are missing, a judge that cannot be, a run directory of another configuration."""
+        if self.judge is not None:
+            check_judge(self.judge)
+        if absent := self.absent_data():
+            listed = ", ".join(f"{key}={path}" for key, path in absent.items())
+            what = "no such files or folders" if len(absent) > 1 else "no such file or folder"
+            raise UserError(f"{listed}: {what}; make a data set with `rarl prepare`")
+        for key, path in self.data_named().items():
+            find_data(key, path)
         for name, entry in self.comparison.models.items():
             for seed in self.comparison.seeds if entry.recipe else ():
                 run_dir = RunDir(self.folder(name, seed))
                 config = self.config(name, seed)
-                find_data("data.train", config.data.train or "null")
+                if self.judge is not None:
+                    require_other_judge(config, self.judge)
                 if refused := refused_of(changes_of(run_dir, config), run_dir):
                     held = f"holds a run of another configuration ({refused[0]})"
                     raise UserError(f"{run_dir.path}: {held}; delete it, or set another `out`")
                 measurements.require_readable(run_dir.path)
+
+    def data_named(self) -> dict[str, str]:
+        """Returns the paths of all data sets by their keys, those that are trained on, too."""
+        found: dict[str, str] = {}
+        for name, entry in self.comparison.models.items():
+            data = self.config(name, self.comparison.seeds[0]).data
+            if entry.recipe and data.train not in (None, *found.values()):
+                key = f"{name}: data.train" if "data.train" in found else "data.train"
+                found[key] = str(data.train)
+            found |= {f"data.eval.{one}": path for one, path in data.eval.items()}
+        return found | {f"data.{one}": path for one, path in self.comparison.data.items()}
+
+    def absent_data(self) -> dict[str, str]:
+        """Returns those of `data_named` that are not there."""
+        return {
+            key: path
+            for key, path in self.data_named().items()
+            if not IMPORT_PATH.match(path) and not Path(path).expanduser().exists()
+        }
 
     def write(self) -> None:
         """Writes the tables of what is finished by now, and what the report is to be of."""
@@ -225,32 +275,39 @@ class Plan:
         lines = []
         for name, entry in self.comparison.models.items():
             runs = {seed: self.folder(name, seed).name for seed in self.comparison.seeds}
-            prompt = self.key(name, "").prompt
-            line = ComparedLine(title=entry.title, prompt=prompt, runs=runs)
+            key = self.key(name, "")
+            judge = key.judge if self.judge is not None else ""
+            line = ComparedLine(title=entry.title, prompt=key.prompt, runs=runs, judge=judge)
             if isinstance(entry, SizedEntry):
                 line.method, line.examples = entry.method, entry.examples
             lines.append(line)
         reference = self.comparison.models[self.comparison.reference].title
-        compared = Compared(reference=reference, lines=lines)
+        titles = {name: entry.title for name, entry in self.comparison.models.items()}
+        claims = [claim.named(titles) for claim in self.comparison.claims]
+        compared = Compared(reference=reference, lines=lines, claims=claims)
         compared.write(self.out)
         data = list(self.data_sets())
-        tables = compare_models(models_of(compared.read_lines(self.out), data), data, reference)
-        write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables)
+        models = models_of(compared.read_lines(self.out), data)
+        tables = compare_models(models, data, reference)
+        found = check_claims(claims, models, compared.seconds(self.out))
+        write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables, claims=found)
 
 
-def read_plan(path: Path, overrides: list[str]) -> Plan:
-    """`out=…` and `seeds=[…]` set the comparison's own keys, all other overrides go to every
-    training. Raises UserError."""
-    tree = anchored(read_yaml(path), path.parent, ("out", "data.*"))
+def read_plan(path: Path, overrides: list[str], check: bool = True) -> Plan:
+    """`out=…`, `seeds=[…]` and `judged_by.…=…` set the comparison's own keys, all other overrides
+    go to every training. With `check`, what is named must be there. Raises UserError."""
+    tree = anchored(read_yaml(path), path.parent, ("out", "data.*", "judged_by.model"))
     if "models" not in tree and {"model", "extends"} & tree.keys():
         raise UserError(f"{path}: is a run's, for `rarl train`; configs/compare has comparisons")
-    rest = [one for one in overrides if not one.startswith(("out=", "seeds="))]
+    rest = [one for one in overrides if not one.startswith(("out=", "seeds=", "judged_by"))]
     for override in overrides:
         key, _, value = override.partition("=")
         if key in SET_BY:
             raise UserError(f"{override}: every training has its own {key}; set {SET_BY[key]}")
         if key == "out":
             tree["out"] = str(Path(value).expanduser().absolute())
+        elif key.split(".")[0] == "judged_by":
+            apply_override(tree, override)
         elif key == "seeds":
             try:
                 tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]
@@ -258,7 +315,8 @@ def read_plan(path: Path, overrides: list[str]) -> Plan:
                 raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
     comparison = by_examples(validated(Comparison, tree, (), path))
     plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
-    plan.check()
+    if check:
+        plan.check()
     return plan
 
 

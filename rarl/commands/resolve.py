@@ -110,6 +110,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         require_same_run(config, made_with)
     find_rewards(config.rewards)
     training_prompts(config.prompts, config.seed)
+    if made_with is None or RunDir(Path(config.run_dir)).adapter.is_dir():
+        require_other_judge(own, config.judge)
     if config.asks_judge():
         check_judge(config.judge)
     judge_path = resolve_judge(config.judge) if config.asks_local_judge(made_with is None) else None
@@ -185,6 +187,28 @@ def require_interim(config: Config) -> None:
         )
     if asked.validation is None and asked.patience is not None:
         raise UserError("evaluation.patience: needs evaluation.validation, which is not set")
+
+
+def require_other_judge(own: Config, judge: JudgeConfig) -> None:
+    """Raises UserError where `judge` measures what was trained with `own`, and gave its rewards."""
+    paid = own.rewards.get("judge")
+    if own.method != "grpo" or paid is None or not paid.weight:
+        return
+    if judge.evaluate and not judge.allow_same and is_same_judge(own.judge, judge):
+        raise UserError(
+            f"judge.evaluate=true: {judge.model or judge.url or 'the rules'} would judge a policy "
+            "that it gave the rewards, and that has learnt to please it: name another judge "
+            "(judge.backend, judge.model, judge.url), or set judge.allow_same=true"
+        )
+
+
+def is_same_judge(one: JudgeConfig, other: JudgeConfig) -> bool:
+    """Tells whether two judges are one: the rules, a model by its name, wherever it runs, or an
+    application of Ray Serve by its address."""
+    if "serve" in (one.backend, other.backend):
+        return (one.backend, one.url) == (other.backend, other.url)
+    names = [Path(judge.model).name.lower() if judge.model else None for judge in (one, other)]
+    return names[0] == names[1]
 
 
 def resolve_judge(config: JudgeConfig) -> str:

@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
-from rarl.config import load_config
+from rarl.config import Section, load_config
 from rarl.errors import UserError
 from rarl.evaluation.measurements import QuestionKey, judge_name, questions_of
+from rarl.evaluation.metrics import METRICS
 from rarl.evaluation.ways import FLOORS, Way, floors_of, read_ways, training_data
 from rarl.files import write_text
 from rarl.samples import Sample
 from rarl.training.run_dir import RunDir
 
 COMPARED = "comparison.json"
+BASE = "base"  # in a claim: the model before training
+SECONDS = "train_seconds"  # in a claim: wall seconds of training, which are no replies' metric
 Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, question by question
 
 
@@ -36,9 +39,9 @@ class Line:
     base: str = ""
 
 
-def line_of(title: str, runs: Mapping[int, Path], prompt: str = "") -> Line:
-    """Returns the line of run directories by seed, as far as they were begun; `prompt` is their own
-    if it is not given."""
+def line_of(title: str, runs: Mapping[int, Path], prompt: str = "", judge: str = "") -> Line:
+    """Returns the line of run directories by seed, as far as they were begun; `prompt` and `judge`
+    are their own if they are not given."""
     begun = {seed: run for seed, run in runs.items() if RunDir(run).config.is_file()}
     configs = {seed: load_config(RunDir(run).config) for seed, run in begun.items()}
     train = {seed: training_data(configs[seed], run) for seed, run in begun.items()}
@@ -47,30 +50,68 @@ def line_of(title: str, runs: Mapping[int, Path], prompt: str = "") -> Line:
         title=title,
         folders={seed: run / "evaluation" for seed, run in begun.items()},
         prompt=prompt or (first.prompts.eval if first else ""),
-        judge=judge_name(first.judge, first.judge) if first else "none",
+        judge=judge or (judge_name(first.judge, first.judge) if first else "none"),
         train={seed: path for seed, path in train.items() if path is not None},
         base=first.model.path if first else "",
     )
 
 
+class Claim(Section):
+    """What a paper says, and the number that answers it: how far `model` is ahead of `against` in
+    `metric`, on average over the data sets in `data`. Without a metric it is a sentence that no
+    table answers."""
+
+    sentence: int | str  # of the abstract, or where else it stands
+    says: str  # shortened
+    metric: str | None = None  # of metrics.yaml, or train_seconds
+    model: str | None = None  # of the comparison
+    against: str | None = None  # the same, or "base": the model before training, asked alike
+    data: tuple[str, ...] = ()
+    # points: of the mean, in per cent; percent: of the other's mean
+    unit: Literal["points", "percent"] = "points"
+    claimed: float | None = None  # in `unit`; null: more than 0, or with `less` less
+    less: bool = False  # it is claimed to need or have less
+
+    @model_validator(mode="after")
+    def complete(self) -> Claim:
+        """Raises ValueError for a metric that there is not, or that nothing is compared in."""
+        if self.metric is None:
+            return self
+        if self.metric not in (*METRICS, SECONDS):
+            known = f"{SECONDS} or one of {', '.join(METRICS)}"
+            raise ValueError(f"metric: '{self.metric}' is unknown; expected {known}")
+        if self.model is None or self.against is None:
+            raise ValueError(f"metric: {self.metric} needs `model` and `against`")
+        if not self.data and self.metric != SECONDS:
+            raise ValueError(f"metric: {self.metric} needs `data`, the names of data sets")
+        return self
+
+    def named(self, titles: Mapping[str, str]) -> Claim:
+        """Returns the claim with the models' titles in place of their names."""
+        model, against = (one and titles.get(one, one) for one in (self.model, self.against))
+        return self.model_copy(update={"model": model, "against": against})
+
+
 class ComparedLine(BaseModel):
-    """A model of a comparison: its title, the prompt that it is asked with, and the names of its
-    run directories by seed; where a comparison is one of numbers of examples, the method and that
-    number."""
+    """A model of a comparison: its title, the prompt that it is asked with, the names of its run
+    directories by seed, and the name of the judge, if it is not the runs' own; where a comparison
+    is one of numbers of examples, the method and that number."""
 
     title: str
     prompt: str
     runs: dict[int, str]
+    judge: str = ""
     method: str = ""
     examples: int = 0
 
 
 class Compared(BaseModel):
     """What a comparison is of, as `rarl compare` leaves it for the report beside its tables. The
-    reference is the title of a line."""
+    reference is the title of a line, and so are the models of claims."""
 
     reference: str
     lines: list[ComparedLine]
+    claims: list[Claim] = []
 
     def write(self, out: Path) -> None:
         """Writes it into the folder of a comparison."""
@@ -80,9 +121,20 @@ class Compared(BaseModel):
         """Returns the lines, as far as their runs were begun."""
         paths = [{seed: out / name for seed, name in one.runs.items()} for one in self.lines]
         return [
-            line_of(one.title, runs, one.prompt)
+            line_of(one.title, runs, one.prompt, one.judge)
             for one, runs in zip(self.lines, paths, strict=True)
         ]
+
+    def seconds(self, out: Path) -> dict[str, dict[int, float]]:
+        """Returns the wall seconds of each line's training by seed, of the runs that are
+        finished."""
+        found: dict[str, dict[int, float]] = {}
+        for line in self.lines:
+            for seed, name in line.runs.items():
+                summary = RunDir(out / name).read_summary()
+                if summary is not None and summary["seconds"]["train"]:
+                    found.setdefault(line.title, {})[seed] = summary["seconds"]["train"]
+        return found
 
 
 def read_compared(out: Path) -> Compared | None:

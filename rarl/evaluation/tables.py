@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from rarl.evaluation.claims import Checked
 from rarl.evaluation.metrics import COLUMNS, WORDS
 from rarl.evaluation.results import IN_FORM, WITH_IMAGE
 from rarl.files import write_text
 from rarl.intervals import FEWEST_VALUES
 
 
-def write_tables(out: Path, command: str, means: pd.DataFrame, leads: pd.DataFrame) -> None:
+def write_tables(
+    out: Path,
+    command: str,
+    means: pd.DataFrame,
+    leads: pd.DataFrame,
+    claims: Sequence[Checked] = (),
+) -> None:
     """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`, from what
-    `compare_models` returns; they were made by `command`."""
+    `compare_models` returns; they were made by `command`. `claims` are the first table of the
+    Markdown."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if "model name" in line]
     machine = f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
     text = ["# Results", "", f"`{command}`, {machine}.", "", WORDS["about"]]
+    if claims:
+        table = pd.DataFrame([one.cells() for one in claims])
+        told = table.to_markdown(index=False, disable_numparse=True)
+        text += ["", f"## {WORDS['claims']['title']}", "", WORDS["claims"]["about"], "", told]
     for data in means["data"].unique():
         own, lead = (side[side["data"] == data] for side in (means, leads))
         table = comparison_table(own, lead).to_markdown(index=False, disable_numparse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.table import Table
@@ -19,19 +19,30 @@ from rarl.planning.memory import (
     plan_memory,
     plan_processes,
 )
-from rarl.planning.seconds import CPU, StepSeconds, completion_lengths, gpu_speeds, step_seconds
+from rarl.planning.seconds import (
+    CPU,
+    StepSeconds,
+    completion_lengths,
+    gpu_speeds,
+    sampler_seconds,
+    step_seconds,
+    worker_seconds,
+)
 from rarl.planning.sizes import Work, model_shapes, model_size, step_work
 from rarl.system.imports import import_object
+
+QUESTIONS = 256  # that an engine is given at once in a measurement
 
 
 @dataclass(frozen=True)
 class Plan:
     """`memory` and `card` on a GPU, `processes` on CPU; `step` in either case. `lengths` are None
-    where the data are not at hand."""
+    where the data are not at hand. `per_question` are the seconds to measure one."""
 
     config: Config
     work: Work
     step: StepSeconds
+    per_question: float = 0.0
     lengths: DataLengths | None = None
     card: Card | None = None
     memory: MemoryPlan | None = None
@@ -78,10 +89,20 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
         value_bytes = 2 if config.model.dtype == "bfloat16" else 4
         crowding = samplers / (os.cpu_count() or 1)
         processes = plan_processes(config, model, work, value_bytes)
-    step = step_seconds(
-        model, size, work, replies, speeds, workers, samplers, value_bytes, crowding, at_once
-    )
-    return Plan(config, work, step, lengths, card, memory, processes)
+    if config.method == "sft":
+        one = replace(work, group=1, reference=False)
+        shares = np.array_split(completion_lengths(one, np.random.default_rng(0)), workers)
+        update = max(worker_seconds(model, one, share, speeds) for share in shares)
+        step = StepSeconds(0.0, 0.0, update, 0.0)
+    else:
+        step = step_seconds(
+            model, size, work, replies, speeds, workers, samplers, value_bytes, crowding, at_once
+        )
+    asked = replace(work, prompts=QUESTIONS, group=1)
+    drawn = completion_lengths(asked, np.random.default_rng(0))[::samplers]
+    sampling = sampler_seconds(model, size, asked, drawn, speeds, value_bytes)
+    per_question = sampling * max(1.0, crowding) / QUESTIONS
+    return Plan(config, work, step, per_question, lengths, card, memory, processes)
 
 
 def memory_table(plan: Plan) -> Table:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rarl.config import dump_config
+from rarl.evaluation.metrics import WORDS
 from rarl.evaluation.report.by_examples import examples_charts, write_charts
 from rarl.evaluation.report.charts import GREY, Chart, colours_of, curves, dot_chart
 from rarl.evaluation.report.examples import examples_json, safe_json
@@ -78,6 +79,7 @@ def page_of(report: Report, numbers: Numbers, sized: dict[str, dict[str, Chart]]
     return environment.get_template("template.html.jinja").render(
         report=report,
         numbers=numbers,
+        claims_words=WORDS["claims"],
         colours=colours_of(report),
         verdicts={one: verdict(report, numbers, one) for one in report.data_sets},
         comparison={

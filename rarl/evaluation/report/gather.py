@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
+from rarl.evaluation.claims import Checked, check_claims
 from rarl.evaluation.lines import Model, line_of, models_of, read_compared
 from rarl.evaluation.measurements import (
     count_questions,
@@ -118,6 +119,7 @@ class Report:
     # method and number of examples, by the title of a line, where a comparison is one of numbers
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
     probes: list[Probed] = field(default_factory=list)
+    claims: list[Checked] = field(default_factory=list)
 
     @property
     def models(self) -> list[Model]:
@@ -196,6 +198,7 @@ def gather(folder: Path) -> Report:
             if line.examples
         },
         probes=[probes[run.path] for run in runs if run.path in probes],
+        claims=check_claims(compared.claims, lines, compared.seconds(folder)) if compared else [],
     )
 
 
