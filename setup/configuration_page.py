@@ -90,7 +90,7 @@ def kind_of(annotation: Any, bounds: tuple[Any, ...] = ()) -> str:
         return ", ".join(f"`{value}`" for value in parts)
     if origin in (Union, types.UnionType):
         kinds = [kind_of(part, bounds) for part in parts if part is not type(None)]
-        return " or ".join([*kinds, "null"])
+        return " or ".join([*kinds, *(["null"] if type(None) in parts else [])])
     if origin in (list, tuple):
         return f"list: {kind_of(parts[0])}"
     if origin is dict:

@@ -33,7 +33,13 @@ TITLES = {"sft": "SFT", "rarl": "RARL"}
 
 
 def claim(**changes: Any) -> Claim:
-    known = {"sentence": 8, "says": "s", "model": "RARL", "against": "SFT", "metric": "accuracy"}
+    known: dict[str, Any] = {
+        "sentence": 8,
+        "says": "s",
+        "model": "RARL",
+        "against": "SFT",
+        "metric": "accuracy",
+    }
     return Claim(**known | {"data": ["here"]} | changes)
 
 
@@ -112,7 +118,9 @@ def test_what_is_missing_is_named_and_what_no_table_answers_is_said(lines: list[
 def test_seconds_of_training_are_compared_seed_by_seed() -> None:
     asked = claim(metric="train_seconds", data=[], unit="percent", less=True)
     [found] = check_claims([asked], [], {"RARL": {0: 50, 1: 90, 2: 9}, "SFT": {0: 100, 1: 100}})
-    assert found.measured == Measured(pytest.approx(-30), -50, pytest.approx(-10), 2, 20)
+    told = found.measured
+    assert told and (told.value, told.low, told.high) == pytest.approx((-30, -50, -10))
+    assert told.n == 2
     assert found.verdict == "confirmed" and found.cells()["claimed"] == "< 0"
     [found] = check_claims([asked], [], {"RARL": {0: 50, 1: 120}, "SFT": {0: 100, 1: 100}})
     assert found.verdict == "not shown"

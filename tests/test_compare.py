@@ -252,6 +252,11 @@ def test_tasks_in_order_with_further_data(tmp_path: Path, dataset: Path) -> None
         ),
         ({"sedes": [1]}, "sedes"),
         ({"models": {"a": SFT, "b": SFT}, "reference": "a"}, "another model is called 'SFT'"),
+        (
+            {"claims": [{"sentence": 1, "says": "s", "model": "rral"}]},
+            "claims.0: 'rral' is none of base, sft, rarl, alone",
+        ),
+        ({"claims": [{"sentence": 1, "says": "s"}], "examples": [60]}, "claims: are not for a"),
         ({"data": {"x": "nowhere.parquet"}}, "data.x=/.*/nowhere.parquet: no such file"),
         ({"overrides": ["train.stesp=3"]}, "did you mean 'train.steps'"),
     ],

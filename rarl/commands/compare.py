@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -103,11 +103,13 @@ class Comparison(Section):
                 raise ValueError(f"models.{name}.title: another model is called '{entry.title}'")
         if self.reference not in self.models:
             raise ValueError(f"reference: '{self.reference}' is none of {', '.join(self.models)}")
+        if self.claims and self.examples:
+            raise ValueError("claims: are not for a comparison of numbers of examples")
         for place, claim in enumerate(self.claims):
-            for name in (claim.model, claim.against):
-                if name not in (None, BASE, *self.models):
+            for one in (claim.model, claim.against):
+                if one not in (None, BASE, *self.models):
                     known = ", ".join((BASE, *self.models))
-                    raise ValueError(f"claims.{place}: '{name}' is none of {known}")
+                    raise ValueError(f"claims.{place}: '{one}' is none of {known}")
         return self
 
 
@@ -141,13 +143,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison with every file found. `where` is the folder of its YAML file."""
+    """A comparison with every file found. `where` is the folder of its YAML file; `configs` are
+    those that were read so far, by model and seed."""
 
     comparison: Comparison
     where: Path
     out: Path
     source: Path
     overrides: list[str]
+    configs: dict[tuple[str, int], Config] = field(default_factory=dict)
 
     def trained_as(self, name: str) -> str:
         """Returns the model whose adapter is asked."""
@@ -172,8 +176,10 @@ class Plan:
 
     def config(self, name: str, seed: int) -> Config:
         """Returns what the model is trained with."""
-        recipe, *overrides = self.training(name, seed)
-        return load_config(recipe, overrides)
+        if (name, seed) not in self.configs:
+            recipe, *overrides = self.training(name, seed)
+            self.configs[name, seed] = load_config(recipe, overrides)
+        return self.configs[name, seed]
 
     def data_sets(self) -> dict[str, str]:
         """Returns the paths by name: those of the recipes, and further ones."""

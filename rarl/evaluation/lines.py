@@ -66,7 +66,7 @@ class Claim(Section):
     metric: str | None = None  # of metrics.yaml, or train_seconds
     model: str | None = None  # of the comparison
     against: str | None = None  # the same, or "base": the model before training, asked alike
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()  # names of data sets, each of which counts alike
     # points: of the mean, in per cent; percent: of the other's mean
     unit: Literal["points", "percent"] = "points"
     claimed: float | None = None  # in `unit`; null: more than 0, or with `less` less

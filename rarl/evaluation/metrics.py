@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def measure(sample: Sample) -> dict[str, float]:
         found["llava_med_closed"] = llava_med_match(answer or "", reference)
     if kind == "open":
         references = (reference, *(sample.example.also_right or ()))
-        found |= max(
-            (open_metrics(answer, one) for one in references), key=lambda one: one["open_f1"]
-        )
+        nearest = max((open_metrics(answer, one) for one in references), key=itemgetter("open_f1"))
+        found |= nearest
         found["llava_med_open"] = llava_med_recall(answer or "", reference)
     if verdict is not None and verdict.correctness is not None:
         found["judged_accuracy"] = float(verdict.correctness >= JUDGED_RIGHT)

@@ -33,8 +33,8 @@ def write_tables(
     machine = f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
     text = ["# Results", "", f"`{command}`, {machine}.", "", WORDS["about"]]
     if claims:
-        table = pd.DataFrame([one.cells() for one in claims])
-        told = table.to_markdown(index=False, disable_numparse=True)
+        rows = pd.DataFrame([one.cells() for one in claims])
+        told = rows.to_markdown(index=False, disable_numparse=True)
         text += ["", f"## {WORDS['claims']['title']}", "", WORDS["claims"]["about"], "", told]
     for data in means["data"].unique():
         own, lead = (side[side["data"] == data] for side in (means, leads))

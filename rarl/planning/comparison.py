@@ -43,10 +43,14 @@ class ComparisonPlan:
         return sum(one.runs * one.seconds for one in self.models)
 
     @property
+    def known(self) -> int:
+        """Questions of the data sets that are at hand."""
+        return sum(count or 0 for count in self.questions.values())
+
+    @property
     def measuring(self) -> float:
         """Seconds of all measurements on what is at hand."""
-        known = sum(count or 0 for count in self.questions.values())
-        return sum(2 * one.runs * known * one.per_question for one in self.models)
+        return sum(2 * one.runs * self.known * one.per_question for one in self.models)
 
     def shortfalls(self) -> list[str]:
         """Returns what does not fit, each with the first model of which that is so."""
@@ -89,8 +93,9 @@ def comparison_lines(planned: ComparisonPlan) -> list[str]:
     listed = ", ".join(f"{name} {count:,}" for name, count in known.items())
     told = [
         f"{trainings} trainings in {duration(planned.training)}",
-        f"measuring base and trained model of every run in {duration(planned.measuring)}, of "
-        f"{listed or 'nothing'} questions",
+        f"{2 * planned.known * sum(one.runs for one in planned.models):,} replies of base and "
+        f"trained models in {duration(planned.measuring)}, to the questions of "
+        f"{listed or 'nothing'}",
     ]
     if unknown:
         told.append(f"not at hand, so not in these hours: {', '.join(unknown)}")
