@@ -184,7 +184,8 @@ class Display:
                 table.add_row(model, name, *cells, str(one["ends"]))
                 if judged := one.get("judged"):
                     cells = [f"{100 * judged[p]['acc']:.1f}" if p in judged else "–" for p in parts]
-                    cells[2] = f"{100 * judged['open']['right'] / judged['open']['total']:.1f}"
+                    if (own := judged.get("open")) is not None:
+                        cells[2] = f"{100 * own['right'] / own['total']:.1f}"
                     table.add_row("", "  with the judge", *cells, "", "", "", "", style="dim")
         self.console.print(table)
 

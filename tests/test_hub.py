@@ -16,8 +16,8 @@ from rarl.prepare.rows import Choices
 from rarl.prepare.sources import SOURCES
 from tests.hub_of_data import COMMIT, Hub, HubData, serve_hub
 from tests.pictures import picture, read, write_zip
+from tests.published_rows import slake_row
 from tests.runs import environment
-from tests.test_sources import slake_row
 
 
 @pytest.fixture

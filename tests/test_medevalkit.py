@@ -84,6 +84,13 @@ def test_a_reply_at_which_the_original_stops_is_counted_as_wrong() -> None:
     assert (found["ends"], found["open"]["em"], found["total"]["acc"]) == (1, 0.5, 0.5)
 
 
+def test_closed_questions_of_slake_alone_are_counted_by_both() -> None:
+    row = {"answer": "Yes", "kind": "closed", "reply": "<answer>Yes</answer>"}
+    found = medevalkit_scores([replied("slake", row, Verdict("scored", 3.0))])
+    assert found["judged"]["close"] == {"total": 1, "right": 2, "acc": 2.0}
+    assert "open" not in found["judged"]
+
+
 def test_no_sums_with_a_judge_that_could_not_be_asked_about_all() -> None:
     row = {"answer": "brain", "reply": "brain"}
     told = [Verdict("scored", 3.0), Verdict("unreachable")]

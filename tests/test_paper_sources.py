@@ -14,7 +14,7 @@ from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.rows import Choices
 from rarl.prepare.sources.vqa_med import accepted
 from tests.pictures import picture, read, write_zip
-from tests.test_sources import slake_row
+from tests.published_rows import slake_row
 
 # VQA-Med 2019
 

@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rarl.cli import app
+from rarl.commands.plan_comparison import plan_comparison
 from rarl.config import Config, load_config
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
+from rarl.planning.comparison import comparison_lines
 from rarl.planning.data import read_lengths, spread_rows
 from rarl.planning.memory import CARDS, find_card
 from rarl.planning.plan import lines, make_plan
@@ -95,3 +97,35 @@ def test_lengths_are_estimated_without_the_model_and_of_a_part_of_large_data(
     assert found.needed == 100 + 16 + config.rollout.max_completion_tokens
     rows = spread_rows(ParquetRows(path))
     assert rows[0] < 32 and rows[-1] >= 448, "from one end to the other"
+
+
+def test_a_comparison_is_planned_as_a_whole_and_names_what_is_missing() -> None:
+    path = REPOSITORY / "configs" / "compare" / "paper.yaml"
+    planned, absent = plan_comparison(path, [], "a100-40g", None)
+    assert not planned.shortfalls()
+    by_title = {one.title: one for one in planned.models}
+    sft, rl, rarl_ = (by_title[one] for one in ("SFT on rationales", "plain RL", "RARL"))
+    assert 0 < sft.seconds < rl.seconds < rarl_.seconds, "imitation samples nothing"
+    assert by_title["RARL, no reasoning prompting (answer alone)"].seconds == 0
+    assert planned.training == pytest.approx(sum(3 * one.seconds for one in planned.models))
+    assert planned.measuring == 0 and set(planned.questions.values()) == {None}
+    assert len(absent) == 6 and absent[0].startswith("data.train=")
+    told = " ".join(comparison_lines(planned))
+    assert "a100-40g with 39.4 GiB: fits" in told and "15 trainings in" in told
+    assert "not at hand, so not in these hours: silvar-med, vqa-rad, slake" in told
+
+
+def test_a_comparison_that_does_not_fit_says_which_model() -> None:
+    path = REPOSITORY / "configs" / "compare" / "paper.yaml"
+    planned, _ = plan_comparison(path, ["train.micro_batch_tokens=65536"], "a100-40g", None)
+    [first, *_] = planned.shortfalls()
+    assert first.startswith("SFT on answers: ")
+    assert "does not fit" in comparison_lines(planned)[0]
+
+
+def test_questions_that_are_known_are_in_the_plan_of_a_comparison() -> None:
+    path = REPOSITORY / "configs" / "compare" / "paper_tiny.yaml"
+    planned, absent = plan_comparison(path, [], None, None)
+    assert not absent and planned.questions == {"phantoms-seen": 200, "phantoms-unseen": 200}
+    expected = sum(2 * 3 * 400 * one.per_question for one in planned.models)
+    assert planned.measuring == pytest.approx(expected) and expected > 0

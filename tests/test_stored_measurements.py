@@ -33,6 +33,7 @@ from rarl.evaluation.measurements import (
     parts_of,
     write_part,
 )
+from rarl.evaluation.medevalkit import medevalkit_scores
 from rarl.judge.client import open_judge
 from rarl.judge.judge import Judge
 from rarl.samples import read_samples
@@ -184,7 +185,8 @@ def evaluate(
         asked = read_target(model_path, [str(dataset), "device=cpu"], judge, run)
     prompt, control = ways.get("prompt", ""), ways.get("control", "")
     how = ways_to_measure(prompt, control, 1, ways.get("options", False))
-    return evaluate_only(asked.config, asked.made_with, how, Display(), asked.adapter)
+    scoring = ways.get("scoring", "")
+    return evaluate_only(asked.config, asked.made_with, how, Display(), asked.adapter, scoring)
 
 
 def test_a_run_without_an_adapter_says_that_only_its_base_is_measured(
@@ -239,6 +241,28 @@ def test_engines_start_only_if_replies_are_missing(
     with pytest.raises(EnginesStarted):
         evaluate(tmp_path, model_path, dataset)
     assert sessions == [False, True], "a reply is gone, which is seen without engines"
+
+
+def test_what_medevalkit_would_count_is_in_the_summary_and_on_the_screen(
+    tmp_path: Path,
+    model_path: str,
+    dataset: Path,
+    examples: list[Example],
+    sessions: list[bool],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(EnginesStarted):
+        evaluate(tmp_path, model_path, dataset)
+    key = Measurement("base", "examples", "reason")
+    bare = [replace(one, image=b"") for one in examples]
+    replies = [reply_to(one, one.answer) for one in bare]
+    write_measurement(tmp_path / "run" / "evaluation", key, replies)
+    found = evaluate(tmp_path, model_path, dataset, scoring="medevalkit")[""]
+    assert found["medevalkit"] == {"base": {"examples": medevalkit_scores(replies)}}
+    Display().measured("", found)
+    assert "as MedEvalKit counts, in %" in capfd.readouterr().out
+    with pytest.raises(UserError, match="--scoring radeval: unknown; known is medevalkit"):
+        evaluate(tmp_path, model_path, dataset, scoring="radeval")
 
 
 def test_controls_and_other_prompts_are_set_against_the_usual_way(

@@ -304,7 +304,8 @@ def judged_counts(graded: Sequence[tuple[Sample, Graded]]) -> dict[str, Any]:
     sizes = Counter(its.kind for _, its in graded)
     counts = {"total": counted(right.total(), len(graded))}
     counts |= {kind: counted(right[kind], n) for kind, n in sizes.items()}
-    counts["open"]["acc"] /= sizes["open"]
+    if "open" in counts:
+        counts["open"]["acc"] /= sizes["open"]
     return counts
 
 
