@@ -1,4 +1,4 @@
-"""Verdicts on disk, by the content of what was asked."""
+"""Verdicts, and other answers, on disk by the content of what was asked."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 import re
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from rarl.judge.candidate import Candidate
 from rarl.schema import Verdict
@@ -20,6 +22,7 @@ BUSY_SECONDS = 30.0  # another process may be writing
 TABLE = "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL)"
 SELECT = "SELECT verdict FROM verdicts WHERE key = ?"
 LOG = logging.getLogger(__name__)
+A = TypeVar("A")  # what is kept
 
 
 def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
@@ -29,9 +32,9 @@ def verdict_key(identity: Sequence[str], candidate: Candidate) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-class VerdictCache:
+class Cache(ABC, Generic[A]):
     """A SQLite file, for any number of threads and processes. It only saves time: when it fails,
-    verdicts are asked for again. A file that is no database is moved aside, to `moved_aside`.
+    answers are asked for again. A file that is no database is moved aside, to `moved_aside`.
 
     The workers of one run keep a file each: `judge.sqlite`, `judge-1.sqlite`, … Those that are
     there when a cache is opened are read too, so that a run which is continued by another number
@@ -59,32 +62,39 @@ class VerdictCache:
         opened = (read_only(one) for one in others if one != path)
         self._all = [self._connection, *(one for one in opened if one)]
 
-    def get(self, key: str) -> Verdict | None:
-        """Returns the verdict of this file, or else of another worker's; None where none has it."""
+    @abstractmethod
+    def read(self, text: str) -> A:
+        """Returns what was kept as JSON. Raises ValueError or TypeError for anything else."""
+
+    @abstractmethod
+    def keeps(self, answer: A) -> bool:
+        """Says whether an answer, a dataclass, is worth keeping."""
+
+    def get(self, key: str) -> A | None:
+        """Returns the answer of this file, or else of another worker's; None where none has it."""
         with self._lock:
             for connection in self._all:
                 try:
                     if row := connection.execute(SELECT, (key,)).fetchone():
-                        return Verdict(**json.loads(row[0]))
+                        return self.read(row[0])
                 except (sqlite3.Error, ValueError, TypeError) as error:
-                    message = "%s: a verdict could not be read (%s); asking again"
+                    message = "%s: an answer could not be read (%s); asking again"
                     LOG.warning(message, self.path, error)
         return None
 
-    def put(self, key: str, verdict: Verdict) -> None:
-        """Keeps a verdict; the first one for a key stays. "Unreachable" says nothing, and is not
-        kept."""
-        if verdict.status == "unreachable":
+    def put(self, key: str, answer: A) -> None:
+        """Keeps an answer; the first one for a key stays."""
+        if not self.keeps(answer):
             return
         try:
             with self._lock, self._connection:
-                row = (key, json.dumps(asdict(verdict)))
+                row = (key, json.dumps(asdict(answer)))  # type: ignore[call-overload]
                 self._connection.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", row)
         except sqlite3.Error as error:
-            LOG.warning("%s: a verdict could not be kept (%s)", self.path, error)
+            LOG.warning("%s: an answer could not be kept (%s)", self.path, error)
 
     def __len__(self) -> int:
-        """Returns the number of verdicts in this file; other workers' are not counted."""
+        """Returns the number of answers in this file; other workers' are not counted."""
         with self._lock:
             return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
 
@@ -92,6 +102,16 @@ class VerdictCache:
         with self._lock:
             for connection in self._all:
                 connection.close()
+
+
+class VerdictCache(Cache[Verdict]):
+    """Verdicts; "unreachable" says nothing, and is not kept."""
+
+    def read(self, text: str) -> Verdict:
+        return Verdict(**json.loads(text))
+
+    def keeps(self, answer: Verdict) -> bool:
+        return answer.status != "unreachable"
 
 
 def connect(path: Path) -> sqlite3.Connection:
