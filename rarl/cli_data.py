@@ -1,4 +1,4 @@
-"""The commands about data: converting, checking, looking."""
+"""The commands about data: converting, checking, looking, explaining, reviewing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rarl.system.processes import interruptible
+
 if TYPE_CHECKING:
     from rarl.display import Display
 
-data_commands = typer.Typer(help="Prepared data: look at it, check it.")
+data_commands = typer.Typer(help="Prepared data: look at it, check it, explain it, review it.")
 
 
 def open_display() -> Display:
@@ -110,3 +112,75 @@ def show(
             display.note(part)
         else:
             display.table(part)
+
+
+@data_commands.command()
+def explain(
+    data: Annotated[Path, typer.Argument(help="A Parquet file, such as a prepared train split.")],
+    out: Annotated[Path, typer.Argument(help="Folder for rationales.parquet and all replies.")],
+    teacher: Annotated[
+        str, typer.Option(help="An OpenAI-compatible server's URL up to /v1; or self.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(help="As the server calls it; with self, a run, or MODEL[+ADAPTER] of ours."),
+    ],
+    attempts: Annotated[
+        int, typer.Option("-n", min=1, help="Askings without the answer, until a reply is kept.")
+    ] = 4,
+    send_images: Annotated[
+        bool, typer.Option("--send-images", help="The images may leave this machine.")
+    ] = False,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the server's key.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="So many of the questions; a later start does more.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight.")] = 8,
+) -> None:
+    """Asks a teacher for explanations of the reference answers, and keeps the sound ones. See
+    docs/rationales.md."""
+    from rarl.commands.explain import Request
+    from rarl.commands.explain import explain as explain_data
+
+    display = open_display()
+    request = Request(
+        data=data,
+        out=out,
+        teacher=teacher,
+        model=model,
+        attempts=attempts,
+        send_images=send_images,
+        key_variable=api_key_env,
+        concurrency=concurrency,
+        most=examples,
+    )
+    with interruptible():
+        found = explain_data(request, display)
+    for line in found.lines():
+        display.note(line)
+    display.note(f"{out / 'rationales.parquet'}, and every reply in {out / 'replies.jsonl'}")
+
+
+@data_commands.command()
+def review(
+    out: Annotated[Path, typer.Argument(help="The folder that `rarl data explain` has made.")],
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="8020.")] = None,
+    reviewer: Annotated[str | None, typer.Option(help="Whose marks these are; you.")] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="NEW.parquet", help="Read the marks back into this file, and show no page."
+        ),
+    ] = None,
+) -> None:
+    """Shows a page on which a clinician accepts, edits or rejects rationales, on this machine
+    alone. See docs/rationales.md."""
+    from rarl.commands.review import read_back
+    from rarl.commands.review import review as show_page
+
+    say = open_display().note
+    if apply is not None:
+        return read_back(out, apply, say)
+    show_page(out, reviewer, port, say)

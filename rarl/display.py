@@ -81,6 +81,28 @@ class Display:
             yield lambda done: progress.advance(task, done)
 
     @contextmanager
+    def telling(self, what: str, total: int) -> Iterator[Callable[[int, str], Any]]:
+        """Shows how many of `total` things are done, and more; yields a function that is told both.
+        Without a terminal that is a line each `QUIET_SECONDS`."""
+        if not self.console.is_terminal:
+            self.note(f"{what} ({total}) …")
+            since = time.monotonic()
+
+            def line(done: int, more: str) -> None:
+                nonlocal since
+                if time.monotonic() - since >= QUIET_SECONDS:
+                    since = time.monotonic()
+                    self.note(f"{what} {done}/{total}  {more}")
+
+            yield line
+            return
+        columns = (TextColumn(escape(what)), BarColumn(), MofNCompleteColumn())
+        told = TextColumn("{task.fields[more]}", markup=False)
+        with Progress(*columns, told, console=self.console, transient=True) as progress:
+            task = progress.add_task(what, total=total, more="")
+            yield lambda done, more: progress.update(task, completed=done, more=more)
+
+    @contextmanager
     def training(self, metrics: Path, steps: int) -> Iterator[Callable[[], Any]]:
         """Follows a metrics file; yields the function that looks for news, and says what is
         wrong, once."""

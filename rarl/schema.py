@@ -31,8 +31,10 @@ class Example:
     image. `facts` are sentences that are known to be
     true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
     images. `patient` and `study` are salted hashes, `site` is the hospital or scanner, where these
-    are known. `also_right` are further answers that count as right. `extra` holds the further
-    columns of a table of the user's own, by their names there.
+    are known. `also_right` are further answers that count as right. `rationale_source` is who wrote
+    the rationale, `rationale_status` what is known of it (see `rarl/rationales`); None: it came
+    with the data. `extra` holds the further columns of a table of the user's own, by their names
+    there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
@@ -55,6 +57,8 @@ class Example:
     study: str | None = None
     site: str | None = None
     also_right: tuple[str, ...] | None = None
+    rationale_source: str | None = None
+    rationale_status: str | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -197,15 +198,15 @@ def balanced(judged: Sequence[Judged]) -> Share | None:
     return share_of((one.agrees * weights[one.cell.right], one.question) for one in judged)
 
 
-def cohens_kappa(given: Sequence[bool], truth: Sequence[bool]) -> float | None:
+def cohens_kappa(given: Sequence[Hashable], truth: Sequence[Hashable]) -> float | None:
     """Returns the agreement above chance (Cohen 1960): 1 for perfect, 0 for chance; None where
     chance alone agrees fully."""
     n = len(given)
     if not n:
         return None
     observed = sum(one == other for one, other in zip(given, truth, strict=True)) / n
-    yes, right = sum(given) / n, sum(truth) / n
-    chance = yes * right + (1 - yes) * (1 - right)
+    first, second = Counter(given), Counter(truth)
+    chance = sum(count * second[one] for one, count in first.items()) / n**2
     return (observed - chance) / (1 - chance) if chance < 1 else None
 
 

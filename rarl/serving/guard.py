@@ -110,9 +110,7 @@ class Guard:
             return
         if self.config.open_without_key:
             return
-        client = scope.get("client")
-        name = urlsplit("//" + headers.get("host", "")).hostname or ""
-        if not client or not is_loopback(str(client[0])) or not is_loopback(name):
+        if not is_from_here(scope, headers):
             raise Refusal("local_only")
 
 
@@ -139,6 +137,17 @@ class Answer:
         elif self.streaming:
             last = {"type": "http.response.body", "body": refusal.event(), "more_body": False}
             await self._send(last)
+
+
+def is_from_here(scope: Scope, headers: Headers) -> bool:
+    """Says whether the caller is on this machine, and a browser was not led here under another name
+    (DNS rebinding)."""
+    client = scope.get("client")
+    try:
+        name = urlsplit("//" + headers.get("host", "")).hostname or ""
+    except ValueError:  # no host at all
+        return False
+    return bool(client) and is_loopback(str(client[0])) and is_loopback(name)
 
 
 def check_content(headers: Headers, most: int) -> None:
