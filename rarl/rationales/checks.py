@@ -148,7 +148,9 @@ def other_language(text: str, question: str, usual: str) -> str:
     """Returns the language, or a letter of the script, that a text has and its question has not;
     nothing where the two agree or where it is not clear."""
     wanted = (clear_language(question) or [usual])[0]
-    letters = [one for one in text if script(one) not in scripts_of(question)]
+    # Terms and signs are Latin and Greek in any language.
+    scripts = {script(letter) for letter in question} | {"", "LATIN", "GREEK", "MICRO"}
+    letters = [one for one in text if script(one) not in scripts]
     if len(letters) > OTHER_LETTERS:
         return letters[0]
     sentences = [one for one in SENTENCE_END.split(text) if len(one.split()) >= LANGUAGE_WORDS]
@@ -162,9 +164,3 @@ def other_language(text: str, question: str, usual: str) -> str:
 def script(letter: str) -> str:
     """Returns the script of a letter, as Unicode names it; of other characters nothing."""
     return unicodedata.name(letter, "").split(" ")[0] if letter.isalpha() else ""
-
-
-def scripts_of(question: str) -> set[str]:
-    """Returns the scripts that an explanation may have: the question's, and Latin and Greek, in
-    which terms and signs are."""
-    return {script(letter) for letter in question} | {"", "LATIN", "GREEK", "MICRO"}

@@ -33,6 +33,7 @@ STATUSES_GIVEN = (MACHINE, HINTED, REJECTED)  # by this command
 # So many questions in a row without a reply: nobody is there, and waiting for each is no use.
 LOST_AFTER = 8
 TEXTS = ("id", "image_id", "question", "answer", "answer_type", "options", "modality", "rationale")
+SAID = ("said", "cut off")  # by a model, which tokens were spent on
 GIVEN_UP: tuple[Outcome, ...] = ("unreachable", "bad image")  # for this start
 
 
@@ -193,7 +194,7 @@ def figures_of(work: Sequence[Work], rows: int, given: int, requests: int = 0) -
             for name in OUTCOMES
         },
         tokens=(sum(prompt for prompt, _ in told), sum(completion for _, completion in told)),
-        untold=sum(one.said.status in ("said", "cut off") for one in replies) - len(told),
+        untold=sum(one.said.status in SAID and one.said.tokens is None for one in replies),
         requests=requests,
     )
 
