@@ -85,7 +85,7 @@ class App extends Component {
     if (what === "accept" || what === "reject") this.mark(what);
     if (what === "edit") this.edit();
     if (what === "open" && item.open !== null) this.show(item.open, "");
-    if (what === "zoom") this.setState(({ zoomed }) => ({ zoomed: !zoomed }));
+    if (what === "zoom") this.setState(({ zoomed }) => ({ zoomed: !zoomed }), () => this.state.zoomed && document.querySelector("#frame").focus());
     if (what === "previous") this.show(Math.max(0, item.place - 1));
     if (what === "next") this.show(Math.min(item.total - 1, item.place + 1));
   }
@@ -98,6 +98,7 @@ class App extends Component {
       return event.preventDefault();
     }
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (this.state.zoomed && event.target.id === "frame" && event.key.startsWith("Arrow")) return; // scrolls
     const what = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!what) return;
     event.preventDefault();
@@ -106,7 +107,7 @@ class App extends Component {
 
   button(what, label, key, kind = "secondary outline") {
     const pressed = this.state.item?.mark?.decision === what;
-    const shown = { ArrowLeft: "←", ArrowRight: "→" }[key] ?? key;
+    const shown = { ArrowLeft: "←", ArrowRight: "→" }[key] ?? key.toUpperCase();
     return html`<button type="button" id=${what} class=${kind} disabled=${this.state.busy} aria-keyshortcuts=${key}
       aria-pressed=${what in SAID ? String(pressed) : undefined} onClick=${() => this.act(what)}>${label} <kbd>${shown}</kbd></button>`;
   }
@@ -134,9 +135,9 @@ class App extends Component {
     const about = [item.modality, item.organ].filter(Boolean).join(", ");
     const hinted = item.status === "hinted" && " The teacher was told the answer.";
     return html`<div class="item">
-      <figure><div class=${zoomed ? "frame zoomed" : "frame"} tabindex="0" role="group" aria-label="Image, in a frame that scrolls when it is zoomed">
+      <figure><div id="frame" class=${zoomed ? "frame zoomed" : "frame"} tabindex="0" role="group" aria-label="Image, in a frame that scrolls when it is zoomed">
         <img id="image" src=${`/api/items/${item.place}/image`} alt=${`Image of question ${item.place + 1}`} /></div>
-        <figcaption>${about} ${this.button("zoom", zoomed ? "Fit" : "Zoom", "z")}</figcaption></figure>
+        <figcaption class="buttons">${about} ${this.button("zoom", zoomed ? "Fit" : "Zoom", "z")}</figcaption></figure>
       <article aria-live="polite">
         <h2>Question ${item.place + 1} of ${item.total}</h2>
         <p id="question" class="text">${item.question}</p>
