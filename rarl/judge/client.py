@@ -219,7 +219,7 @@ class Client(Generic[Q, A]):
         for number in itertools.count():
             start = time.monotonic()
             try:
-                answers = await self.backend.answer(questions)
+                answers = await self.backend.judge(questions)
                 self._down = False
                 return answers
             except TryAgain as error:

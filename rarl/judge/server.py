@@ -76,7 +76,7 @@ class Backend(ABC, Generic[Q, A]):
         # a question with an image.
         self.answered = self.saw = False
 
-    async def answer(self, questions: Sequence[Q]) -> list[A]:
+    async def judge(self, questions: Sequence[Q]) -> list[A]:
         """Returns an answer per question, in order. A question that the server refuses is answered
         as `refused`, and costs the others of its batch nothing.
 
@@ -90,7 +90,7 @@ class Backend(ABC, Generic[Q, A]):
         if not self.answered or (shown and not self.saw):
             await self._try_plain(shown)
         if len(questions) > 1:
-            return [answer for one in questions for answer in await self.answer([one])]
+            return [answer for one in questions for answer in await self.judge([one])]
         return [self.subject.refused(reason)]
 
     async def _try_plain(self, image: bool) -> None:
@@ -251,9 +251,9 @@ def read_completion(content: bytes) -> Completion:
         raise TryAgain(f"the server's answer is not a chat completion: {reason}") from None
     refused = str(refusal or "content filter") if refusal or finish == "content_filter" else None
     counts = usage if isinstance(usage, dict) else {}
-    given = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = (given[0], given[1]) if all(type(one) is int for one in given) else None
-    return Completion(text, refused, finish, tokens)
+    prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    told = isinstance(prompt, int) and isinstance(completion, int)
+    return Completion(text, refused, finish, (prompt, completion) if told else None)
 
 
 def said_in(response: httpx.Response) -> str:
