@@ -151,3 +151,18 @@ def bootstrap_means(totals: NDArray[np.float64], seed: int) -> NDArray[np.float6
         sums = (counts.astype(np.float64) @ flat).reshape(own, columns, 2)
         parts.append(sums[:, :, 0] / sums[:, :, 1])
     return np.concatenate(parts)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns the p-values of a family of hypotheses so adjusted that the chance of any false
+    rejection keeps to the level (Holm 1979)."""
+    adjusted, reached = [0.0] * len(p), 0.0
+    for done, place in enumerate(np.argsort(p, kind="stable").tolist()):
+        reached = max(reached, min(1.0, (len(p) - done) * p[place]))
+        adjusted[place] = reached
+    return adjusted
+
+
+def p_in_words(p: float) -> str:
+    """Returns a p-value, of which nobody needs to know how far it is below 0.001."""
+    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"

@@ -35,6 +35,7 @@ from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
 from rarl.prepare.hub import locate
+from rarl.prepare.followed import follow_lines
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
 from rarl.prepare.people import without_names
@@ -119,6 +120,7 @@ def prepare_dataset(
     lines = list(report_lines(card, staged.skipped, staged.doubts, out))
     for name in card["splits"]:
         lines += fact_lines(name, ParquetRows(out / f"{name}.parquet"))
+    lines += follow_lines([out / f"{name}.parquet" for name in card["splits"]])
     if replaced:
         lines.append(f"{out}: held a data set before, which this one replaced")
     return "\n".join(lines)

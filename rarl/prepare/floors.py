@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +24,30 @@ class Question(NamedTuple):
     answer_type: str
     image_id: str
     options: Sequence[str] | None = None
+    patient: str | None = None
+    site: str | None = None
+    extra: Mapping[str, str | None] | None = None
+
+    @property
+    def unit(self) -> str:
+        """Whose question it is: the patient's where known, or else the image's."""
+        return self.image_id if self.patient is None else f"patient {self.patient}"
 
 
 def read_questions(rows: ParquetRows) -> list[Question]:
     """Returns all questions of a data set, in its order."""
-    columns = [rows.column(name) for name in Question._fields]
-    return [Question(*values) for values in zip(*columns, strict=True)]
+    columns = {name: rows.column(name) for name in Question._fields}
+    columns["extra"] = [dict(row or ()) for row in columns["extra"]]
+    return [Question(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Question], list[Question]]:
+    """Returns the questions about four fifths of the images, and those about the rest."""
+    images = sorted({one.image_id for one in questions})
+    order = np.random.default_rng(seed).permutation(len(images))
+    chosen = {images[i] for i in order[: max(1, len(images) // 5)]}
+    train = [one for one in questions if one.image_id not in chosen]
+    return train, [one for one in questions if one.image_id in chosen]
 
 
 def floors(

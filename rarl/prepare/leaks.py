@@ -18,6 +18,7 @@ from rarl.errors import UserError
 from rarl.prepare.card import changed_files, listed
 from rarl.prepare.files import Fault
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
+from rarl.prepare.followed import follow_lines
 from rarl.prepare.rows import SPLITS
 from rarl.schema import Example
 
@@ -193,7 +194,8 @@ def check_datasets(paths: list[Path]) -> tuple[str, bool]:
             lines.append(f"{file}: {what}; prepare the data set again, or delete {folder / CARD}")
     checks = leaks_among(sides)
     sound &= not any(map(is_leak, checks["leaks"]))
-    return "\n".join([*lines, *leak_lines(checks), "sound" if sound else "NOT SOUND"]), sound
+    lines += [*leak_lines(checks), *follow_lines([path for path, _ in named_parts(paths)])]
+    return "\n".join([*lines, "sound" if sound else "NOT SOUND"]), sound
 
 
 def named_parts(paths: list[Path]) -> list[tuple[Path, str]]:

@@ -21,7 +21,8 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.prepare.card import sheet_path, split_counts
 from rarl.prepare.fingerprint import text_key
-from rarl.prepare.floors import Question, floors, read_questions
+from rarl.prepare.floors import Question, floors, hold_out, read_questions
+from rarl.prepare.followed import Followed, follows
 from rarl.prepare.leaks import named_parts
 from rarl.prepare.report import fact_lines
 from rarl.schema import Example
@@ -46,6 +47,10 @@ def show_dataset(path: Path) -> Iterator[Table | str]:
     for name, questions in asked.items():
         yield from answer_tables(name, questions)
     yield floor_table(asked)
+    found = follows(asked)
+    if found:
+        yield follow_table(found)
+    yield from (one.told() for one in found if one.is_clear)
     shown, sheet = splits.get("train") or next(iter(splits.values())), sheet_path(path)
     try:
         drawn = draw_contact_sheet(shown, sheet)
@@ -118,13 +123,15 @@ def floor_table(asked: dict[str, list[Question]]) -> Table | str:
     return table
 
 
-def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Question], list[Question]]:
-    """Returns the questions about four fifths of the images, and those about the rest."""
-    images = sorted({one.image_id for one in questions})
-    order = np.random.default_rng(seed).permutation(len(images))
-    chosen = {images[i] for i in order[: max(1, len(images) // 5)]}
-    train = [one for one in questions if one.image_id not in chosen]
-    return train, [one for one in questions if one.image_id in chosen]
+def follow_table(found: Sequence[Followed]) -> Table:
+    """Returns what the most frequent answer to the same question is worth, over all groups of a
+    column and in the question's own."""
+    title = "the most frequent answer to the same question, by who was asked"
+    table = PlainTable(title, "column", "questions", "over all", "in the own group", "p")
+    for one in found:
+        shares = (f"{100 * share:.1f} %" for share in (one.over_all, one.in_group))
+        table.add_row(one.column, f"{one.questions:,}", *shares, f"{one.p:.3f}")
+    return table
 
 
 def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
