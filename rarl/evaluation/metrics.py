@@ -19,7 +19,7 @@ import yaml
 from rarl.config import RewardConfig
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
-from rarl.replies.words import ARTICLES, same_words, token_f1, words
+from rarl.replies.words import ARTICLES, same_words, token_f1, words, yes_or_no
 from rarl.rewards.registry import Reward
 from rarl.rewards.thinking import reasoning_reward
 from rarl.samples import Sample
@@ -66,6 +66,8 @@ WORDS: dict[str, Any] = yaml.safe_load(
 )
 METRICS: dict[str, str] = WORDS["metrics"]  # each with what it is
 COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
+RELATED: dict[str, str] = WORDS["related"]  # those of related questions, with short titles
+UNBOUNDED = ("completion_tokens", "option_margin")  # those that are no fractions
 
 
 def measure(sample: Sample) -> dict[str, float]:
@@ -77,10 +79,13 @@ def measure(sample: Sample) -> dict[str, float]:
     found["reasoning"] = right["reasoning"]
     # what no model has written has no tokens
     found["completion_tokens"] = float(len(sample.rollout.completion_token_ids)) or None
-    found |= {name: right.get(name) for name in ("agreement", "option_probability")}
+    further = ("agreement", "option_probability", "option_margin")
+    found |= {name: right.get(name) for name in further}
     if kind in ("closed", "choice"):
         found[kind] = right["correct"]
     if kind == "closed":
+        side = {"yes": "positive", "no": "negative"}.get(yes_or_no(reference, reference) or "")
+        found |= {f"true_{side}_rate": right["correct"]} if side else {}
         found["llava_med_closed"] = llava_med_match(answer or "", reference)
     if kind == "open":
         references = (reference, *(sample.example.also_right or ()))

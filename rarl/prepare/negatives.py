@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +62,18 @@ def near_wordings(keys: Sequence[tuple[str, str]], images: Sequence[str]) -> NDA
     """Returns which rows ask in near words what another one asks about the same image with another
     answer."""
     found = np.zeros(len(keys), bool)
-    distinct = sorted({question for question, _ in keys})
+    for pair in near_pairs([question for question, _ in keys], images):
+        if keys[pair[0]][1] != keys[pair[1]][1]:
+            found[list(pair)] = True
+    return found
+
+
+def near_pairs(questions: Sequence[str], images: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yields every two rows that are about the same image and ask in near words, not in the same;
+    `questions` are in the form in which equal ones are equal."""
+    distinct = sorted(set(questions))
     if not any(re.search(WORD, question) for question in distinct):
-        return found
+        return
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
     vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
@@ -73,11 +82,9 @@ def near_wordings(keys: Sequence[tuple[str, str]], images: Sequence[str]) -> NDA
     about: dict[str, list[int]] = defaultdict(list)
     for row, image in enumerate(images):
         about[image].append(row)
-    for rows in about.values():
-        own = vectors[[place[keys[row][0]] for row in rows]]
-        likeness = (own @ own.T).toarray()
-        answers = np.array([keys[row][1] for row in rows])
-        questions = np.array([keys[row][0] for row in rows])
-        other = (answers[:, None] != answers) & (questions[:, None] != questions)
-        found[rows] = ((likeness >= ALIKE) & other).any(axis=1)
-    return found
+    for rows in (its for its in about.values() if len(its) > 1):
+        words = [place[questions[row]] for row in rows]
+        own = vectors[words]
+        other = np.not_equal.outer(words, words)
+        alike = np.triu(((own @ own.T).toarray() >= ALIKE) & other)
+        yield from ((rows[i], rows[j]) for i, j in np.argwhere(alike).tolist())
