@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -125,6 +126,9 @@ def evaluate(
     options: Annotated[
         bool, typer.Option("--options", help="Likelihood of the options, without replies.")
     ] = False,
+    by: Annotated[
+        str, typer.Option(help="Columns such as sex,site,question_type: compares their groups.")
+    ] = "",
     judge: Annotated[
         str, typer.Option(help="rules, or the URL of a judge; see docs/judge.md.")
     ] = "",
@@ -138,7 +142,8 @@ def evaluate(
 
     display = open_display()
     ways = ways_to_measure(prompt, control, samples, options)
-    asked = read_target(target, rest or [], judge, out)
+    columns = [f"evaluation.by={json.dumps([one.strip() for one in by.split(',')])}"] if by else []
+    asked = read_target(target, [*(rest or []), *columns], judge, out)
     with interruptible():
         found = evaluate_only(asked.config, asked.made_with, ways, display, asked.adapter, scoring)
         for way, summary in found.items():

@@ -265,6 +265,9 @@ class JudgeConfig(Section):
 
 class EvaluationConfig(Section):
     max_examples: Positive | None = None  # per data set, the first in its order; None: all
+    # columns of the data, such as [sex, site, question_type], whose groups are compared: the worst,
+    # the gap, and whether it is more than chance. It changes no reply
+    by: list[str] = Field(default_factory=list)
     max_completion_tokens: Positive | None = None  # None: as in rollout
     # While reinforcement goes on, some questions of every measured data set are asked each so many
     # steps; 0: none

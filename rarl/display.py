@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from rarl.display_tables import (
+    consistency_parts,
+    group_parts,
+    in_points,
+    new_table,
+    percent,
+    row_of,
+)
 from rarl.evaluation.metrics import COLUMNS
 from rarl.evaluation.probe import ADVICE, Probe, advise
 from rarl.intervals import FEWEST_VALUES
@@ -164,7 +172,11 @@ class Display:
                 for what, one in summary.get(kind, {}).get(name, {}).items():
                     cells = row_of(one, None, one["model_minus_this"])
                     table.add_row(f"  {label}{what}", *cells, style="dim")
+            for kind, part in base.get("by_ability", {}).items():
+                own = after.get("by_ability", {}).get(kind)
+                table.add_row(f"  {kind} questions", *row_of(part, own), style="dim")
         self.console.print(table)
+        self.parts(group_parts(summary))
         for name, change in summary["difference"].items():
             if change["clear"] and change["form"]["mostly"]:
                 self.note(f"{name}: {in_words(change)}")
@@ -179,6 +191,7 @@ class Display:
         self.results(summary)
         if "medevalkit" in summary:
             self.medevalkit(summary["medevalkit"])
+        self.parts(consistency_parts(summary))
         for label, by_data in summary.get("with_image_minus_this", {}).items():
             for name, change in by_data.items():
                 told = f"with image minus without {in_points(change)}, n {change['n']}"
@@ -291,25 +304,13 @@ class Display:
         """Prints a table that somebody else has made."""
         self.console.print(table)
 
-
-def new_table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    """Returns an empty table with columns of text and columns of numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    for column in (*left, *right):
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
-
-
-def row_of(
-    base: dict[str, Any] | None,
-    trained: dict[str, Any] | None,
-    change: dict[str, Any] | None = None,
-) -> tuple[str, str, str, str]:
-    """Returns the cells of a row: how many replies each number is of, once if all agree, then the
-    numbers."""
-    counts = [str(one["n"]) for one in (base, trained, change) if one]
-    n = counts[0] if len(set(counts)) == 1 else " / ".join(counts)
-    return n, percent(base), percent(trained), in_points(change)
+    def parts(self, parts: Iterable[Table | str]) -> None:
+        """Prints tables and lines."""
+        for part in parts:
+            if isinstance(part, str):
+                self.note(part)
+            else:
+                self.table(part)
 
 
 def in_words(change: dict[str, Any]) -> str:
@@ -323,26 +324,6 @@ def in_words(change: dict[str, Any]) -> str:
     if both is None:
         return f"{told}; there are no others"
     return f"{told}; on the {both['n']} others the difference is {in_points(both)}"
-
-
-def in_points(change: dict[str, Any] | None) -> str:
-    """Returns a difference, with its interval unless it is of too few pairs; or nothing."""
-    if not change:
-        return ""
-    low, high = change["ci95"]
-    interval = f" ({low:+.1f} to {high:+.1f})" if change["n"] >= FEWEST_VALUES else ""
-    return f"{change['points']:+.1f}{interval}"
-
-
-def percent(result: dict[str, Any] | None) -> str:
-    """Returns an accuracy, or another mean in [0, 1], with its interval unless it is of too few
-    values; or nothing."""
-    if not result:
-        return ""
-    low, high = result["ci95"]
-    interval = f" ({100 * low:.0f}–{100 * high:.0f})" if result["n"] >= FEWEST_VALUES else ""
-    value = result["accuracy"] if "accuracy" in result else result["mean"]
-    return f"{100 * value:.1f}{interval}"
 
 
 def means_of(rows: list[dict[str, Any]]) -> str:

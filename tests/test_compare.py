@@ -18,9 +18,11 @@ import yaml
 from rarl.commands.compare import compare, read_plan, run_rarl
 from rarl.commands.resolve import require_other_judge
 from rarl.config import load_config
+from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.evaluation.lines import read_compared
 from rarl.rollout.pool import SamplerPool
+from rarl.tiny.dataset import draw_examples
 from tests.runs import RARL, REPOSITORY, SHORT, environment, rarl, rarl_here
 
 CONFIGS = REPOSITORY / "configs" / "compare"
@@ -362,3 +364,26 @@ def test_each_part_of_a_comparison_is_a_process_that_reports_how_it_ended(
 ) -> None:
     assert run_rarl(["--help"]) == 0 and run_rarl(["train", "no-such.yaml"]) == 2
     assert "no-such.yaml: no such file" in capfd.readouterr().err
+
+
+def test_the_groups_that_are_compared_are_those_of_recipes_and_further_data(tmp_path: Path) -> None:
+    assert read_plan(write(tmp_path), []).groups() == []
+    path = write(
+        tmp_path,
+        overrides=[*SHORT, "evaluation.by=[answer_type]"],
+        data_overrides=["evaluation.by=[site, answer_type]"],
+    )
+    plan = read_plan(path, [])
+    assert plan.groups() == ["answer_type", "site"]
+    plan.out.mkdir()
+    plan.write()
+    assert json.loads((plan.out / "comparison.json").read_text())["by"] == ["answer_type", "site"]
+
+
+def test_a_column_that_no_data_set_has_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    rows = draw_examples("seen", 4, seed=0, split="test")
+    write_examples(tmp_path / "test.parquet", rows)
+    data = str(tmp_path / "test.parquet")
+    overrides = [*SHORT, f"data.eval={{seen: {data}}}", "evaluation.by=[sex]"]
+    with pytest.raises(UserError, match=r"nothing in data\.eval\.seen has a column 'sex'"):
+        read_plan(write(tmp_path, overrides=overrides), [])

@@ -254,8 +254,8 @@ def test_the_table_has_a_row_for_each_mean_and_groups_by_any_text_field() -> Non
         for i in range(20)
     ]
     table = results({("m", "d"): {0: replies[:10], 1: replies[10:]}}, ("all", "organ", "dataset"))
-    names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds", "low", "high"]
-    assert list(table.columns) == names
+    names = ["model", "data", "by", "group", "metric", "n", "units", "mean", "low", "high", "seeds"]
+    assert list(table.columns) == [*names, "ranked", "rest", "p"]
     rows = {(row["by"], row["group"], row["metric"]): row for row in table.to_dict("records")}
     assert rows["organ", "lung", "accuracy"]["n"] == 8
     assert rows["dataset", "b", "accuracy"]["n"] == 16

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from rarl.evaluation.group_table import known_columns
 from rarl.evaluation.measurements import (
     Measurement,
     finished_measurements,
@@ -174,8 +175,12 @@ def test_eval_measures_what_is_missing_with_every_prompt_that_is_named(
     gone = Measurement("trained", "phantoms-seen", "reason")
     assert gone in before
     shutil.rmtree(folder_of(evaluation, gone))
-    done = rarl_here("eval", finished, "--prompt", "reason,structured", pool=pool)
+    asked = ("--prompt", "reason,structured", "--by", "answer_type,organ")
+    done = rarl_here("eval", finished, *asked, pool=pool)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "phantoms-seen by answer_type: accuracy in %" in done.stdout
+    assert "questions about one image, in %" in done.stdout
+    assert known_columns(evaluation) == ["answer_type", "organ"]
     assert "measuring trained on phantoms-seen (30)" in done.stdout
     assert "measuring base on phantoms-seen (30)" not in done.stdout
     assert len(read_finished(evaluation, gone) or []) == 30

@@ -22,6 +22,7 @@ from rarl.config import IMPORT_PATH, Config, JudgeConfig, Section, load_config
 from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.claims import check_claims
+from rarl.evaluation.groups import require_columns
 from rarl.evaluation.lines import BASE, Claim, Compared, ComparedLine, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
@@ -194,6 +195,17 @@ class Plan:
         judged_by = self.comparison.judged_by
         return judged_by and judged_by.model_copy(update={"evaluate": True})
 
+    def groups(self) -> list[str]:
+        """Returns the columns whose groups are compared, those of all recipes and of the further
+        data sets."""
+        further, found = self.overrides_of(self.comparison.data_overrides), dict[str, None]()
+        for name in self.comparison.models:
+            recipe, *overrides = self.training(name, self.comparison.seeds[0])
+            for more in ([], further):
+                config = load_config(recipe, [*overrides, *more])
+                found |= dict.fromkeys(config.evaluation.by)
+        return list(found)
+
     def key(self, name: str, data: str) -> measurements.Measurement:
         """Returns the key of a model's measurement."""
         config = self.config(name, self.comparison.seeds[0])
@@ -245,6 +257,9 @@ class Plan:
             raise UserError(f"{listed}: {what}; make a data set with `rarl prepare`")
         for key, path in self.data_named().items():
             find_data(key, path)
+        paths = {f"data.eval.{name}": path for name, path in self.data_sets().items()}
+        if not any(map(IMPORT_PATH.match, paths.values())):
+            require_columns(self.groups(), paths)
         for name, entry in self.comparison.models.items():
             for seed in self.comparison.seeds if entry.recipe else ():
                 run_dir = RunDir(self.folder(name, seed))
@@ -290,11 +305,11 @@ class Plan:
         reference = self.comparison.models[self.comparison.reference].title
         titles = {name: entry.title for name, entry in self.comparison.models.items()}
         claims = [claim.named(titles) for claim in self.comparison.claims]
-        compared = Compared(reference=reference, lines=lines, claims=claims)
+        compared = Compared(reference=reference, lines=lines, claims=claims, by=self.groups())
         compared.write(self.out)
         data = list(self.data_sets())
         models = models_of(compared.read_lines(self.out), data)
-        tables = compare_models(models, data, reference)
+        tables = compare_models(models, data, reference, compared.by)
         found = check_claims(claims, models, compared.seconds(self.out))
         write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables, claims=found)
 

@@ -23,6 +23,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation import options
+from rarl.evaluation.groups import without_values
 from rarl.evaluation.lines import named
 from rarl.evaluation.measurements import (
     FINISHED,
@@ -36,15 +37,15 @@ from rarl.evaluation.measurements import (
 )
 from rarl.evaluation.medevalkit import medevalkit_scores
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
-from rarl.evaluation.results import difference, first_samples, summary_of
-from rarl.evaluation.ways import Way, floors_of, training_data
+from rarl.evaluation.results import difference, first_samples, summarise, summary_of
+from rarl.evaluation.ways import Way, floors_of, likeliest_options, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
 from rarl.paths import anchored
 from rarl.planning.data import require_room_at_first_sight
 from rarl.prompts import PromptPlan, evaluation_prompts
 from rarl.rollout.sampler import SamplingSettings
-from rarl.samples import Sample
+from rarl.samples import Sample, flatten
 from rarl.system.models import find_adapter
 from rarl.training.log import read_metrics
 
@@ -260,10 +261,15 @@ def measure_ways(
         way: {one: measure_all(setup, live, one, display, way) for one in models} for way in asked
     }
     train = training_data(setup.made_with, setup.run_dir.path)
+    everything = [own for by_model in replies.values() for own in by_model["base"].values()]
+    for name in without_values(setup.config.evaluation.by, flatten(everything)):
+        older = "the replies on disk were made before the data had it"
+        display.note(f"{name}: {older}; delete {setup.evaluation} to measure again")
     for way in ways:
         suffix, words = way.suffix(setup.own_prompt), way.words(setup.own_prompt)
         if way.options:
-            summary = measure_options(setup, live, models, display, way)
+            known = replies[asked[0]] if asked else {}
+            summary = measure_options(setup, live, models, display, way, known)
         else:
             if setup.judge != setup.own_judge:
                 suffix += f"-judged-by-{quote(setup.judge, safe='')}"
@@ -272,6 +278,7 @@ def measure_ways(
                 replies[way]["base"],
                 replies[way].get("trained", {}),
                 skipped,
+                setup.config.evaluation.by,
                 floors=floors_of(train, replies[way]["base"]),
                 other_prompts=other_prompts(way, replies),
             )
@@ -348,10 +355,15 @@ def measure_all(
 
 
 def measure_options(
-    setup: Setup, live: Session, models: Sequence[str], display: Display, way: Way
+    setup: Setup,
+    live: Session,
+    models: Sequence[str],
+    display: Display,
+    way: Way,
+    known: Mapping[str, Mapping[str, Sequence[Sample]]],
 ) -> dict[str, Any]:
-    """Returns what the likelihood of the options says, by model and data set; data sets without
-    options are left out."""
+    """Returns what the likelihood of the options says, by model and data set, also by groups where
+    replies to the same questions are `known`; data sets without options are left out."""
     summary: dict[str, Any] = {}
     for model, name in product(models, setup.eval_data):
         exam = exam_of(setup, live, name, way)
@@ -359,7 +371,11 @@ def measure_options(
         with display.counting(what, len(exam.rows)) as advance:
             scores = options.score_options(key, setup.evaluation, exam, live.pool, advance)
         if scores:
-            summary.setdefault(model, {})[name] = options.summarise_options(scores)
+            replies = known.get(model, {}).get(name, [])
+            chosen = likeliest_options(setup.evaluation, model, name, replies)
+            found = summarise(chosen, setup.config.evaluation.by) if chosen else {}
+            parts = {one: found[one] for one in ("by_ability", "groups") if one in found}
+            summary.setdefault(model, {})[name] = options.summarise_options(scores) | parts
     return summary
 
 

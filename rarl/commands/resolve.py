@@ -13,6 +13,7 @@ from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError
 from rarl.evaluation import ways
+from rarl.evaluation.groups import require_columns
 from rarl.evaluation.measurements import judge_name
 from rarl.files import file_hash
 from rarl.judge.backends import cannot_see
@@ -90,6 +91,7 @@ class Setup:
 FREE_TO_MEASURE = (
     "data.eval",
     "data.allow_same_files",
+    "evaluation.by",
     "prompts.eval",
     "judge",
     "device",
@@ -136,6 +138,9 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     for key, path in sources.items():
         find_data(key, path)
     at_hand = {key: path for key, path in sources.items() if not IMPORT_PATH.match(path)}
+    measured = [f"data.eval.{name}" for name in config.data.eval]
+    if at_hand.keys() >= set(measured):
+        require_columns(config.evaluation.by, {key: at_hand[key] for key in measured})
     require_held_out(own, config, at_hand)
     if made_with is None:
         if config.method == "sft" and "data.train" in at_hand:
@@ -150,6 +155,7 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     }
     if len(at_hand) < len(data):
         require_held_out(own, config, data)
+        require_columns(config.evaluation.by, {key: data[key] for key in measured})
     train_data = data.pop("data.train", None)
     return Setup(
         config=config,

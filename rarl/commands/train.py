@@ -41,6 +41,10 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     finished = setup.run_dir.read_summary()
     if finished is not None and config.data.eval.keys() <= finished["base"].keys():
         display.note(f"{setup.run_dir.path} is already finished; this is its result")
+        held = [one.get("groups", {}) for one in finished["base"].values()]
+        if more := [name for name in config.evaluation.by if not any(name in its for its in held)]:
+            eval_ = f"rarl eval {config.run_dir} --by {','.join(more)}"
+            display.note(f"evaluation.by={more}: `{eval_}` compares these groups")
         return finished
     display.note(f"run directory {setup.run_dir.path}")
     for line in (*setup.run_dir.notes, *missing_trackers(config.train.trackers)):
@@ -66,7 +70,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
         trained = measure_all(setup, live, "trained", display)
     skipped = {name: len(rows.bad) for name, rows in live.checked.items()}
     floors = floors_of(Path(str(setup.train_data)), base)
-    summary = summary_of(base, trained, skipped, floors=floors)
+    summary = summary_of(base, trained, skipped, config.evaluation.by, floors=floors)
     summary |= {"seconds": seconds.over_all_starts(), "leaks": setup.run_dir.read_leaks()}
     write_text(setup.run_dir.summary, json.dumps(summary, indent=2) + "\n")
     return summary

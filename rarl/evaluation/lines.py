@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from rarl.config import Section, load_config
 from rarl.errors import UserError
@@ -107,11 +107,13 @@ class ComparedLine(BaseModel):
 
 class Compared(BaseModel):
     """What a comparison is of, as `rarl compare` leaves it for the report beside its tables. The
-    reference is the title of a line, and so are the models of claims."""
+    reference is the title of a line, and so are the models of claims; `by` are the columns whose
+    groups are compared."""
 
     reference: str
     lines: list[ComparedLine]
     claims: list[Claim] = []
+    by: list[str] = Field(default_factory=list)
 
     def write(self, out: Path) -> None:
         """Writes it into the folder of a comparison."""

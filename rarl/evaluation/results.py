@@ -10,86 +10,135 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from rarl.evaluation.consistency import ABILITY, consistency
+from rarl.evaluation.group_table import groups_in, groups_json, unit_of
+from rarl.evaluation.groups import (
+    GAP,
+    GROUP_METRICS,
+    TESTED,
+    Contrast,
+    adjust,
+    contrast,
+    grouping_columns,
+    groups_of,
+    with_tests,
+)
 from rarl.evaluation.lines import Model
 from rarl.evaluation.measurements import in_groups, questions_of
-from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, measure
+from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, UNBOUNDED, measure
 from rarl.evaluation.paired import changes_between, summarise_changes
 from rarl.evaluation.self_consistency import Sampled, self_consistency
-from rarl.intervals import Z, fraction_intervals95, intervals95
+from rarl.intervals import Clustered, Z, fraction_intervals95, intervals95
 from rarl.samples import Sample
 
 BySeed = Mapping[int, Sequence[Sample]]
-GROUPS = ("all", "answer_type", "modality", "organ")
-UNKNOWN = "unknown"  # the group of what has no modality or organ, beside those that have
-MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
+GROUPS = ("all", "answer_type", "modality", "organ", ABILITY)
+TABLE = ["model", "data", "by", "group", "metric", "n", "units", "mean", "low", "high", "seeds"]
+TABLE += ["ranked", "rest", "p"]
 IN_FORM = "accuracy_in_form"  # a difference's metric, see `differences`
 Z_POWER = 0.841621  # the normal quantile of 80 %
 FEWEST_QUESTIONS = 20  # under which nothing is called clear
 WITH_IMAGE = "with image"  # a control's partner: the same model and prompt, with the image
 
 
-def results(replies: Mapping[tuple[str, str], BySeed], by: Sequence[str] = GROUPS) -> pd.DataFrame:
-    """Returns one row for each mean: model, data, by, group, metric, n, mean, low, high, seeds.
+def results(
+    replies: Mapping[tuple[str, str], BySeed],
+    by: Sequence[str] = GROUPS,
+    compared: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Returns one row for each mean: model, data, by, group, metric, n, units, mean, low, high,
+    seeds, ranked, rest, p.
 
-    `replies` holds samples by (model, data set) and seed. `by` names text fields of Example, or
-    further columns of the user's own table; "all" is the one group of everything. All metrics are
-    given of "all", the accuracy alone of other groups. `n` counts replies. `mean` is over all
-    seeds' replies, in [0, 1] or tokens, with its 95 % interval over patients, or images where
-    these are not known; `seeds` maps each seed to its own mean.
+    `replies` holds samples by (model, data set) and seed. `by` and `compared` name text fields of
+    Example, further columns of the user's own table, or ABILITY; "all" is the one group of
+    everything. All metrics are given of "all", the accuracy alone of other groups, GROUP_METRICS of
+    those that are `compared`. `n` counts replies and `units` the patients, or images where these
+    are not known. `mean` is over all seeds' replies, in [0, 1] or the unit of the metric, with its
+    95 % interval over units; `seeds` maps each seed to its own mean.
+
+    Of groups that are `compared` there is a row more for each metric, whose group is GAP: the
+    largest mean minus the smallest of the groups that are `ranked`, with the interval of
+    `Contrast`. `rest` is how far a ranked group is above the others in a metric of TESTED, and `p`
+    tells whether that is more than chance, by Holm over all groups of a model on a data set.
     """
-    rows, columns = [], []
+    rows: list[dict[str, Any]] = []
+    columns: list[Clustered] = []
     for (model, data), by_seed in replies.items():
-        samples = [one for own in by_seed.values() for one in own]
-        seeds = np.array([seed for seed, own in by_seed.items() for _ in own])
-        units = np.array([one.example.unit for one in samples], dtype=object)
-        if not same_questions(by_seed):  # equal ids are then other images
-            units = np.array([f"{seed}/{its}" for seed, its in zip(seeds, units, strict=True)])
-        measured = pd.DataFrame([measure(one) for one in samples], columns=list(METRICS))
-        for name in by:
+        samples, seeds, units, measured = measured_of(by_seed)
+        tested: dict[str, list[dict[str, Any]]] = {metric: [] for metric in TESTED}
+        for name in dict.fromkeys([*by, *compared]):
             groups = pd.Series(groups_of(samples, name), dtype=object)
-            for metric in METRICS if name == "all" else ["accuracy"]:
-                for group, known in measured[metric].dropna().groupby(groups):
-                    by_seed_here = known.groupby(seeds[known.index], sort=False)
-                    own = {seed: mean_of(part) for seed, part in by_seed_here}
-                    key = (model, data, name, group, metric)
-                    rows.append((*key, len(known), mean_of(known), own))
-                    columns.append((known, units[known.index].tolist()))
-    names = ["model", "data", "by", "group", "metric", "n", "mean", "seeds"]
-    table = pd.DataFrame(rows, columns=names).assign(low=math.nan, high=math.nan)
-    counted = (table["metric"] == "completion_tokens").to_numpy()
+            for metric in metrics_of_groups(name, compared):
+                known = measured[metric].dropna()
+                start, key = len(rows), {"model": model, "data": data, "by": name, "metric": metric}
+                for group, own in known.groupby(groups):
+                    by_seed_here = own.groupby(seeds[own.index], sort=False)
+                    means = {seed: mean_of(part) for seed, part in by_seed_here}
+                    its = units[own.index].tolist()
+                    counts = {"n": len(own), "units": len(set(its)), "mean": mean_of(own)}
+                    rows.append(key | counts | {"group": group, "seeds": means})
+                    columns.append((own, its))
+                labels = groups[known.index].dropna()
+                if name in compared and (found := contrast_of(known, units, labels, metric)):
+                    for row in rows[start:]:
+                        row["ranked"] = row["group"] in found.rest
+                    if metric in tested:
+                        tested[metric] += with_tests(rows[start:], found)
+                    counts = {"n": len(labels), "units": len(set(units[labels.index]))}
+                    ends = {"mean": found.gap, "low": found.low, "high": found.high}
+                    rows.append(key | counts | ends | {"group": GAP, "seeds": {}})
+        for family in tested.values():
+            adjust(family)
+    table = pd.DataFrame(rows, columns=TABLE).astype({"low": float, "high": float, "p": float})
+    table["ranked"] = table["ranked"].fillna(False).astype(bool)
+    means = table["group"] != GAP
+    counted = table["metric"].isin(UNBOUNDED)
+    places = np.cumsum(means) - 1  # of a row of means among the columns
     for chosen, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
-        found = intervals([columns[row] for row in np.flatnonzero(chosen)])
-        table.loc[chosen, ["low", "high"]] = np.array(found).reshape(-1, 2)
+        its = (chosen & means).to_numpy()
+        found_ends = intervals([columns[place] for place in places[its]])
+        table.loc[its, ["low", "high"]] = np.array(found_ends).reshape(-1, 2)
     return table
+
+
+def measured_of(
+    by_seed: BySeed,
+) -> tuple[list[Sample], NDArray[Any], NDArray[np.object_], pd.DataFrame]:
+    """Returns the replies of all seeds, the seed and the unit (patient or image) of each, and a
+    column of each metric, with a row for each reply."""
+    samples = [one for own in by_seed.values() for one in own]
+    seeds = np.array([seed for seed, own in by_seed.items() for _ in own])
+    units = np.array([one.example.unit for one in samples], dtype=object)
+    if not same_questions(by_seed):  # equal ids are then other images
+        units = np.array([f"{seed}/{its}" for seed, its in zip(seeds, units, strict=True)])
+    together = [fits for own in by_seed.values() for fits in consistency(own)]
+    found = [measure(one) | fits for one, fits in zip(samples, together, strict=True)]
+    return samples, seeds, units, pd.DataFrame(found, columns=list(METRICS))
+
+
+def metrics_of_groups(name: str, compared: Sequence[str]) -> Sequence[str]:
+    """Returns the metrics that the table has of the groups of a column."""
+    if name == "all":
+        return list(METRICS)
+    if name in compared:
+        return GROUP_METRICS
+    return ["accuracy", "reasoning", "option_margin"] if name == ABILITY else ["accuracy"]
+
+
+def contrast_of(
+    known: pd.Series[float], units: NDArray[np.object_], labels: pd.Series[Any], metric: str
+) -> Contrast | None:
+    """Returns how the groups of a column lie apart in a metric."""
+    values, its = known[labels.index], units[labels.index].tolist()
+    return contrast(values, its, labels.tolist(), metric not in UNBOUNDED)
 
 
 def mean_of(values: Iterable[float]) -> float:
     """Returns the mean, which rounding does not bring outside its interval."""
     known = list(values)
     return math.fsum(known) / len(known)
-
-
-def groups_of(samples: Sequence[Sample], name: str) -> list[str | None]:
-    """Returns the group that each sample belongs to. It is None for all if only some values are
-    known, and only one of them: whether the rest has another is not."""
-    if name == "all":
-        return ["all"] * len(samples)
-    examples = [one.example for one in samples]
-    values = [getattr(one, name, None) or one.extra.get(name) for one in examples]
-    if None in values and len(set(values)) < 3:
-        return [None] * len(values)
-    return [UNKNOWN if value is None else str(value) for value in values]
-
-
-def grouping_columns(samples: Sequence[Sample]) -> list[str]:
-    """Returns the further columns of the user's own table that part the questions into groups."""
-    values: dict[str, set[str]] = {}
-    for sample in samples:
-        for name, value in sample.example.extra.items():
-            if value is not None and not hasattr(sample.example, name) and name != "all":
-                values.setdefault(name, set()).add(value)
-    return [name for name, known in values.items() if 2 <= len(known) <= MOST_GROUPS]
 
 
 def same_questions(by_seed: BySeed) -> bool:
@@ -165,17 +214,18 @@ def summary_of(
     base: Mapping[str, Sequence[Sample]],
     trained: Mapping[str, Sequence[Sample]],
     skipped_rows: Mapping[str, int],
+    by: Sequence[str] = (),
     **others: Mapping[str, Mapping[str, Sequence[Sample]]],
 ) -> dict[str, Any]:
     """Returns what summary.json holds of the measurements before and after training, by data set.
     If several samples were drawn for a question, the first counts, and `self_consistency` tells of
     all. `others` are further replies to the same questions, by data set and by what they are:
     `floors`, and the base's to `other_prompts`. The model that was trained, or else the base, is
-    compared with each."""
+    compared with each. `by` names the columns whose groups are compared."""
     summary: dict[str, Any] = {"base": {}, "trained": {}, "difference": {}}
     for label, measured in (("base", base), ("trained", trained)):
         for name, samples in measured.items():
-            summary[label][name] = summarise(first_samples(samples))
+            summary[label][name] = summarise(first_samples(samples), by)
             if any(one.number for one in samples):
                 summary[label][name]["self_consistency"] = summarise_samples(samples)
     for name, samples in trained.items():
@@ -197,15 +247,16 @@ def first_samples(samples: Sequence[Sample]) -> list[Sample]:
     return [one for one in samples if not one.number]
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+def summarise(samples: Sequence[Sample], by: Sequence[str] = ()) -> dict[str, Any]:
     """Returns `n`, `accuracy` (exactly right, over all types of questions) and its `ci95` as
-    fractions; the share of well-formed replies; the same by answer type, and by modality and by
-    organ if there is more than one; `by_column`: the same by each further column of the user's own
-    table that has at most MOST_GROUPS values; the reasoning score and the judge's, if there are
+    fractions; the share of well-formed replies; the same by answer type, and by modality, organ and
+    ability if there is more than one; `by_column`: the same by each further column of the user's
+    own table that has at most MOST_GROUPS values; the reasoning score and the judge's, if there are
     any; `metrics`: `n`, `mean` and `ci95` by the names of METRICS, of those that apply to any
-    reply."""
+    reply; `groups`: what `groups_json` has of the groups by each column of `by`."""
     columns = grouping_columns(samples)
-    table = results({("", ""): {0: samples}}, (*GROUPS, *columns)).to_dict("records")
+    whole = results({("", ""): {0: samples}}, (*GROUPS, *columns), by)
+    table = [row for row in whole.to_dict("records") if row["group"] != GAP]
     overall = {row["metric"]: row for row in table if row["by"] == "all"}
     metrics = {name: in_summary(row) for name, row in overall.items() if name != "accuracy"}
     summary = in_summary(overall["accuracy"], "accuracy") | {
@@ -214,12 +265,20 @@ def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
         "metrics": metrics,
     }
     for name in (*GROUPS[1:], *columns):
-        groups = [row for row in table if row["by"] == name]
+        groups = [row for row in table if row["by"] == name and row["metric"] == "accuracy"]
         parts = {row["group"]: in_summary(row, "accuracy") for row in groups}
+        if name == ABILITY:
+            for row in table:
+                if row["by"] == name and row["metric"] != "accuracy":
+                    further = parts[row["group"]].setdefault("metrics", {})
+                    further[row["metric"]] = in_summary(row)
         if name in columns:
             summary.setdefault("by_column", {})[name] = parts
         elif len(groups) > 1 or name == "answer_type":
             summary[f"by_{name.removeprefix('answer_')}"] = parts
+    if by:
+        unit = unit_of(samples)
+        summary["groups"] = {name: groups_json(groups_in(whole, name, unit)) for name in by}
     statuses = [one.verdict.status for one in samples if one.verdict is not None]
     if statuses:
         known = overall.get("judge_correctness")
@@ -286,11 +345,11 @@ def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def compare_models(
-    models: Sequence[Model], data_sets: Sequence[str], reference: str
+    models: Sequence[Model], data_sets: Sequence[str], reference: str, by: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the results of all lines, and the differences in accuracy that the tables show, also
     among well-formed replies: the lead of the line named `reference` over each other, and of each
-    line over its own controls."""
+    line over its own controls. `by` names the columns whose groups are compared."""
     replies: dict[tuple[str, str], BySeed] = {}
     pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
     named = {one.name: one for one in models}
@@ -303,4 +362,4 @@ def compare_models(
                 best = named[reference].replies.get(data) if reference in named else None
                 if best and model.name != reference:
                     pairs[reference, model.name, data] = (own, best)
-    return results(replies, ("all",)), differences(pairs, ("accuracy", IN_FORM))
+    return results(replies, ("all", ABILITY), by), differences(pairs, ("accuracy", IN_FORM))

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rarl.evaluation.claims import Checked
-from rarl.evaluation.metrics import COLUMNS, WORDS
+from rarl.evaluation.consistency import ABILITY
+from rarl.evaluation.group_table import groups_in
+from rarl.evaluation.groups import FEWEST_UNITS, GAP
+from rarl.evaluation.metrics import COLUMNS, RELATED, UNBOUNDED, WORDS
 from rarl.evaluation.results import IN_FORM, WITH_IMAGE
 from rarl.files import write_text
-from rarl.intervals import FEWEST_VALUES
+from rarl.intervals import FEWEST_VALUES, p_in_words
+
+OF_GROUPS: dict[str, str] = WORDS["of_groups"]  # further ones, in the tables of groups
 
 
 def write_tables(
@@ -40,19 +46,67 @@ def write_tables(
         own, lead = (side[side["data"] == data] for side in (means, leads))
         table = comparison_table(own, lead).to_markdown(index=False, disable_numparse=True)
         text += ["", f"## {data}", "", table]
+        for title, further in further_tables(own):
+            shown_as = further.to_markdown(index=False, disable_numparse=True)
+            text += ["", f"### {data}, {title}", "", shown_as]
     write_text(out / "results.md", "\n".join(text) + "\n")
     write_text(out / "results.csv", to_csv(means, leads))
     write_text(out / "results.tex", to_latex(means, leads))
 
 
-def shown(means: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows that a comparison shows, in per cent but for the tokens, with the titles of
+def shown(means: pd.DataFrame, titles: Mapping[str, str] = COLUMNS) -> pd.DataFrame:
+    """Returns the rows of these metrics, in per cent but for tokens and nats, with the titles of
     their metrics."""
-    rows = means[means["metric"].isin(COLUMNS.keys())].copy()
-    scale = np.where(rows["metric"] == "completion_tokens", 1.0, 100.0)
+    rows = means[means["metric"].isin(titles.keys())].copy()
+    scale = np.where(rows["metric"].isin(UNBOUNDED), 1.0, 100.0)
     for name in ("mean", "low", "high"):
         rows[name] *= scale
-    return rows.assign(metric=rows["metric"].map(COLUMNS))
+    return rows.assign(metric=rows["metric"].map(titles))
+
+
+def further_tables(means: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields the tables of one data set below that of a comparison, each with its title: how the
+    replies to one image's questions fit together, then the groups of each column."""
+    rows = shown(means[means["by"] == "all"], RELATED)
+    if len(rows):
+        rows["text"] = [with_n("{:.1f} [{:.1f}, {:.1f}]", row) for row in rows.to_dict("records")]
+        table = rows.pivot(index="model", columns="metric", values="text").fillna("–")
+        titles = [one for one in RELATED.values() if one in table]
+        lines = [one for one in means["model"].unique() if one in table.index]
+        table = table.loc[lines, titles].rename_axis(index="", columns=None)
+        yield "questions about one image", table.reset_index()
+    for column in means["by"].unique():
+        own = means[means["by"] == column]
+        if column != "all" and own["group"].nunique() > 1:
+            yield f"by {column}", group_table(own)
+
+
+def group_table(means: pd.DataFrame) -> pd.DataFrame:
+    """Returns the groups of one column and data set as text: a line for each group and metric, and
+    for how far the groups lie apart, with a column for each model. A line names the worst of the
+    groups that are ranked, and how likely chance alone would bring it so far below the others."""
+    rows = shown(means, COLUMNS | OF_GROUPS)
+    rows["text"] = [with_n("{:.1f} [{:.1f}, {:.1f}]", row) for row in rows.to_dict("records")]
+    small = ~rows["ranked"] & (rows["group"] != GAP) & rows["by"].ne(ABILITY)
+    rows["group"] += np.where(small & (rows["units"] < FEWEST_UNITS), " (not ranked)", "")
+    table = rows.pivot(index=["metric", "group"], columns="model", values="text").fillna("–")
+    order = rows[["metric", "group"]].drop_duplicates()
+    table = table.loc[list(order.itertuples(index=False, name=None)), means["model"].unique()]
+    table = table.rename_axis(index=["metric", "group"], columns=None).reset_index()
+    worst = {"metric": "accuracy", "group": "worst"}
+    for model, own in means.groupby("model", sort=False):
+        last = groups_in(own, own["by"].iloc[0], "").worst
+        if last is not None:
+            worst[str(model)] = f"{last.name} ({p_in_words(last.p['accuracy'])})"
+    if len(worst) == 2:
+        return table
+    first = table["metric"] == "accuracy"
+    return pd.concat([table[first], pd.DataFrame([worst]), table[~first]]).fillna("")
+
+
+def with_n(form: str, row: Mapping[Any, Any]) -> str:
+    """Returns mean, interval and n of a row."""
+    return f"{cell(form, *(row[name] for name in ('n', 'mean', 'low', 'high')))} (n={row['n']})"
 
 
 def cell(form: str, n: int, mean: float, low: float, high: float) -> str:
@@ -77,6 +131,7 @@ def texts(rows: pd.DataFrame, form: str) -> list[str]:
 def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
     """Returns one data set's table as text: a line for each model, a column for each metric that
     any has, and the differences of `compare_models`."""
+    means = means[means["by"] == "all"]
     rows = shown(means)
     rows["text"] = texts(rows, "{:.1f} [{:.1f}, {:.1f}]")
     table = rows.pivot(index="model", columns="metric", values="text").fillna("–")
@@ -112,16 +167,23 @@ def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
-    """Returns one line for each number: data set, model, metric, n, mean and interval."""
+    """Returns one line for each number: data set, model, metric, n, mean and interval; where groups
+    were compared, also the column and the group, and how likely chance alone would bring it so far
+    from the others."""
     ends = leads["metric"].map({"accuracy": " - this", IN_FORM: " - this, both well formed"})
     ahead = leads.assign(metric=leads["model"] + ends, model=leads["against"])
     ahead["p"] = [f"{p:.4g}" for p in leads["p"]]
-    table = pd.concat([shown(means), ahead.rename(columns={"points": "mean"})])
+    told = shown(means, COLUMNS | OF_GROUPS | RELATED)
+    told["p"] = ["" if pd.isna(p) else f"{p:.4g}" for p in told["p"]]
+    table = pd.concat([told, ahead.rename(columns={"points": "mean"})])
     names = {"data": "data_set", "model": "model", "metric": "metric", "n": "n", "mean": "mean"}
     names |= {"low": "low95", "high": "high95"}
     if len(leads):
         names |= {name: name for name in ("won", "lost", "p")}
         table = table.astype({"won": "Int64", "lost": "Int64"})
+    if (told["by"] != "all").any():
+        names |= {name: name for name in ("p", "by", "group", "units")}
+        table = table.fillna({"by": "all", "group": "all"}).astype({"units": "Int64"})
     table = table[list(names)].rename(columns=names).round(4)
     return str(table.to_csv(index=False, lineterminator="\n"))
 
@@ -130,6 +192,7 @@ def to_latex(means: pd.DataFrame, leads: pd.DataFrame) -> str:
     """Returns one table: n, accuracy, reasoning and what a judge says, with their intervals, for
     each data set, and how far a model with the image is ahead of a control, where controls were
     measured (booktabs)."""
+    means = means[means["by"] == "all"]
     rows = shown(means)
     rows["text"] = texts(rows, "{:.1f} {{\\scriptsize [{:.1f}, {:.1f}]}}")
     counts = rows[rows["metric"] == "accuracy"].assign(metric="n")

@@ -23,13 +23,14 @@ from rarl.evaluation.measurements import (
 )
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.prepare.floors import Question, majority_answers, nearest_answers, read_questions
+from rarl.prepare.followed import question_answers
 from rarl.replies.grading import is_correct
 from rarl.samples import Sample
 from rarl.schema import Example, Prompt, Rollout, Score
 
 # What a control shows, in the words of a table's lines.
 CONTROLS = {"blank": "blank image", "shuffled": "another image", "text": "no image"}
-FLOORS = ("majority answer", "nearest question")
+FLOORS = ("majority answer", "nearest question", "majority answer by site")
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def likeliest_options(
     evaluation: Path, model: str, data: str, known: Sequence[Sample]
 ) -> list[Sample]:
     """Returns the likeliest option of each question that has options, as a reply, with the
-    reference's `option_probability` among its rewards; nothing if they were not scored to the
-    end. `known` are replies to the same questions."""
+    reference's `option_probability` and `option_margin` among its rewards; nothing if they were not
+    scored to the end. `known` are replies to the same questions."""
     key = options.OptionsKey(model, data)
     if not marker_of(evaluation / options.FOLDER, key).exists():
         return []
@@ -114,7 +115,8 @@ def likeliest_options(
         if example := asked.get((one.id, one.question)):
             reply = answered(example, one.options[one.logprobs.index(max(one.logprobs))])
             assert reply.score is not None
-            rewards = {**reply.rewards, "option_probability": one.probability}
+            told = {"option_probability": one.probability, "option_margin": one.margin}
+            rewards = {**reply.rewards, **told}
             chosen.append(replace(reply, score=Score(0.0, rewards)))
     return chosen
 
@@ -147,18 +149,22 @@ def floors_of(
 def floor_replies(known: Sequence[Question], samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """Returns the same for one data set, from the training questions."""
     examples = [one.example for one in samples if not one.number]
-    asked = [
-        Question(one.question, one.answer, one.answer_type, one.image_id, one.options)
-        for one in examples
-    ]
+    asked = [question_of(one) for one in examples]
     answers: list[Sequence[str | None]] = [
         majority_answers(known, asked),
         nearest_answers(known, asked),
     ]
+    if {one.site for one in known} & {one.site for one in asked} - {None}:
+        answers.append(question_answers(known, asked, "site"))
     return {
         name: [answered(one, text) for one, text in zip(examples, own, strict=True)]
-        for name, own in zip(FLOORS, answers, strict=True)
+        for name, own in zip(FLOORS, answers, strict=False)
     }
+
+
+def question_of(example: Example) -> Question:
+    """Returns what the floors need to know of an example."""
+    return Question(**{name: getattr(example, name) for name in Question._fields})
 
 
 def answered(example: Example, answer: str | None) -> Sample:

@@ -27,6 +27,7 @@ from rarl.keys import is_within
 # stay the same; log-probs and gradients may differ in their last bits.
 FREE_TO_CONTINUE = (
     "data.allow_same_files",
+    "evaluation.by",
     "judge.url",
     "judge.timeout_seconds",
     "judge.retries",
