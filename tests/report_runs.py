@@ -113,6 +113,31 @@ def draw_data() -> dict[str, list[Example]]:
     return {"seen": seen, "unseen": unseen}
 
 
+def write_sites(folder: Path) -> RunDir:
+    """A run whose base is as often right everywhere, and that is trained to fail at Lakeside; the
+    site Harbour has few images. Two of three questions ask for perception."""
+    kinds = ("PRES", "ABN", "SIZE")
+    rng = np.random.default_rng(5)
+    sites = {
+        image: str(
+            rng.choice(["Lakeside", "St. Mary", "Uni", "Harbour"], p=[0.3, 0.33, 0.32, 0.05])
+        )
+        for image in sorted({one.image_id for one in draw_examples("seen", 300, 3, "test")})
+    }
+    asked = [
+        replace(one, site=sites[one.image_id], extra={"question_type": kinds[place % 3]})
+        for place, one in enumerate(draw_examples("seen", 300, 3, "test"))
+    ]
+    run = write_run(folder, {"seen": asked}, 0.8, 0, "data.allow_same_files=true")
+    key = own_measurement(load_config(run.config), "trained", "seen")
+    replies = [
+        right_or_wrong(one, bool(rng.random() < (0.5 if one.site == "Lakeside" else 0.9)), 0.5)
+        for one in asked
+    ]
+    write_measurement(folder / "evaluation", key, replies)
+    return run
+
+
 def write_comparison(out: Path, data: dict[str, list[Example]]) -> Path:
     """Two models with two seeds, one that is not finished, hostile text in the first examples, an
     unfit judge."""

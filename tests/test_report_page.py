@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from rarl.evaluation.report import write_report
 from rarl.samples import Sample
 from tests.report_page import Page, start_browser
-from tests.report_runs import HOSTILE, draw_data, replies, write_comparison
+from tests.report_runs import HOSTILE, draw_data, replies, write_comparison, write_sites
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +168,26 @@ def test_on_paper_there_are_no_filters_and_all_is_unfolded(
     page.run("window.dispatchEvent(new Event('afterprint'))")
     assert page.run("return document.querySelectorAll('details[open]').length") == 0
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_worst_group_is_seen_at_once(
+    browser: webdriver.Chrome, tmp_path: Path, width: int
+) -> None:
+    """The sentence, the chart with one red line, and the grey group are within one screen."""
+    run = write_sites(tmp_path / "mine")
+    config = run.config.read_text()
+    run.config.write_text(config.replace("by: []", "by: [site]"))
+    page = Page(browser, write_report(run.path), width)
+    page.run("document.querySelector('nav a[href=\"#groups\"]').click()")
+    assert page.text("#groups .finding strong").startswith("By site, Lakeside is worst, by more")
+    find = "(s) => { const r = document.querySelector(s).getBoundingClientRect(); return [r.top, "
+    find += "r.bottom]; }"
+    places = page.run(f"return ['.finding.bad', '#groups .chart svg'].map({find})")
+    assert all(top >= 0 and bottom <= 900 for top, bottom in places)
+    red = "[...document.querySelectorAll('#groups .chart svg [style*=\"#a12d2d\"]')].length"
+    assert page.run(f"return {red}") > 0
+    assert page.text("#groups tr.unranked th").split()[0] == "Harbour"
+    assert page.run("return document.documentElement.scrollWidth") <= width
+    assert page.run(CONTRASTS) == []
+    assert browser.get_log("browser") == []

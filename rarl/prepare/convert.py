@@ -34,8 +34,8 @@ from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
 from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
-from rarl.prepare.hub import locate
 from rarl.prepare.followed import follow_lines
+from rarl.prepare.hub import locate
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
 from rarl.prepare.metadata import without_metadata
 from rarl.prepare.people import without_names

@@ -17,6 +17,7 @@ from rarl.evaluation.report.by_examples import examples_charts, write_charts
 from rarl.evaluation.report.charts import GREY, Chart, colours_of, curves, dot_chart
 from rarl.evaluation.report.examples import examples_json, safe_json
 from rarl.evaluation.report.gather import Report, data_cards, gather
+from rarl.evaluation.report.groups import related_tables
 from rarl.evaluation.report.numbers import Numbers, numbers_of
 from rarl.evaluation.report.verdict import signed, verdict
 from rarl.files import write_text
@@ -68,6 +69,7 @@ def page_of(report: Report, numbers: Numbers, sized: dict[str, dict[str, Chart]]
         lstrip_blocks=True,
     )
     environment.filters["signed"] = signed
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     examples = examples_json(report)
     script, style = (
         (HERE / name).read_text(encoding="utf-8") for name in ("script.js", "style.css")
@@ -86,6 +88,7 @@ def page_of(report: Report, numbers: Numbers, sized: dict[str, dict[str, Chart]]
             one: [*sized[one].values(), *comparison_charts(report, numbers, one)]
             for one in report.data_sets
         },
+        related=related_tables(report, numbers),
         curves=curves(report),
         cards=data_cards(report),
         configurations=[(run.path.name, dump_config(run.config)) for _, run in first],

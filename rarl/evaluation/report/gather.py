@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.claims import Checked, check_claims
+from rarl.evaluation.group_table import known_columns
 from rarl.evaluation.lines import Model, line_of, models_of, read_compared
 from rarl.evaluation.measurements import (
     count_questions,
@@ -118,6 +119,7 @@ class Report:
     reference: str = ""
     # method and number of examples, by the title of a line, where a comparison is one of numbers
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    by: list[str] = field(default_factory=list)  # columns whose groups are compared
     probes: list[Probed] = field(default_factory=list)
     claims: list[Checked] = field(default_factory=list)
 
@@ -197,9 +199,17 @@ def gather(folder: Path) -> Report:
             for line in (compared.lines if compared else ())
             if line.examples
         },
+        by=list(dict.fromkeys([*(compared.by if compared else ()), *columns_compared(runs)])),
         probes=[probes[run.path] for run in runs if run.path in probes],
         claims=check_claims(compared.claims, lines, compared.seconds(folder)) if compared else [],
     )
+
+
+def columns_compared(runs: Sequence[Run]) -> Iterator[str]:
+    """Yields the columns whose groups a configuration or a later measurement compares."""
+    for run in runs:
+        yield from run.config.evaluation.by
+        yield from known_columns(run.path / "evaluation")
 
 
 def read_run(path: Path, is_comparison: bool, title: str | None) -> Run:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
+from rarl.evaluation.consistency import ABILITY
+from rarl.evaluation.group_table import Groups, groups_in, unit_of
+from rarl.evaluation.groups import GAP
+from rarl.evaluation.metrics import UNBOUNDED
 from rarl.evaluation.report.gather import Report
 from rarl.evaluation.results import WITH_IMAGE, BySeed, clear_sign, differences, results
 from rarl.intervals import FEWEST_VALUES
@@ -38,10 +42,13 @@ class Numbers:
     """The results of a report. `means` are by (model, data set, group, metric), where a group is
     "all" or an answer type; `gains` are by (model, data set, metric, the line that it is compared
     with), "" being its own base, and of a control, WITH_IMAGE its own model and prompt with the
-    image, which is then what is ahead."""
+    image, which is then what is ahead. `groups` are by (model, data set), column by
+    column; `abilities` by (model, data set, ability, metric)."""
 
     means: dict[tuple[str, ...], Measure]
     gains: dict[tuple[str, ...], Measure]
+    groups: dict[tuple[str, str], list[Groups]] = field(default_factory=dict)
+    abilities: dict[tuple[str, ...], Measure] = field(default_factory=dict)
 
     def mean(
         self, model: str, data: str, metric: str = "accuracy", group: str = "all"
@@ -80,14 +87,23 @@ def numbers_of(report: Report) -> Numbers:
         for first, second in [*combinations(trained, 2), *leads]:
             if first is not second:
                 pairs[first.name, second.name, data] = (second.replies[data], first.replies[data])
-    means: dict[tuple[str, ...], Measure] = {}
-    for row in results(replies, ("all", "answer_type")).to_dict("records"):
-        mean, low, high = (100.0 * row[name] for name in ("mean", "low", "high"))
-        seeds = {seed: 100.0 * own for seed, own in row["seeds"].items()}
+    means, abilities = dict[tuple[str, ...], Measure](), dict[tuple[str, ...], Measure]()
+    table = results(replies, ("all", "answer_type", ABILITY), report.by)
+    shown = table["by"].isin(("all", "answer_type", ABILITY)) & (table["group"] != GAP)
+    for row in table[shown].to_dict("records"):
+        scale = 1.0 if row["metric"] in UNBOUNDED else 100.0
+        mean, low, high = (scale * row[name] for name in ("mean", "low", "high"))
+        seeds = {seed: scale * own for seed, own in row["seeds"].items()}
         key = (row["model"], row["data"], row["group"], row["metric"])
-        means[key] = Measure(row["n"], mean, low, high, seeds)
+        found = abilities if row["by"] == ABILITY else means
+        found[key] = Measure(row["n"], mean, low, high, seeds)
+    groups = {}
+    for (model, data), own in table.groupby(["model", "data"]) if report.by else ():
+        unit = unit_of([one for its in replies[model, data].values() for one in its])
+        parts = [groups_in(own, column, unit) for column in report.by]
+        groups[str(model), str(data)] = [one for one in parts if len(one.groups) > 1]
     gains: dict[tuple[str, ...], Measure] = {}
     for row in differences(pairs).to_dict("records"):
         key = (row["model"], row["data"], row["metric"], row["against"])
         gains[key] = Measure(row["n"], row["points"], row["low"], row["high"], {}, row["questions"])
-    return Numbers(means, gains)
+    return Numbers(means, gains, groups, abilities)
