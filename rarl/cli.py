@@ -138,7 +138,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where a MODEL's results go.")] = None,
 ) -> None:
     """Measures a run's adapter beside its base, a configuration's base model, or any model."""
-    from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
+    from rarl.commands.evaluate import evaluate_only, ways_to_measure
+    from rarl.commands.targets import read_target
 
     display = open_display()
     ways = ways_to_measure(prompt, control, samples, options)
@@ -328,8 +329,8 @@ def check(
 ) -> None:
     """Measures a judge on replies of known truth: its card. Exits with 1 where it is unfit for
     rewards."""
-    from rarl.commands.evaluate import read_judge
     from rarl.commands.judge_check import judge_check
+    from rarl.commands.targets import read_judge
     from rarl.judge.card import render_markdown
 
     display = open_display()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rarl.commands.evaluate import Way, name_data_sets, read_judge, read_target, ways_to_measure
+from rarl.commands.evaluate import Way, ways_to_measure
 from rarl.commands.resolve import require_same_run
+from rarl.commands.targets import name_data_sets, read_judge, read_target
 from rarl.config import load_config
 from rarl.data.images import blank_image, rows_with_other_images
 from rarl.errors import UserError

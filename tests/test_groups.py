@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,35 +22,17 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from scipy.stats import ttest_ind
 from sklearn.metrics import accuracy_score
-from typer.testing import CliRunner
 
-from rarl.cli import app
-from rarl.commands.train import train_and_evaluate
-from rarl.config import load_config
-from rarl.data.parquet import write_examples
 from rarl.display import Display
-from rarl.errors import UserError
 from rarl.evaluation.group_table import groups_in
-from rarl.evaluation.groups import GAP, contrast, require_columns, tukey
+from rarl.evaluation.groups import GAP, contrast, tukey
 from rarl.evaluation.results import results, summarise, summary_of
 from rarl.evaluation.tables import further_tables, to_csv
 from rarl.intervals import holm
 from rarl.samples import Sample
-from rarl.schema import Example
-from tests.records import example, reply_to
-from tests.report_runs import write_sites
-from tests.runs import REPOSITORY
+from tests.site_replies import asked, replied, site_replies
 
 Drawn = tuple[np.ndarray, list[str], list[str]]
-
-
-def asked(index: int, site: str | None, yes: bool = True, **changes: Any) -> Example:
-    """A yes/no question about an image of its own."""
-    return example(index, answer="yes" if yes else "no", site=site, **changes)
-
-
-def replied(one: Example, says: str | None, **grades: Any) -> Sample:
-    return reply_to(one, says, {"reasoning": None, **grades})
 
 
 def draw_replies(rng: np.random.Generator, sizes: dict[str, int]) -> list[Sample]:
@@ -224,16 +203,6 @@ def test_holm_rejects_what_stepping_down_rejects(p: list[float]) -> None:
     assert all(value >= own for value, own in zip(adjusted, p, strict=True))
 
 
-def site_replies(sizes: dict[str | None, int], right: dict[str | None, float]) -> list[Sample]:
-    """The first of each site's replies are right, as many as its share says."""
-    samples: list[Sample] = []
-    for site, size in sizes.items():
-        for place in range(size):
-            says = "yes" if place < right[site] * size else "no"
-            samples.append(replied(asked(len(samples), site), says))
-    return samples
-
-
 def test_groups_under_30_are_shown_and_never_ranked() -> None:
     right = {"A": 0.9, "B": 0.6, "C": 0.0, None: 0.0}
     samples = site_replies({"A": 60, "B": 30, "C": 29, None: 40}, right)
@@ -352,70 +321,3 @@ def test_a_comparisons_tables_have_groups_gaps_and_related_questions() -> None:
     assert {one["by"] for one in rows} == {"all", "site"}
     plain = to_csv(results({("base", "d"): {0: samples}}, ("all",)), no_leads)
     assert "by" not in plain.splitlines()[0].split(","), "without groups the file is as it was"
-
-
-@pytest.mark.parametrize(
-    ("by", "told"),
-    [
-        (
-            ["Sex"],
-            r"nothing in test has a column 'Sex' with values; did you mean 'sex'\?; there are",
-        ),
-        (["ward"], "no column"),
-        (["site", "organ"], "nothing in test has a column 'organ' with values; there are question"),
-        (["patient"], "'patient' may tell who somebody is, and makes no groups; there are "),
-    ],
-)
-def test_a_column_that_is_not_there_is_named_with_those_that_are(
-    by: list[str], told: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "test.parquet"
-    rows = [asked(i, "A", patient="p", extra={"sex": "F", "empty": None}) for i in range(3)]
-    write_examples(path, rows)
-    told = told.replace("no column", "nothing in test has a column 'ward' with values; there are ")
-    with pytest.raises(UserError, match=told) as caught:
-        require_columns(by, {"test": str(path)})
-    listed = str(caught.value).partition("there are ")[2].split(", ")
-    assert listed == ["question", "answer", "answer_type", "site", "sex"]
-    require_columns(["sex", "site", "answer_type"], {"test": str(path)})
-
-
-def test_a_column_of_one_data_set_is_enough(tmp_path: Path) -> None:
-    for name, site in (("one", "A"), ("other", None)):
-        write_examples(tmp_path / f"{name}.parquet", [asked(i, site) for i in range(3)])
-    data = {name: str(tmp_path / f"{name}.parquet") for name in ("one", "other")}
-    require_columns(["site"], data)
-    with pytest.raises(UserError, match="nothing in other has a column 'site'"):
-        require_columns(["site"], {"other": data["other"]})
-
-
-def test_columns_are_kept_in_the_configuration_and_summary_json_is_json() -> None:
-    recipe = REPOSITORY / "configs/demo.yaml"
-    assert load_config(recipe).evaluation.by == []
-    assert load_config(recipe, ["evaluation.by=[sex, site]"]).evaluation.by == ["sex", "site"]
-    with pytest.raises(UserError, match=r"evaluation\.by.*valid list"):
-        load_config(recipe, ["evaluation.by=sex"])
-    samples = site_replies({"A": 40, "B": 40, "C": 3}, {"A": 0.9, "B": 0.5, "C": 1.0})
-    assert json.loads(json.dumps(summarise(samples, ["site"])))["groups"]["site"]["worst"] == "B"
-
-
-def test_rarl_eval_takes_columns_and_names_those_that_there_are(tmp_path: Path) -> None:
-    run = write_sites(tmp_path / "mine")
-    done = CliRunner().invoke(app, ["eval", str(run.path), "--by", "site, Organs"])
-    assert isinstance(done.exception, UserError)
-    told = "evaluation.by: nothing in data.eval.seen has a column 'Organs' with values; did you "
-    assert str(done.exception).startswith(f"{told}mean 'organ'?; there are question, answer, ")
-    assert str(done.exception).endswith("organ, site, question_type")
-
-
-def test_a_finished_run_says_how_its_groups_are_compared(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = write_sites(tmp_path / "mine")
-    found = summarise(site_replies({"A": 40, "B": 40}, {"A": 0.9, "B": 0.5}), ["organ"])
-    run.summary.write_text(json.dumps({"base": {"seen": found}}))
-    for by, told in (("[organ]", False), ("[organ, site]", True)):
-        train_and_evaluate(load_config(run.config, [f"evaluation.by={by}"]), Display())
-        shown = capfd.readouterr().out
-        assert "is already finished" in shown
-        assert (f"rarl eval {run.path} --by site" in shown) == told

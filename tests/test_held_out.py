@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from rarl.commands import checked_data, held_out
-from rarl.commands.evaluate import read_target
 from rarl.commands.held_out import compare_with_training, fingerprint
 from rarl.commands.resolve import Setup, resolve
+from rarl.commands.targets import read_target
 from rarl.config import load_config
 from rarl.data.check import FACTS, CheckedRows, RowCheck
 from rarl.data.parquet import ParquetRows, write_examples

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rarl.commands.evaluate import judge_overrides
+from rarl.commands.targets import judge_overrides
 from rarl.config import JudgeConfig
 from rarl.judge.card import BARS, JudgeCard, render_markdown
 from rarl.judge.card_measure import measure_judge, verdicts_needed

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from rarl.commands.evaluate import read_judge
 from rarl.commands.resolve import resolve_judge
+from rarl.commands.targets import read_judge
 from rarl.config import JudgeConfig, load_config
 from rarl.errors import UserError
 from rarl.planning.memory import CONTEXT_GIB, JUDGE, plan_memory

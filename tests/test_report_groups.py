@@ -46,8 +46,9 @@ def test_a_report_says_at_first_sight_which_group_is_the_worst(tmp_path: Path) -
     page = write_report(run.path).read_text()
     assert page.index("By site, Lakeside is worst, by more than chance: ") < page.index("<svg")
     assert re.search(r'<tr class="unranked">\s*<th scope="row">Harbour', page)
-    [(name, its), (last, _)] = related_tables(report, numbers_of(report))["seen"].abilities
-    assert (name, last) == ("base", "trained") and set(its) == {"perception", "reasoning"}
+    by_ability = dict(related_tables(report, numbers_of(report))["seen"].abilities)
+    assert list(by_ability) == [one.name for one in report.lines]
+    assert all(set(its) == {"perception", "reasoning"} for its in by_ability.values())
     assert "ANSWERS FOLLOW" not in page, "the images are those that were trained on"
 
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.dataset import dataset as dataset_of
 
-from rarl.commands.evaluate import evaluate_only, read_target, ways_to_measure
+from rarl.commands.evaluate import evaluate_only, ways_to_measure
 from rarl.commands.session import Session, Setup
+from rarl.commands.targets import read_target
 from rarl.config import Config, JudgeConfig, load_config
 from rarl.data.check import CheckedRows
 from rarl.data.parquet import write_examples

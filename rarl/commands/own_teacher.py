@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rarl.collect import Collector
-from rarl.commands.evaluate import Asked, read_model
 from rarl.commands.resolve import resolve
 from rarl.commands.session import open_session
+from rarl.commands.targets import Asked, read_model
 from rarl.config import Config, config_from, load_config
 from rarl.data.stream import load_processor
 from rarl.display import Display

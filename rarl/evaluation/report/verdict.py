@@ -4,6 +4,7 @@ the floors, which look at no image."""
 
 from __future__ import annotations
 
+from rarl.evaluation.group_table import Groups
 from rarl.evaluation.report.gather import Report
 from rarl.evaluation.report.numbers import Measure, Numbers
 from rarl.evaluation.results import (
@@ -57,7 +58,9 @@ def verdict(report: Report, numbers: Numbers, data: str) -> list[str]:
     if second and (ahead := numbers.gain(best.name, data, against=second)):
         apart = ["not clearly apart from", "clearly ahead of", "clearly behind"][ahead.sign]
         told.append(f"It is {apart} {second}: {in_words(ahead)}.")
-    return told
+    behind = [one for one in numbers.groups.get((best.name, data), []) if one.is_behind]
+    headlines = map(Groups.headline, behind)
+    return told + [f"{headline[0].upper()}{headline[1:]}." for headline in headlines]
 
 
 def of_form(gain: Measure | None, in_form: Measure | None) -> list[str]:
