@@ -112,13 +112,10 @@ class Adapter:
 
 def average(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
     """Returns Σ w A and Σ w B of adapters of one rank and scale: no average of their changes."""
-    arrays = {
-        name: sum(
-            weight * one.arrays[name].astype(np.float64)
-            for one, weight in zip(adapters, weights, strict=True)
-        ).astype(np.float32)
-        for name in adapters[0].arrays
-    }
+    arrays = {}
+    for name in adapters[0].arrays:
+        each = np.stack([one.arrays[name].astype(np.float64) for one in adapters])
+        arrays[name] = np.einsum("k,kij->ij", np.array(weights), each).astype(np.float32)
     return Adapter(arrays, adapters[0].config)
 
 

@@ -30,7 +30,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
     from huggingface_hub.utils import disable_progress_bars
 
     # Whichever library it asks with: that has changed, and what it raises with it.
-    unreachable = HfHubHTTPError.__bases__[0]
+    unreachable: type[Exception] = HfHubHTTPError.__mro__[1]
     api = HfApi(token=require_token())
     if not sys.stderr.isatty():
         disable_progress_bars()

@@ -110,7 +110,8 @@ def shares_by_tokens(members: Sequence[Member]) -> list[float]:
 def shares_by_loss(losses: Sequence[float]) -> list[float]:
     """Returns shares in proportion to exp(1 − loss), with the loss of each on the same validation
     data in nats per token: the weights of Fed-MedLoRA+ (arXiv 2601.22124), as its code has them."""
-    return shares_of([math.exp(1.0 - loss) for loss in losses])
+    # The shares are the same with any constant in place of 1, and with this one none overflows.
+    return shares_of([math.exp(min(losses) - loss) for loss in losses])
 
 
 def merged(
