@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -270,24 +271,18 @@ class Display:
 
     def tuned(self, trials: Sequence[Trial]) -> None:
         """Prints what each short run came to, and which one to take."""
-        from rarl.commands.tune import best_of
+        from rarl.commands.tune import best_of, choice_in_words
 
         data = trials[0].data
         numbers = (*((f"accuracy on {data}", "flips") if data else ()), "reward", "movement")
         numbers += ("groups of one reward",)
         table = new_table("after the last step, in %; the reward as it is", ("set",), numbers)
         for one in trials:
-            measured = (one.accuracy, one.flips) if data else ()
-            cells = [f"{100 * (share or 0.0):.1f}" for share in measured]
+            cells = [str(one.accuracy or "–"), f"{100 * (one.flips or 0.0):.1f}"] if data else []
             cells += [f"{one.reward:.2f}", f"{100 * one.movement:.3g}"]
             table.add_row(", ".join(one.settings), *cells, f"{100 * one.without_spread:.0f}")
         self.console.print(table)
-        best, alike = best_of(trials)
-        told = f"it would take {', '.join(best.settings)}"
-        if alike:
-            others = "; ".join(", ".join(one.settings) for one in alike)
-            told += f", which {best.questions} questions cannot tell from {others}"
-        self.note(told)
+        self.note(choice_in_words(*best_of(trials)))
 
     def replayed(self, groups: list[Replayed]) -> None:
         """Prints a batch that stopped a run, group by group."""
@@ -343,12 +338,28 @@ def means_of(rows: list[dict[str, Any]]) -> str:
             parts.append(f"{name} {mean(recent, key):.2f}")
         if silent:
             parts.append(f"{name} scored nothing in {silent} of {len(recent)} steps")
+    parts += measured_in_words(rows)
     lost = mean(recent, "judge/unreachable")
     if lost:
         parts.append(f"judge away for {100 * lost:.0f} %")
     if recent[-1].get("shared_prefix") == 0:
         parts.append("slow plain pass, see logs/train-worker.log")
     return "  ".join([*parts, f"{tokens / seconds:,.0f} tokens/s"])
+
+
+def measured_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns what was measured on the way last: the accuracy in %, with its interval, for each
+    data set."""
+    told = []
+    for key in (one for one in rows[-1] if re.fullmatch("eval/.+/accuracy", one)):
+        known = [row for row in rows if row.get(key) is not None]
+        if not known:
+            continue
+        low, high = (known[-1].get(f"{key}/{end}") for end in ("low", "high"))
+        interval = "" if low is None or high is None else f" ({100 * low:.0f}–{100 * high:.0f})"
+        name = key.removeprefix("eval/").removesuffix("/accuracy")
+        told.append(f"{name} {100 * known[-1][key]:.0f} %{interval}")
+    return told
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:

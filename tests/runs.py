@@ -162,14 +162,23 @@ def train_on(
 def train_here(
     pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
 ) -> tuple[RunDir, Callable[[], int]]:
-    """The same run as `train_on` makes, as a function call: no Ray Train, no Ray Data."""
+    """The same run as `train_on` makes, as a function call: no Ray Train, no Ray Data. The function
+    returns the steps that are finished."""
+    run_dir, train = outcome_here(pool, run, dataset, model_path, processor, *overrides)
+    return run_dir, lambda: train().steps
+
+
+def outcome_here(
+    pool: SamplerPool, run: Path, dataset: Path, model_path: str, processor: Any, *overrides: str
+) -> tuple[RunDir, Callable[[], LoopOutcome]]:
+    """The same as `train_here`; the function returns all that it came to."""
     inputs = inputs_of(pool, run, dataset, model_path, processor, *overrides)
     loop = train_sft if inputs.config.method == "sft" else train_grpo
 
-    def train() -> int:
+    def train() -> LoopOutcome:
         learner = Learner.load(inputs)
         batches = list_batches(inputs, processor, learner.progress.batches)
-        return loop(inputs, learner, batches).steps
+        return loop(inputs, learner, batches)
 
     return inputs.run_dir, train
 
@@ -179,7 +188,7 @@ def list_batches(
 ) -> Iterator[tuple[int, list[PreparedExample]]]:
     """Yields what a train worker's stream of the data has, after the first `first` batches."""
     config, rows = inputs.config, ParquetRows(str(inputs.config.data.train))
-    order = StepOrder(np.arange(24), config.train.prompts_per_step, config.seed)
+    order = StepOrder(np.arange(len(rows)), config.train.prompts_per_step, config.seed)
     for step in itertools.count(first):
         examples = rows.read(order.rows_of(step))
         yield step + 1, [prepare_example(one, processor, plain_prompt()) for one in examples]

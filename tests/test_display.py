@@ -81,3 +81,12 @@ def test_a_reward_that_scored_nothing_is_shown_as_such() -> None:
 def test_a_judge_that_was_asked_nothing_is_not_away() -> None:
     assert "judge" not in means_of([row(1, **{"judge/unreachable": None})])
     assert "judge away for 50 %" in means_of([row(1, **{"judge/unreachable": 0.5})])
+
+
+def test_the_last_measurement_on_the_way_is_shown_until_there_is_another() -> None:
+    ends = {"eval/far/accuracy/low": 0.58, "eval/far/accuracy/high": 0.7}
+    rows = [row(1, **{"eval/far/accuracy": None}), row(2, **{"eval/far/accuracy": 0.64}, **ends)]
+    assert "far" not in means_of(rows[:1])
+    assert "far 64 % (58–70)" in means_of(rows)
+    assert "far 64 % (58–70)" in means_of([*rows, row(3, **{"eval/far/accuracy": None})])
+    assert "far 70 %  " in means_of([*rows, row(4, **{"eval/far/accuracy": 0.7})])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +16,20 @@ import pytest
 
 from rarl.commands.resolve import require_interim
 from rarl.config import load_config
+from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.grpo.policy import read_adapter
+from rarl.intervals import fraction_intervals95
 from rarl.replies.grading import is_correct
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
-from rarl.training.interim import Track
+from rarl.schema import Example
+from rarl.training.alarms import WINDOW, alarms
+from rarl.training.interim import FIGURES, Track, read_interim
 from rarl.training.log import read_metrics
-from rarl.training.run_dir import RunDir
 from tests.faults.campaign import differences
-from tests.runs import REPOSITORY, prepare_all, train_here
+from tests.runs import REPOSITORY, outcome_here, prepare_all, train_here
 
 
 def test_the_best_is_remembered_with_how_often_nothing_better_came() -> None:
@@ -66,7 +75,7 @@ def test_the_figures_are_those_of_the_adapter_of_the_step(
     run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *how)
     assert run() == 4
     rows = read_metrics(run_dir.metrics)
-    names = {f"eval/held/{one}" for one in ("accuracy", "well_formed", "flips")}
+    names = {f"eval/held/{one}" for one in FIGURES}
     assert all(names <= row.keys() for row in rows)
     assert [row["eval/held/accuracy"] is not None for row in rows] == [False, True] * 2
     assert [row["seconds/evaluate"] > 0.001 for row in rows] == [False, True] * 2
@@ -83,37 +92,104 @@ def test_the_figures_are_those_of_the_adapter_of_the_step(
         for answer, one in zip(answers[0], asked, strict=True)
     ]
     assert rows[3]["eval/held/accuracy"] == pytest.approx(sum(right) / 12)
+    units = [one.example.unit for one in asked]
+    ends = [rows[3][f"eval/held/accuracy/{end}"] for end in ("low", "high")]
+    assert ends == pytest.approx(fraction_intervals95([(right, units)])[0])
     flipped = sum(one != other for one, other in zip(*answers, strict=True))
     assert rows[3]["eval/held/flips"] == pytest.approx(flipped / 12) and flipped
+    kept = read_interim(run_dir, "held", 4)
+    by_id = {one.example.id: answer for one, answer in zip(asked, answers[0], strict=True)}
+    assert {one.example.id: one.reply.answer for one in kept} == by_id
+    assert sum(one.is_right for one in kept) == sum(right)
+    assert read_interim(run_dir, "held", 3) == []
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing on the way takes it for an error."""
+
+
+@contextmanager
+def killed_at(moment: int) -> Iterator[None]:
+    """Inside, a run ends where it waits for the disk for the time with this number. What it has
+    written by then is there, and nothing after it happens."""
+    wait, waits = os.fsync, itertools.count(1)
+
+    def wait_or_end(handle: int) -> None:
+        # Trackers have threads of their own, of which no result depends.
+        if threading.current_thread() is threading.main_thread() and next(waits) == moment:
+            raise Killed
+        wait(handle)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", wait_or_end)
+        yield
 
 
 @pytest.mark.slow
-def test_a_run_that_falls_ends_early_with_its_best_adapter_also_when_it_is_continued(
-    pool: SamplerPool, tmp_path: Path, dataset: Path, model_path: str, processor: Any
+def test_a_run_whose_unseen_accuracy_falls_ends_early_with_its_best_adapter_also_when_it_is_killed(
+    pool: SamplerPool, tmp_path: Path, examples: list[Example], model_path: str, processor: Any
 ) -> None:
+    """It is trained on the seen domain, by steps that are far too large."""
+    seen, unseen = tmp_path / "seen.parquet", tmp_path / "unseen.parquet"
+    write_examples(seen, examples[:12])
+    write_examples(unseen, examples[12:])
     how = ["train.steps=12", "train.learning_rate=0.03", "prompts.eval=plain", "evaluation.every=1"]
-    how += [f"data.eval={{held: {dataset}}}", "evaluation.validation=held"]
+    how += [f"data.eval={{unseen: {unseen}}}", "evaluation.validation=unseen"]
     how += ["evaluation.patience=3", "train.keep_checkpoints=1", "train.checkpoint_every=5"]
-    run_dir, run = train_here(pool, tmp_path / "run", dataset, model_path, processor, *how)
-    last = run()
-    rows = read_metrics(run_dir.metrics)
-    values = [row["eval/held/accuracy"] for row in rows]
+    shown = (seen, model_path, processor, *how)
+    run_dir, run = outcome_here(pool, tmp_path / "run", *shown)
+    outcome = run()
+    rows, last = read_metrics(run_dir.metrics), outcome.steps
+    values = [row["eval/unseen/accuracy"] for row in rows]
     best = max(range(last), key=lambda place: (values[place], place)) + 1
     assert last == len(rows) < 12
     assert max(values[:-3]) >= max(values[-3:]), "three measurements brought nothing better"
-    kept = RunDir(run_dir.path).checkpoints / f"step_{best:06d}" / "adapter"
+    assert values[-1] < max(values), "it falls"
+    assert outcome.ended == (
+        f"training ended after step {last}: 3 measurements on unseen without a better one than "
+        f"{100 * max(values):.1f} after step {best}"
+    )
+    kept = run_dir.checkpoints / f"step_{best:06d}" / "adapter"
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (kept / name).read_bytes() == (run_dir.adapter / name).read_bytes()
 
-    other, run = train_here(pool, tmp_path / "other", dataset, model_path, processor, *how)
+    other, run_on = train_here(pool, tmp_path / "other", *shown)
     other.stop_request.touch()
-    assert run() == 1, "asked to end after its first step"
+    assert run_on() == 1, "asked to end after its first step"
     other.stop_request.unlink()
-    _, run = train_here(pool, tmp_path / "other", dataset, model_path, processor, *how)
-    assert run() == last
+    kills, rng = 0, random.Random(0)
+    while not other.adapter.is_dir():
+        _, run_on = train_here(pool, tmp_path / "other", *shown)
+        with killed_at(rng.randrange(1, 40)), suppress(Killed):
+            assert run_on() == last
+            break
+        kills += 1
+    assert kills > 3
     assert differences(run_dir.path, other.path, last) == []
     # Ended before the adapter was at its place, it makes no further step.
     shutil.rmtree(other.adapter)
-    _, run = train_here(pool, tmp_path / "other", dataset, model_path, processor, *how)
-    assert run() == last
+    _, run_on = train_here(pool, tmp_path / "other", *shown)
+    assert run_on() == last
     assert differences(run_dir.path, other.path, last) == []
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_moves_nothing_is_warned_about_and_one_that_trains_is_not(
+    pool: SamplerPool,
+    tmp_path: Path,
+    dataset: Path,
+    model_path: str,
+    processor: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    how = [f"train.steps={WINDOW}", "train.prompts_per_step=2", f"train.checkpoint_every={WINDOW}"]
+    how.append("rewards={format: 0.2, accuracy: 1.0}")
+    told = {}
+    for rate in ("1e-9", "1e-3"):
+        shown = (dataset, model_path, processor, *how, f"train.learning_rate={rate}")
+        run_dir, run = train_here(pool, tmp_path / rate, *shown)
+        assert run() == WINDOW
+        told[rate] = alarms(read_metrics(run_dir.metrics)).get("adapter/movement")
+        assert ("warning: the adapter has moved" in capsys.readouterr().out) == bool(told[rate])
+    assert told["1e-3"] is None
+    assert "raise train.learning_rate (now 1e-09)" in str(told["1e-9"])

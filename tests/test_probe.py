@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rarl.evaluation.probe import (
+    AGREEMENT,
     Estimates,
     Probe,
     Share,
@@ -98,6 +99,33 @@ def test_a_guess_agrees_with_nothing_and_a_look_does() -> None:
     assert agreement_of(known) is None, "what is known already does not count"
     assert agreement_of([*known, *guessed]) == guess
     assert agreement_of(guessed[:3]) is None
+
+
+def test_who_always_says_the_same_is_known_to_guess() -> None:
+    """Whatever the references are, and however often that is right: in two of three."""
+    always = [asked(number, "no" if number % 3 else "yes", ["no"] * 8) for number in range(120)]
+    found = agreement_of(always)
+    assert found is not None and found.mean == pytest.approx(0) and found.high < AGREEMENT
+
+
+@pytest.mark.parametrize("sees", [0.0, 0.3])
+def test_the_agreement_is_covered_by_its_interval(sees: float) -> None:
+    """Of a model that is asked of 40 images, sees in `sees` of its replies what is there, and else
+    says no in 7 of 10."""
+    rng, held, drawn = np.random.default_rng(3), 0, 200
+    for _ in range(drawn):
+        answers = rng.choice(["yes", "no"], size=40, p=[0.4, 0.6])
+        guesses = rng.choice(["yes", "no"], size=(40, 4), p=[0.3, 0.7])
+        replies = np.where(rng.random((40, 4)) < sees, answers[:, None], guesses)
+        groups = [asked(n, answers[n], replies[n].tolist()) for n in range(40)]
+        found = agreement_of(groups)
+        assert found is not None
+        # o - e = sees (1 - P(answer, says), of answers of two images alike), over 1 - e
+        says = 0.3 * (1 - sees) + 0.4 * sees
+        e = 0.4 * says + 0.6 * (1 - says)
+        own = 0.4 * (0.3 * (1 - sees) + sees) + 0.6 * (0.7 * (1 - sees) + sees)
+        held += found.low <= (own - e) / (1 - e) <= found.high
+    assert held / drawn >= 0.9
 
 
 def test_parts_and_pay() -> None:

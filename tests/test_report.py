@@ -30,6 +30,7 @@ from rarl.evaluation.report.gather import data_cards, gather
 from rarl.evaluation.report.numbers import numbers_of
 from rarl.samples import Sample
 from rarl.schema import Example, Verdict
+from rarl.training.log import read_metrics
 from tests.records import reply_to, spoil, write_measurement
 from tests.report_runs import HOSTILE, STEPS, draw_data, replies, write_comparison, write_run
 
@@ -252,6 +253,22 @@ def test_charts_are_those_whose_metrics_were_written(
         about
         == f"Accuracy while training over the steps. rl: from 0.41 to {0.4 + 0.01 * STEPS:.3g}."
     )
+
+
+@pytest.mark.parametrize("ends", [("", "/low", "/high"), ("",)], ids=["now", "by an earlier RARL"])
+def test_what_is_measured_on_the_way_is_drawn_with_its_interval(
+    tmp_path: Path, data: dict[str, list[Example]], ends: tuple[str, ...]
+) -> None:
+    run_dir = write_run(tmp_path / "mine", data, 0.8)
+    rows = read_metrics(run_dir.metrics)
+    for row in rows:
+        value = 0.5 + 0.01 * row["step"] if row["step"] % 10 == 0 else None
+        row |= {f"eval/far/off/accuracy{end}": value for end in ends}
+    run_dir.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [chart] = [one for one in curves(gather(tmp_path / "mine")) if "on the way" in one.title]
+    title = "Accuracy on far/off on the way"
+    assert chart.about == f"{title} over the steps. mine: from 0.6 to 0.8."
+    assert ("PolyCollection" in chart.svg) == (len(ends) > 1)
 
 
 def test_data_cards_count_what_is_in_the_files(

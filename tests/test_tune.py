@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from rarl.commands.tune import Trial, around, best_of, combinations, trial_config
+from rarl.commands.tune import (
+    Trial,
+    around,
+    best_of,
+    choice_in_words,
+    combinations,
+    trial_config,
+)
 from rarl.config import load_config
 from rarl.errors import UserError
 from rarl.rollout.pool import SamplerPool
+from rarl.schema import Example
 from tests.runs import REPOSITORY, SHORT, rarl_here
+from tests.samples import reply_to
 
 DEMO = REPOSITORY / "configs/demo.yaml"
 
@@ -39,17 +49,50 @@ def test_what_cannot_be_tried_is_an_error(one: str, message: str) -> None:
         combinations([one])
 
 
-def trial(name: str, accuracy: float | None, reward: float = 1.0) -> Trial:
-    data = None if accuracy is None else "held"
-    return Trial((name,), reward, 0.01, 0.1, data, 100, accuracy, 0.3)
+def trial(name: str, right: set[int], asked: int = 100, reward: float = 1.0) -> Trial:
+    """One that was right on these of `asked` questions about half as many images."""
+    replies = []
+    for number in range(asked):
+        example = Example(f"q{number:03d}", b"", f"i{number // 2}", "Which?", "left", "open")
+        replies.append(reply_to(example, f"<answer>{'left' if number in right else 'x'}</answer>"))
+    data = "held" if asked else None
+    return Trial((name,), reward, 0.01, 0.1, data, replies, 0.3)
 
 
-def test_the_best_is_taken_and_what_cannot_be_told_from_it_is_named() -> None:
-    trials = [trial("a", 0.5), trial("b", 0.72), trial("c", 0.7)]
-    best, alike = best_of(trials)
-    assert best is trials[1] and alike == [trials[2]]
-    best, alike = best_of([trial("a", None, 1.0), trial("b", None, 1.5)])
-    assert best.settings == ("b",) and alike == []
+def test_the_best_is_taken_and_how_clear_that_is_is_said_question_by_question() -> None:
+    """What another answers on the same questions counts, not its mean alone: two trials that are
+    twelve points behind may be told from the best or not."""
+    best = trial("b", set(range(72)))
+    within = trial("w", set(range(60)))
+    apart = trial("a", set(range(40, 100)))
+    found, leads = best_of([apart, best, within])
+    assert found is best
+    assert [(lead.other, lead.clear) for lead in leads] == [(apart, False), (within, True)]
+    assert all(lead.points == pytest.approx(12) for lead in leads)
+    assert leads[0].low < 0 < leads[1].low and leads[1].high < leads[0].high
+    told = choice_in_words(found, leads)
+    assert told.startswith(
+        "it would take b, which is not clear: 100 questions of held cannot tell it from a (+12.0 po"
+    )
+    assert "w (" not in told
+    assert choice_in_words(*best_of([best, within])).startswith(
+        "it would take b, clearly ahead of w (+12.0 points, +"
+    )
+    assert (
+        str(best.accuracy).startswith("72.0 (") and choice_in_words(best, []) == "it would take b"
+    )
+
+
+def test_few_questions_tell_nothing_and_other_questions_are_not_compared() -> None:
+    best, few = trial("b", set(range(18)), 18), trial("f", set(range(2)), 18)
+    assert not best_of([best, few])[1][0].clear
+    assert best_of([trial("b", set(range(72))), few])[1] == []
+
+
+def test_without_measurements_the_reward_decides() -> None:
+    found, leads = best_of([trial("a", set(), 0), trial("b", set(), 0, reward=1.5)])
+    assert found.settings == ("b",)
+    assert choice_in_words(found, leads).startswith("it would take b, by the reward alone")
 
 
 @pytest.mark.slow
@@ -69,6 +112,7 @@ def test_trials_run_on_the_same_engines_and_are_not_made_again(
     assert first.returncode == 0, first.stdout + first.stderr
     assert first.stdout.count("step 2/2") == 2
     assert "it would take train.learning_rate=" in first.stdout
+    assert re.search(r"train.learning_rate=1e-9 +\d+\.\d \(\d+–\d+\) +0\.0 ", first.stdout)
     again = rarl_here(*how, pool=pool)
     assert "step 2/2" not in again.stdout
     tail = first.stdout[first.stdout.index("after the last step") :]

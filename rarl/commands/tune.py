@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 
@@ -19,8 +20,13 @@ from rarl.commands.train import train
 from rarl.config import Config, load_config
 from rarl.display import Display
 from rarl.errors import UserError
+from rarl.evaluation.probe import Share
+from rarl.evaluation.results import clear_sign
+from rarl.intervals import change_intervals95
 from rarl.rollout.pool import SamplerPool
+from rarl.samples import Sample
 from rarl.training.alarms import mean_of
+from rarl.training.interim import read_interim
 from rarl.training.log import RECENT, read_metrics
 from rarl.training.run_dir import RunDir
 
@@ -31,9 +37,10 @@ FOLDER = "tune"
 
 @dataclass(frozen=True)
 class Trial:
-    """One short run: what was set, and its figures after the last step (None: not measured).
+    """One short run: what was set, and its figures after the last step.
 
-    reward: mean of the last steps. accuracy, flips: of `questions` questions of the set `data`.
+    reward: mean of the last steps. replies: the greedy ones to questions of the data set `data`
+    (None: nothing was measured). flips: share of these that are no longer the base's.
     """
 
     settings: tuple[str, ...]
@@ -41,9 +48,37 @@ class Trial:
     movement: float
     without_spread: float
     data: str | None = None
-    questions: int = 0
-    accuracy: float | None = None
+    replies: Sequence[Sample] = ()
     flips: float | None = None
+
+    @cached_property
+    def accuracy(self) -> Share | None:
+        """The share of right replies; None where there are none."""
+        if not self.replies:
+            return None
+        units = [one.example.unit for one in self.replies]
+        return Share.of([float(one.is_right) for one in self.replies], units)
+
+    @property
+    def questions(self) -> list[str]:
+        """The ids of what was asked."""
+        return [one.example.id for one in self.replies]
+
+
+@dataclass(frozen=True)
+class Lead:
+    """How far the trial to take is ahead of another, in percentage points on the same questions,
+    with the 95 % interval over patients or images, and whether that is clear."""
+
+    other: Trial
+    points: float
+    low: float
+    high: float
+    clear: bool
+
+    def __str__(self) -> str:
+        interval = f"{self.low:+.1f} to {self.high:+.1f}"
+        return f"{', '.join(self.other.settings)} ({self.points:+.1f} points, {interval})"
 
 
 def tune(
@@ -62,7 +97,7 @@ def tune(
         for settings, config in configs.items():
             display.note(f"trial {', '.join(settings)}")
             pool = run_trial(config, pool, stack, display)
-            found.append(read_trial(settings, config))
+            found.append(read_trial(settings, config, base.evaluation.validation))
     return found
 
 
@@ -128,35 +163,54 @@ def trial_config(
     return load_config(path, [*overrides, *settings, *own])
 
 
-def read_trial(settings: tuple[str, ...], config: Config) -> Trial:
-    """Returns the figures of a finished trial, of the first data set that is measured."""
-    rows = read_metrics(RunDir(Path(config.run_dir).expanduser().resolve()).metrics)
+def read_trial(settings: tuple[str, ...], config: Config, validation: str | None) -> Trial:
+    """Returns the figures of a finished trial, of the validation data or else of the first data set
+    that is measured."""
+    run_dir = RunDir(Path(config.run_dir).expanduser().resolve())
+    rows = read_metrics(run_dir.metrics)
     recent, last = rows[-RECENT:], rows[-1]
     measured = [key.split("/")[1] for key in last if re.fullmatch("eval/[^/]+/accuracy", key)]
-    data = next(iter(measured), None)
+    data = validation if validation in measured else next(iter(measured), None)
     return Trial(
         settings=settings,
         reward=mean_of(recent, "reward/mean") or 0.0,
         movement=last["adapter/movement"],
         without_spread=mean_of(recent, "groups_without_spread") or 0.0,
         data=data,
-        questions=config.evaluation.examples,
-        accuracy=last[f"eval/{data}/accuracy"] if data else None,
+        replies=read_interim(run_dir, data, last["step"]) if data else (),
         flips=last[f"eval/{data}/flips"] if data else None,
     )
 
 
-def best_of(trials: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
-    """Returns the trial to take, by accuracy or else by reward, and those that so few questions
-    cannot tell from it: within two standard errors of the difference of two shares."""
+def best_of(trials: Sequence[Trial]) -> tuple[Trial, list[Lead]]:
+    """Returns the trial to take, by accuracy or else by reward, and how far it is ahead of the
+    others that answered the same questions."""
     measured = [one for one in trials if one.accuracy is not None]
     if not measured:
         return max(trials, key=lambda one: one.reward), []
-    best = max(measured, key=lambda one: (one.accuracy or 0.0, one.reward))
-    alike = []
-    for one in measured:
-        shares = [share or 0.0 for share in (best.accuracy, one.accuracy)]
-        error = math.sqrt(sum(p * (1 - p) for p in shares) / best.questions)
-        if one is not best and shares[0] - shares[1] < 2 * error:
-            alike.append(one)
-    return best, alike
+    best = max(measured, key=lambda one: (one.accuracy.mean if one.accuracy else 0.0, one.reward))
+    others = [one for one in measured if one is not best and one.questions == best.questions]
+    return best, [lead_of(best, one) for one in others]
+
+
+def lead_of(best: Trial, other: Trial) -> Lead:
+    """Compares two trials question by question."""
+    changes = [
+        float(one.is_right) - float(its.is_right)
+        for one, its in zip(best.replies, other.replies, strict=True)
+    ]
+    ((low, high),) = change_intervals95([(changes, [one.example.unit for one in best.replies])])
+    points = (100 * math.fsum(changes) / len(changes), 100 * low, 100 * high)
+    return Lead(other, *points, clear=clear_sign(len(changes), low, high) > 0)
+
+
+def choice_in_words(best: Trial, leads: Sequence[Lead]) -> str:
+    """Returns which trial to take, and how clear that is."""
+    told = f"it would take {', '.join(best.settings)}"
+    if best.accuracy is None:
+        return f"{told}, by the reward alone: no replies to held-out questions are there"
+    questions = f"{len(best.replies)} questions of {best.data}"
+    if alike := [str(one) for one in leads if not one.clear]:
+        return f"{told}, which is not clear: {questions} cannot tell it from {'; '.join(alike)}"
+    ahead = f", clearly ahead of {'; '.join(map(str, leads))}" if leads else ""
+    return f"{told}{ahead}"

@@ -11,7 +11,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rarl.intervals import change_intervals95, fraction_intervals95
 from rarl.replies.grading import is_correct
@@ -182,38 +186,50 @@ def agreement_of(*data_sets: Sequence[Group]) -> Share | None:
     for number, groups in enumerate(data_sets):
         for group in groups:
             asked[number, group[0].example.question].append(group)
-    observed: list[float] = []
+    beyond: list[float] = []
     expected: list[float] = []
     images: list[str] = []
     for (number, _), same in asked.items():
-        right = [sum(one.is_right for one in group) / len(group) for group in same]
-        if len(same) < ASKED_OF or math.fsum(right) / len(same) >= KNOWN:
+        rights = crossed(same) if len(same) >= ASKED_OF else np.ones((1, 1))
+        if rights.diagonal().mean() >= KNOWN:
             continue
-        observed += right
-        expected += by_other_images(same)
+        alone, chance = beyond_chance(rights)
+        beyond += alone.tolist()
+        expected += [chance] * len(same)
         images += [f"{number}/{group[0].example.unit}" for group in same]
-    if not observed:
+    if not beyond:
         return None
     room = 1.0 - math.fsum(expected) / len(expected)
-    beyond = [o - e for o, e in zip(observed, expected, strict=True)]
     ((low, high),) = change_intervals95([(beyond, images)])
     scale = 1.0 / room if room > 0 else 0.0
     return Share(scale * math.fsum(beyond) / len(beyond), scale * low, scale * high)
 
 
-def by_other_images(same: Sequence[Group]) -> list[float]:
-    """Returns for each group, all of which were asked the same, how often its replies would be
-    right with the references of the others."""
-    references = Counter((one[0].example.answer, one[0].example.options) for one in same)
-    found = []
-    for group in same:
-        own = group[0].example
-        others = references - Counter([(own.answer, own.options)])
-        hits = 0.0
-        for answer, times in Counter(one.reply.answer for one in group).items():
-            hits += times * sum(n * is_correct(answer, *one) for one, n in others.items())
-        found.append(hits / len(group) / others.total())
-    return found
+def crossed(same: Sequence[Group]) -> NDArray[np.float64]:
+    """Returns how often the replies of each group (row) would be right with the reference of each
+    (column), shape (groups, groups). All were asked the same."""
+    references = [(group[0].example.answer, group[0].example.options) for group in same]
+    known = {one: column for column, one in enumerate(dict.fromkeys(references))}
+    matches = cache(lambda answer: np.array([is_correct(answer, *one) for one in known], float))
+    replies = [Counter(one.reply.answer for one in group) for group in same]
+    rights = np.array(
+        [
+            sum(times * matches(answer) for answer, times in own.items()) / own.total()
+            for own in replies
+        ]
+    )
+    return rights[:, [known[one] for one in references]]
+
+
+def beyond_chance(rights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Returns what each image adds to o − e, whose mean they have, and e, from what `crossed`
+    returns. An image is there twice, with its replies and as a reference to others' replies. Both
+    parts of chance are taken off (the first-order term of a U-statistic; Hoeffding 1948), so that
+    one who always says the same has 0 of each image, and not only on average."""
+    own, n = rights.diagonal(), len(rights)
+    alone = own - rights.mean(axis=1) - rights.mean(axis=0) + rights.mean()
+    chance = float(rights.sum() - own.sum()) / (n * (n - 1))
+    return alone * n / (n - 1), chance
 
 
 def pay_of(groups: Sequence[Group], group_size: int) -> dict[str, Pay]:

@@ -7,7 +7,7 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from rarl.collect import Collector
@@ -15,16 +15,19 @@ from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import prepare_example
 from rarl.data.stream import load_processor
 from rarl.grpo.workers import Workers
+from rarl.intervals import fraction_intervals95
 from rarl.prompts import evaluation_prompts
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
-from rarl.samples import Sample, flatten
+from rarl.samples import Sample, flatten, read_samples, write_samples
 from rarl.schema import PreparedExample
 from rarl.training.inputs import TrainInputs
 from rarl.training.log import read_metrics
+from rarl.training.run_dir import RunDir
 from rarl.training.step_metrics import Tally
 
-FIGURES = ("accuracy", "well_formed", "flips", "completion_tokens")
+INTERVAL = ("accuracy/low", "accuracy/high")
+FIGURES = ("accuracy", *INTERVAL, "well_formed", "flips", "completion_tokens")
 
 
 class Interim:
@@ -53,16 +56,19 @@ class Interim:
         return bool(self.settings.every) and step % self.settings.every == 0
 
     def measure(self, step: int) -> dict[str, float | None]:
-        """Returns the figures after a step, for its row: None where nothing is measured."""
+        """Returns the figures after a step, for its row, and writes the replies: None where nothing
+        is measured."""
         if not self.settings.every:
             return {}
         names = [f"eval/{name}/{what}" for name in self.inputs.interim for what in FIGURES]
         if not self.due(step):
             return dict.fromkeys(names)
-        tally = Tally()
+        tally, found = Tally(), dict[str, list[Sample]]()
         with self.workers.local():
             for name, prompts in self.prompts.items():
-                replies = self.ask(prompts, use_adapter=True)
+                found[name] = replies = self.ask(prompts, use_adapter=True)
+                path = self.inputs.run_dir.interim_of(name, step, self.workers.rank)
+                write_samples(path, replies, {"step": step})
                 base = self.answers_of_the_base[name]
                 flipped = [a.reply.answer != b for a, b in zip(replies, base, strict=True)]
                 lengths = [len(one.rollout.completion_token_ids) for one in replies]
@@ -72,8 +78,21 @@ class Interim:
                 tally.mean(f"eval/{name}/flips", flipped)
                 tally.mean(f"eval/{name}/completion_tokens", lengths)
         figures = tally.over(self.workers)
+        for name, replies in found.items():
+            ends = self.interval_of(replies)
+            figures |= {
+                f"eval/{name}/{what}": end for what, end in zip(INTERVAL, ends, strict=True)
+            }
         self.track.add(step, figures.get(self.selecting))
         return figures
+
+    def interval_of(self, replies: Sequence[Sample]) -> tuple[float, float]:
+        """Returns the 95 % interval of the accuracy over patients or images, of all workers'
+        replies."""
+        own = [(float(one.is_right), one.example.unit) for one in replies]
+        pairs = [pair for part in self.workers.gather(own) for pair in part]
+        ((low, high),) = fraction_intervals95([([r for r, _ in pairs], [u for _, u in pairs])])
+        return low, high
 
     @cached_property
     def prompts(self) -> dict[str, list[PreparedExample]]:
@@ -125,6 +144,15 @@ class Track:
     def is_exhausted(self) -> bool:
         """Whether training has been without a better value for as long as it may."""
         return self.patience is not None and self.since >= self.patience
+
+
+def read_interim(run_dir: RunDir, data: str, step: int) -> list[Sample]:
+    """Returns what all workers wrote of a data set after a step, by question; nothing where that
+    step was not measured."""
+    first = run_dir.interim_of(data, step, rank=0)
+    parts = (first, *sorted(first.parent.glob(f"{first.stem}-worker*.parquet")))
+    found = [one for part in parts if part.is_file() for one in read_samples(part)]
+    return sorted(found, key=lambda one: one.example.id)
 
 
 def ended_early(track: Track, name: str | None, step: int) -> str:

@@ -81,6 +81,7 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
         self.samples = path / "samples"
+        self.interim = path / "interim"
         self.checkpoints = path / "checkpoints"
         self.failures = path / "failures"
         self.adapter = path / "adapter"
@@ -98,9 +99,16 @@ class RunDir:
         """Returns the file with the samples that one train worker made in a step."""
         return self.samples / f"step_{step:06d}{f'-worker{rank}' if rank else ''}.parquet"
 
+    def interim_of(self, data: str, step: int, rank: int) -> Path:
+        """Returns the file with a train worker's greedy replies to the questions of a data set that
+        are asked on the way, after a step."""
+        folder = self.interim / f"data={quote(data, safe='')}"
+        return folder / self.samples_of(step, rank).name
+
     def drop_samples_from(self, first_step: int) -> None:
-        """Deletes the samples of steps that are made anew, perhaps by fewer train workers."""
-        for path in self.samples.glob("step_*.parquet"):
+        """Deletes the replies of steps that are made anew, perhaps by fewer train workers."""
+        found = (*self.samples.glob("step_*.parquet"), *self.interim.glob("*/step_*.parquet"))
+        for path in found:
             if path.name >= f"step_{first_step:06d}":
                 path.unlink()
 

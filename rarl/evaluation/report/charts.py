@@ -102,8 +102,8 @@ def curves(report: Report) -> list[Chart]:
         charts.append(metric_chart(runs, colours, key, title, note))
     for key in (one for one in written if re.fullmatch("eval/.+/accuracy", one)):
         title = f"Accuracy on {key.split('/', 1)[1].removesuffix('/accuracy')} on the way"
-        note = "Greedy, of some of its questions."
-        charts.append(metric_chart(runs, colours, key, title, note))
+        note = "Greedy, of some of its questions, with 95 % intervals."
+        charts.append(interim_chart(runs, colours, key, title, note))
     for key, title, note, methods in CURVES:
         own = [run for run in runs if run.config.method in methods]
         charts.append(metric_chart(own, colours, key, title, note))
@@ -159,6 +159,33 @@ def line_chart(
         about = f"{title} over the steps. {' '.join(told)}"
         legend = list(dict.fromkeys((line.label, line.colour) for line in lines)) if named else []
         return Chart(title, note, about, legend, as_svg(about))
+
+
+def interim_chart(
+    runs: Sequence[Run], colours: Mapping[str, str], key: str, title: str, note: str
+) -> Chart | None:
+    """Draws what was measured on the way: the mean over the seeds, and the interval where there is
+    one seed."""
+    told, legend = [], []
+    with drawing(4.4, 2.35) as (axes, as_svg):
+        for name in dict.fromkeys(run.name for run in runs):
+            own = [run for run in runs if run.name == name]
+            metrics = metrics_of(own)
+            known = metrics[metrics[key].notna()] if key in metrics else metrics[:0]
+            if known.empty:
+                continue
+            axes.plot(known.index, known[key], color=colours[name], linewidth=1.7, marker=".")
+            ends = [f"{key}/low", f"{key}/high"]
+            if len(own) == 1 and all(end in known for end in ends):
+                low, high = (known[end] for end in ends)
+                axes.fill_between(known.index, low, high, color=colours[name], alpha=0.15, lw=0)
+            legend.append((name, colours[name]))
+            told.append(f"{name}: from {known[key].iloc[0]:.3g} to {known[key].iloc[-1]:.3g}.")
+        axes.set_xlabel("step")
+        axes.grid(axis="y", color="#e6e9ee", linewidth=0.8)
+        about = f"{title} over the steps. {' '.join(told)}"
+        several = legend if len(set(colours.values())) > 1 else []
+        return Chart(title, note, about, several, as_svg(about)) if told else None
 
 
 def seconds_chart(runs: Sequence[Run]) -> Chart | None:
