@@ -37,6 +37,9 @@ def prepare(
         str, typer.Option(help="official, image-disjoint, patient-disjoint, or site:NAME.")
     ] = "official",
     test_share: Annotated[float, typer.Option(help="Of the images or patients.")] = 0.2,
+    validation_share: Annotated[
+        float, typer.Option(help="Of them, for a validation split; 0: none.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the disjoint splits.", min=0)] = 0,
     against: Annotated[
         Path | None, typer.Option(help="A prepared data set: leave out what it has too.")
@@ -75,7 +78,17 @@ def prepare(
     kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
         report = prepare_dataset(
-            source, src, out, split, test_share, seed, choices, against, kinds, facts
+            source,
+            src,
+            out,
+            split,
+            test_share,
+            seed,
+            choices,
+            against,
+            kinds,
+            facts,
+            validation_share,
         )
     display.note(report)
 

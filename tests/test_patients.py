@@ -68,10 +68,11 @@ def read(path: Path) -> list[Example]:
         max_size=30,
     ),
     share=st.floats(0.05, 0.9),
+    validation=st.sampled_from([0.0, 0.01, 0.09]),
     seed=st.integers(0, 99),
 )
 def test_no_patient_and_no_image_straddles_a_split(
-    rows: list[tuple[int, int | None]], share: float, seed: int
+    rows: list[tuple[int, int | None]], share: float, validation: float, seed: int
 ) -> None:
     side = Side("all")
     for image, patient in rows:
@@ -83,14 +84,14 @@ def test_no_patient_and_no_image_straddles_a_split(
             side,
             [None] * len(rows),
             np.full(len(rows), "train", dtype="U10"),
-            Splitting("patient-disjoint", share, seed),
+            Splitting("patient-disjoint", share, seed, validation),
         )
     except UserError as error:
-        all_one = "all is of one patient: there is nothing to split by patient"
-        nothing = "nothing tells the patients"
-        assert str(error) == all_one or nothing in str(error)
+        few = "only 2 patients differ" if validation else "all is of one patient"
+        known = (f"{few}: there is", "all is of one patient: there is", "--split patient-disjoint")
+        assert str(error).startswith(known)
         return
-    assert set(splits.tolist()) == {"train", "test"}
+    assert set(splits.tolist()) == {"train", "test"} | ({"validation"} if validation else set())
     for place in (0, 1):
         homes: dict[int, set[str]] = {}
         for row, split in zip(rows, splits.tolist(), strict=True):

@@ -105,6 +105,37 @@ def test_vqa_rad_of_which_nothing_tells_the_split_is_refused(name: str, tmp_path
     assert card["split"] == "image-disjoint, seed 0, test share 0.5"
 
 
+def test_a_validation_split_is_drawn_beside_the_test_split_which_stays(tmp_path: Path) -> None:
+    write_vqa_rad(tmp_path / "src" / "trainset.json", 0, ("freeform",) * 10)
+    ways = {"split": "image-disjoint", "test_share": 0.2, "seed": 3}
+    without, _ = prepare("vqa-rad", tmp_path / "src", **ways)
+    found, report = prepare("vqa-rad", tmp_path / "src", **ways, validation_share=0.3)
+    assert [len(found[name]) for name in ("train", "validation", "test")] == [5, 3, 2]
+    assert found["test"] == without["test"]
+    assert sorted(found["train"] + found["validation"]) == sorted(without["train"])
+    assert "validation.parquet: 3 questions" in report
+    card = json.loads((tmp_path / "src-out" / "dataset.json").read_text())
+    assert card["split"] == "image-disjoint, seed 3, test share 0.2, validation share 0.3"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"test_share": 1.0}, "--test-share 1.0: expected a share between 0 and 1"),
+        ({"test_share": 0.6, "validation_share": 0.4}, "0.4: expected a share that leaves some to"),
+        ({"validation_share": -0.1}, "-0.1: expected a share that leaves some"),
+        ({"validation_share": 0.1, "split": "official"}, "goes with --split image-disjoint or pat"),
+        ({"validation_share": 0.1, "split": "site:A"}, "0.1: goes with --split image-disjoint or "),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(
+    how: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_vqa_rad(tmp_path / "src" / "trainset.json", 0, PLAIN)
+    with pytest.raises(UserError, match=message):
+        prepare("vqa-rad", tmp_path / "src", **{"split": "image-disjoint", **how})
+
+
 def test_an_image_disjoint_split_says_that_it_trains_on_the_published_test_split(
     tmp_path: Path,
 ) -> None:

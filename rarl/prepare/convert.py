@@ -74,18 +74,22 @@ class Request:
     against: Path | None
     drop: tuple[str, ...]  # of KINDS
     facts: str | None  # of WAYS_TO_FACTS
+    validation_share: float = 0.0
 
     def __post_init__(self) -> None:
         self.source.require_taken(self.choices)
         require_way_to_split(self.split)
-        if not 0 < self.test_share < 1:
-            raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
+        self.splitting  # noqa: B018
         unknown = [kind for kind in self.drop if kind not in KINDS]
         if unknown:
             raise UserError(f"--drop '{unknown[0]}' is unknown; known are: {', '.join(KINDS)}")
         if self.facts not in (None, *WAYS_TO_FACTS):
             known = ", ".join(WAYS_TO_FACTS)
             raise UserError(f"--facts '{self.facts}' is unknown; known are: {known}")
+
+    @property
+    def splitting(self) -> Splitting:
+        return Splitting(self.split, self.test_share, self.seed, self.validation_share)
 
 
 def prepare_dataset(
@@ -99,11 +103,13 @@ def prepare_dataset(
     against: Path | None = None,
     drop: tuple[str, ...] = (),
     facts: str | None = None,
+    validation_share: float = 0.0,
 ) -> str:
     """Writes the folder OUT, whole or not at all; returns the report. Raises UserError."""
     known = find_source(source)
     chosen = choices or Choices()
-    asked = Request(known, str(src), split, test_share, seed, chosen, against, drop, facts)
+    shares = (split, test_share, seed)
+    asked = Request(known, str(src), *shares, chosen, against, drop, facts, validation_share)
     protected = None if against is None else read_side(against)
     located = locate(asked.src, known.reads(asked.choices))
     with closing(Files(located.path)) as files:
@@ -280,8 +286,7 @@ def finish(
         raise UserError(f"{asked.src}: {shared}")
     if asked.split != "official":
         published = splits
-        way = Splitting(asked.split, asked.test_share, asked.seed)
-        splits, described = own_split(staged.side, staged.sites, splits, way)
+        splits, described = own_split(staged.side, staged.sites, splits, asked.splitting)
         staged.notes[TEST_IN_TRAIN] = int(((published == "test") & (splits == "train")).sum())
     data, counts, sides = ParquetRows(folder / STAGED), {}, []
     staged.doubts = list(find_doubts(staged, splits, data.column("answer")))

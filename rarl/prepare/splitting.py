@@ -1,4 +1,5 @@
-"""How the rows of a data set are parted into train and test: by image, by patient, or by site."""
+"""How the rows of a data set are parted into train and test, and validation if it is asked for: by
+image, by patient, or by site."""
 
 from __future__ import annotations
 
@@ -13,18 +14,35 @@ from scipy.sparse.csgraph import connected_components
 from rarl.errors import UserError
 from rarl.prepare.fingerprint import Side, image_groups
 
-WAYS_TO_SPLIT = ("official", "image-disjoint", "patient-disjoint")
+DISJOINT = ("image-disjoint", "patient-disjoint")
+WAYS_TO_SPLIT = ("official", *DISJOINT)
 SITE = "site:"  # a way, too, with the name of the site behind it whose questions are the test split
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """What is asked for: one of WAYS_TO_SPLIT or a site, the share of the images or patients that
-    is the test split, and the seed that draws it."""
+    """What is asked for: one of WAYS_TO_SPLIT or a site, the shares of the images or patients that
+    are the test and the validation split, and the seed that draws them. Raises UserError for shares
+    that cannot be."""
 
     way: str
     test_share: float
     seed: int
+    validation_share: float = 0.0  # none
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_share < 1:
+            raise UserError(f"--test-share {self.test_share}: expected a share between 0 and 1")
+        if not 0 <= self.validation_share < 1 - self.test_share:
+            raise UserError(
+                f"--validation-share {self.validation_share}: expected a share that leaves some to "
+                f"train on beside --test-share {self.test_share}"
+            )
+        if self.validation_share and self.way not in DISJOINT:
+            raise UserError(
+                f"--validation-share {self.validation_share}: goes with --split "
+                f"{' or '.join(DISJOINT)}"
+            )
 
 
 def require_way_to_split(way: str) -> None:
@@ -39,8 +57,8 @@ def require_way_to_split(way: str) -> None:
 def own_split(
     side: Side, sites: Sequence[str | None], splits: NDArray[np.str_], asked: Splitting
 ) -> tuple[NDArray[np.str_], str]:
-    """Returns train or test for every row, shape (n,), and what the card says of it. Rows with an
-    empty split stay out. Raises UserError."""
+    """Returns train, validation or test for every row, shape (n,), and what the card says of it.
+    Rows with an empty split stay out. Raises UserError."""
     kept = splits != ""
     if asked.way.startswith(SITE):
         chosen = of_site(sites, kept, asked.way.removeprefix(SITE).strip())
@@ -55,16 +73,23 @@ def own_split(
                 "column `patient` (--map patient='Patient ID') nor DICOM files"
             )
     present = np.unique(of_row[kept])
-    count = min(max(1, round(asked.test_share * len(present))), len(present) - 1)
-    if not count:
+    validation = max(1, round(asked.validation_share * len(present)))
+    validation *= asked.validation_share > 0
+    count = min(max(1, round(asked.test_share * len(present))), len(present) - 1 - validation)
+    if count < 1:
         what = {"image": "all images are the same or nearly so", "patient": "all is of one patient"}
-        raise UserError(f"{what[unit]}: there is nothing to split by {unit}")
-    chosen = np.isin(of_row, np.random.default_rng(asked.seed).permutation(present)[:count])
+        told = what[unit] if len(present) == 1 else f"only {len(present)} {unit}s differ"
+        raise UserError(f"{told}: there is nothing to split by {unit}")
+    drawn = np.random.default_rng(asked.seed).permutation(present)
+    found = np.where(np.isin(of_row, drawn[:count]), "test", "train").astype("U10")
+    found[np.isin(of_row, drawn[count : count + validation])] = "validation"
     described = f"{asked.way}, seed {asked.seed}, test share {asked.test_share}"
+    if validation:
+        described += f", validation share {asked.validation_share}"
     unknown = sum(one is None for one in side.patients) if unit == "patient" else 0
     if unknown:
         described += f", {unknown} rows of unknown patients by their images"
-    return np.where(kept, np.where(chosen, "test", "train"), ""), described
+    return np.where(kept, found, ""), described
 
 
 def with_patients(of_row: NDArray[np.int64], patients: Sequence[str | None]) -> NDArray[np.int64]:
