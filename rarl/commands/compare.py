@@ -315,18 +315,22 @@ class Plan:
 
 
 def read_plan(path: Path, overrides: list[str], check: bool = True) -> Plan:
-    """`out=…`, `seeds=[…]` and `judged_by.…=…` set the comparison's own keys, all other overrides
-    go to every training. With `check`, what is named must be there. Raises UserError."""
+    """`out=…`, `seeds=[…]`, `reference=…` and `judged_by.…=…` set the comparison's own keys, all
+    other overrides go to every training. With `check`, what is named must be there. Raises
+    UserError."""
     tree = anchored(read_yaml(path), path.parent, ("out", "data.*", "judged_by.model"))
     if "models" not in tree and {"model", "extends"} & tree.keys():
         raise UserError(f"{path}: is a run's, for `rarl train`; configs/compare has comparisons")
-    rest = [one for one in overrides if not one.startswith(("out=", "seeds=", "judged_by"))]
+    own = ("out=", "seeds=", "reference=", "judged_by")
+    rest = [one for one in overrides if not one.startswith(own)]
     for override in overrides:
         key, _, value = override.partition("=")
         if key in SET_BY:
             raise UserError(f"{override}: every training has its own {key}; set {SET_BY[key]}")
         if key == "out":
             tree["out"] = str(Path(value).expanduser().absolute())
+        elif key == "reference":
+            tree["reference"] = value
         elif key.split(".")[0] == "judged_by":
             apply_override(tree, override)
         elif key == "seeds":

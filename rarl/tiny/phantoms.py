@@ -75,18 +75,30 @@ def outline(organ: str, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.clip(body, 0, 1)
 
 
-def draw_image(facts: Facts, domain: Domain, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Renders (SIZE, SIZE) uint8."""
-    look = WORLD["looks"][domain]
+def draw_image(
+    facts: Facts, domain: Domain, rng: np.random.Generator, contrast: float | None = None
+) -> NDArray[np.uint8]:
+    """Renders (SIZE, SIZE) uint8. `contrast` is the lesion's, in units of the full grey range; by
+    default it is the domain's own."""
+    contrast = WORLD["looks"][domain]["lesion_contrast"] if contrast is None else contrast
     picture = outline(facts.organ, rng)
     if facts.side is not None:
         x = SIZE / 2 + (-1 if facts.side == "left" else 1) * rng.uniform(14, 28)
         y = SIZE / 2 + rng.uniform(-28, 28)
         radii = rng.uniform(7, 11, 2)
-        picture = picture + look["lesion_contrast"] * ellipse((x, y), (radii[0], radii[1]))
+        picture = picture + contrast * ellipse((x, y), (radii[0], radii[1]))
+    return exposed(picture, domain, rng)
+
+
+def exposed(
+    anatomy: NDArray[np.float64], domain: Domain, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Takes the picture of an anatomy, (SIZE, SIZE) grey values in [0, 1] on black, as the domain
+    does: with its noise, and inverted where it inverts. Returns (SIZE, SIZE) uint8."""
+    look = WORLD["looks"][domain]
     size = look["noise_grain"]
     grain = rng.normal(0, look["noise"], (SIZE // size, SIZE // size))
-    picture = picture + np.kron(grain, np.ones((size, size)))
+    picture = anatomy + np.kron(grain, np.ones((size, size)))
     picture = picture + look["gradient"] * np.linspace(0, 1, SIZE)[:, None]
     picture = 1 - picture if look["inverted"] else picture
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
