@@ -158,8 +158,8 @@ def compare(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="out=FOLDER and seeds=0,1 are the comparison's; every other key=value is a "
-            "recipe's, such as train.steps=50, and goes to every training."
+            help="out=FOLDER, seeds=0,1 and reference=NAME are the comparison's; every other "
+            "key=value is a recipe's, such as train.steps=50, and goes to every training."
         ),
     ] = None,
 ) -> None:

@@ -88,6 +88,15 @@ def test_keys_that_no_training_takes_are_refused(
         read_plan(write(tmp_path), [override])
 
 
+def test_another_reference_trains_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    usual, other = read_plan(path, []), read_plan(path, ["reference=sft"])
+    assert (usual.comparison.reference, other.comparison.reference) == ("rarl", "sft")
+    assert usual.tasks() == other.tasks()
+    with pytest.raises(UserError, match=r"reference: 'ppo' is none of sft, rarl, alone"):
+        read_plan(path, ["reference=ppo"])
+
+
 def test_a_run_and_a_comparison_are_told_apart() -> None:
     with pytest.raises(UserError, match=r"rarl\.yaml: is a run's, for `rarl train`"):
         read_plan(RECIPES / "rarl.yaml", [])
