@@ -63,7 +63,7 @@ def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
 
 
 def main(overrides: Annotated[list[str] | None, typer.Argument()] = None, rounds: int = 2) -> None:
-    rows = defaultdict(list)
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     orders = [ADDED if turn % 2 == 0 else ADDED[::-1] for turn in range(rounds)]
     for reward in track([one for order in orders for one in order], "runs"):
         rows[reward] += steps_with(reward, overrides or [])

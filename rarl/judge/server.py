@@ -252,8 +252,10 @@ def read_completion(content: bytes) -> Completion:
     refused = str(refusal or "content filter") if refusal or finish == "content_filter" else None
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    told = isinstance(prompt, int) and isinstance(completion, int)
-    return Completion(text, refused, finish, (prompt, completion) if told else None)
+    tokens = None
+    if isinstance(prompt, int) and isinstance(completion, int):
+        tokens = prompt, completion
+    return Completion(text, refused, finish, tokens)
 
 
 def said_in(response: httpx.Response) -> str:

@@ -15,7 +15,6 @@ from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import prepare_example
 from rarl.data.stream import load_processor
 from rarl.grpo.workers import Workers
-from rarl.intervals import fraction_intervals95
 from rarl.prompts import evaluation_prompts
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
@@ -91,6 +90,9 @@ class Interim:
         replies."""
         own = [(float(one.is_right), one.example.unit) for one in replies]
         pairs = [pair for part in self.workers.gather(own) for pair in part]
+        # It brings SciPy, which is hidden while a worker imports what it trains with.
+        from rarl.intervals import fraction_intervals95
+
         ((low, high),) = fraction_intervals95([([r for r, _ in pairs], [u for _, u in pairs])])
         return low, high
 
