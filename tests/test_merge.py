@@ -163,7 +163,8 @@ def test_a_merged_folder_is_a_peft_adapter_with_its_origin(
     out = tmp_path / "merged"
     done = rarl_here("merge", *sites, "--out", out)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "north: weight 0.750 (300 answer tokens)" in done.stdout
+    assert "north: weight 0.750 (300 answer tokens)\n" in done.stdout
+    assert "south: weight 0.250 (100 answer tokens); weights by answer tokens\n" in done.stdout
     assert "which is not the average of the changes B A" in done.stdout
     assert f"model.adapter={out} model.lora.rank=8 model.lora.alpha=16" in done.stdout
     origin = read_origin(out)
@@ -200,6 +201,7 @@ def test_ranks_grow_exactly_and_are_cut_back(
     assert done.returncode == 0, done.stderr
     origin = read_origin(small)
     assert origin and origin.merged == "svd" and origin.distance is not None
+    assert (read_origin(exact) or origin).weighted_by == "hand"
     off = norm_of({k: v - dense(Adapter(*read_adapter(small)))[k] for k, v in dense(whole).items()})
     assert origin.distance == pytest.approx(off / norm_of(dense(whole)), rel=1e-4)
     with pytest.raises(UserError, match=r"its rank is 20; set model\.lora\.rank to it"):
@@ -302,11 +304,11 @@ def test_tokens_are_counted_by_the_metrics_where_the_origin_is_missing(
     member = read_member(str(run))
     assert member.origin.answer_tokens == 39 and member.origin.base == Path(model_path).name
     other = write_run(tmp_path / "new", model_path, 0, tokens=13)
-    assert shares_by_tokens([member, read_member(str(other))]) == [0.75, 0.25]
+    assert shares_by_tokens([member, read_member(str(other))]).values == [0.75, 0.25]
 
 
 def test_shares_by_loss_are_those_of_the_paper() -> None:
-    found = shares_by_loss([0.5, 1.5])
+    found = shares_by_loss([0.5, 1.5]).values
     assert found[0] / found[1] == pytest.approx(math.e) and sum(found) == pytest.approx(1.0)
 
 
@@ -340,5 +342,5 @@ def test_the_loss_on_a_data_set_is_the_models_own(
             tokens += size
         assert part.loss == pytest.approx(total / tokens, abs=1e-4)
         base = model.unload()
-    weights = shares_by_loss([part.loss or 0.0 for part in origin.parts])
+    weights = shares_by_loss([part.loss or 0.0 for part in origin.parts]).values
     assert [part.weight for part in origin.parts] == pytest.approx(weights)

@@ -15,7 +15,7 @@ from rarl.grpo.policy import read_adapter
 from rarl.prompts import plain_prompt
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example
-from rarl.sharing.members import merged, read_member, write_merged
+from rarl.sharing.members import Shares, merged, read_member, write_merged
 from tests.test_merge import write_run
 from tests.test_sampler import SAMPLING, largest_difference, requests
 
@@ -33,7 +33,8 @@ def test_logprobs_of_a_merged_adapter_agree(
             write_run(tmp_path / f"{rank}-{seed}", model_path, seed, rank=rank, alpha=16, tokens=9)
             for seed in (1, 2)
         ]
-        adapter, origin = merged([read_member(str(one)) for one in runs], [0.3, 0.7], exact, None)
+        shares = Shares([0.3, 0.7], "hand")
+        adapter, origin = merged([read_member(str(one)) for one in runs], shares, exact, None)
         assert adapter.rank == 8
         folder = tmp_path / f"merged-{rank}"
         write_merged(adapter, origin, folder)

@@ -17,6 +17,7 @@ from rarl.files import file_hash
 FILE = "origin.json"
 WEIGHTS = "adapter_model.safetensors"
 How = Literal["average", "exact", "svd"]
+WeightedBy = Literal["answer tokens", "loss", "hand"]
 
 
 class Part(BaseModel):
@@ -34,9 +35,9 @@ class Part(BaseModel):
 
 class Origin(BaseModel):
     """Of an adapter that was trained: its base, its method and steps, and on how many answer tokens
-    it was trained. Of one that was merged: its parts, how they were merged, and `distance`, how far
-    it is from the weighted sum of their changes, over the norm of that sum (Frobenius, all layers
-    together)."""
+    it was trained. Of one that was merged: its parts, how they were merged and weighted, and
+    `distance`, how far it is from the weighted sum of their changes, over the norm of that sum
+    (Frobenius, all layers together)."""
 
     model_config = ConfigDict(frozen=True)
     base: str
@@ -45,6 +46,7 @@ class Origin(BaseModel):
     steps: int = 0
     answer_tokens: int | None = None
     merged: How | None = None
+    weighted_by: WeightedBy | None = None
     distance: float | None = None
     parts: list[Part] = []
 

@@ -12,6 +12,7 @@ from rarl.errors import UserError
 from rarl.paths import anchored
 from rarl.sharing.members import (
     Member,
+    Shares,
     merged,
     read_member,
     require_alike,
@@ -45,20 +46,19 @@ def merge(
     require_new(out, "--out")
     members = [read_member(path) for path in paths]
     require_alike(members, exact or rank is not None)
-    losses = None
     if validation:
-        losses = losses_on(validation, members, configuration_of(paths, members), display)
-        shares = shares_by_loss(losses)
+        config = configuration_of(paths, members)
+        shares = shares_by_loss(losses_on(validation, members, config, display))
     elif weights:
         shares = given_shares(weights, len(members))
     else:
         shares = shares_by_tokens(members)
-    adapter, origin = merged(members, shares, exact, rank, losses)
+    adapter, origin = merged(members, shares, exact, rank)
     write_merged(adapter, origin, out)
     return origin
 
 
-def given_shares(weights: str, count: int) -> list[float]:
+def given_shares(weights: str, count: int) -> Shares:
     """Returns the shares that numbers with commas between them stand for. Raises UserError."""
     try:
         values = [float(one) for one in weights.split(",")]
@@ -66,7 +66,7 @@ def given_shares(weights: str, count: int) -> list[float]:
         raise UserError(f"--weights {weights}: expected numbers, such as 0.3,0.7") from None
     if len(values) != count:
         raise UserError(f"--weights {weights}: {len(values)} of them, for {count} adapters")
-    return shares_of(values)
+    return Shares(shares_of(values), "hand")
 
 
 def configuration_of(paths: Sequence[str], members: Sequence[Member]) -> Config:

@@ -12,6 +12,7 @@ from rarl.adapters.origin import (
     WEIGHTS,
     Origin,
     Part,
+    WeightedBy,
     base_name,
     read_origin,
     tokens_in,
@@ -94,7 +95,7 @@ def shares_of(values: Sequence[float]) -> list[float]:
     return [value / sum(values) for value in values]
 
 
-def shares_by_tokens(members: Sequence[Member]) -> list[float]:
+def shares_by_tokens(members: Sequence[Member]) -> Shares:
     """Returns shares in proportion to the answer tokens that each was trained on: the weights of
     Fed-MedLoRA (arXiv 2601.22124), whose code counts the labels of the training data. Raises
     UserError where a count is not known."""
@@ -104,33 +105,41 @@ def shares_by_tokens(members: Sequence[Member]) -> list[float]:
                 f"{one.folder}: on how many answer tokens it was trained is not known, since it "
                 "has neither origin.json nor a run's metrics.jsonl; give --weights by hand"
             )
-    return shares_of([float(one.origin.answer_tokens or 0) for one in members])
+    counts = [float(one.origin.answer_tokens or 0) for one in members]
+    return Shares(shares_of(counts), "answer tokens")
 
 
-def shares_by_loss(losses: Sequence[float]) -> list[float]:
+def shares_by_loss(losses: list[float]) -> Shares:
     """Returns shares in proportion to exp(1 − loss), with the loss of each on the same validation
     data in nats per token: the weights of Fed-MedLoRA+ (arXiv 2601.22124), as its code has them."""
     # The shares are the same with any constant in place of 1, and with this one none overflows.
-    return shares_of([math.exp(min(losses) - loss) for loss in losses])
+    values = shares_of([math.exp(min(losses) - loss) for loss in losses])
+    return Shares(values, "loss", losses)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much each adapter counts (all add up to 1), by what, and its loss where that was
+    measured."""
+
+    values: list[float]
+    by: WeightedBy
+    losses: list[float] | None = None
 
 
 def merged(
-    members: Sequence[Member],
-    shares: Sequence[float],
-    exact: bool,
-    rank: int | None,
-    losses: Sequence[float] | None = None,
+    members: Sequence[Member], shares: Shares, exact: bool, rank: int | None
 ) -> tuple[Adapter, Origin]:
     """Returns the average, or with `exact` the sum of the changes with all ranks, or with a `rank`
     that sum cut back to it, and where it came from. Raises UserError where they do not fit
     together."""
     require_alike(members, exact or rank is not None)
     adapters = [one.adapter for one in members]
-    whole = weighted_sum([one.change() for one in adapters], shares)
+    whole = weighted_sum([one.change() for one in adapters], shares.values)
     if rank is not None:
         found = as_adapter(cut(whole, rank), adapters[0])
     else:
-        found = as_adapter(whole, adapters[0]) if exact else average(adapters, shares)
+        found = as_adapter(whole, adapters[0]) if exact else average(adapters, shares.values)
     counts = [one.origin.answer_tokens for one in members]
     parts = [
         Part(
@@ -138,15 +147,16 @@ def merged(
             weight=share,
             sha256=file_hash(one.folder / WEIGHTS),
             answer_tokens=one.origin.answer_tokens,
-            loss=losses[place] if losses is not None else None,
+            loss=shares.losses[place] if shares.losses is not None else None,
         )
-        for place, (one, share) in enumerate(zip(members, shares, strict=True))
+        for place, (one, share) in enumerate(zip(members, shares.values, strict=True))
     ]
     return found, Origin(
         base=members[0].origin.base,
         base_sha256=members[0].origin.base_sha256,
         answer_tokens=None if None in counts else sum(one or 0 for one in counts),
         merged="svd" if rank is not None else "exact" if exact else "average",
+        weighted_by=shares.by,
         distance=distance(found.change(), whole),
         parts=parts,
     )
@@ -178,7 +188,9 @@ def told(origin: Origin) -> list[str]:
     for part in origin.parts:
         known = [f"{part.answer_tokens:,} answer tokens"] if part.answer_tokens else []
         known += [f"loss {part.loss:.3f}"] if part.loss is not None else []
-        lines.append(f"{part.name}: weight {part.weight:.3f} ({', '.join(known) or 'by hand'})")
+        counts = f" ({', '.join(known)})" if known else ""
+        lines.append(f"{part.name}: weight {part.weight:.3f}{counts}")
+    lines[-1] += f"; weights by {origin.weighted_by}"
     far = f"{100 * (origin.distance or 0.0):.3g} % of its norm away"
     lines.append(
         {
