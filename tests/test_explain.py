@@ -162,7 +162,8 @@ def test_one_question_without_a_reply_costs_no_other_and_is_asked_again(bench: B
     explainer.ask(lambda: None)
     found = figures_of(explainer.work, len(bench.data), 0)
     assert found.questions["no reply"] == 1 and explainer.work[0].status() is None
-    count, _ = len(teacher.answered), stuck.clear()
+    count = len(teacher.answered)
+    stuck.clear()
     again, _ = bench.asking()
     again.ask(lambda: None)
     assert again.work[0].status() == "machine" and len(teacher.answered) == count + 1

@@ -94,9 +94,8 @@ class Gate:
     """A teacher that answers no more after `stop` answers, until it is opened."""
 
     def __init__(self, teacher: FaultyTeacher) -> None:
-        self.teacher, self.stop = teacher, None
-        self.stop: int | None
-        self.waiting = 0
+        self.teacher, self.waiting = teacher, 0
+        self.stop: int | None = None
 
     async def __call__(self, body: bytes) -> tuple[int, bytes]:
         if self.stop is not None and len(self.teacher.answered) >= self.stop:

@@ -151,7 +151,12 @@ def test_marks_are_read_back(out: Path, tmp_path: Path) -> None:
     assert rows[6].rationale == f"{before[6].rationale} As ben sees it."
     for new, old in zip(rows, before, strict=True):
         assert (new.rationale is None) == (new.rationale_status == "rejected")
-        whole = {"rationale": None, "rationale_source": None, "rationale_status": None, "extra": {}}
+        whole: dict[str, Any] = {
+            "rationale": None,
+            "rationale_source": None,
+            "rationale_status": None,
+            "extra": {},
+        }
         assert replace(new, **whole) == replace(old, **whole)
     assert rows[0].extra[WHO] == "ann; ben" and rows[7].extra[WHO] == "ann"
     assert str(rows[0].extra[WHEN]).count("T") == 2 and WHO not in rows[8].extra

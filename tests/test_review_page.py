@@ -160,6 +160,19 @@ def test_a_draft_is_no_mark_until_it_is_saved(browser: webdriver.Chrome, out: Pa
         assert page.browser.switch_to.active_element.get_attribute("id") == "edit"
 
 
+def test_a_zoomed_image_is_moved_by_the_arrows(browser: webdriver.Chrome, out: Path) -> None:
+    with serving(build_review(out, "ann")) as url:
+        page = ReviewPage(browser, url)
+        page.press("z")
+        page.wait(lambda: browser.find_elements(By.CSS_SELECTOR, "#frame.zoomed:focus"))
+        page.press(Keys.ARROW_RIGHT)
+        moved = "return document.querySelector('#frame').scrollLeft"
+        page.wait(lambda: browser.execute_script(moved) > 0)
+        assert page.place() == 1
+        page.press("z", Keys.ARROW_RIGHT)
+        page.wait(lambda: page.place() == 2)
+
+
 def test_a_server_that_is_gone_is_told(browser: webdriver.Chrome, out: Path) -> None:
     with serving(build_review(out, "ann")) as url:
         page = ReviewPage(browser, url)

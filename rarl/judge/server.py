@@ -252,10 +252,9 @@ def read_completion(content: bytes) -> Completion:
     refused = str(refusal or "content filter") if refusal or finish == "content_filter" else None
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    tokens = None
     if isinstance(prompt, int) and isinstance(completion, int):
-        tokens = prompt, completion
-    return Completion(text, refused, finish, tokens)
+        return Completion(text, refused, finish, (prompt, completion))
+    return Completion(text, refused, finish, None)
 
 
 def said_in(response: httpx.Response) -> str:

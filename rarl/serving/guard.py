@@ -147,7 +147,7 @@ def is_from_here(scope: Scope, headers: Headers) -> bool:
         name = urlsplit("//" + headers.get("host", "")).hostname or ""
     except ValueError:  # no host at all
         return False
-    return bool(client) and is_loopback(str(client[0])) and is_loopback(name)
+    return client is not None and is_loopback(str(client[0])) and is_loopback(name)
 
 
 def check_content(headers: Headers, most: int) -> None:
