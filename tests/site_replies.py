@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rarl.samples import Sample
@@ -18,7 +19,7 @@ def replied(one: Example, says: str | None, **grades: Any) -> Sample:
     return reply_to(one, says, {"reasoning": None, **grades})
 
 
-def site_replies(sizes: dict[str | None, int], right: dict[str | None, float]) -> list[Sample]:
+def site_replies(sizes: Mapping[Any, int], right: Mapping[Any, float]) -> list[Sample]:
     """The first of each site's replies are right, as many as its share says."""
     samples: list[Sample] = []
     for site, size in sizes.items():

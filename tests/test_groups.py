@@ -169,7 +169,9 @@ def test_two_groups_of_single_questions_have_students_interval_and_p() -> None:
 def test_repeating_every_question_about_an_image_makes_nothing_surer() -> None:
     values, units, groups = draw_groups(np.random.default_rng(4), (0.8, 0.6), (60, 60), False)
     once = contrast(values, units, groups)
-    again = contrast(np.repeat(values, 5), np.repeat(units, 5).tolist(), np.repeat(groups, 5))
+    again = contrast(
+        np.repeat(values, 5), np.repeat(units, 5).tolist(), np.repeat(groups, 5).tolist()
+    )
     assert once is not None and again is not None
     assert (again.low, again.high) == pytest.approx((once.low, once.high))
     assert again.p == pytest.approx(once.p)

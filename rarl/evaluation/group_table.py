@@ -141,8 +141,10 @@ def value_in(row: dict[Any, Any]) -> Value:
 
 def unit_of(samples: Sequence[Sample]) -> str:
     """Returns what intervals of these samples are over."""
-    known = sorted({one.example.patient is not None for one in samples})
-    return {(True,): "patients", (False,): "images"}.get(tuple(known), "patients or images")
+    known = {one.example.patient is not None for one in samples}
+    if len(known) > 1:
+        return "patients or images"
+    return "patients" if True in known else "images"
 
 
 def groups_json(groups: Groups) -> dict[str, Any]:
@@ -178,7 +180,11 @@ def group_json(group: Group) -> dict[str, Any]:
 
 def points_of(gap: Value | None) -> dict[str, Any] | None:
     """Returns a gap in percentage points."""
-    return gap and {"points": 100.0 * gap.mean, "ci95": [100.0 * gap.low, 100.0 * gap.high]}
+    return (
+        None
+        if gap is None
+        else {"points": 100.0 * gap.mean, "ci95": [100.0 * gap.low, 100.0 * gap.high]}
+    )
 
 
 def known_columns(evaluation: Path) -> list[str]:

@@ -92,14 +92,14 @@ def results(
         for family in tested.values():
             adjust(family)
     table = pd.DataFrame(rows, columns=TABLE).astype({"low": float, "high": float, "p": float})
-    table["ranked"] = table["ranked"].fillna(False).astype(bool)
-    means = table["group"] != GAP
-    counted = table["metric"].isin(UNBOUNDED)
-    places = np.cumsum(means) - 1  # of a row of means among the columns
+    table["ranked"] = table["ranked"].eq(True)
+    is_mean = (table["group"] != GAP).to_numpy()
+    counted = table["metric"].isin(UNBOUNDED).to_numpy()
+    places = np.cumsum(is_mean) - 1  # of a row of means among the columns
     for chosen, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
-        its = (chosen & means).to_numpy()
-        found_ends = intervals([columns[place] for place in places[its]])
-        table.loc[its, ["low", "high"]] = np.array(found_ends).reshape(-1, 2)
+        its = chosen & is_mean
+        ends_of_all = intervals([columns[place] for place in places[its]])
+        table.loc[its, ["low", "high"]] = np.array(ends_of_all).reshape(-1, 2)
     return table
 
 

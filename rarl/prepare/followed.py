@@ -145,16 +145,15 @@ def question_answers(
         spelled.setdefault(answer, one.answer)
         for group in {None, group_of(one, column) if column else None}:
             counts[text_key(one.question), one.answer_type, group][answer] += 1
-    found = []
+    found: list[str | None] = []
     for one, other in zip(asked, majority_answers(train, asked), strict=True):
         key = (text_key(one.question), one.answer_type)
         own = counts.get((*key, group_of(one, column) if column else None), Counter())
         if own.total() < FEWEST_ANSWERS:
             own = counts.get((*key, None), Counter())
-        if not own:
-            found.append(other)
-        elif one.options:
-            found.append(max(one.options, key=lambda option, own=own: own[text_key(option)]))
+        if own and one.options:
+            votes = [own[text_key(option)] for option in one.options]
+            found.append(one.options[votes.index(max(votes))])
         else:
-            found.append(spelled[own.most_common(1)[0][0]])
+            found.append(spelled[own.most_common(1)[0][0]] if own else other)
     return found

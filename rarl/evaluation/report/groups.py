@@ -114,8 +114,8 @@ def group_chart(groups: Groups, shown: list[Group], data: str) -> Chart | None:
         if one is groups.worst and groups.is_behind:
             colour = WORST
         name = f"{one.name} ({one.accuracy.units} {groups.unit})"
-        ends = (one.accuracy.mean, one.accuracy.low, one.accuracy.high)
-        rows.append((name, *(100.0 * end for end in ends), colour))
+        its = one.accuracy
+        rows.append((name, 100.0 * its.mean, 100.0 * its.low, 100.0 * its.high, colour))
     return dot_chart(f"{data}: accuracy by {groups.column}", rows) if rows else None
 
 

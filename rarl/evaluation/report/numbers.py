@@ -97,11 +97,12 @@ def numbers_of(report: Report) -> Numbers:
         key = (row["model"], row["data"], row["group"], row["metric"])
         found = abilities if row["by"] == ABILITY else means
         found[key] = Measure(row["n"], mean, low, high, seeds)
-    groups = {}
-    for (model, data), own in table.groupby(["model", "data"]) if report.by else ():
-        unit = unit_of([one for its in replies[model, data].values() for one in its])
+    groups: dict[tuple[str, str], list[Groups]] = {}
+    for (name, data), by_seed in replies.items() if report.by else ():
+        own = table[(table["model"] == name) & (table["data"] == data)]
+        unit = unit_of([one for its in by_seed.values() for one in its])
         parts = [groups_in(own, column, unit) for column in report.by]
-        groups[str(model), str(data)] = [one for one in parts if len(one.groups) > 1]
+        groups[name, data] = [one for one in parts if len(one.groups) > 1]
     gains: dict[tuple[str, ...], Measure] = {}
     for row in differences(pairs).to_dict("records"):
         key = (row["model"], row["data"], row["metric"], row["against"])
