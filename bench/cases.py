@@ -124,6 +124,6 @@ def make_group(case: Case, config: Any, seed: int = 0) -> TokenGroup:
     )
 
 
-def chance_reward(completions: Sequence[str], **columns: Any) -> list[float]:
+def chance_reward(completions: Sequence[str], **columns: Any) -> list[float | None]:
     """1 or 0, by the bits of each text: of a random model's texts nothing else tells them apart."""
     return [float(zlib.crc32(text.encode()) & 1) for text in completions]

@@ -112,7 +112,7 @@ def trl_steps(
     )
     clock = StepTimes()
     examples = draw_examples("seen", case.steps * case.prompts, 0, "bench")
-    rewards = [chance_reward] if by_chance else [format_reward, accuracy_reward]
+    rewards: list[Reward] = [chance_reward] if by_chance else [format_reward, accuracy_reward]
     grpo_trainer(arguments, examples, clock, model, rewards).train()
     return clock.seconds
 
@@ -171,7 +171,7 @@ def trl_learning(config: Config, out: str) -> dict[str, list[float]]:
     )
     clock = StepTimes()
     examples = draw_examples("seen", 960, config.seed, "train")
-    rewards = [format_reward, accuracy_reward]
+    rewards: list[Reward] = [format_reward, accuracy_reward]
     trainer = grpo_trainer(arguments, examples, clock, str(base_model()), rewards)
     trainer.train()
     trainer.save_model(out)

@@ -21,7 +21,7 @@ def use_own_product() -> None:
     there."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    PunicaWrapperCPU.add_lora_linear = add_lora_linear
+    PunicaWrapperCPU.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
 
 
 class WorkerExtension:
