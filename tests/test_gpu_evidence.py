@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -126,29 +125,27 @@ def test_the_gpu_builds_packages_go_together(
 ) -> None:
     """With wheels, but for those that are compiled, for a distribution of 2020 or newer; nothing is
     installed. The CUDA of the result is the one that the check of the driver is for."""
-    index = "https://pypi.org/simple"
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         pytest.skip("uv is not here (pip install uv): the packages' versions were not resolved")
-    try:
-        urllib.request.urlopen(f"{index}/vllm/", timeout=20).close()
-    except OSError as error:
-        pytest.skip(f"{index} cannot be reached ({error}): the versions were not resolved")
     done = subprocess.run(
         [
-            *(uv, "pip", "compile", "--quiet", "--no-config", "--default-index", index),
+            *(uv, "pip", "compile", "--quiet", "--no-config"),
             *("--python-version", python, "--python-platform", "x86_64-manylinux_2_31"),
             *("--only-binary", ":all:", *(f"--no-binary={name}" for name in compiled)),
             *("--extra", "gpu", "--extra", "dev"),
             str(REPOSITORY / "pyproject.toml"),
         ],
         cwd=tmp_path,
+        # From the index that uv has by itself: a machine's own may have the CPU's builds alone.
         env={k: v for k, v in os.environ.items() if not k.startswith(("UV_", "PIP_"))},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+    if re.search(r"Failed to fetch|error sending request|Network connectivity", done.stderr):
+        pytest.skip(f"no index can be reached, nothing was resolved: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr[-2000:]
     found = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([\w.]+)", done.stdout, flags=re.MULTILINE))
     pinned = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
