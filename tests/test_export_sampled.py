@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
@@ -42,7 +43,7 @@ def test_logprobs_of_an_exported_model_agree(
         sampled = one.generate(requests(prepared), SAMPLING, use_adapter=False)
     finally:
         one.stop()
-    base = AutoModelForImageTextToText.from_pretrained(model_path)
+    base = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32)
     tuned = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
     banned = banned_token_ids(processor.tokenizer)
     assert largest_difference(tuned, prepared, sampled, 1.0, banned) < 1e-4

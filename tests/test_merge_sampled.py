@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
@@ -40,7 +41,7 @@ def test_logprobs_of_a_merged_adapter_agree(
         write_merged(adapter, origin, folder)
         pool.publish(version, *read_adapter(folder))
         sampled = pool.generate(requests(prepared, version), SAMPLING)
-        base = AutoModelForImageTextToText.from_pretrained(model_path)
+        base = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32)
         tuned = PeftModel.from_pretrained(base, str(folder)).eval()
         assert largest_difference(tuned, prepared, sampled, 1.0, banned) < 1e-4
         with tuned.disable_adapter():
