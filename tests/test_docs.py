@@ -47,7 +47,7 @@ def commands_of(page: Path) -> list[str]:
 def parts_of(typed: str) -> tuple[Any, list[str], list[str]]:
     """Returns the command, its names, and its arguments. The marks of a usage line are left out."""
     is_usage = re.search(r" \[", typed)
-    text = re.sub(rf"[\[\]{LEFT_OUT}]", "", typed) if is_usage else typed
+    text = re.sub(rf"[\[\]{LEFT_OUT}]", "", typed).replace("|--", " --") if is_usage else typed
     words, names = shlex.split(numbered(text), comments=True), list[str]()
     command: Any = typer.main.get_command(app)
     while words and hasattr(command, "commands"):

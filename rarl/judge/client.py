@@ -31,6 +31,8 @@ from rarl.schema import Verdict
 FIRST_WAIT = 1.0  # seconds before the second attempt
 WAIT_FACTOR = 3.0
 LONGEST_WAIT = 60.0
+# Of a question that was not sent, since another one had just not been answered.
+WAS_DOWN = "it was down a moment ago"
 
 
 def open_judge(
@@ -204,7 +206,7 @@ class Client(Generic[Q, A]):
             if self._down:
                 async with self._probing:
                     if self._down and failed_probes < self._failed_probes:
-                        raise TryAgain("it was down a moment ago")
+                        raise TryAgain(WAS_DOWN)
                     if self._down:
                         return await self._persist(questions, 0)
             return await self._persist(questions, self.retries)

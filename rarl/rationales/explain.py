@@ -18,6 +18,7 @@ from typing import Any
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.errors import UserError
 from rarl.files import replacing, write_text
+from rarl.judge.client import WAS_DOWN
 from rarl.prompts import has_rationale
 from rarl.rationales.checks import OUTCOMES, Checked, Outcome, check, known_of, usual_language
 from rarl.rationales.teacher import Question, Said, SaidCache, Teacher
@@ -112,15 +113,17 @@ class Explainer:
     def ask(self, report: Callable[[], Any]) -> None:
         """Asks what is missing, and calls `report` at each reply. Raises UserError where the
         teacher is gone, or cannot be asked."""
-        lost = 0
+        lost: list[str] = []
         for number, hinted in self.askings:
             for question, said in self.teacher.ask(self.questions(number, hinted)):
                 self.take_in(self.by_row[question.row], number, hinted, said)
                 report()
-                lost = lost + 1 if said.status == "unreachable" else 0
-                if lost >= LOST_AFTER:
+                lost = [*lost, said.text] if said.status == "unreachable" else []
+                if len(lost) >= LOST_AFTER:
+                    # Why it is down, and not that it was.
+                    why = next((text for text in lost if text != WAS_DOWN), WAS_DOWN)
                     raise UserError(
-                        f"the teacher {self.teacher.name} cannot be reached ({said.text}); what it "
+                        f"the teacher {self.teacher.name} cannot be reached ({why}); what it "
                         "has answered is kept, and the same command goes on from there"
                     )
 
