@@ -50,7 +50,7 @@ def bad_texts(data: dict[str, Any], index: int) -> Iterator[tuple[str, str]]:
     honest = case["honest"][index % len(case["honest"])]
     for kind, frames in data["frames"].items():
         frame = frames[index % len(frames)]
-        text = frame.format(core=case["core"], honest=honest, answer=case["answer"])
+        text = frame.format(**case | {"honest": honest})
         yield kind, text
     said = case["reference"].split()
     yield "shuffled", " ".join(chance.sample(said, len(said)))
@@ -131,6 +131,17 @@ def score(data: dict[str, Any], scorer: Scorer) -> Scores:
     return Scores(honest, dict(bad))
 
 
+def framed(data: dict[str, Any], scorer: Scorer) -> dict[str, list[float]]:
+    """Returns by frame of `honest_frames` what is left of a finding's worth in it, per case."""
+    worth: dict[str, list[float]] = {}
+    for frame in data.get("honest_frames", []):
+        for case in data["texts"]:
+            plain = scorer(case, f"There is {case['core']}.")
+            if plain:
+                worth.setdefault(frame, []).append(scorer(case, frame.format(**case)) / plain)
+    return worth
+
+
 def wrong_answers(data: dict[str, Any]) -> list[Case]:
     """Returns the pairs of answers whose sameness is not told right."""
     pairs = data.get("answers", [])
@@ -167,6 +178,8 @@ def main(arguments: list[str]) -> None:
             paid, auc = scores.paid(kind), scores.auc(kind)
             worst = max(value for _, value in values)
             print(f"  {kind:14} {len(values):3}  paid {paid:.2f}  AUC {auc:.3f}  most {worst:.2f}")
+        for frame, worth in framed(data, scorer).items():
+            print(f"  {frame:62} keeps {mean(worth):.2f}, least {min(worth):.2f}")
         if "-v" in arguments:
             list_faults(data, scores, scorer)
     wrong = wrong_answers(data)
