@@ -43,7 +43,7 @@ class Checked:
     def cells(self) -> dict[str, str]:
         """Returns its row of the table, by the columns' titles."""
         claim, found = self.claim, self.measured
-        unit = "%" if claim.unit == "percent" else "points"
+        unit = "%" if claim.unit == "percent" or claim.metric == SECONDS else "points"
         claimed = "" if claim.metric is None else "< 0" if claim.less else "> 0"
         if claim.claimed is not None:
             claimed = f"{claim.claimed:+g} {unit}"

@@ -28,6 +28,7 @@ from rarl.keys import is_within
 FREE_TO_CONTINUE = (
     "data.allow_same_files",
     "evaluation.by",
+    "judge.allow_same",
     "judge.url",
     "judge.timeout_seconds",
     "judge.retries",
