@@ -64,11 +64,12 @@ class FaultyServer:
         if scope["type"] != "http":
             return
         self.headers.append({key.decode(): value.decode() for key, value in scope["headers"]})
+        fault = self.draw()  # on arrival: others arrive while the body is read
         body = await read_body(receive)
         request = object()
         self._at_work.add(request)
         self.most_at_once = max(self.most_at_once, len(self._at_work))
-        responding = asyncio.create_task(self.respond(request, body, self.draw(), send))
+        responding = asyncio.create_task(self.respond(request, body, fault, send))
         # comes back when the client goes away, or has its answer
         leaving = asyncio.create_task(receive())
         await asyncio.wait((responding, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -105,7 +105,7 @@ def test_what_cannot_be_selected_is_an_error(overrides: list[str], message: str)
         load_config(DEMO, overrides)
 
 
-def test_fewer_examples_are_among_more(tmp_path: Path) -> None:
+def test_fewer_examples_are_among_more(ray_cluster: None, tmp_path: Path) -> None:
     data = tmp_path / "train.parquet"
     write_examples(data, draw_examples("seen", 60, 0, "train"))
     checked = check_rows(str(data), "fail", RowCheck(fingerprint))

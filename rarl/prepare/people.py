@@ -9,7 +9,9 @@ import hmac
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -39,11 +41,7 @@ def read_salt(path: Path) -> bytes:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(secrets.token_bytes(SALT_BYTES))
-        salt = path.read_bytes()
-    except FileExistsError:
+            make_salt(path)
         salt = path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -53,6 +51,18 @@ def read_salt(path: Path) -> bytes:
     if len(salt) < SALT_BYTES:
         raise UserError(f"{path}: holds no salt of {SALT_BYTES} bytes; delete it, or name another")
     return salt
+
+
+def make_salt(path: Path) -> None:
+    """Makes a salt which nobody sees half-written, unless another process is the first."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".salt-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(SALT_BYTES))
+        with suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)
 
 
 def hashed(kind: str, value: str) -> str:
