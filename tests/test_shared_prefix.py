@@ -210,6 +210,20 @@ def test_the_self_check_falls_back_to_the_plain_pass(
     assert "differs from the plain one by 0.01 per token" in caplog.text
 
 
+def test_a_damaged_model_tells_nothing_of_the_shared_pass(
+    qwen2: PeftModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The update finds the damage; that the passes differ would be another fault."""
+    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3, 3, 3])
+    head: Any = qwen2.get_base_model().lm_head
+    kept = head.weight.data.clone()
+    head.weight.data.view(-1)[0] = torch.nan
+    chosen = choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward())
+    head.weight.data.copy_(kept)
+    assert chosen.shared and chosen.difference is None
+    assert not caplog.records
+
+
 def test_an_unknown_model_trains_with_the_plain_pass(
     qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -203,7 +203,7 @@ def choose_forward(
     policy: PeftModel, group: TokenGroup, distribution: SamplingDistribution, fast: ForwardPass
 ) -> ForwardChoice:
     """Returns `fast` if it gives the plain pass's log-probs on `group`; else the plain pass, with
-    an error logged."""
+    an error logged. A model whose plain pass gives no numbers tells nothing of the other."""
     model: Any = policy.get_base_model()
     kind = model.config.model_type
     if kind not in SUPPORTED_MODELS:
@@ -212,6 +212,8 @@ def choose_forward(
     with torch.no_grad():
         expected = plain_forward(policy, [group], distribution, VisionCache()).logprobs
         found = fast(policy, [group], distribution, VisionCache()).logprobs
+    if not expected.isfinite().all():
+        return ForwardChoice(fast, True, None)
     tokens = sum(len(completion) for completion in group.completions)
     difference = ((expected - found).abs().sum() / tokens).item()
     if difference <= TOLERANCE[model.dtype]:
