@@ -62,7 +62,7 @@ def make_salt(path: Path) -> None:
         with suppress(FileExistsError):
             os.link(name, path)
     finally:
-        os.unlink(name)
+        Path(name).unlink()
 
 
 def hashed(kind: str, value: str) -> str:
