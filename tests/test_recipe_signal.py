@@ -62,8 +62,12 @@ def test_true_thinking_earns_more_than_what_is_not(
         for index, one in enumerate(examples)
     ]
     score(pairs, pool, model_path, prepared)
-    leads = [good.score.total - other.score.total for good, other in pairs]
-    assert sum(lead > 0 for lead in leads) >= 0.95 * CASES
+    assert sum(total(good) > total(other) for good, other in pairs) >= 0.95 * CASES
+
+
+def total(sample: Sample) -> float:
+    assert sample.score is not None
+    return sample.score.total
 
 
 def in_other_words(example: Example, pair: protocol.Pair | None) -> str:
