@@ -16,8 +16,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rarl.config import PromptsConfig, Section
 from rarl.errors import UserError
 from rarl.keys import read_yaml
+from rarl.replies.boxes import STYLES, family_of, write_boxes
 from rarl.replies.tags import TAG, target_text
-from rarl.schema import Example, Prompt, ReplyForm
+from rarl.schema import Example, Frame, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
 IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -73,7 +74,8 @@ class PromptPlan:
     def worded(self, processor: Any, example: Example, name: str, number: int) -> Prompt:
         """Returns the example's question in one wording of a family."""
         family = self.families[name]
-        text = question_text(example, family, family.wordings[number])
+        asked = STYLES[family_of(processor)].asked if example.answer_type == "boxes" else ""
+        text = question_text(example, family, family.wordings[number], asked)
         return Prompt(as_turn(processor, text, image=True), f"{name}/{number}", family.form)
 
     def longest(self, processor: Any, example: Example) -> list[Prompt]:
@@ -122,10 +124,14 @@ class ImitationPlan:
         return self.of(example).longest(processor, example)
 
 
-def target_reply(example: Example, form: ReplyForm) -> str:
-    """Returns the reply to imitate. A prompt that asks for thinking takes a rationale."""
+def target_reply(example: Example, form: ReplyForm, frame: Frame | None = None) -> str:
+    """Returns the reply to imitate. A prompt that asks for thinking takes a rationale; boxes are
+    written as the prompt's frame says."""
+    answer = example.answer
     assert form == "answer" or has_rationale(example.rationale), example.id
-    return target_text(form, example.rationale or "", example.answer)
+    if example.answer_type == "boxes" and frame is not None:
+        answer = write_boxes(example.boxes or (), frame)
+    return target_text(form, example.rationale or "", answer)
 
 
 def has_rationale(rationale: str | None) -> bool:
@@ -172,12 +178,13 @@ def plain_prompt() -> PromptPlan:
     return evaluation_prompts(PromptsConfig())
 
 
-def question_text(example: Example, family: Family, wording: str) -> str:
-    """The question, its options where it has any, the wording, and the form of the reply."""
+def question_text(example: Example, family: Family, wording: str, asked: str = "") -> str:
+    """The question, its options where it has any, the wording, what is `asked` of the answer beside
+    it, and the form of the reply."""
     if not example.options and family.without_options:
         wording = family.without_options
-    lines = [example.question, *option_lines(example, family), wording, FORM_LINES[family.form]]
-    return "\n".join(lines)
+    lines = [example.question, *option_lines(example, family), wording, asked]
+    return "\n".join([*filter(None, lines), FORM_LINES[family.form]])
 
 
 def option_lines(example: Example, family: Family) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.files import replacing
-from rarl.replies.grading import is_correct
+from rarl.replies.answers import is_right
+from rarl.replies.boxes import read_boxes
 from rarl.replies.tags import Reply, parse_reply
 from rarl.schema import (
     IN_MEMORY,
+    Box,
     Example,
     Explained,
     PreparedExample,
@@ -73,7 +75,21 @@ class Sample:
     def is_right(self) -> bool:
         """Whether the answer that is read from the completion is exactly right."""
         example = self.example
-        return is_correct(self.reply.answer, example.answer, example.options, example.also_right)
+        return is_right(
+            self.reply.answer,
+            example.answer,
+            example.answer_type,
+            options=example.options,
+            also_right=example.also_right,
+            boxes=example.boxes,
+            frame=self.prompt.frame,
+        )
+
+    @cached_property
+    def boxes(self) -> tuple[Box, ...] | None:
+        """The boxes that the answer names, in pixels of the image file; None for no boxes."""
+        frame = self.prompt.frame
+        return None if frame is None else read_boxes(self.reply.answer, frame)
 
     @property
     def rewards(self) -> Mapping[str, float | None]:
@@ -146,7 +162,9 @@ class Leaf:
             if value is None:
                 return None
             value = getattr(value, name)
-        return list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            return [asdict(one) if is_dataclass(one) else one for one in value]  # type: ignore[arg-type]
+        return value
 
 
 @cache
@@ -170,6 +188,10 @@ def stored_fields(record: type) -> list[tuple[Field[Any], Any]]:
     return [(one, without_none(hints[one.name])) for one in stored]
 
 
+def is_record(kind: Any) -> bool:
+    return is_dataclass(kind)
+
+
 def without_none(kind: Any) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return next(one for one in typing.get_args(kind) if one is not type(None))
@@ -181,6 +203,9 @@ def arrow_type(kind: Any) -> pa.DataType:
     plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     if kind in plain:
         return plain[kind]
+    if is_dataclass(kind):
+        its = stored_fields(typing.cast(type, kind))
+        return pa.struct([(one.name, arrow_type(its_kind)) for one, its_kind in its])
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return pa.string()
@@ -209,7 +234,8 @@ def record_of(record: type, prefix: str, row: int, columns: Mapping[str, list[An
             value = columns[name][row] if name in columns else None
             empty = empty and value is None
             if value is not None and typing.get_origin(kind) is tuple:
-                value = tuple(value)
+                part: Any = typing.get_args(kind)[0]
+                value = tuple(part(**one) for one in value) if is_record(part) else tuple(value)
         if value is None and one.default is not None and one.default is not MISSING:
             continue  # a file without this column, written before the field was there
         values[one.name] = value

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from rarl.patches import PatchRule
 
-AnswerType = Literal["closed", "choice", "open"]
+AnswerType = Literal["closed", "choice", "open", "boxes", "report"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 # What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
 # as the thinking; or the tagged answer alone.
@@ -22,11 +22,38 @@ IN_MEMORY: dict[str, Any] = {"in_memory": True}
 
 
 @dataclass(frozen=True)
+class Box:
+    """Where in an image something is, in pixels of the image file, from its upper left corner."""
+
+    label: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a model writes places in an image: in the way of its family, a `model_type` of
+    transformers, for an image of `width` x `height` pixels, which it is shown at `shown_width` x
+    `shown_height`."""
+
+    family: str
+    width: int
+    height: int
+    shown_width: int
+    shown_height: int
+
+
+@dataclass(frozen=True)
 class Example:
     """One image with one question and its reference answer.
 
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
-    `options`, one of which is the answer; `open` is free text. `image` holds the encoded file
+    `options`, one of which is the answer; `open` is free text. `boxes` asks for the example's
+    `boxes`, which `answer` then only lists for people; `report` is a radiology report. Other
+    questions may have `boxes` too; an empty tuple says that there is nothing to point at. `image`
+    holds the encoded file
     (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
     image. `facts` are sentences that are known to be
     true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
@@ -59,6 +86,7 @@ class Example:
     also_right: tuple[str, ...] | None = None
     rationale_source: str | None = None
     rationale_status: str | None = None
+    boxes: tuple[Box, ...] | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
 
     @property
@@ -70,11 +98,13 @@ class Example:
 @dataclass(frozen=True)
 class Prompt:
     """What an example is asked with: `text` with one image placeholder, the wording it was made
-    from ("family/number") and the form of reply that it asks for."""
+    from ("family/number") and the form of reply that it asks for. `frame` is how boxes are to be
+    written, where the example has any."""
 
     text: str
     wording: str
     form: ReplyForm
+    frame: Frame | None = None
 
     @property
     def family(self) -> str:

@@ -97,7 +97,7 @@ def test_the_columns_are_what_they_always_were() -> None:
     assert {field.name for field in SCHEMA if not field.nullable} == columns
     optional = {"options", "rationale", "modality", "organ", "dataset", "split", "extra"}
     optional |= {"facts", "fact_priors", "patient", "study", "site"}
-    optional |= {"rationale_source", "rationale_status", "also_right"}
+    optional |= {"rationale_source", "rationale_status", "also_right", "boxes"}
     assert {field.name for field in SCHEMA if field.nullable} == optional
     assert SCHEMA.field("image").type == pa.binary()
     assert SCHEMA.field("options").type == pa.list_(pa.string())

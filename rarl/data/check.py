@@ -18,6 +18,7 @@ from rarl.data.images import BadImage, decode_image
 from rarl.data.lengths import LengthRule, RowLengths
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
+from rarl.replies.boxes import boxes_fault
 from rarl.schema import ANSWER_TYPES, Example
 from rarl.system.placement import READ_CPUS
 
@@ -34,6 +35,8 @@ def text_fault(example: Example) -> str | None:
         return f"answer_type '{example.answer_type}' is not one of {', '.join(ANSWER_TYPES)}"
     if example.answer_type == "choice" and not example.options:
         return "answer_type is 'choice' but there are no options"
+    if example.answer_type == "boxes" and example.boxes is None:
+        return "answer_type is 'boxes' but there are no boxes; [] says that there is nothing"
     return options_fault(example.answer, example.options) if example.options else None
 
 
@@ -114,7 +117,10 @@ class RowCheck:
             if fault is None:
                 digest = hashlib.sha256(example.image).digest()
                 image = images[digest] = images.get(digest) or self.facts_of_image(example.image)
-                return image | self.lengths_of(example, *image["size"])
+                height, width = image["size"]
+                fault = boxes_fault(example.boxes or (), width, height)
+            if fault is None:
+                return image | self.lengths_of(example, height, width)
         except BadImage as error:
             fault = f"image {error}"
         raise UserError(f"example '{example.id}': {fault}")

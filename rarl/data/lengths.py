@@ -19,7 +19,8 @@ from rarl.prompts import (
     target_reply,
     training_prompts,
 )
-from rarl.schema import Example, Prompt, ReplyForm
+from rarl.replies.boxes import family_of
+from rarl.schema import Example, Frame, Prompt, ReplyForm
 
 # Every prompt that an example may be asked with: (processor, example) → prompts.
 PromptsOf = Callable[[Any, Example], list[Prompt]]
@@ -37,25 +38,27 @@ class RowLengths(NamedTuple):
 @dataclass(frozen=True)
 class LengthRule:
     """What makes a row long. `reply` is the bound of a reply's tokens, or makes the reply that is
-    imitated from the example and the form of its prompt. Picklable, if `prompts` and `reply`
-    are."""
+    imitated from the example, the form of its prompt and the frame. Picklable, if `prompts` and
+    `reply` are."""
 
     model_path: str
     max_pixels: int | None
     prompts: PromptsOf
-    reply: int | Callable[[Example, ReplyForm], str]
+    reply: int | Callable[[Example, ReplyForm, Frame], str]
 
     def lengths(self, example: Example, height: int, width: int, processor: Any) -> RowLengths:
         """Returns the lengths of an example whose image has this size. Raises BadImage for a size
         that no model takes."""
         image = image_tokens(height, width, processor.image_processor, self.max_pixels)
+        rows, columns = fitted_size(height, width, processor.image_processor, self.max_pixels)
+        frame = Frame(family_of(processor), width, height, columns, rows)
         found = []
         for prompt in self.prompts(processor, example):
             # In the text one token stands for the whole image.
             length = len(processor.tokenizer(prompt.text).input_ids) - 1 + image
             reply = self.reply
             if not isinstance(reply, int):
-                text = reply(example, prompt.form)
+                text = reply(example, prompt.form, frame)
                 reply = len(processor.tokenizer(text).input_ids) + 1  # the end of the turn
             found.append((length + reply, length))
         needed, longest = max(found)

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -20,12 +20,16 @@ import yaml
 
 from rarl.errors import UserError
 from rarl.files import replacing
-from rarl.schema import Example
+from rarl.schema import Box, Example
 
+BOX = pa.struct(
+    [("label", pa.string()), *((name, pa.float64()) for name in ("x1", "y1", "x2", "y2"))]
+)
 KINDS = {
     bytes: pa.binary(),
     tuple[str, ...] | None: pa.list_(pa.string()),
     tuple[float, ...] | None: pa.list_(pa.float64()),
+    tuple[Box, ...] | None: pa.list_(BOX),
     dict[str, str | None]: pa.map_(pa.string(), pa.string()),
 }
 HINTS = get_type_hints(Example)
@@ -58,12 +62,20 @@ def from_row(row: dict[str, Any]) -> Example:
     """Returns the example of a row. Absent columns count as null, and null as an empty text where
     there must be one: the checks find that."""
     given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
+    if isinstance(given.get("boxes"), list):
+        given["boxes"] = tuple(map(box_of, given["boxes"]))
     for name in (name for name, value in given.items() if isinstance(value, list)):
         absent = "" if name in ("options", "facts") else 0.0
         given[name] = tuple(absent if one is None else one for one in given[name])
     if "extra" in given:
         given["extra"] = dict(given["extra"])
     return Example(**EMPTY | given)
+
+
+def box_of(held: dict[str, Any] | None) -> Box:
+    """Returns a box of a row. What is null in it is NaN or an empty label: the checks find that."""
+    given = {name: value for name, value in (held or {}).items() if value is not None}
+    return Box(**dict.fromkeys(("x1", "y1", "x2", "y2"), math.nan) | {"label": ""} | given)
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
@@ -102,7 +114,9 @@ def row_groups(examples: Iterable[Example]) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     size = 0
     for example in examples:
-        rows.append({name: getattr(example, name) for name in SCHEMA.names})
+        row = {name: getattr(example, name) for name in SCHEMA.names}
+        row["boxes"] = None if example.boxes is None else [asdict(one) for one in example.boxes]
+        rows.append(row)
         size += len(example.image)
         if len(rows) == ROW_GROUP_ROWS or size >= min(ROW_GROUP_BYTES, SHARD_BYTES):
             yield pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -152,6 +166,13 @@ def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
         return any(is_one(found) for is_one in lists) and holds(found.value_type, wanted.value_type)
     if kind.is_map(wanted):
         return kind.is_map(found) and holds(found.item_type, wanted.item_type)
+    if kind.is_struct(wanted):
+        if not kind.is_struct(found) or found.num_fields != wanted.num_fields:
+            return False
+        names = {one.name for one in found}
+        return all(
+            one.name in names and holds(found.field(one.name).type, one.type) for one in wanted
+        )
     if kind.is_floating(wanted):
         return kind.is_floating(found) or kind.is_integer(found)
     texts = (pa.string(), pa.large_string(), pa.string_view())

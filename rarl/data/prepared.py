@@ -11,7 +11,8 @@ import numpy as np
 
 from rarl.data.images import decode_image, fit_image, patch_rule
 from rarl.errors import UserError
-from rarl.schema import Example, PreparedExample, Prompt
+from rarl.replies.boxes import family_of
+from rarl.schema import Example, Frame, PreparedExample, Prompt
 
 # How an example becomes a prompt: (processor, example, step, or None in evaluation) → Prompt.
 RenderPrompt = Callable[[Any, Example, int | None], Prompt]
@@ -25,8 +26,13 @@ def prepare_example(
     step: int | None = None,
 ) -> PreparedExample:
     """Decodes, fits and tokenises one example. Raises BadImage."""
-    pixels = fit_image(decode_image(example.image), processor.image_processor, max_pixels)
+    image = decode_image(example.image)
+    pixels = fit_image(image, processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
+    if example.boxes is not None:
+        height, width = pixels.shape[:2]
+        frame = Frame(family_of(processor), image.width, image.height, width, height)
+        prompt = replace(prompt, frame=frame)
     rule = patch_rule(processor.image_processor)
     # In the text one token stands for the whole image.
     ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)

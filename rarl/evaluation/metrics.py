@@ -17,13 +17,16 @@ from typing import Any
 import yaml
 
 from rarl.config import RewardConfig
-from rarl.replies.grading import is_correct
+from rarl.replies.answers import is_right
+from rarl.replies.boxes import read_boxes
+from rarl.replies.overlap import average_precision, boxes_value, pointing
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import ARTICLES, same_words, token_f1, words, yes_or_no
+from rarl.rewards import per_reply
 from rarl.rewards.registry import Reward
 from rarl.rewards.thinking import reasoning_reward
 from rarl.samples import Sample
-from rarl.schema import ReplyForm
+from rarl.schema import AnswerType, Box, Frame, ReplyForm
 
 JUDGE_SCALE = 3.0  # the judge's correctness is 0 to 3
 # The judge's correctness from which a reply counts as right: its answer means what the reference
@@ -31,20 +34,31 @@ JUDGE_SCALE = 3.0  # the judge's correctness is 0 to 3
 JUDGED_RIGHT = 2.0
 
 
+@per_reply
 def correct_grade(
-    completions: Sequence[str],
-    form: Sequence[ReplyForm],
-    answer: Sequence[str],
-    options: Sequence[Sequence[str] | None],
-    also_right: Sequence[Sequence[str] | None] | None = None,
-    **columns: Any,
-) -> list[float | None]:
-    """Pays 1 for an answer that is exactly right: option, yes or no, or the words of the reference
-    or of another answer that counts."""
-    answers = (parse_reply(*row).answer for row in zip(completions, form, strict=True))
-    further = also_right or [None] * len(answer)
-    rows = zip(answers, answer, options, further, strict=True)
-    return [float(is_correct(*row)) for row in rows]
+    text: str,
+    *,
+    form: ReplyForm,
+    answer: str,
+    answer_type: AnswerType,
+    options: Sequence[str] | None,
+    also_right: Sequence[str] | None = None,
+    boxes: Sequence[Box] | None = None,
+    frame: Frame | None = None,
+) -> float | None:
+    """Pays 1 for an answer that is exactly right: option, yes or no, the words of the reference or
+    of another answer that counts, or the boxes."""
+    given = parse_reply(text, form).answer
+    right = is_right(
+        given,
+        answer,
+        answer_type,
+        options=options,
+        also_right=also_right,
+        boxes=boxes,
+        frame=frame,
+    )
+    return float(right)
 
 
 def well_formed_grade(
@@ -92,6 +106,7 @@ def measure(sample: Sample) -> dict[str, float]:
         nearest = max((open_metrics(answer, one) for one in references), key=itemgetter("open_f1"))
         found |= nearest
         found["llava_med_open"] = llava_med_recall(answer or "", reference)
+    found |= box_metrics(sample)
     if verdict is not None and verdict.correctness is not None:
         found["judged_accuracy"] = float(verdict.correctness >= JUDGED_RIGHT)
         found["judge_correctness"] = verdict.correctness / JUDGE_SCALE
@@ -99,6 +114,24 @@ def measure(sample: Sample) -> dict[str, float]:
     if verdict is not None and verdict.status != "unreachable":
         found["judge_unparsed"] = float(verdict.status == "unparsable")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def box_metrics(sample: Sample) -> dict[str, float]:
+    """Returns how the boxes of an answer fit, where boxes are asked for; and of any question whose
+    image has boxes, how what is named points: the boxes in the thinking, where there are any, or
+    else those of the answer."""
+    true, frame = sample.example.boxes, sample.prompt.frame
+    if true is None or frame is None:
+        return {}
+    found: dict[str, float] = {}
+    if sample.example.answer_type == "boxes":
+        found["box_iou"] = boxes_value(sample.boxes, true)
+        for name, least in (("box_ap_30", 0.3), ("box_ap_50", 0.5)):
+            found[name] = average_precision(sample.boxes, true, least)
+    evidence = read_boxes(sample.reply.thinking, frame) or sample.boxes
+    if evidence is not None or found:
+        found["pointing"] = pointing(evidence, true)
+    return found
 
 
 def open_metrics(answer: str | None, reference: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.data.check import text_fault
-from rarl.data.images import BadImage, format_of, png_bytes
+from rarl.data.images import BadImage, format_of, png_bytes, size_of
 from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
@@ -43,6 +43,7 @@ from rarl.prepare.report import counted_reasons, fact_lines, report_lines
 from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
 from rarl.prepare.sources import Source, find_source
 from rarl.prepare.splitting import Splitting, own_split, require_way_to_split
+from rarl.replies.boxes import boxes_fault, cut_at_edges
 from rarl.replies.grading import is_yes_no
 from rarl.schema import AnswerType, Example
 
@@ -55,6 +56,7 @@ ENDINGS |= {kind.lower(): kind for kind in ("PNG", "BMP", "GIF", "WEBP")}
 RENDERED = "DICOM files were rendered to PNG"
 TAKEN_AWAY = "image files held more than pixels (EXIF, comments, texts), which was taken away"
 OTHER_FORMAT = "image files are of another format than their names say, which does no harm"
+CUT = "rows had boxes up to two pixels over the edge of their image, which were cut"
 HARMLESS = (RENDERED, TAKEN_AWAY, OTHER_FORMAT)
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
 SAME, NEAR = (f"about {what} that --against has" for what in ("an image", "a near copy of one"))
@@ -169,15 +171,20 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             split=item.split,
             facts=item.facts or None,
             also_right=item.also_right or None,
+            boxes=item.boxes,
             extra=item.extra,
             **given,
         )
-        fault = text_fault(example)
+        height, width = size_of(encoded)
+        mended = item.mended
+        if item.boxes and (cut := cut_at_edges(item.boxes, width, height)) != item.boxes:
+            example, mended = replace(example, boxes=cut), (*mended, CUT)
+        fault = text_fault(example) or boxes_fault(example.boxes or (), width, height)
         if fault:
             raise Fault(fault)
     except Fault as fault:
         return BadRecord(item.where, str(fault))
-    return Sound(item.where, example, print_, item.mended, item.image, image_notes)
+    return Sound(item.where, example, print_, mended, item.image, image_notes)
 
 
 def read_image(record: Record) -> tuple[bytes, tuple[str, ...], dict[str, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rarl.prepare.files import Fault, ImageFile
-from rarl.schema import AnswerType
+from rarl.schema import AnswerType, Box
 
 SPLITS = ("train", "validation", "test")
 # What programs write for a missing value, and Excel for one that it cannot compute.
@@ -87,6 +87,7 @@ class Record:
     texts: dict[str, str | None] = field(default_factory=dict)  # of `Example` by name: organ, …
     facts: tuple[str, ...] = ()  # sentences that are true of the image
     also_right: tuple[str, ...] = ()  # further answers that count as right
+    boxes: tuple[Box, ...] | None = None  # in pixels of the image's file
     extra: dict[str, str | None] = field(default_factory=dict)  # further columns of the table
     split: str = ""  # empty if neither the row nor the name of a file or folder tells
     image_id: str | None = None  # None: from the image's content

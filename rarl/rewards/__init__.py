@@ -17,10 +17,11 @@ Options = Sequence[str] | None
 Reward = Callable[..., list[float | None]]
 
 EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
-# `form` and `wording` are the prompt's; `rederived` is the reply to the thinking without the image;
-# `explained` is what the base model reads from it, `thinking_logprob` how likely it finds it (nats
-# a token); `verdict` is the judge's. The last four are None where nobody was asked.
-REPLY_COLUMNS = ("form", "wording", "rederived", "explained", "thinking_logprob", "verdict")
+# `form`, `wording` and `frame` are the prompt's; `rederived` is the reply to the thinking without
+# the image; `explained` is what the base model reads from it, `thinking_logprob` how likely it
+# finds it (nats a token); `verdict` is the judge's. The last four are None where nobody was asked.
+OF_PROMPT = ("form", "wording", "frame")
+REPLY_COLUMNS = (*OF_PROMPT, "rederived", "explained", "thinking_logprob", "verdict")
 COLUMNS = (*EXAMPLE_COLUMNS, *REPLY_COLUMNS)
 
 

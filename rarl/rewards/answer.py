@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from rarl.replies.answers import is_right
 from rarl.replies.grading import grade_answer, is_yes_no
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import normalise, same_words, visible, words, yes_or_no
 from rarl.rewards import Options, per_reply
-from rarl.schema import AnswerType, ReplyForm
+from rarl.schema import AnswerType, Box, Frame, ReplyForm
 
 BARE_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 # A letter that stands for an option: a capital on its own, or any letter in brackets or before ")",
@@ -31,15 +32,19 @@ def accuracy_reward(
     options: Options,
     form: ReplyForm = "think",
     also_right: Options = None,
+    boxes: Sequence[Box] | None = None,
+    frame: Frame | None = None,
 ) -> float | None:
-    """Pays 1 or 0 for closed and choice questions, token F1 for open ones (0 for one that says the
-    opposite); 0 where not exactly one answer is tagged. Of several right answers the nearest
-    counts. The option's letter or its text, alone or together, chooses it.
+    """Pays 1 or 0 for closed and choice questions and for boxes, token F1 for open ones (0 for one
+    that says the opposite); 0 where not exactly one answer is tagged. Of several right answers the
+    nearest counts. The option's letter or its text, alone or together, chooses it.
 
     It pays whatever the format: let `format` gate it where a malformed reply is to earn nothing
     (MedVLThinker, arXiv 2508.02669).
     """
     given = parse_reply(text, form).answer
+    if answer_type == "boxes":
+        return float(is_right(given, answer, answer_type, boxes=boxes, frame=frame))
     references = (answer, *(also_right or ()))
     return max(grade_answer(given, one, answer_type, options) for one in references)
 

@@ -11,6 +11,7 @@ from rarl.config import RewardConfig
 from rarl.errors import UserError
 from rarl.rewards import COLUMNS, Reward
 from rarl.rewards.answer import accuracy_reward, items_reward, letter_reward
+from rarl.rewards.boxes import boxes_reward
 from rarl.rewards.facts import facts_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
@@ -28,6 +29,7 @@ REWARDS: dict[str, Reward] = {
     "accuracy": accuracy_reward,
     "letter": letter_reward,
     "items": items_reward,
+    "boxes": boxes_reward,
     "reasoning": reasoning_reward,
     "facts": facts_reward,
     "consistency": consistency_reward,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from rarl.data.parquet import write_examples
-from rarl.schema import AnswerType, Example
+from rarl.schema import AnswerType, Box, Example
 from rarl.tiny.phantoms import (
     ORGANS,
     WORDINGS,
@@ -18,8 +18,8 @@ from rarl.tiny.phantoms import (
     Facts,
     Topic,
     answer_for,
+    draw_boxed,
     draw_facts,
-    draw_image,
     options_for,
     questions_for,
     rationale_for,
@@ -36,6 +36,7 @@ def make_example(
     image: bytes,
     image_id: str,
     rng: np.random.Generator,
+    boxes: tuple[Box, ...] | None = None,
 ) -> Example:
     """One question about one picture, in one of the domain's wordings, options in random order."""
     return Example(
@@ -49,6 +50,7 @@ def make_example(
         rationale=rationale_for(facts),
         modality=MODALITY[domain],
         organ=facts.organ,
+        boxes=boxes,
         dataset=f"phantoms-{domain}",
     )
 
@@ -64,10 +66,12 @@ def draw_examples(
     while len(examples) < count:
         facts = draw_facts(rng, organs)
         encoded = io.BytesIO()
-        Image.fromarray(draw_image(facts, domain, rng)).save(encoded, format="PNG")
+        pixels, boxes = draw_boxed(facts, domain, rng)
+        Image.fromarray(pixels).save(encoded, format="PNG")
         name = f"{domain}-{split}-{picture:05d}"
         for question in questions_for(facts):
-            examples.append(make_example(facts, domain, question, encoded.getvalue(), name, rng))
+            image = encoded.getvalue()
+            examples.append(make_example(facts, domain, question, image, name, rng, boxes))
         picture += 1
     return examples[:count]
 

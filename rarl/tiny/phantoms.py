@@ -18,6 +18,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from rarl.schema import Box
+
 Domain = Literal["seen", "unseen"]
 Topic = Literal["organ", "lesion", "side"]
 
@@ -80,6 +82,14 @@ def draw_image(
 ) -> NDArray[np.uint8]:
     """Renders (SIZE, SIZE) uint8. `contrast` is the lesion's, in units of the full grey range; by
     default it is the domain's own."""
+    return draw_boxed(facts, domain, rng, contrast)[0]
+
+
+def draw_boxed(
+    facts: Facts, domain: Domain, rng: np.random.Generator, contrast: float | None = None
+) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
+    """Returns what `draw_image` renders, and the box of its lesion, where there is one."""
+    boxes: tuple[Box, ...] = ()
     contrast = WORLD["looks"][domain]["lesion_contrast"] if contrast is None else contrast
     picture = outline(facts.organ, rng)
     if facts.side is not None:
@@ -87,7 +97,9 @@ def draw_image(
         y = SIZE / 2 + rng.uniform(-28, 28)
         radii = rng.uniform(7, 11, 2)
         picture = picture + contrast * ellipse((x, y), (radii[0], radii[1]))
-    return exposed(picture, domain, rng)
+        across, down = radii.tolist()
+        boxes = (Box("lesion", x - across, y - down, x + across, y + down),)
+    return exposed(picture, domain, rng), boxes
 
 
 def exposed(

@@ -88,7 +88,8 @@ def target_groups(
     """Returns each prompt with its one target as the completion."""
     groups = []
     for key, prepared in enumerate(prompts):
-        target = target_reply(prepared.example, prepared.prompt.form)
+        prompt = prepared.prompt
+        target = target_reply(prepared.example, prompt.form, prompt.frame)
         ids = [*tokenizer(target).input_ids, tokenizer.eos_token_id]
         require_room(prepared, len(ids), max_model_length)
         shown = (prepared.prompt_token_ids, prepared.pixels, prepared.patch_rule)

@@ -52,7 +52,7 @@ class Source:
 
 
 IMAGES = ("*.jpg", "*.jpeg", "*.png", "*.zip")
-SLAKE = (*(f"*{name}" for name in pub.SLAKE_FILES), "*imgs.zip", "*.jpg")
+SLAKE = (*(f"*{name}" for name in pub.SLAKE_FILES), "*imgs.zip", "*.jpg", f"*{pub.DETECTIONS}")
 EXPERT = ("MM/*.jsonl", "images.zip", "images/*")
 ALL = (
     Source(

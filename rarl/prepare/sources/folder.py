@@ -1,6 +1,7 @@
 """Your own images with a table of `image` (a path below the folder or, in Parquet, the bytes),
-`question` and `answer`. Optional are `id`, `options`, `facts`, `split`, `frame` of a DICOM file
-with several, and the text fields of `rarl.schema.Example`. Further columns go along as they are."""
+`question` and `answer`. Optional are `id`, `options`, `facts`, `boxes`, `split`, `answer_type` for
+boxes and reports, `frame` of a DICOM file with several, and the text fields of
+`rarl.schema.Example`. Further columns go along as they are."""
 
 from __future__ import annotations
 
@@ -20,11 +21,20 @@ from rarl.prepare.files import Fault, Files
 from rarl.prepare.people import banded, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.sources.published import embedded_image
+from rarl.replies.boxes import MOST_BOXES
+from rarl.replies.boxes import listed as listed_boxes
+from rarl.schema import AnswerType, Box
 
 REQUIRED = ("image", "question", "answer")
-COLUMNS = (*REQUIRED, "id", "options", "facts", "split", "frame", *MORE_TEXTS)
+MORE = ("id", "options", "facts", "boxes", "answer_type", "split", "frame")
+COLUMNS = (*REQUIRED, *MORE, *MORE_TEXTS)
 OTHER_WORKBOOKS = ("*.xls", "*.ods")
 TEXTS = str | int | float | bool | date | time | None  # of further columns, those that go along
+TOLD_TYPES: dict[str, AnswerType] = {"boxes": "boxes", "report": "report"}
+BOX_FIELDS = ("label", "x1", "y1", "x2", "y2")
+BOX_SHAPE = 'write [["label", x1, y1, x2, y2], …] in pixels'
+LARGEST = 10**15  # of a corner that is read at all
+SHOWN = 80  # characters of what cannot be read
 # What others call a split.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {split: split for split in SPLITS}
@@ -95,7 +105,11 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
     """`split` is what the table's name tells, for rows that name none."""
     value = row.values["image"]
     held = isinstance(value, dict | bytes)
-    given_answer = row.text("answer")
+    boxes, answer_type = read_boxes(row.values.get("boxes")), read_type(row)
+    if answer_type == "boxes" and boxes is not None:
+        given_answer = listed_boxes(boxes)  # what stands there says the same to people
+    else:
+        given_answer = row.text("answer")
     options = read_options(row.values.get("options"), given_answer)
     answer, options, mended = answer_among(given_answer, options)
     columns = tuple(name for name in row.values if name)
@@ -107,7 +121,9 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
         image=embedded_image(value) if held else files.image(row.text("image")),
         question=row.text("question"),
         answer=answer,
+        answer_type=answer_type,
         options=options,
+        boxes=boxes,
         texts={name: row.optional(name) for name in MORE_TEXTS},
         facts=read_facts(row.values.get("facts")),
         split=SPLIT_NAMES.get(given.lower(), given),
@@ -144,6 +160,53 @@ def read_facts(value: Any) -> tuple[str, ...]:
     if not all(one is None or is_scalar(one) for one in value):
         raise Fault(f"facts {value!r} are not a list of texts")
     return tuple(text for one in value if (text := cleaned(one)))
+
+
+def read_type(row: Row) -> AnswerType | None:
+    """Returns the answer's type where a column names one that cannot be told from the answer; the
+    others are told from it. A row with boxes and no answer asks for them."""
+    given = (row.optional("answer_type") or "").lower()
+    if given in TOLD_TYPES:
+        return TOLD_TYPES[given]
+    asks = cleaned(row.values.get("boxes")) and not cleaned(row.values.get("answer"))
+    return "boxes" if asks else None
+
+
+def read_boxes(value: Any) -> tuple[Box, ...] | None:
+    """Returns the boxes of a list, or of a JSON text: of objects with label, x1, y1, x2 and y2, or
+    of lists in that order. Raises Fault."""
+    if value is None or value != value or value == "":
+        return None
+    if isinstance(value, str):
+        value = listed(value, "boxes")
+    if not isinstance(value, list):
+        raise Fault(f"boxes {shortened(value)} are not a list; {BOX_SHAPE}")
+    if len(value) > MOST_BOXES:
+        raise Fault(f"{len(value):,} boxes are more than {MOST_BOXES}")
+    return tuple(map(read_box, value))
+
+
+def read_box(value: Any) -> Box:
+    held = list(map(value.get, BOX_FIELDS)) if isinstance(value, dict) else value
+    if not isinstance(held, list) or len(held) != len(BOX_FIELDS):
+        raise Fault(f"box {shortened(value)} cannot be read; {BOX_SHAPE}")
+    label, *corners = held
+    numbers = [one for one in corners if is_number(one)]
+    if not isinstance(label, str) or len(numbers) < len(corners):
+        raise Fault(f"box {shortened(value)} cannot be read; {BOX_SHAPE}")
+    return Box(label.strip(), *map(float, numbers))
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether it is a number that a float can hold; NaN is one, which the checks find."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) < LARGEST
+
+
+def shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def read_options(value: Any, answer: str) -> tuple[str, ...] | None:

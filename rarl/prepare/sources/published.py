@@ -3,6 +3,7 @@ PMC-VQA, OmniMedVQA and MedXpertQA with options."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
@@ -16,7 +17,7 @@ from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.metadata import without_metadata
 from rarl.prepare.rows import SPLITS, Choices, Item, Omitted, Record, Row, each
 from rarl.prepare.tables import read_table
-from rarl.schema import AnswerType
+from rarl.schema import AnswerType, Box
 
 ORGANS = {"HEAD": "head", "CHEST": "chest", "ABD": "abdomen"}
 ANSWER_TYPES: dict[str, AnswerType] = {"CLOSED": "closed", "OPEN": "open"}
@@ -32,6 +33,7 @@ OMNI_OPTIONS = {letter: f"option_{letter}" for letter in "ABCD"}
 OMNI_KEYS = ("image_path", "question", "gt_answer")
 EXPERT_FILES = {"dev.jsonl": "validation", "test.jsonl": "test"}
 EXPERT_KEYS = ("id", "question", "options", "label", "images")
+DETECTIONS = "detection.json"
 GAP = 8  # pixels between images that stand side by side
 
 
@@ -134,7 +136,8 @@ def embedded_image(value: Any) -> ImageFile:
 
 def read_slake(files: Files, choices: Choices) -> Iterator[Item]:
     """SLAKE (Liu et al. 2021): JSON files beside imgs.zip, in English and Chinese. On the authors'
-    page validation.json is validate.json."""
+    page validation.json is validate.json. Beside each picture is a detection.json of what is in it,
+    which becomes the boxes of all questions about it."""
     if choices.language not in LANGUAGES:
         raise UserError(f"--language {choices.language}: SLAKE has {', '.join(LANGUAGES)}")
     wanted = "none of train.json, validation.json and test.json of SLAKE"
@@ -158,10 +161,29 @@ def slake_record(row: Row, files: Files, choices: Choices, split: str) -> Record
         answer=row.text("answer"),
         answer_type=answer_type,
         texts={"modality": row.optional("modality"), "organ": place},
+        boxes=slake_boxes(files, str(PurePosixPath(name).with_name(DETECTIONS))),
         extra=further(row, "content_type"),
         split=split,
         mended=mended,
     )
+
+
+def slake_boxes(files: Files, name: str) -> tuple[Box, ...] | None:
+    """Returns the boxes of a picture's detection.json, a list of {label: [x, y, width, height]};
+    None where there is no such file. Raises Fault."""
+    found = [one for one in files.by_name.get(DETECTIONS, []) if f"/{one}".endswith(f"/{name}")]
+    if not found:
+        return None
+    try:
+        pairs = [pair for one in json.loads(files.read(found[0])) for pair in one.items()]
+        boxes = []
+        for label, held in pairs:
+            x, y, width, height = map(float, held)
+            boxes.append(Box(label.replace("_", " ").strip(), x, y, x + width, y + height))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        wanted = "a list of {label: [x, y, width, height]}"
+        raise Fault(f"{found[0]} is not {wanted}; fetch imgs.zip again") from None
+    return tuple(boxes)
 
 
 def lettered(row: Row, columns: dict[str, str]) -> dict[str, str]:
