@@ -19,6 +19,7 @@ import yaml
 from rarl.config import RewardConfig
 from rarl.replies.answers import is_right
 from rarl.replies.boxes import read_boxes
+from rarl.replies.observations import agreement
 from rarl.replies.overlap import average_precision, boxes_value, pointing
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import ARTICLES, same_words, token_f1, words, yes_or_no
@@ -107,6 +108,8 @@ def measure(sample: Sample) -> dict[str, float]:
         found |= nearest
         found["llava_med_open"] = llava_med_recall(answer or "", reference)
     found |= box_metrics(sample)
+    if kind == "report":
+        found["report_labels"] = agreement(answer, reference)
     if verdict is not None and verdict.correctness is not None:
         found["judged_accuracy"] = float(verdict.correctness >= JUDGED_RIGHT)
         found["judge_correctness"] = verdict.correctness / JUDGE_SCALE

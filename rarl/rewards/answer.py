@@ -35,15 +35,15 @@ def accuracy_reward(
     boxes: Sequence[Box] | None = None,
     frame: Frame | None = None,
 ) -> float | None:
-    """Pays 1 or 0 for closed and choice questions and for boxes, token F1 for open ones (0 for one
-    that says the opposite); 0 where not exactly one answer is tagged. Of several right answers the
-    nearest counts. The option's letter or its text, alone or together, chooses it.
+    """Pays 1 or 0 for closed and choice questions, boxes and reports, token F1 for open ones (0 for
+    one that says the opposite); 0 where not exactly one answer is tagged. Of several right answers
+    the nearest counts. The option's letter or its text, alone or together, chooses it.
 
     It pays whatever the format: let `format` gate it where a malformed reply is to earn nothing
     (MedVLThinker, arXiv 2508.02669).
     """
     given = parse_reply(text, form).answer
-    if answer_type == "boxes":
+    if answer_type in ("boxes", "report"):
         return float(is_right(given, answer, answer_type, boxes=boxes, frame=frame))
     references = (answer, *(also_right or ()))
     return max(grade_answer(given, one, answer_type, options) for one in references)

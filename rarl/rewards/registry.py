@@ -15,6 +15,7 @@ from rarl.rewards.boxes import boxes_reward
 from rarl.rewards.facts import facts_reward
 from rarl.rewards.form import format_reward, length_reward, repetition_reward
 from rarl.rewards.judge import judge_reward
+from rarl.rewards.labels import labels_reward
 from rarl.rewards.radeval import radeval_reward, require_radeval
 from rarl.rewards.thinking import (
     consistency_reward,
@@ -30,6 +31,7 @@ REWARDS: dict[str, Reward] = {
     "letter": letter_reward,
     "items": items_reward,
     "boxes": boxes_reward,
+    "labels": labels_reward,
     "reasoning": reasoning_reward,
     "facts": facts_reward,
     "consistency": consistency_reward,
