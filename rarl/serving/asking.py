@@ -8,7 +8,9 @@ image → thinking, answer, and how far k samples agree on it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import math
 import re
 import time
 from collections.abc import AsyncIterator
@@ -20,15 +22,17 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 
 from rarl.config import load_config
+from rarl.data.images import size_of
 from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.prompts import Family, evaluation_prompts, question_text
+from rarl.replies.boxes import STYLES, family_of, read_boxes
 from rarl.replies.grading import is_yes_no, same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option, yes_or_no
-from rarl.schema import Example
+from rarl.schema import Example, Frame
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
 from rarl.serving.images import data_url, read_image
@@ -205,14 +209,15 @@ class PosedQuestion:
     reference: str
 
 
-def pose(asked: str, given: list[str] | None, model: Model) -> PosedQuestion:
+def pose(asked: str, given: list[str] | None, model: Model, boxes: str = "") -> PosedQuestion:
     """Returns a question, with the options that are given, in the words that the model was trained,
-    or is measured, with."""
+    or is measured, with. `boxes` is what its family's prompts say of boxes, where it asks for
+    them."""
     is_closed = {yes_or_no(one, one) for one in given or ()} == {"yes", "no"}
     # The word tells the language.
     reference = next(filter(is_yes_no, given or ()), "yes") if is_closed else ""
     options = tuple(given) if given and not is_closed else None
-    kind: Any = "closed" if is_closed else "choice" if options else "open"
+    kind: Any = "closed" if is_closed else "choice" if options else "boxes" if boxes else "open"
     example = Example(
         id="",
         image=b"",
@@ -222,7 +227,7 @@ def pose(asked: str, given: list[str] | None, model: Model) -> PosedQuestion:
         answer_type=kind,
         options=options,
     )
-    text = question_text(example, model.family, model.family.wordings[0])
+    text = question_text(example, model.family, model.family.wordings[0], boxes)
     return PosedQuestion(text, options, reference)
 
 
@@ -249,7 +254,11 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     texts = [request.question, *(request.options or []), request.reference or ""]
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
-    question = pose(request.question, request.options, model)
+    style = family_of(engines.processor)
+    if request.boxes and request.options:
+        raise Refusal("invalid_value", "options", reason="a question for boxes has none")
+    asked = STYLES[style].asked if request.boxes else ""
+    question = pose(request.question, request.options, model, asked)
     url = await engines.image(request.image, model.max_pixels, "image", bare=True)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
@@ -276,6 +285,8 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
                 yield {"type": "delta", "text": delta}
     engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
     result, reply = read_answer(replies, question, model)
+    if request.boxes:
+        result["boxes"] = named_boxes(result["answer"], style, url)
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:
@@ -290,6 +301,18 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
         )
         result["verdict"] = await judged(config.judge, candidate)
     yield {"type": "result", **result}
+
+
+def named_boxes(answer: str, family: str, url: str) -> list[dict[str, Any]] | None:
+    """Returns the boxes of an answer with corners in shares of the image's sides; None for what is
+    no boxes."""
+    height, width = size_of(base64.b64decode(url.partition(",")[2]))
+    found = read_boxes(answer, Frame(family, 1, 1, width, height))
+    if found is None:
+        return None
+    return [
+        asdict(one) for one in found if all(map(math.isfinite, (one.x1, one.y1, one.x2, one.y2)))
+    ]
 
 
 async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:

@@ -165,7 +165,8 @@ class ChatRequest(Strict):
 class AnswerRequest(Strict):
     """POST /v1/answer. `image` is a data: URL, or base64 alone. Two `options` that say yes and no
     make the question a closed one, asked as training asks those. `adapter` may be the base model's
-    name; None is the server's default. `reference` has the judge compare."""
+    name; None is the server's default. `reference` has the judge compare. `boxes` asks for boxes,
+    as training asks for them."""
 
     image: str
     question: Words
@@ -174,6 +175,7 @@ class AnswerRequest(Strict):
     samples: Count | None = None
     reference: Words | None = None
     seed: Seed | None = None
+    boxes: bool = False
     stream: bool = False
 
 

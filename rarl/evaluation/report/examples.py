@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
@@ -21,8 +22,9 @@ from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.measurements import questions_of
 from rarl.evaluation.report.gather import PLACED, Report
+from rarl.replies.boxes import LONGEST_LABEL
 from rarl.samples import Sample
-from rarl.schema import Example
+from rarl.schema import Box, Example, Frame
 
 MOST_EXAMPLES = 500
 TEXT_BUDGET = 3_500_000  # characters of replies in the page
@@ -116,6 +118,7 @@ def entry(one: Asked, pictures: dict[tuple[str, str], str], longest: int) -> dic
         "reference": shorten(known.answer, LONGEST_TEXT),
         "rationale": shorten(known.rationale or "", longest),
         "known": shorten(" ".join(known.facts or ()), longest),
+        "boxes": drawn_boxes(known.boxes, frame_of(one)),
         "facts": {name: shorten(str(value), longest) for name, value in facts.items()},
         "replies": [reply and reply_entry(reply, longest) for reply in one.replies],
     }
@@ -131,6 +134,7 @@ def reply_entry(sample: Sample, longest: int) -> dict[str, Any]:
     return {
         "correct": bool(sample.rewards["correct"]),
         "answer": None if reply.answer is None else shorten(reply.answer, longest),
+        "boxes": drawn_boxes(sample.boxes, sample.prompt.frame),
         "thinking": shown,
         "raw": None if well_formed else shorten(text, longest),
         "reasoning": finite(sample.rewards["reasoning"]),
@@ -142,6 +146,29 @@ def reply_entry(sample: Sample, longest: int) -> dict[str, Any]:
             "reason": shorten(verdict.reason, longest),
         },
     }
+
+
+def frame_of(one: Asked) -> Frame | None:
+    """Returns the frame of a question's image, which tells how large it is."""
+    frames = (reply.prompt.frame for reply in one.replies if reply)
+    return next((frame for frame in frames if frame), None)
+
+
+def drawn_boxes(boxes: Sequence[Box] | None, frame: Frame | None) -> list[list[Any]]:
+    """Returns [label, left, top, width, height] of each box that can be drawn, in shares of the
+    image's sides, cut at its edges."""
+    found: list[list[Any]] = []
+    for box in boxes or ():
+        corners = (box.x1, box.y1, box.x2, box.y2)
+        if frame is None or not all(map(math.isfinite, corners)):
+            continue
+        sides = (frame.width, frame.height) * 2
+        cut = (min(max(at / side, 0.0), 1.0) for at, side in zip(corners, sides, strict=True))
+        left, top, right, bottom = cut
+        if left < right and top < bottom:
+            its = (left, top, right - left, bottom - top)
+            found.append([shorten(box.label, LONGEST_LABEL), *(round(share, 4) for share in its)])
+    return found
 
 
 def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str, str]:

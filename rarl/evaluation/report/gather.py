@@ -43,6 +43,7 @@ PLACED = (
     *(
         "facts",
         "fact_priors",
+        "boxes",
         "dataset",
         "split",
         # what may tell who the patient is

@@ -65,11 +65,40 @@
       const shown = [one.facts.modality, one.facts.organ].filter(Boolean).join(", ");
       image.alt = `Image ${one.imageId}` + (shown ? ` (${shown})` : "");
       image.src = data.images[one.image];
-      frame.append(image);
+      const best = one.replies[data.models.indexOf(data.best)];
+      const named = best ? best.boxes : [];
+      const stack = element("div", "stack");
+      stack.append(image);
+      if (one.boxes.length || named.length) stack.append(overlay(one.boxes, named));
+      frame.append(stack);
+      if (named.length) frame.append(element("p", "key", `Solid: the reference. Dashed: ${data.best}.`));
+      else if (one.boxes.length) frame.append(element("p", "key", "Solid: the reference."));
     } else {
       frame.append(element("p", "missing", "The picture is not to be had."));
     }
     return frame;
+  }
+
+  function overlay(known, named) {
+    const make = (name, attributes) => {
+      const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+      for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+      return made;
+    };
+    const labels = [...new Set([...known, ...named].map(([label]) => label))].join(", ");
+    // The sides of the picture are 1, whatever its size.
+    const drawn = make("svg", { class: "boxes", viewBox: "0 0 1 1", preserveAspectRatio: "none", role: "img" });
+    drawn.setAttribute("aria-label", `Boxes: ${labels}`);
+    for (const [kind, boxes] of [["known", known], ["named", named]]) {
+      for (const [label, x, y, width, height] of boxes) {
+        const rect = make("rect", { class: kind, x, y, width, height, "vector-effect": "non-scaling-stroke" });
+        const title = make("title", {});
+        title.textContent = label;
+        rect.append(title);
+        drawn.append(rect);
+      }
+    }
+    return drawn;
   }
 
   function labelled(label, text, className) {

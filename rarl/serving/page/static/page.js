@@ -13,7 +13,7 @@ class App extends Component {
     this.state = {
       key: sessionStorage.getItem("rarl-key") || "", needsKey: false, service: null, error: "", file: null, shown: "",
       question: "", options: "", reference: "", first: "", second: "", samples: 5, replies: [], busy: false,
-      over: false, history: readHistory(),
+      over: false, boxes: false, history: readHistory(),
     };
   }
 
@@ -57,10 +57,11 @@ class App extends Component {
   async one(adapter, index, file, key) {
     const change = (changes) =>
       this.setState(({ replies }) => ({ replies: replies.map((r, i) => (i === index ? { ...r, ...changes(r) } : r)) }));
-    const { question, options, reference, samples } = this.state;
+    const { question, options, reference, samples, boxes } = this.state;
     const body = { image: file.image, question: question.trim(), adapter, samples: Number(samples), stream: true };
     const listed = options.split("\n").map((one) => one.trim()).filter(Boolean);
     if (listed.length) body.options = listed;
+    if (boxes) body.boxes = true;
     if (reference.trim()) body.reference = reference.trim();
     try {
       for await (const event of ask(body, key, this.stop.signal)) {
@@ -102,13 +103,14 @@ class App extends Component {
   }
 
   drop() {
-    const { over, shown, file } = this.state;
+    const { over, shown, file, replies } = this.state;
     const take = (event) => { event.preventDefault(); this.setState({ over: false }); this.choose(event.dataTransfer.files[0]); };
     return html`<label class=${over ? "drop over" : "drop"} onDrop=${take}
         onDragOver=${(e) => { e.preventDefault(); this.setState({ over: true }); }} onDragLeave=${() => this.setState({ over: false })}>
       <input id="file" type="file" accept=".png,.jpg,.jpeg,.tif,.tiff,.dcm,image/png,image/jpeg,image/tiff,application/dicom"
         onChange=${(e) => { this.choose(e.target.files[0]); e.target.value = ""; }} />
-      ${shown ? html`<img id="shown" src=${shown} alt=${`The chosen image, ${file?.name}`} />` : html`<strong>Drop an image here, or choose one</strong>`}
+      ${shown ? html`<div class="stack"><img id="shown" src=${shown} alt=${`The chosen image, ${file?.name}`} />
+        <${Boxes} replies=${replies} /></div>` : html`<strong>Drop an image here, or choose one</strong>`}
       <div>${file ? file.name : "PNG, JPEG, TIFF or DICOM"}</div></label>`;
   }
 
@@ -120,6 +122,8 @@ class App extends Component {
         ${this.field("question", "Question", { maxlength: 2000, placeholder: "Is there a lesion?" })}
         ${this.field("options", "Options, if it has any, one to a line", { rows: 3, placeholder: "left\nright, or both" }, "textarea")}
         ${service?.judge && this.field("reference", "Right answer, to have the judge compare (optional)", { maxlength: 2000 })}
+        <label for="boxes"><input id="boxes" type="checkbox" role="switch" checked=${this.state.boxes}
+          onChange=${(event) => this.setState({ boxes: event.target.checked })} /> Ask for boxes</label>
         <div class="pair">${this.adapterChoice("first", "Ask")}${this.adapterChoice("second", "Compare with", "nothing")}</div>
         ${this.field("samples", "Samples", { type: "number", min: 1, max: service?.limits.replies })}
         <div class="buttons"><button type="submit" disabled=${busy || !service}>${busy ? "Asking …" : "Ask"}</button>
@@ -140,6 +144,16 @@ class App extends Component {
         ${history.length > 0 && html`<${History} entries=${history} onClear=${() => this.setState({ history: clearHistory() })} />`}
       </main>`;
   }
+}
+
+// The boxes of the replies over the image; the sides of the image are 1.
+function Boxes({ replies }) {
+  const drawn = replies.flatMap(({ result }, index) =>
+    (result?.boxes ?? []).map((box) => html`<rect class=${index ? "second" : "first"} x=${Math.min(box.x1, box.x2)}
+      y=${Math.min(box.y1, box.y2)} width=${Math.abs(box.x2 - box.x1)} height=${Math.abs(box.y2 - box.y1)}
+      vector-effect="non-scaling-stroke"><title>${box.label}</title></rect>`));
+  return drawn.length > 0 && html`<svg class="boxes" viewBox="0 0 1 1" preserveAspectRatio="none" role="img"
+    aria-label=${`${drawn.length} boxes over the image`}>${drawn}</svg>`;
 }
 
 function Reply({ reply }) {
