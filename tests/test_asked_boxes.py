@@ -1,0 +1,66 @@
+"""Boxes that are asked of a served model: the question is put as in training, and the boxes of the
+answer come in shares of the image's sides, whatever the family writes and however the image was
+shrunk."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor
+
+from rarl.config import PromptsConfig
+from rarl.data.images import png_bytes
+from rarl.prompts import as_turn, evaluation_prompts, plain_prompt
+from rarl.replies.boxes import STYLES, family_of, write_boxes
+from rarl.schema import Box, Frame
+from rarl.serving.asking import Model, named_boxes, pose
+from rarl.serving.images import data_url
+from rarl.tiny.dataset import base_model
+from rarl.tiny.pointing import draw_examples
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    return AutoProcessor.from_pretrained(str(base_model()))
+
+
+def test_the_question_is_put_as_in_training(processor: Any) -> None:
+    [example] = draw_examples("seen", 1, 0, "test")
+    config = PromptsConfig()
+    family = evaluation_prompts(config).families[config.eval]
+    model = Model("base", "base", None, family, None)
+    posed = pose(example.question, None, model, STYLES[family_of(processor)].asked)
+    trained = plain_prompt()(processor, example)
+    assert as_turn(processor, posed.text, image=True) == trained.text
+    assert posed.options is None
+    bare = pose(example.question, None, model)
+    assert as_turn(processor, bare.text, image=True) != trained.text
+
+
+@pytest.mark.parametrize("family", STYLES)
+@pytest.mark.parametrize("size", [(112, 112), (400, 200), (90, 310)])
+def test_boxes_come_in_shares_of_the_sides(
+    family: str, size: tuple[int, int], processor: Any
+) -> None:
+    width, height = size
+    image = Image.effect_noise(size, 50).convert("RGB")
+    url = data_url(image, processor.image_processor, None)
+    encoded = base64.b64decode(url.partition(",")[2])
+    assert encoded != png_bytes(image)
+    shown = Image.open(io.BytesIO(encoded)).size
+    box = Box("mass", width / 4, height / 2, width / 2, height * 3 / 4)
+    answer = write_boxes([box], Frame(family, width, height, *shown))
+    found = named_boxes(answer, family, url)
+    assert found is not None
+    [one] = found
+    assert one["label"] == "mass"
+    nearest = 1 / min(shown)
+    assert one["x1"] == pytest.approx(1 / 4, abs=nearest)
+    assert one["y1"] == pytest.approx(1 / 2, abs=nearest)
+    assert one["x2"] == pytest.approx(1 / 2, abs=nearest)
+    assert one["y2"] == pytest.approx(3 / 4, abs=nearest)
+    assert named_boxes("on the left", family, url) is None
