@@ -32,7 +32,7 @@ from rarl.display_tables import (
     percent,
     row_of,
 )
-from rarl.evaluation.metrics import COLUMNS
+from rarl.evaluation.metrics import COLUMNS, IN_TERMINAL
 from rarl.evaluation.probe import ADVICE, Probe, advise
 from rarl.intervals import FEWEST_VALUES
 from rarl.training.alarms import alarms
@@ -149,8 +149,8 @@ class Display:
 
     def results(self, summary: dict[str, Any]) -> None:
         """Prints before → after with 95 % intervals: a row for each data set's accuracy, one for
-        each answer type if there are several, one for the reasoning, and one for each floor and
-        other prompt that the model is set against."""
+        each answer type if there are several, those for reasoning, boxes, reports and a judge, and
+        one for each floor and other prompt that the model is set against."""
         measured = [*summary["base"].values(), *summary["trained"].values()]
         drawn = [one["self_consistency"] for one in measured if "self_consistency" in one]
         how = f"of {drawn[0]['samples']:.0f} samples, the first's" if drawn else "greedy"
@@ -165,7 +165,7 @@ class Display:
             own, moved = after.get("reasoning"), change.get("reasoning")
             if base.get("reasoning") or own:
                 table.add_row("  reasoning", *row_of(base.get("reasoning"), own, moved))
-            for metric in ("judged_accuracy", "judge_correctness"):
+            for metric in IN_TERMINAL:
                 parts = [one.get("metrics", {}).get(metric) for one in (base, after)]
                 if any(parts):
                     table.add_row(f"  {COLUMNS[metric]}", *row_of(*parts), style="dim")

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from transformers import AutoProcessor
 
 from rarl.config import PromptsConfig
 from rarl.data.check import RowCheck
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
+from rarl.display import Display
 from rarl.errors import UserError
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES, measure
-from rarl.evaluation.results import summarise
+from rarl.evaluation.results import summarise, summary_of
 from rarl.prepare.convert import prepare_dataset
 from rarl.prompts import imitation_prompts, plain_prompt, target_reply
 from rarl.replies.boxes import read_boxes
@@ -150,7 +152,7 @@ def test_slake_has_the_boxes_of_its_detections(tmp_path: Path) -> None:
 
 
 def test_boxes_move_with_the_image_and_reach_samples_and_measurements(
-    tmp_path: Path, processor: Any
+    tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = prepare_example(asking(), processor, plain_prompt())
     frame = prepared.prompt.frame
@@ -177,6 +179,13 @@ def test_boxes_move_with_the_image_and_reach_samples_and_measurements(
     assert [one["box_ap_50"] for one in measured] == [1.0, 1.0, 0.0]
     assert [one["pointing"] for one in measured] == [1.0, 1.0, 1.0]
     assert [one["accuracy"] for one in measured] == [1.0, 1.0, 0.0]
+    told = summary_of({"own": again}, {"own": again}, {})
+    shown = io.StringIO()
+    display = Display()
+    monkeypatch.setattr(display, "console", Console(file=shown, width=120))
+    display.results(told)
+    assert "boxes, IoU" in shown.getvalue()
+    assert "pointing" in shown.getvalue()
     summary = summarise(again)
     assert summary["metrics"]["box_iou"]["mean"] == pytest.approx(0.5)
     assert summary["metrics"]["pointing"]["n"] == 3

@@ -82,6 +82,11 @@ WORDS: dict[str, Any] = yaml.safe_load(
 METRICS: dict[str, str] = WORDS["metrics"]  # each with what it is
 COLUMNS: dict[str, str] = WORDS["columns"]  # a comparison's metrics, with their titles there
 RELATED: dict[str, str] = WORDS["related"]  # those of related questions, with short titles
+# Metrics that the terminal shows below a data set's accuracy, where it has them.
+IN_TERMINAL = (
+    *("box_iou", "box_ap_30", "box_ap_50", "pointing", "report_labels"),
+    *("judged_accuracy", "judge_correctness"),
+)
 UNBOUNDED = ("completion_tokens", "option_margin")  # those that are no fractions
 
 
