@@ -191,6 +191,25 @@ def test_boxes_move_with_the_image_and_reach_samples_and_measurements(
     assert summary["metrics"]["pointing"]["n"] == 3
 
 
+def test_another_question_about_an_image_with_boxes_is_measured_where_it_points(
+    processor: Any,
+) -> None:
+    asked = asking(answer="no", answer_type="closed", question="Is it normal?")
+    prepared = prepare_example(asked, processor, plain_prompt())
+    assert "1000" not in prepared.prompt.text
+    texts = {
+        "<think>mass(150,150),(250,350)</think><answer>no</answer>": 1.0,
+        "<think>mass(800,800),(900,900)</think><answer>no</answer>": 0.0,
+        "<think>A mass.</think><answer>no</answer>": None,
+        "<think>A mass.</think><answer>none</answer>": None,
+    }
+    for text, wanted in texts.items():
+        sample = Sample(prepared.example, prepared.prompt, Rollout(text, [1], "stop", 0))
+        score_groups([[sample]], GRADES, GRADE_SETTINGS)
+        assert measure(sample).get("pointing") == wanted
+        assert "box_iou" not in measure(sample)
+
+
 def test_a_file_without_boxes_is_as_it_was(tmp_path: Path, processor: Any) -> None:
     plain = asking(boxes=None, answer_type="open")
     prepared = prepare_example(plain, processor, plain_prompt())

@@ -137,7 +137,7 @@ def box_metrics(sample: Sample) -> dict[str, float]:
         for name, least in (("box_ap_30", 0.3), ("box_ap_50", 0.5)):
             found[name] = average_precision(sample.boxes, true, least)
     evidence = read_boxes(sample.reply.thinking, frame) or sample.boxes
-    if evidence is not None or found:
+    if evidence or found:
         found["pointing"] = pointing(evidence, true)
     return found
 
