@@ -115,7 +115,7 @@ def make_group(case: Case, config: Any, seed: int = 0) -> TokenGroup:
     ]
     return TokenGroup(
         prompt_token_ids=np.array(ids, dtype=np.int64),
-        pixels=rng.integers(0, 256, (case.side * 14, case.side * 14, 3), dtype=np.uint8),
+        pixels=(rng.integers(0, 256, (case.side * 14, case.side * 14, 3), dtype=np.uint8),),
         patch_rule=PATCH_RULE,
         completions=[
             rng.integers(3, ordinary, case.completion).tolist() for _ in range(case.group)

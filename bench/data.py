@@ -109,7 +109,12 @@ def make_example(number: int) -> Example:
     out = io.BytesIO()
     Image.fromarray(np.asarray(cloud) // 8 * 7 + grain).save(out, format="JPEG", quality=85)
     return Example(
-        str(number), out.getvalue(), str(number), f"Is there a lesion in {number}?", "no", "closed"
+        str(number),
+        (out.getvalue(),),
+        str(number),
+        f"Is there a lesion in {number}?",
+        "no",
+        "closed",
     )
 
 

@@ -238,7 +238,7 @@ def ask_served(run: Path) -> list[str]:
                 raise RuntimeError(f"the service did not start:\n{log.read_text()}")
             time.sleep(0.5)
         example = draw_examples("seen", 1, 0, "test")[0]
-        image = base64.b64encode(example.image).decode()
+        image = base64.b64encode(example.images[0]).decode()
         body = {"image": image, "question": example.question, "options": example.options}
         url = f"http://127.0.0.1:{port}/v1/answer"
         reply = httpx.post(url, json={k: v for k, v in body.items() if v}, timeout=300)

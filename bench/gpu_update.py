@@ -61,7 +61,9 @@ def difference(family: str, dtype: torch.dtype, device: str) -> tuple[float, flo
         for key in range(1 + draw % 3):
             rows, columns, before, after = rng.integers(1, 4, 4).tolist()
             lengths = rng.integers(1, 25, 4).tolist()
-            groups.append(random_group(rng, (2 * rows, 2 * columns), (before, after), lengths, key))
+            groups.append(
+                random_group(rng, [(2 * rows, 2 * columns)], (before, after), lengths, key)
+            )
         passes = []
         for forward in (plain_forward, SharedPrefixForward(checkpointing=draw % 2 == 1)):
             out = forward(policy, groups, distribution, VisionCache()).logprobs

@@ -64,7 +64,7 @@ def bodies(count: int) -> list[dict[str, Any]]:
 
     made = []
     for number, example in enumerate(draw_examples("seen", count, seed=7, split="bench")):
-        url = "data:image/png;base64," + base64.b64encode(example.image).decode()
+        url = "data:image/png;base64," + base64.b64encode(example.images[0]).decode()
         content = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": example.question},

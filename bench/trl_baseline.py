@@ -67,7 +67,7 @@ def trl_update(
         "advantages": advantages,
         "num_items_in_batch": torch.tensor(completions.numel()),
         "pixel_values": make_patches(group, "cpu").repeat(count, 1),
-        "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(count, 1),
+        "image_grid_thw": torch.from_numpy(group.grid).repeat(count, 1),
         "mm_token_type_ids": torch.cat(
             [image, torch.zeros_like(completions, dtype=torch.int32)], dim=1
         ),
@@ -129,7 +129,7 @@ def grpo_trainer(
     rows: dict[str, list[Any]] = {name: [getattr(e, name) for e in examples] for name in columns}
     plain = read_families()["plain"]
     rows["prompt"] = [chat_messages(question_text(e, plain, plain.wordings[0])) for e in examples]
-    rows["image"] = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples]
+    rows["image"] = [Image.open(io.BytesIO(e.images[0])).convert("RGB") for e in examples]
     return GRPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32),
         reward_funcs=[text_reward(reward) for reward in rewards],

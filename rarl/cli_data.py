@@ -47,8 +47,8 @@ def prepare(
     phrases: Annotated[str, typer.Option(help="vqa-rad: phrase types to keep.")] = "freeform,para",
     language: Annotated[str, typer.Option(help="slake: en, zh or all.")] = "en",
     images: Annotated[
-        str, typer.Option(help="medxpertqa: of several images, first or all.")
-    ] = "first",
+        str, typer.Option(help="medxpertqa: of several images, all or first.")
+    ] = "all",
     version: Annotated[
         int | None, typer.Option(help="pmc-vqa: 1 or 2, where both are there.")
     ] = None,
@@ -57,7 +57,11 @@ def prepare(
     ] = None,
     map_: Annotated[
         list[str] | None,
-        typer.Option("--map", help="folder: a column of another name: image='Image Name'."),
+        typer.Option("--map", help="folder, text: a column of another name: image='Image Name'."),
+    ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(help="folder: how many of a DICOM series, evenly spaced, or all."),
     ] = None,
     drop: Annotated[str, typer.Option(help="Of repeats,contradictions: rows to leave out.")] = "",
     facts: Annotated[
@@ -74,7 +78,7 @@ def prepare(
 
     display = open_display()
     kept = tuple(phrase.strip() for phrase in phrases.split(","))
-    choices = Choices(kept, language, images, version, answers, tuple(map_ or ()))
+    choices = Choices(kept, language, images, version, answers, tuple(map_ or ()), slices)
     kinds = tuple(kind.strip() for kind in drop.split(",") if kind.strip())
     with display.working(f"preparing {src}"):
         report = prepare_dataset(

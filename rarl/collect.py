@@ -19,9 +19,9 @@ from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey
 from rarl.data.prepared import require_room
 from rarl.errors import UserError
-from rarl.judge.candidate import candidate_of, image_uri
+from rarl.judge.candidate import candidate_of, judged_image
 from rarl.judge.judge import Judge
-from rarl.prompts import without_image
+from rarl.prompts import without_images
 from rarl.reading import Reader, Reading
 from rarl.rewards import Reward
 from rarl.rewards.total import score_groups
@@ -104,7 +104,7 @@ class PendingGroups:
         requests = [
             SampleRequest(prepared.prompt.text, prepared.pixels, seed)
             if show_image
-            else SampleRequest(without_image(prepared.prompt.text), None, seed)
+            else SampleRequest(without_images(prepared.prompt.text), (), seed)
             for prepared, seed in zip(prompts, seeds, strict=True)
         ]
         self.started = time.monotonic()
@@ -115,7 +115,7 @@ class PendingGroups:
         self.seconds[index] = time.monotonic() - self.started
         judge, prepared = self.collector.judge, self.prompts[index]
         if judge is not None:
-            image = image_uri(prepared.pixels) if judge.sees else None
+            image = judged_image(prepared.pixels) if judge.sees else None
             example, prompt = prepared.example, prepared.prompt
             self.verdicts[index] = judge.submit(
                 [candidate_of(example, prompt, one.text, image) for one in rollouts]

@@ -84,8 +84,10 @@ class DataConfig(Section):
     # trained
     train: str | None
     eval: dict[str, str] = {}  # name → the same; measured before and after training
-    # images are shrunk to at most this area; None: the processor's own bound
+    # images are shrunk to at most this area, all of a question together; None: the processor's own
+    # bound for each
     max_pixels: Positive | None = None
+    max_images: Positive = 16  # of one question; a row with more is a bad one
     on_bad_row: Literal["fail", "skip"] = "fail"  # skip: counted, and listed in the run directory
     allow_same_files: bool = False  # data.eval may name files that data.train names
     select: SelectConfig = SelectConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,7 +22,8 @@ from rarl.replies.tags import TAG, target_text
 from rarl.schema import Example, Frame, Prompt, ReplyForm
 
 BUILT_IN = Path(__file__).with_suffix(".yaml")
-IMAGE_PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_TOKEN = "<|image_pad|>"
+IMAGE_PLACEHOLDER = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 YES_OR_NO = "Answer yes or no."
 FORM_LINES: dict[ReplyForm, str] = {
@@ -76,7 +78,8 @@ class PromptPlan:
         family = self.families[name]
         asked = STYLES[family_of(processor)].asked if example.answer_type == "boxes" else ""
         text = question_text(example, family, family.wordings[number], asked)
-        return Prompt(as_turn(processor, text, image=True), f"{name}/{number}", family.form)
+        turn = as_turn(processor, text, labels_of(example))
+        return Prompt(turn, f"{name}/{number}", family.form)
 
     def longest(self, processor: Any, example: Example) -> list[Prompt]:
         """Returns for each family that may be drawn the wording of most tokens."""
@@ -200,29 +203,41 @@ def option_lines(example: Example, family: Family) -> list[str]:
     return [YES_OR_NO] if yes_no else []
 
 
-def chat_messages(text: str, image: bool = True) -> list[dict[str, Any]]:
-    """One user turn: the image, where there is one, then the text. The image itself travels beside
-    the messages."""
-    content: list[dict[str, Any]] = [{"type": "image"}] if image else []
+def labels_of(example: Example) -> tuple[str, ...]:
+    """The label of each image of an example, empty where it has none."""
+    return example.image_labels or ("",) * len(example.images)
+
+
+def chat_messages(text: str, images: Sequence[str] = ("",)) -> list[dict[str, Any]]:
+    """One user turn: the images in order, each behind its label if that is not empty, then the
+    text. The images themselves travel beside the messages."""
+    content: list[dict[str, Any]] = []
+    for label in images:
+        named = [{"type": "text", "text": f"{label}: "}, {"type": "image"}]
+        content += [*named, {"type": "text", "text": "\n"}] if label else named[1:]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-def as_turn(processor: Any, text: str, image: bool) -> str:
-    """The turn through the processor's own chat template, up to where the reply begins."""
-    messages = chat_messages(text, image)
+def as_turn(processor: Any, text: str, images: Sequence[str]) -> str:
+    """The turn through the processor's own chat template, up to where the reply begins; `images`
+    are the labels of those that it shows."""
+    messages = chat_messages(text, images)
     rendered: str = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )
     return rendered
 
 
-def without_image(prompt: str) -> str:
-    """The same prompt with nothing to look at."""
-    if IMAGE_PLACEHOLDER not in prompt:
+def without_images(prompt: str) -> str:
+    """The same prompt with nothing to look at. Raises UserError for a template that writes the
+    placeholder of an image otherwise."""
+    bare = prompt.replace(IMAGE_PLACEHOLDER, "")
+    if IMAGE_TOKEN in bare:
         raise UserError(
-            f"the prompt has no image to leave out: the chat template writes no {IMAGE_PLACEHOLDER}"
+            "the prompt has an image that cannot be left out: the chat template writes no "
+            f"{IMAGE_PLACEHOLDER}"
         )
-    return prompt.replace(IMAGE_PLACEHOLDER, "")
+    return bare
 
 
 def rederive_text(example: Example, thinking: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, image_key
-from rarl.prompts import as_turn, rederive_text, without_image
+from rarl.prompts import as_turn, rederive_text, without_images
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tricks import without_answers
 from rarl.replies.words import same_words
@@ -66,7 +66,7 @@ class Reader:
         thought = [(one, one.reply.thinking) for one in samples if one.reply.thinking]
         texts = [(one, self.prompt(rederive_text(one.example, its))) for one, its in thought]
         asked = [(one, text) for one, text in texts if text is not None]
-        requests = [SampleRequest(text, None) for _, text in asked]
+        requests = [SampleRequest(text) for _, text in asked]
         pending = self.pool.submit(requests, GREEDY_ANSWER, use_adapter)
         return Rederived([one for one, _ in asked], pending)
 
@@ -98,7 +98,7 @@ class Reader:
                 pair = (shown, replies[0]), (bare, replies[0])
                 pairs.append(pair)
                 for key in pair:
-                    choices.setdefault(key, ScoreRequest(key[0] + OPENING, None, replies))
+                    choices.setdefault(key, ScoreRequest(key[0] + OPENING, (), replies))
             readings.append((one, pairs))
         return Explanations(readings, Likelihoods(self.pool, choices))
 
@@ -110,7 +110,7 @@ class Reader:
 
     def prompt(self, text: str) -> str | None:
         """Returns a text as the user's turn, or None where it is too long to be shown."""
-        turn = as_turn(self.processor, text, image=False)
+        turn = as_turn(self.processor, text, images=())
         length = len(self.processor.tokenizer(turn).input_ids) + REDERIVED_TOKENS
         return turn if length <= self.max_model_length else None
 
@@ -152,7 +152,7 @@ def read_language(pool: SamplerPool, samples: Sequence[Sample]) -> Language:
     """Asks the base model for the log-probs of each thinking after its prompt without the image.
     Of a reply that is not well formed, the whole text is taken for one."""
     requests = [
-        ScoreRequest(without_image(one.prompt.text) + THINKING, None, [f">{thinking_of(one)}"])
+        ScoreRequest(without_images(one.prompt.text) + THINKING, (), [f">{thinking_of(one)}"])
         for one in samples
     ]
     return Language(list(samples), pool.score(requests, use_adapter=False))

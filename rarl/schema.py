@@ -47,27 +47,27 @@ class Frame:
 
 @dataclass(frozen=True)
 class Example:
-    """One image with one question and its reference answer.
+    """One question, the images that it is about, and its reference answer.
 
     `closed` is a yes/no question or one with a fixed answer and no option list, `choice` has
     `options`, one of which is the answer; `open` is free text. `boxes` asks for the example's
     `boxes`, which `answer` then only lists for people; `report` is a radiology report. Other
-    questions may have `boxes` too; an empty tuple says that there is nothing to point at. `image`
-    holds the encoded file
-    (JPEG, PNG, …), not pixels. `image_id` is equal for two examples exactly when they show the same
-    image. `facts` are sentences that are known to be
-    true of the image; `fact_priors`, in [0, 1] and as many, say how often each is true of other
-    images. `patient` and `study` are salted hashes, `site` is the hospital or scanner, where these
-    are known. `also_right` are further answers that count as right. `rationale_source` is who wrote
-    the rationale, `rationale_status` what is known of it (see `rarl/rationales`); None: it came
-    with the data. `extra` holds the further columns of a table of the user's own, by their names
-    there.
+    questions may have `boxes` too, of their only image; an empty tuple says that there is nothing
+    to point at. `images` holds the encoded files (JPEG, PNG, …), not pixels, in the order in which
+    they are shown; a question of text has none. `image_labels`, as many, say what each is, such as
+    "frontal" and "prior". `image_id` is equal for two examples exactly when they show the same
+    images; a question without any has its own. `facts` are sentences that are known to be true of
+    the images; `fact_priors`, in [0, 1] and as many, say how often each is true of other images.
+    `patient` and `study` are salted hashes, `site` is the hospital or scanner, where these are
+    known. `also_right` are further answers that count as right. `rationale_source` is who wrote the
+    rationale, `rationale_status` what is known of it (see `rarl/rationales`); None: it came with
+    the data. `extra` holds the further columns of a table of the user's own, by their names there.
 
     A new field needs no other edit to reach data files, rewards, samples and the report.
     """
 
     id: str
-    image: bytes = field(metadata=IN_MEMORY)
+    images: tuple[bytes, ...] = field(metadata=IN_MEMORY)
     image_id: str
     question: str
     answer: str
@@ -84,6 +84,7 @@ class Example:
     study: str | None = None
     site: str | None = None
     also_right: tuple[str, ...] | None = None
+    image_labels: tuple[str, ...] | None = None
     rationale_source: str | None = None
     rationale_status: str | None = None
     boxes: tuple[Box, ...] | None = None
@@ -97,9 +98,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an example is asked with: `text` with one image placeholder, the wording it was made
-    from ("family/number") and the form of reply that it asks for. `frame` is how boxes are to be
-    written, where the example has any."""
+    """What an example is asked with: `text` with a placeholder for each image, the wording it was
+    made from ("family/number") and the form of reply that it asks for. `frame` is how boxes are to
+    be written, where the example has any."""
 
     text: str
     wording: str
@@ -114,17 +115,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PreparedExample:
-    """An example and its prompt, ready for the models. `example` comes without its image file; the
-    pixels below replace it.
+    """An example and its prompt, ready for the models. `example` comes without its image files; the
+    pixels below replace them.
 
-    pixels: (height, width, 3) uint8, already of the size the image processor keeps.
-    prompt_token_ids: (P,) int64 with the image placeholder expanded, for the trainer, which also
-    makes patches of the pixels by `patch_rule`: as float32 they are eight times as large.
+    pixels: (height, width, 3) uint8 of each image in order, already of the size the image processor
+    keeps. prompt_token_ids: (P,) int64 with the image placeholders expanded, for the trainer, which
+    also makes patches of the pixels by `patch_rule`: as float32 they are eight times as large.
     """
 
     example: Example
     prompt: Prompt
-    pixels: NDArray[np.uint8]
+    pixels: tuple[NDArray[np.uint8], ...]
     prompt_token_ids: NDArray[np.int64]
     patch_rule: PatchRule
 
@@ -133,7 +134,7 @@ class PreparedExample:
 class Rollout:
     """One sampled completion.
 
-    `prompt_token_ids` is the prompt with the image placeholder already expanded.
+    `prompt_token_ids` is the prompt with the image placeholders already expanded.
     `completion_token_ids` ends with the end-of-turn token when `finish_reason` is "stop"; "length"
     means that it was cut. `sampler_logprobs[t]` is the log-probability (nats) that the sampler gave
     to `completion_token_ids[t]` under the distribution it drew from: after banned tokens and
@@ -151,7 +152,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Explained:
-    """How surely the base model, adapter off, gives reference answers without the image:
+    """How surely the base model, adapter off, gives reference answers without the images:
     `probabilities` when it reads a reply's thinking, `priors` when it reads the question alone. The
     reply's own question is the first, then other questions about its image. All are in [0, 1]:
     among the options where there are any, else the mean over the answer's tokens."""

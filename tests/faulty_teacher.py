@@ -74,7 +74,7 @@ def planted_examples() -> list[Example]:
     return [
         Example(
             id=f"{index}-{place}",
-            image=picture(index),
+            images=(picture(index),),
             image_id=f"image-{index}",
             question=question,
             answer=answer,

@@ -77,24 +77,24 @@ def random_policy(family: str = "qwen2_vl", layers: int = 3) -> PeftModel:
 
 def random_group(
     rng: np.random.Generator,
-    grid: tuple[int, int],
+    grids: Sequence[tuple[int, int]],
     text: tuple[int, int],
     lengths: Sequence[int],
     key: int = 0,
 ) -> TokenGroup:
-    """A prompt of `text[0]` tokens, an image of `grid` patches (even sides), `text[1]` tokens, and
-    its completions."""
-    rows, columns = grid
-    prompt = [
-        *rng.integers(3, 280, text[0]),
-        START,
-        *[IMAGE] * (rows * columns // 4),
-        END,
-        *rng.integers(3, 280, text[1]),
+    """A prompt of `text[0]` tokens, an image for each of `grids` in patches (even sides), `text[1]`
+    tokens, and its completions."""
+    prompt = rng.integers(3, 280, text[0]).tolist()
+    for rows, columns in grids:
+        prompt += [START, *[IMAGE] * (rows * columns // 4), END]
+    prompt += rng.integers(3, 280, text[1]).tolist()
+    pixels = [
+        rng.integers(0, 256, (rows * PATCH, columns * PATCH, 3), dtype=np.uint8)
+        for rows, columns in grids
     ]
     return TokenGroup(
         prompt_token_ids=np.array(prompt, dtype=np.int64),
-        pixels=rng.integers(0, 256, (rows * PATCH, columns * PATCH, 3), dtype=np.uint8),
+        pixels=tuple(pixels),
         patch_rule=PATCH_RULE,
         completions=[rng.integers(3, 280, n).tolist() for n in lengths],
         key=key,

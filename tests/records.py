@@ -34,7 +34,7 @@ def example(index: int = 0, **changes: Any) -> Example:
     """A closed question about an image of its own."""
     values: dict[str, Any] = {
         "id": str(index),
-        "image": b"",
+        "images": (),
         "image_id": f"image-{index}",
         "question": "q",
         "answer": "yes",

@@ -69,7 +69,7 @@ def right_or_wrong(asked: Example, is_right: bool, reasoning: float) -> Sample:
     answer = asked.answer if is_right else "something else"
     text = f"<think>I see {asked.organ}.</think><answer>{answer}</answer>"
     grades = {"correct": is_right, "reasoning": round(reasoning, 3)}
-    return reply_to(replace(asked, image=b""), answer, grades, text=text, tokens=12)
+    return reply_to(replace(asked, images=()), answer, grades, text=text, tokens=12)
 
 
 def metrics_row(step: int, method: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rarl.commands.targets import name_data_sets, read_judge, read_target
 from rarl.config import load_config
 from rarl.data.images import blank_image, rows_with_other_images
 from rarl.errors import UserError
-from rarl.prompts import plain_prompt, without_image
+from rarl.prompts import plain_prompt, without_images
 from rarl.schema import Example
 from tests.runs import REPOSITORY
 
@@ -119,8 +119,8 @@ def test_a_measurement_may_not_change_the_run() -> None:
 
 
 def test_a_blank_image_has_the_size_and_one_colour(examples: list[Example]) -> None:
-    image = Image.open(io.BytesIO(blank_image(examples[0].image)))
-    assert image.size == Image.open(io.BytesIO(examples[0].image)).size
+    image = Image.open(io.BytesIO(blank_image(examples[0].images[0])))
+    assert image.size == Image.open(io.BytesIO(examples[0].images[0])).size
     assert image.getcolors() == [(image.width * image.height, (128, 128, 128))]
 
 
@@ -142,11 +142,12 @@ def test_the_text_control_takes_out_the_image_and_nothing_else(
     processor: object, examples: list[Example]
 ) -> None:
     prompt = plain_prompt()(processor, examples[0]).text
-    bare = without_image(prompt)
+    bare = without_images(prompt)
     assert "<|image_pad|>" not in bare and examples[0].question in bare
     assert len(prompt) - len(bare) == len("<|vision_start|><|image_pad|><|vision_end|>")
-    with pytest.raises(UserError, match="no image to leave out"):
-        without_image(bare)
+    assert without_images(bare) == bare
+    with pytest.raises(UserError, match="image that cannot be left out"):
+        without_images(prompt.replace("<|vision_end|>", ""))
 
 
 def test_a_judge_with_an_address_is_not_taken_for_the_rules() -> None:

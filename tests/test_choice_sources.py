@@ -3,13 +3,10 @@ MedXpertQA."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
@@ -69,14 +66,14 @@ def test_pmc_vqa_in_both_versions(pmc: Path, tmp_path: Path) -> None:
         ("pmc-vqa-1-train-1", "X-ray, lateral", "choice"),
     ]
     assert train[0].options == ("CT", "MRI", "X-ray, lateral", "PET")
-    assert train[1].image == picture(1)
+    assert train[1].images[0] == picture(1)
     assert "LEAK: test: 1 of its 1 images are in train" in report
     prepare_dataset("pmc-vqa", pmc, tmp_path / "v2", choices=Choices(version=2))
-    assert [(e.answer, e.image) for e in read(tmp_path / "v2" / "train.parquet")] == [
+    assert [(e.answer, e.images[0]) for e in read(tmp_path / "v2" / "train.parquet")] == [
         ("CT", picture(10)),
         ("PET", picture(11)),
     ]
-    assert [e.image for e in read(tmp_path / "v2" / "test.parquet")] == [picture(19)]
+    assert [e.images[0] for e in read(tmp_path / "v2" / "test.parquet")] == [picture(19)]
     for name in ("train.csv", "test.csv"):
         (pmc / name).unlink()
     # no choice is needed where only one version is there
@@ -128,7 +125,7 @@ def test_omnimedvqa_packed_or_not(tmp_path: Path, packed: bool) -> None:
     ]
     assert found[1].options == ("Yes", "No")
     assert found[1].extra == {"question_type": "Modality Recognition"}
-    assert found[1].image == picture(2, "PNG")
+    assert found[1].images[0] == picture(2, "PNG")
 
 
 @pytest.fixture
@@ -165,25 +162,21 @@ def medxpertqa(tmp_path: Path) -> Path:
 
 
 def test_medxpertqa_and_its_several_images(medxpertqa: Path, tmp_path: Path) -> None:
-    report = prepare_dataset("medxpertqa", medxpertqa, tmp_path / "first")
-    found = read(tmp_path / "first" / "test.parquet")
+    report = prepare_dataset("medxpertqa", medxpertqa, tmp_path / "all")
+    found = read(tmp_path / "all" / "test.parquet")
     assert [(e.id, e.question, e.answer, e.organ) for e in found] == [
         ("medxpertqa-MM-2", "What is the best treatment?", "Splint", "Skeletal"),
         ("medxpertqa-MM-3", "What is the best treatment?", "Splint", "Skeletal"),
     ]
     assert found[0].options == ("Rest", "Surgery", "Radiotherapy", "Splint", "None")
     assert found[0].extra == {"medical_task": "Treatment", "question_type": "Reasoning"}
-    assert found[0].image == picture(2)
-    assert [e.id for e in read(tmp_path / "first" / "validation.parquet")] == ["medxpertqa-MM-1"]
-    assert "1 questions have several images; the first is taken" in report
+    assert found[0].images == (picture(2), picture(4, "PNG", (90, 45)))
+    assert found[1].images == (picture(3),)
+    assert [e.id for e in read(tmp_path / "all" / "validation.parquet")] == ["medxpertqa-MM-1"]
+    assert "1 questions have several images, all taken, in order" in report
 
-    report = prepare_dataset(
-        "medxpertqa", medxpertqa, tmp_path / "all", choices=Choices(images="all")
-    )
-    assert "1 questions have several images; all are set side by side in one" in report
-    joined, alone = read(tmp_path / "all" / "test.parquet")
-    whole = np.asarray(Image.open(io.BytesIO(joined.image)))
-    assert whole.shape == (45, 30 + 8 + 90, 3)  # 60x90 at half its size, a gap, 90x45
-    right = np.asarray(Image.open(io.BytesIO(picture(4, "PNG", (90, 45)))).convert("RGB"))
-    assert (whole[:, 38:] == right).all()
-    assert alone.image == picture(3)
+    choices = Choices(images="first")
+    report = prepare_dataset("medxpertqa", medxpertqa, tmp_path / "first", choices=choices)
+    assert "1 questions have several images, of which the first is taken" in report
+    found = read(tmp_path / "first" / "test.parquet")
+    assert [e.images for e in found] == [(picture(2),), (picture(3),)]

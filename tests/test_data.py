@@ -19,7 +19,7 @@ from PIL import Image
 from rarl.data.check import check_rows
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.data.order import StepOrder, sampling_seed
-from rarl.data.parquet import SCHEMA, ParquetRows, write_examples
+from rarl.data.parquet import ONE_IMAGE, SCHEMA, ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings, ordered_stream, training_stream, unpack
 from rarl.errors import UserError
@@ -94,12 +94,14 @@ def test_a_new_text_field_of_an_example_is_read_and_written_with_no_further_edit
 
 def test_the_columns_are_what_they_always_were() -> None:
     columns = {"id", "image", "image_id", "question", "answer", "answer_type"}
-    assert {field.name for field in SCHEMA if not field.nullable} == columns
+    assert {field.name for field in ONE_IMAGE if not field.nullable} == columns
     optional = {"options", "rationale", "modality", "organ", "dataset", "split", "extra"}
     optional |= {"facts", "fact_priors", "patient", "study", "site"}
     optional |= {"rationale_source", "rationale_status", "also_right", "boxes"}
-    assert {field.name for field in SCHEMA if field.nullable} == optional
-    assert SCHEMA.field("image").type == pa.binary()
+    assert {field.name for field in ONE_IMAGE if field.nullable} == optional
+    assert ONE_IMAGE.field("image").type == pa.binary()
+    more = {"images", "image_labels"}
+    assert {*SCHEMA.names} == {*ONE_IMAGE.names} - {"image"} | more
     assert SCHEMA.field("options").type == pa.list_(pa.string())
     assert {str(f.type) for f in SCHEMA if f.name in ("id", "organ", "split")} == {"string"}
     assert SCHEMA.field("extra").type == pa.map_(pa.string(), pa.string())
@@ -228,7 +230,7 @@ def test_the_stream_gives_each_step_its_rows_and_can_start_anywhere(
         assert prepared[0].prompt == expected.prompt
         assert (prepared[0].prompt_token_ids == expected.prompt_token_ids).all()
         assert prepared[0].patch_rule == expected.patch_rule
-        assert (prepared[0].pixels == expected.pixels).all()
+        assert all(map(np.array_equal, prepared[0].pixels, expected.pixels))
     tail = list(
         training_stream(settings, order, 6, 9).iter_batches(batch_size=5, batch_format="pyarrow")
     )
@@ -307,6 +309,6 @@ def test_a_data_set_without_a_single_good_row_is_refused(
     ray_cluster: None, tmp_path: Path, examples: list[Example]
 ) -> None:
     path = tmp_path / "bad.parquet"
-    write_examples(path, [replace(example, image=b"x") for example in examples])
+    write_examples(path, [replace(example, images=(b"x",)) for example in examples])
     with pytest.raises(UserError, match="not one of the 24 rows can be used"):
         check_rows(str(path), "skip")

@@ -62,7 +62,10 @@ def test_damaged_pages_are_named_with_their_part_of_the_file(tmp_path: Path) -> 
     path = tmp_path / "a.parquet"
     write_examples(
         path,
-        [Example(str(i), picture(i), str(i), f"What is {i}?", "a mass", "open") for i in range(6)],
+        [
+            Example(str(i), (picture(i),), str(i), f"What is {i}?", "a mass", "open")
+            for i in range(6)
+        ],
     )
     whole = path.read_bytes()
     path.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])

@@ -191,12 +191,13 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
     (folder / "plain.dcm").write_bytes(real("MR_small"))
     report = prepare_dataset("folder", folder, tmp_path / "out")
     found = read(tmp_path / "out" / "train.parquet")
-    assert [e.image[:8] for e in found] == [b"\x89PNG\r\n\x1a\n"] * 3
+    assert [e.images[0][:8] for e in found] == [b"\x89PNG\r\n\x1a\n"] * 3
     assert (
-        np.asarray(Image.open(io.BytesIO(found[0].image))) == np.asarray(render(real("CT_small")))
+        np.asarray(Image.open(io.BytesIO(found[0].images[0])))
+        == np.asarray(render(real("CT_small")))
     ).all()
     assert (
-        np.asarray(Image.open(io.BytesIO(found[1].image)))
+        np.asarray(Image.open(io.BytesIO(found[1].images[0])))
         == np.asarray(render(real("examples_ybr_color"), 7))
     ).all()
     assert "3 DICOM files were rendered to PNG" in report
@@ -204,7 +205,7 @@ def test_prepared_dicom_is_a_png_that_knows_no_patient(tmp_path: Path) -> None:
     secrets = [str(person.PatientName), str(person.StudyInstanceUID), "Doe^John"]
     everything = b"".join(p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file())
     everything += json.dumps([e.image_id + e.id for e in found]).encode() + b"".join(
-        e.image for e in found
+        e.images[0] for e in found
     )
     for secret in secrets:
         assert len(secret) > 4

@@ -59,7 +59,7 @@ def test_a_corrupt_image_is_named_by_row(
 ) -> None:
     damaged = tmp_path / "damaged.parquet"
     write_examples(
-        damaged, [*examples[:3], replace(examples[3], image=b"\xff\xd8 broken"), *examples[4:]]
+        damaged, [*examples[:3], replace(examples[3], images=(b"\xff\xd8 broken",)), *examples[4:]]
     )
     done = rarl_here(
         "train", DEMO, f"run_dir={tmp_path / 'run'}", f"data.train={damaged}", *SHORT, pool=pool

@@ -259,7 +259,7 @@ def test_nobody_listens(bench: Bench) -> None:
 
 
 def test_an_image_that_cannot_be_read_is_a_row_without_a_reply(bench: Bench) -> None:
-    broken = [replace(bench.examples[0], image=b"no image"), *bench.examples[1:3]]
+    broken = [replace(bench.examples[0], images=(b"no image",)), *bench.examples[1:3]]
     write_examples(bench.folder / "broken.parquet", broken)
     bench.data = ParquetRows(bench.folder / "broken.parquet")
     bench.start(FaultyTeacher(by_seed(["fitting"])))

@@ -62,7 +62,7 @@ def logprobs(model: Any, processor: Any, examples: list[Example]) -> torch.Tenso
     found = []
     for example in examples:
         prepared = prepare_example(example, processor, plain_prompt())
-        images = [Image.fromarray(prepared.pixels)]
+        images = [Image.fromarray(one) for one in prepared.pixels]
         batch = processor(text=[prepared.prompt.text], images=images, return_tensors="pt")
         with torch.no_grad():
             rows = model(**batch).logits[0].float().log_softmax(-1)

@@ -20,7 +20,8 @@ from rarl.adapters.origin import WEIGHTS, read_origin
 from rarl.commands.compare import Task
 from rarl.commands.federate import Plan, federate, read_plan
 from rarl.config import Config, dump_config
-from rarl.data.parquet import ParquetRows, read_mixture, write_examples
+from rarl.data.mixture import read_mixture
+from rarl.data.parquet import ParquetRows, write_examples
 from rarl.errors import UserError
 from rarl.evaluation.lines import read_compared
 from rarl.files import file_hash

@@ -74,7 +74,7 @@ def test_many_images_that_are_alike_take_no_memory_by_the_pair(
     looks = np.zeros((600, 4), np.uint64)
     looks[::3] = ~np.uint64(0)
     side = Side("a", images={str(i): i for i in range(len(looks))}, looks=list(looks))
-    side.rows = [(i, f"which?\n{i % 3}") for i in range(len(looks))]
+    side.rows = [((i,), f"which?\n{i % 3}") for i in range(len(looks))]
     tracemalloc.start()
     groups, leak = image_groups(looks), find_leak(side, side)
     peak = tracemalloc.get_traced_memory()[1]
@@ -98,12 +98,14 @@ def test_twins_are_those_of_a_plain_loop() -> None:
     for side in (left, right):
         side.images = {f"{side.name}-{i}": i for i in range(20)}
         side.rows = [
-            (image, f"q\n{key}") for image, key in rng.integers(0, (20, 9), (60, 2)).tolist()
+            ((image,), f"q\n{key}") for image, key in rng.integers(0, (20, 9), (60, 2)).tolist()
         ]
     leak = find_leak(left, right)
-    known = {(left.looks[i].tobytes(), key) for i, key in left.rows}
+    known = {(left.looks[i].tobytes(), key) for (i,), key in left.rows}
     twins = [
-        row for row, (i, key) in enumerate(right.rows) if (right.looks[i].tobytes(), key) in known
+        row
+        for row, ((i,), key) in enumerate(right.rows)
+        if (right.looks[i].tobytes(), key) in known
     ]
     texts = {key for _, key in left.rows}
     assert leak.twins == twins

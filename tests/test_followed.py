@@ -119,7 +119,7 @@ def test_columns_that_go_with_the_question_are_not_looked_at() -> None:
 def example_of(one: Question, number: int) -> Example:
     return Example(
         id=str(number),
-        image=picture(number),
+        images=(picture(number),),
         image_id=one.image_id,
         question=one.question,
         answer=one.answer,

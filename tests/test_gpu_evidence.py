@@ -73,7 +73,7 @@ def engines_on(
         config.rollout,
         "",
         config.data.max_pixels,
-        str(kept),
+        cache_file=str(kept),
     )
     (tmp_path / "settings").write_bytes(pickle.dumps(settings))
     command = [sys.executable, "-m", "tests.vllm_on_cuda", capability, str(gib)]

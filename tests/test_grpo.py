@@ -48,12 +48,14 @@ def prepared(examples: list[Example], processor: Any) -> list[PreparedExample]:
     """Three prompts with pictures of different shapes."""
     made = []
     for example, size in zip(examples, [(112, 112), (300, 90), (40, 200)], strict=False):
-        picture = Image.open(io.BytesIO(example.image)).resize(size)
+        picture = Image.open(io.BytesIO(example.images[0])).resize(size)
         encoded = io.BytesIO()
         picture.save(encoded, format="PNG")
         made.append(
             prepare_example(
-                Example(**{**vars(example), "image": encoded.getvalue()}), processor, plain_prompt()
+                Example(**{**vars(example), "images": (encoded.getvalue(),)}),
+                processor,
+                plain_prompt(),
             )
         )
     return made
@@ -92,7 +94,7 @@ def naive_logprobs(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         pixel_values=make_patches(group, "cpu"),
-        image_grid_thw=torch.from_numpy(group.grid)[None],
+        image_grid_thw=torch.from_numpy(group.grid),
         mm_token_type_ids=(ids == policy.config.image_token_id).int(),
     ).logits[0]
     logits = logits.clone()

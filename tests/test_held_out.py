@@ -40,7 +40,7 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
 
 
 def row(number: int, image: bytes, question: str, answer: str = "yes") -> Example:
-    return Example(f"row-{number}", image, f"image-{number}", question, answer, "closed")
+    return Example(f"row-{number}", (image,), f"image-{number}", question, answer, "closed")
 
 
 TRAIN = [row(i, encoded(picture(i)), f"Is there a mass in {i}?") for i in range(4)]

@@ -71,7 +71,7 @@ def test_a_hub_id_is_downloaded_once_and_its_revision_is_in_the_card(
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert (card["read_from"], card["revision"]) == ("BoKelvin/SLAKE", COMMIT)
     assert f"2 records of revision {COMMIT} read" in done.stdout
-    assert [one.image for one in read(tmp_path / "out" / "train.parquet")] == [picture(0)]
+    assert [one.images[0] for one in read(tmp_path / "out" / "train.parquet")] == [picture(0)]
 
     hub.fetched.clear()
     sources = ("BoKelvin/SLAKE", f"BoKelvin/SLAKE@{COMMIT}", "closed/SLAKE")

@@ -30,7 +30,7 @@ from tests.runs import REPOSITORY, rarl_here
 RECIPES = REPOSITORY / "configs" / "recipes" / "tiny"
 QUESTIONS = 40
 RIGHT = {"base": 10, "sft": 20, "rarl": 36}  # of QUESTIONS
-ASKED = [example(i, image=b"x", rationale="The lung is clear.") for i in range(QUESTIONS)]
+ASKED = [example(i, images=(b"x",), rationale="The lung is clear.") for i in range(QUESTIONS)]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def write_run(config: Config, model: str) -> None:
         right = RIGHT["base" if label == "base" else model]
         replies = [
             reply_to(
-                replace(one, image=b""),
+                replace(one, images=()),
                 "yes",
                 wording="plain/0",
                 text=f"<think>The lung is clear.</think><answer>{'yes' if i < right else 'no'}"

@@ -224,10 +224,10 @@ def test_against_counts_images_of_bad_rows_and_refuses_those_it_cannot_read(tmp_
         {"image": f"{i}.png", "question": f"What is {i}?", "answer": "a mass"} for i in range(3)
     ]
     mine, theirs = write_folder(tmp_path / "mine", rows), tmp_path / "theirs.parquet"
-    write_examples(theirs, [Example("0", picture(0, "PNG"), "0", " ", "a mass", "open")])
+    write_examples(theirs, [Example("0", (picture(0, "PNG"),), "0", " ", "a mass", "open")])
     prepare_dataset("folder", mine, tmp_path / "out", against=theirs)
     assert [e.id for e in read(tmp_path / "out" / "train.parquet")] == ["row-2", "row-3"]
-    write_examples(theirs, [Example("0", b"no picture", "0", "What?", "a mass", "open")])
+    write_examples(theirs, [Example("0", (b"no picture",), "0", "What?", "a mass", "open")])
     with pytest.raises(
         UserError, match=r"theirs\.parquet: row 0: example '0': image cannot .*; mend or delete"
     ):
@@ -251,7 +251,7 @@ def test_twins_may_differ_in_their_wrong_options(tmp_path: Path) -> None:
 
 def test_repetitions_contradictions_and_languages_are_reported(tmp_path: Path) -> None:
     def row(number: int, image: int, question: str, answer: str) -> Example:
-        return Example(str(number), picture(image), str(image), question, answer, "open")
+        return Example(str(number), (picture(image),), str(image), question, answer, "open")
 
     german = "Gibt es eine Läsion in der linken Lunge, und welche Ursache hat sie wahrscheinlich?"
     english = "Is there a lesion in the left lung of this patient, and which cause is likely?"
@@ -270,11 +270,11 @@ def test_repetitions_contradictions_and_languages_are_reported(tmp_path: Path) -
 
 
 def test_bad_rows_and_changed_files_are_not_sound(tmp_path: Path) -> None:
-    rows = [Example(str(i), picture(i), str(i), "What?", "a mass", "open") for i in range(4)]
+    rows = [Example(str(i), (picture(i),), str(i), "What?", "a mass", "open") for i in range(4)]
     bad = [
         rows[0],
-        Example("0", picture(9), "9", " ", "x", "open"),
-        Example("2", b"x", "2", "What?", "x", "open"),
+        Example("0", (picture(9),), "9", " ", "x", "open"),
+        Example("2", (b"x",), "2", "What?", "x", "open"),
     ]
     write_examples(tmp_path / "bad.parquet", bad)
     report, sound = check_datasets([tmp_path / "bad.parquet"])
@@ -304,7 +304,7 @@ def test_folders_beside_each_other_are_compared_split_by_split(tmp_path: Path) -
         for place, split in enumerate(("train", "train", "test")):
             number = images[place]
             example = Example(
-                str(place), picture(number), str(number), f"What is {place}?", "a mass", "open"
+                str(place), (picture(number),), str(number), f"What is {place}?", "a mass", "open"
             )
             path = tmp_path / name / f"{split}.parquet"
             write_examples(path, [*(read(path) if path.exists() else []), example])
@@ -331,6 +331,6 @@ def test_a_folder_without_a_parquet_file_is_told_from_one_that_is_not_there(tmp_
 def test_yes_in_another_language_repeats_a_yes_and_contradicts_a_no() -> None:
     side, image = Side("own"), ImagePrint("an image", np.zeros(4, np.uint64))
     for answer in ("yes", "Ja", "oui", "Nein"):
-        side.add(image, "Is there a mass?", answer)
+        side.add([image], "Is there a mass?", answer)
     assert side.repeats() == {1: 0, 2: 0}
     assert side.contradictions() == [[0, 1, 2, 3]]

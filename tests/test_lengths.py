@@ -40,7 +40,7 @@ def varied(examples: list[Example]) -> list[Example]:
         out = io.BytesIO()
         Image.effect_noise((width, height), 50).save(out, format="PNG")
         question = examples[number].question + " Is it, really?" * number
-        found.append(replace(examples[number], image=out.getvalue(), question=question))
+        found.append(replace(examples[number], images=(out.getvalue(),), question=question))
     return found
 
 
@@ -67,8 +67,8 @@ def test_a_rows_lengths_are_those_of_the_longest_prompt_that_may_be_drawn(
             prepare_example(example, processor, one, max_pixels)
             for one in every_wording(plan, example)
         ]
-        width, height = Image.open(io.BytesIO(example.image)).size
-        found = rule.lengths(example, height, width, processor)
+        width, height = Image.open(io.BytesIO(example.images[0])).size
+        found = rule.lengths(example, [(height, width)], processor)
         longest = max(len(one.prompt_token_ids) for one in prepared)
         image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         image = int((prepared[0].prompt_token_ids == image_token).sum())
@@ -81,7 +81,10 @@ def test_facts_of_rows_come_from_one_look_at_each_image(
     long = io.BytesIO()
     Image.new("RGB", (3000, 10)).save(long, format="PNG")
     path = tmp_path / "data.parquet"
-    again = [replace(varied[0], id="again"), replace(varied[1], id="long", image=long.getvalue())]
+    again = [
+        replace(varied[0], id="again"),
+        replace(varied[1], id="long", images=(long.getvalue(),)),
+    ]
     write_examples(path, [*varied, *again])
     seen: list[bytes] = []
 
@@ -145,8 +148,8 @@ def test_the_longest_row_of_all_data_is_named_once_with_what_would_do(
     enough = int(told.split("set rollout.max_model_length=")[1].split(",")[0])
     rule = measured_lengths(setup.config, setup.model_path, ["plain", "reason"])
     longest = replace(varied[1], question="Where " * 60)
-    size = Image.open(io.BytesIO(longest.image)).size
-    assert enough == rule.lengths(longest, size[1], size[0], processor).needed
+    size = Image.open(io.BytesIO(longest.images[0])).size
+    assert enough == rule.lengths(longest, [(size[1], size[0])], processor).needed
     check(setup, engines=False)  # nothing is asked
     for length, fits in ((enough, True), (enough - 1, False)):
         setup = setup_of(tmp_path, varied, length, "evaluation.max_examples=2")
@@ -180,5 +183,5 @@ def test_what_is_imitated_counts_as_the_reply(
     lengths: Callable[..., Any] = training_lengths(setup.config, setup.model_path).lengths
     short, long = (replace(varied[0], rationale=text) for text in ("A spot.", "A spot. " * 30))
     bare = replace(varied[0], rationale=None)
-    needed = [lengths(one, 112, 112, processor).needed for one in (bare, short, long)]
+    needed = [lengths(one, [(112, 112)], processor).needed for one in (bare, short, long)]
     assert needed == sorted(needed) and needed[2] > needed[1] + 60

@@ -230,7 +230,7 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
     policy = random_policy()
     rng = np.random.default_rng(0)
     lengths = [3, 7, 5, 7]
-    group = random_group(rng, (4, 4), (5, 6), lengths)
+    group = random_group(rng, [(4, 4)], (5, 6), lengths)
     advantages = torch.tensor([1.2, -0.4, 0.3, -1.1])
     temperature = 0.9
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_each_loss_equals_trls(name: str, beta: float, tmp_path: Path, model_pat
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
         "pixel_values": make_patches(group, "cpu").repeat(4, 1),
-        "image_grid_thw": torch.from_numpy(group.grid)[None].repeat(4, 1),
+        "image_grid_thw": torch.from_numpy(group.grid).repeat(4, 1),
         "num_images": [1] * 4,
         "mm_token_type_ids": torch.cat(
             [prompt == IMAGE, torch.zeros(4, 7, dtype=torch.bool)], dim=1

@@ -157,10 +157,10 @@ def test_controls_show_other_pictures_and_the_text_control_shows_none(
         batches = ordered_stream(settings, rows, image_rows).iter_batches(
             batch_size=None, batch_format="pyarrow"
         )
-        return [one.pixels for batch in batches for one in unpack(batch)]
+        return [one.pixels[0] for batch in batches for one in unpack(batch)]
 
     def decoded(example: Example) -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(example.image)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(example.images[0])).convert("RGB"))
 
     shuffled = pixels(own, others)
     assert all(
@@ -169,7 +169,8 @@ def test_controls_show_other_pictures_and_the_text_control_shows_none(
     blank = pixels(PreparerSettings(str(dataset), model_path, plain_prompt(), blank=True))
     assert {int(a.min()) for a in blank} == {int(a.max()) for a in blank} == {128}
     assert (
-        blank[0].shape == np.asarray(Image.open(io.BytesIO(blank_image(examples[0].image)))).shape
+        blank[0].shape
+        == np.asarray(Image.open(io.BytesIO(blank_image(examples[0].images[0])))).shape
     )
 
     blind = exam(dataset, model_path, rows, show_image=False)
@@ -217,7 +218,7 @@ def test_option_likelihoods_equal_transformers(
     for one, example in zip(scores, examples, strict=False):
         assert one.options == (list(example.options) if example.options else ["yes", "no"])
         assert one.options[one.correct] == example.answer
-        image = Image.open(io.BytesIO(example.image)).convert("RGB")
+        image = Image.open(io.BytesIO(example.images[0])).convert("RGB")
         for option, logprob in zip(one.options, one.logprobs, strict=True):
             reply = target_text("answer", "", option) + "<|im_end|>"
             text = plan(processor, example).text + reply

@@ -331,7 +331,7 @@ def test_the_loss_on_a_data_set_is_the_models_own(
             reply = target_reply(example, "think") + processor.tokenizer.eos_token
             batch = processor(
                 text=[prepared.prompt.text + reply],
-                images=[Image.fromarray(prepared.pixels)],
+                images=[Image.fromarray(one) for one in prepared.pixels],
                 return_tensors="pt",
             )
             size = len(processor.tokenizer(reply).input_ids)

@@ -347,7 +347,8 @@ from rarl.prepare.rows import Record
 def read(files, choices):
     for line in files.read_text("list.txt").splitlines():
         image, question, answer = line.split("/")
-        yield Record(line, image, files.image(image), question, answer, extra={{"site": "north"}})
+        shown = (files.image(image),)
+        yield Record(line, image, shown, question, answer, extra={{"site": "north"}})
 
 def wrong(files, choices):
     yield {{"image": "0.png"}}
@@ -373,7 +374,7 @@ def test_a_source_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
     for name, message in {
         "wrong": "source 'own_source:wrong' gave a dict; known are Record",
-        "broken": r"own_source.py, line 13: ZeroDivisionError: division by zero$",
+        "broken": r"own_source.py, line 14: ZeroDivisionError: division by zero$",
         "greedy": r"no function\(files, choices\) that yields records: too many",
         "absent": "'own_source:absent' cannot be imported",
     }.items():

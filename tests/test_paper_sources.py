@@ -74,7 +74,7 @@ def test_vqa_med_in_three_splits_with_categories(vqa_med: Path, tmp_path: Path) 
         ("(angioinvasive aspergillosis with) emboli", ("emboli",), "abnormality"),
         ("spine and contents", ("skull and contents",), "organ"),
     ]
-    assert [e.image for e in test] == [picture(7)] * 2
+    assert [e.images[0] for e in test] == [picture(7)] * 2
     assert "2 answers may be given in more than one way" in report
     assert "has 3 fields between bars, not 4: image, category, question, answer" in report
     assert "line 3" in report
@@ -164,9 +164,9 @@ def test_explanations_become_rationales(silvar: Path, tmp_path: Path) -> None:
             "The lung is not healthy, since nodules are seen.",
         ),
     ]
-    assert [e.image for e in train] == [picture(0), picture(1), picture(1)]
+    assert [e.images[0] for e in train] == [picture(0), picture(1), picture(1)]
     test = read(tmp_path / "out" / "test.parquet")
-    assert [(e.image, e.answer) for e in test] == [(picture(2), "No")]
+    assert [(e.images[0], e.answer) for e in test] == [(picture(2), "No")]
     assert "2 answers are the first sentence of their explanation" in report
     assert "has lists of questions and answers of different lengths" in report
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())

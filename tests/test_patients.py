@@ -78,7 +78,7 @@ def test_no_patient_and_no_image_straddles_a_split(
     for image, patient in rows:
         look = np.random.default_rng(image).integers(0, 2**63, 4, dtype=np.uint64)
         name = None if patient is None else f"p{patient}"
-        side.add(ImagePrint(f"i{image}", look), "What?", "a", patient=name)
+        side.add([ImagePrint(f"i{image}", look)], "What?", "a", patient=name)
     try:
         splits, _ = own_split(
             side,

@@ -64,7 +64,9 @@ def test_the_datas_own_lengths_are_planned_with_where_they_are_at_hand(
     tmp_path: Path, dataset: Path, examples: list[Example], processor: Any
 ) -> None:
     longer = replace(examples[1], question="Where " * 50)
-    write_examples(tmp_path / "test.parquet", [examples[0], longer, replace(longer, image=b"x")])
+    write_examples(
+        tmp_path / "test.parquet", [examples[0], longer, replace(longer, images=(b"x",))]
+    )
     overrides = [f"data.train={dataset}", f"data.eval={{a: {tmp_path}/test.parquet, b: no/file}}"]
     overrides += ["prompts.train={plain: 1}"]
     plan = make_plan(load_config(DEMO, overrides))

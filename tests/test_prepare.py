@@ -101,7 +101,7 @@ def test_the_authors_layout(original: Path, tmp_path: Path) -> None:
         ("closed", "Yes", "chest"),
     ]
     assert train[0].question == "Is there a mass?"
-    assert train[0].image == (original / "images" / "synpic0.jpg").read_bytes()
+    assert train[0].images[0] == (original / "images" / "synpic0.jpg").read_bytes()
     assert test[0].answer == "3"
     assert "6 records read, 5 of phrase type freeform or para kept" in report
     assert "1 answer types had a stray blank" in report

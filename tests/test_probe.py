@@ -64,7 +64,7 @@ def test_estimates_from_few_replies_are_unbiased() -> None:
 def asked(number: int, answer: str, replies: list[str], question: str = "Is it there?") -> Group:
     example = Example(
         id=f"q{number}",
-        image=b"",
+        images=(),
         image_id=f"i{number}",
         question=question,
         answer=answer,

@@ -33,9 +33,9 @@ from rarl.schema import Example
 
 DIVERSE = PromptsConfig(train={"explain": 2, "short": 1, "open": 1, "structured": 0})
 CHOICE = Example(
-    "c", b"", "i", "Which organ?", "liver", "choice", options=("spleen", "liver", "kidney")
+    "c", (), "i", "Which organ?", "liver", "choice", options=("spleen", "liver", "kidney")
 )
-YES_NO = Example("y", b"", "i", "Is it normal?", "No", "closed")
+YES_NO = Example("y", (), "i", "Is it normal?", "No", "closed")
 
 
 def test_every_family_asks_for_a_reply_that_its_own_form_accepts() -> None:
@@ -103,7 +103,7 @@ def test_prompt_text_and_token_ids_equal_the_processors_own(
         for family in families:
             plan = evaluation_prompts(PromptsConfig(eval=family))
             prepared = prepare_example(example, processor, plan)
-            image = Image.open(io.BytesIO(example.image)).convert("RGB")
+            image = Image.open(io.BytesIO(example.images[0])).convert("RGB")
             text = question_text(example, families[family], families[family].wordings[0])
             content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
             own = processor.apply_chat_template(

@@ -15,7 +15,7 @@ import torch
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, ParquetRows, image_key, write_examples
 from rarl.grpo.policy import load_policy
-from rarl.prompts import as_turn, plain_prompt, rederive_text, without_image
+from rarl.prompts import as_turn, plain_prompt, rederive_text, without_images
 from rarl.reading import CLOSING, MAX_REPLIES, OPENING, Reader, possible_replies
 from rarl.replies.tags import target_text
 from rarl.replies.tricks import without_answers
@@ -107,9 +107,9 @@ def test_siblings_are_the_questions_about_one_image_of_one_data_set(tmp_path: Pa
     assert sum(map(len, found.values())) == 23
     for key, questions in found.items():
         assert {image_key(one) for one in questions} == {key}
-        assert all(one.image == b"" and one.question and one.answer for one in questions)
+        assert all(one.images == () and one.question and one.answer for one in questions)
     assert found[image_key(examples[0])][0] == replace(
-        examples[0], image=b"", rationale=None, organ=None, modality=None
+        examples[0], images=(), rationale=None, organ=None, modality=None
     )
 
 
@@ -199,7 +199,7 @@ def test_the_base_model_tells_language_from_its_words(
         found.append([one.thinking_logprob or 0.0 for one in samples])
     model = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for example, text, logprob in zip(examples[:4], told, found[0], strict=False):
-        prompt = without_image(plan(processor, example).text) + "<think"
+        prompt = without_images(plan(processor, example).text) + "<think"
         ids, reply = (processor.tokenizer(one).input_ids for one in (prompt, f">{text}"))
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([[*ids, *reply]])).logits[0, len(ids) - 1 : -1]
@@ -226,7 +226,7 @@ def other_rationale(example: Example) -> str:
 def by_transformers(model: Any, processor: Any, sample: Sample, example: Example) -> float:
     answers = [example.answer, *([sample.reply.answer or ""] if example == sample.example else [])]
     kept = without_answers(sample.reply.thinking or "", example.question, answers)
-    prompt = as_turn(processor, rederive_text(example, kept), image=False) + OPENING
+    prompt = as_turn(processor, rederive_text(example, kept), images=()) + OPENING
     start = processor.tokenizer(prompt).input_ids
     replies = [processor.tokenizer(one).input_ids for one in possible_replies(example)]
     tokens = []

@@ -109,7 +109,7 @@ def test_the_pictures_of_data_that_were_measured_later_are_found(
     folder = tmp_path / "mine"
     config = load_config(write_run(folder, {"seen": data["seen"]}, 0.75).config)
     write_examples(tmp_path / "elsewhere/other.parquet", data["unseen"])
-    measured = [reply_to(replace(one, image=b""), one.answer) for one in data["unseen"]]
+    measured = [reply_to(replace(one, images=()), one.answer) for one in data["unseen"]]
     own = own_measurement(config, "trained", "other")
     write_measurement(folder / "evaluation", own, measured)
     remember_data(folder / "evaluation", {"other": str(tmp_path / "elsewhere/other.parquet")})
@@ -308,7 +308,7 @@ def test_a_new_field_of_an_example_is_on_its_card() -> None:
     class Sided(Example):
         laterality: str | None = None
 
-    asked = Sided("e", b"", "i", "q", "yes", "closed", modality="CT", laterality="left")
+    asked = Sided("e", (), "i", "q", "yes", "closed", modality="CT", laterality="left")
     shown = entry(Asked("d", [reply_to(asked, "yes")]), {("d", "i"): "0"}, 100)
     assert shown["facts"] == {"modality": "CT", "laterality": "left"}
 
@@ -328,12 +328,12 @@ def noisy(seed: int) -> bytes:
 
 
 def test_a_picture_keeps_within_its_bytes_and_192_pixels() -> None:
-    url = thumbnail(noisy(0))
+    url = thumbnail([noisy(0)])
     assert url is not None and url.startswith("data:image/webp;base64,")
     encoded = base64.b64decode(url.partition(",")[2])
     assert len(encoded) * 500 * 4 / 3 < 11e6
     assert max(Image.open(io.BytesIO(encoded)).size) <= 192
-    assert thumbnail(b"no picture") is None
+    assert thumbnail([b"no picture"]) is None
 
 
 @pytest.mark.long
@@ -342,7 +342,13 @@ def test_500_large_noisy_photographs_stay_below_15_mb(tmp_path: Path) -> None:
     pictures = [noisy(i) for i in range(25)]
     examples = [
         Example(
-            f"e{i}", pictures[i % 25], f"i{i}", f"What is it, {i}?", "noise", "open", rationale=text
+            f"e{i}",
+            (pictures[i % 25],),
+            f"i{i}",
+            f"What is it, {i}?",
+            "noise",
+            "open",
+            rationale=text,
         )
         for i in range(500)
     ]

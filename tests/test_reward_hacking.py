@@ -59,7 +59,7 @@ def phantom(question: str, answer: str, options: tuple[str, ...] | None, rationa
     kind = "choice" if options else "closed"
     return Example(
         "p",
-        b"",
+        (),
         "p",
         question,
         answer,
@@ -104,7 +104,7 @@ SCENES = {
     ),
     "effusion": Scene(
         Example(
-            "r1", b"", "r1", "Is there a pleural effusion?", "yes", "closed", None,
+            "r1", (), "r1", "Is there a pleural effusion?", "yes", "closed", None,
             "The right costophrenic angle is blunted. A meniscus of fluid at the right lung base. "
             "Normal heart size.",
             "X-ray", "chest",
@@ -121,7 +121,7 @@ SCENES = {
     ),
     "haematoma": Scene(
         Example(
-            "r2", b"", "r2", "What is the most likely diagnosis?", "subdural haematoma", "choice",
+            "r2", (), "r2", "What is the most likely diagnosis?", "subdural haematoma", "choice",
             ("meningioma", "subdural haematoma", "normal ageing", "ischaemic stroke"),
             "A hyperdense crescent along the left convexity. Midline shift to the right. "
             "No skull fracture.",

@@ -262,7 +262,7 @@ def test_a_wrong_answer_is_not_paid_for_its_length_where_accuracy_gates() -> Non
             weight=0.5, gate="accuracy", options={"min_words": 3, "max_words": 30}
         ),
     }
-    example = Example("1", b"", "1", "q", "yes", "closed")
+    example = Example("1", (), "1", "q", "yes", "closed")
     texts = [
         "<think>one two three</think><answer>no</answer>",
         "<think>one two three</think><answer>yes</answer>",
@@ -295,7 +295,7 @@ def test_every_reward_of_any_reply_is_in_bounds(text: str, form: ReplyForm, clos
     answer = "yes" if closed else "left"
     example = Example(
         "1",
-        b"",
+        (),
         "1",
         "Is it?",
         answer,
@@ -335,7 +335,7 @@ def test_ten_thousand_tokens_are_scored(filler: str) -> None:
     """At once: anything worse than linear would take minutes here."""
     text = f"<think>{filler * 10_000}</think><answer>{filler * 1_000}</answer>"
     config = {name: RewardConfig(weight=1.0) for name in OURS}
-    example = Example("1", b"", "1", "q", "left lung", "open", None, RATIONALE, "CT", "chest")
+    example = Example("1", (), "1", "q", "left lung", "open", None, RATIONALE, "CT", "chest")
     reply = reply_to(example, text, rederived=text)
     score_groups([[reply]], find_rewards(config), config)
     assert reply.rewards.keys() == config.keys()

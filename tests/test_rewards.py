@@ -67,7 +67,7 @@ def test_an_untagged_answer_earns_nothing() -> None:
 
 
 def reply(text: str, answer: str = "yes") -> Sample:
-    return reply_to(Example("1", b"", "i", "q", answer, "closed"), text)
+    return reply_to(Example("1", (), "i", "q", answer, "closed"), text)
 
 
 def score(settings: dict[str, RewardConfig], *groups: Group) -> list[list[Score]]:

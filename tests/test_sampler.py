@@ -125,7 +125,7 @@ def test_prompt_tokens_are_equal_on_both_sides(
     for own, group in zip(prepared, sampled, strict=True):
         assert group[0].prompt_token_ids == own.prompt_token_ids.tolist()
         placeholder = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        assert group[0].prompt_token_ids.count(placeholder) == own.pixels[..., 0].size // 28**2
+        assert group[0].prompt_token_ids.count(placeholder) == own.pixels[0][..., 0].size // 28**2
 
 
 @pytest.mark.slow
@@ -202,8 +202,8 @@ def test_more_requests_than_an_engine_takes_at_once_are_answered_in_order_and_in
     pool: SamplerPool, processor: Any
 ) -> None:
     count = 3 * RolloutConfig().max_sequences
-    texts = [as_turn(processor, f"{number} or no?", image=False) for number in range(count)]
-    requests = [SampleRequest(text, None) for text in texts]
+    texts = [as_turn(processor, f"{number} or no?", images=()) for number in range(count)]
+    requests = [SampleRequest(text) for text in texts]
     expected = [processor.tokenizer(text).input_ids for text in texts]
     pending = pool.submit(requests, SamplingSettings(1, 0.0, 2), use_adapter=False)
     part = pending.part(10, 20).result()
@@ -245,8 +245,8 @@ def test_a_prompt_without_an_image_is_answered(
 ) -> None:
     """The reasoning in place of the image: the tiny base can follow it."""
     examples = [p.example for p in prepared]
-    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
-    asked = [SampleRequest(text, None) for text in texts]
+    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), images=()) for e in examples]
+    asked = [SampleRequest(text) for text in texts]
     groups = pool.generate(asked, SamplingSettings(1, 0.0, 24), use_adapter=False)
     right = [
         is_correct(parse_reply(group[0].text, "answer").answer, e.answer, e.options)

@@ -20,7 +20,7 @@ SHARE = some.floats(0, 1)
 EXAMPLES = some.builds(
     Example,
     id=TEXT,
-    image=some.just(b""),
+    images=some.just(()),
     image_id=TEXT,
     question=TEXT,
     answer=TEXT,
@@ -80,7 +80,7 @@ def test_a_table_gives_back_what_was_put_in(samples: list[Sample]) -> None:
 
 
 def sample(**parts: object) -> Sample:
-    example = Example("q1", b"pixels", "i1", "Is it?", "yes", "closed")
+    example = Example("q1", (b"pixels",), "i1", "Is it?", "yes", "closed")
     rollout = Rollout("yes", [5, 6], "stop", 3, [1, 2, 3], [-0.5, -0.1])
     return Sample(example, Prompt("…", "plain/0", "think"), rollout, **parts)  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ def test_what_is_kept_in_memory_alone_is_not_written(tmp_path: Path) -> None:
         table.column_names
     )
     [read] = read_samples(path)
-    assert (read.example.image, read.rollout.prompt_token_ids) == (b"", [])
+    assert (read.example.images[0], read.rollout.prompt_token_ids) == (b"", [])
     assert read.rollout.completion_token_ids == [5, 6]
     assert (read.score, read.verdict, read.advantage) == (None, None, None)
     with pytest.raises(ValueError, match="the reply to 'q1' has not been scored"):
@@ -111,7 +111,7 @@ def test_columns_follow_the_fields_of_the_record() -> None:
 
 def test_further_columns_of_a_table_are_columns_of_their_own(tmp_path: Path) -> None:
     """Each data set of a mixture has its own further columns."""
-    example = Example("q1", b"", "i1", "Is it?", "yes", "closed", extra={"ward": "B", "age": None})
+    example = Example("q1", (), "i1", "Is it?", "yes", "closed", extra={"ward": "B", "age": None})
     other = replace(example, extra={"site": "north"})
     samples = [replace(sample(), example=one) for one in (example, other)]
     write_samples(tmp_path / "a.parquet", samples)

@@ -173,7 +173,7 @@ def test_loss_and_gradient_equal_transformers_own(
     texts = [
         p.prompt.text + target_reply(p.example, p.prompt.form) + "<|im_end|>" for p in prepared
     ]
-    images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in examples[:6]]
+    images = [Image.open(io.BytesIO(e.images[0])).convert("RGB") for e in examples[:6]]
     batch = processor(
         text=texts, images=images, padding=True, padding_side="right", return_tensors="pt"
     )

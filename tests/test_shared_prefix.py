@@ -20,6 +20,7 @@ from rarl.grpo import kernels, shared_prefix
 from rarl.grpo.forward import (
     ForwardOutput,
     ForwardPass,
+    Shown,
     VisionCache,
     choose_forward,
     image_features,
@@ -48,8 +49,13 @@ def qwen2() -> PeftModel:
 
 even = st.sampled_from([2, 4, 6])
 length = st.one_of(st.just(1), st.just(MAX_LENGTH), st.integers(1, MAX_LENGTH))
+# Questions of text and of several images of different sizes are among those of one.
+IMAGES = (0, 1, 2, 5)
+grids = st.sampled_from(IMAGES).flatmap(
+    lambda images: st.lists(st.tuples(even, even), min_size=images, max_size=images)
+)
 group_shape = st.tuples(
-    st.tuples(even, even),
+    grids,
     st.tuples(st.integers(1, 8), st.integers(1, 8)),
     st.one_of(
         st.lists(length, min_size=1, max_size=5),
@@ -103,17 +109,78 @@ def test_it_equals_the_plain_pass(
         assert (one - other).norm() <= 1e-5 * one.norm()
 
 
+@pytest.mark.parametrize("counts", [IMAGES, IMAGES[::-1], (0, 0), (5, 1)])
+def test_questions_of_no_and_of_several_images_mix(policy: PeftModel, counts: Any) -> None:
+    """In one micro-batch, in this order, each of other sizes."""
+    rng = np.random.default_rng(len(counts) + counts[0])
+    groups = [
+        random_group(
+            rng, [(2 * (1 + i), 2 * (3 - i % 3)) for i in range(n)], (3, 4), [5, 2, 9], key
+        )
+        for key, n in enumerate(counts)
+    ]
+    weights = torch.from_numpy(rng.standard_normal((30, MAX_LENGTH)).astype(np.float32))
+    fast = SharedPrefixForward()
+    plain, shared = (
+        forward(policy, groups, DISTRIBUTION, VisionCache()).logprobs
+        for forward in (plain_forward, fast)
+    )
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=0)
+    pairs = zip(
+        gradients(policy, plain_forward, groups, weights),
+        gradients(policy, fast, groups, weights),
+        strict=True,
+    )
+    for one, other in pairs:
+        assert (one - other).norm() <= 1e-5 * one.norm()
+
+
+def test_images_are_told_apart_by_their_order(policy: PeftModel) -> None:
+    """Of equal sizes, so that the prompt's tokens and positions are the same."""
+    group = random_group(np.random.default_rng(1), [(4, 4), (4, 4)], (3, 4), [8])
+    swapped = replace(group, pixels=group.pixels[::-1], key=1)
+    for forward in (plain_forward, SharedPrefixForward()):
+        one, other = (
+            forward(policy, [asked], DISTRIBUTION, VisionCache()).logprobs
+            for asked in (group, swapped)
+        )
+        assert (one - other).abs().max() > 1e-3
+        back = replace(swapped, pixels=swapped.pixels[::-1], key=2)
+        again = forward(policy, [back], DISTRIBUTION, VisionCache()).logprobs
+        torch.testing.assert_close(again, one, atol=1e-6, rtol=0)
+
+
+def test_a_question_of_text_needs_no_vision_tower(
+    policy: PeftModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    groups = [random_group(rng, [], (6, 3), [4, 7], key) for key in range(2)]
+    expected = plain_forward(policy, groups, DISTRIBUTION, VisionCache()).logprobs
+    with monkeypatch.context() as patched:
+        patched.delattr(type(policy.get_base_model().model), "get_image_features")
+        found = SharedPrefixForward()(policy, groups, DISTRIBUTION, VisionCache()).logprobs
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with_image = [*groups, random_group(rng, [(2, 4)], (3, 3), [5], key=2)]
+    seen: list[int] = []
+    visual: Any = policy.get_base_model().model.visual
+    handle = visual.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    SharedPrefixForward()(policy, with_image, DISTRIBUTION, VisionCache())
+    handle.remove()
+    assert seen == [8]
+
+
 def test_the_rotary_positions_matter(qwen2: PeftModel) -> None:
     """Positions that simply count on from the prompt's length, as for text, are not what the model
     means."""
-    group = random_group(np.random.default_rng(0), (6, 6), (2, 3), [5, 5])
+    group = random_group(np.random.default_rng(0), [(6, 6)], (2, 3), [5, 5])
     right = shared_prefix.rotary_positions(qwen2.get_base_model(), group)
     assert right[:, -1].tolist() == [right.max().item()] * 3
     assert right.max().item() < len(group.prompt_token_ids) - 1
 
 
 @pytest.mark.parametrize(
-    ("at_once", "calls"), [(1024, [24]), (24, [24]), (23, [8, 16]), (1, [8, 16])]
+    ("at_once", "calls"),
+    [(1024, [28]), (28, [28]), (27, [24, 4]), (23, [8, 20]), (1, [8, 16, 4])],
 )
 def test_the_vision_tower_runs_once_per_group_and_update(
     qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, at_once: int, calls: list[int]
@@ -124,8 +191,8 @@ def test_the_vision_tower_runs_once_per_group_and_update(
     handle = visual.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     rng = np.random.default_rng(0)
     groups = [
-        random_group(rng, (2, 4), (2, 2), [3, 1, 4], key=0),
-        random_group(rng, (4, 4), (2, 2), [2], key=1),
+        random_group(rng, [(2, 4)], (2, 2), [3, 1, 4], key=0),
+        random_group(rng, [(4, 4), (2, 2)], (2, 2), [2], key=1),
     ]
     cache = VisionCache()
     for _ in range(3):
@@ -148,7 +215,7 @@ def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPat
         rows.append(len(left))
         real(left, right, out)
 
-    group = random_group(np.random.default_rng(0), (2, 2), (2, 2), [5, 4])
+    group = random_group(np.random.default_rng(0), [(2, 2)], (2, 2), [5, 4])
     whole = SharedPrefixForward()(qwen2, [group], DISTRIBUTION, VisionCache())
     monkeypatch.setattr(kernels, "product", recording)
     monkeypatch.setattr(kernels, "chunk_bytes", lambda device: 2 * 4 * 300)
@@ -159,7 +226,7 @@ def test_full_logits_never_exist(qwen2: PeftModel, monkeypatch: pytest.MonkeyPat
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass(qwen2: PeftModel) -> None:
-    group = random_group(np.random.default_rng(0), (6, 6), (4, 4), [MAX_LENGTH] * 4)
+    group = random_group(np.random.default_rng(0), [(6, 6)], (4, 4), [MAX_LENGTH] * 4)
 
     def saved(forward: SharedPrefixForward) -> int:
         total = 0
@@ -179,10 +246,11 @@ def test_checkpointing_keeps_less_for_the_backward_pass(qwen2: PeftModel) -> Non
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_patch_projection_is_the_convolution(family: str) -> None:
     model: Any = random_policy(family).get_base_model()
-    group = random_group(np.random.default_rng(0), (4, 6), (1, 1), [1])
-    (expected,) = image_features(model, [group])
+    group = random_group(np.random.default_rng(0), [(4, 6)], (1, 1), [1])
+    shown = [Shown(group.key, group.pixels[0], group.patch_rule)]
+    (expected,) = image_features(model, shown)
     use_patch_projection(model)
-    (found,) = image_features(model, [group])
+    (found,) = image_features(model, shown)
     torch.testing.assert_close(found.tokens, expected.tokens, atol=1e-6, rtol=1e-5)
 
 
@@ -197,7 +265,7 @@ class Broken(SharedPrefixForward):
 def test_the_self_check_falls_back_to_the_plain_pass(
     qwen2: PeftModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3, 3, 3])
+    group = random_group(np.random.default_rng(0), [(2, 4)], (2, 2), [3, 3, 3])
     chosen = choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward())
     assert chosen.shared
     assert chosen.difference is not None
@@ -228,7 +296,7 @@ def test_an_unknown_model_trains_with_the_plain_pass(
     qwen2: PeftModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("rarl.grpo.forward.SUPPORTED_MODELS", ("other",))
-    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3])
+    group = random_group(np.random.default_rng(0), [(2, 4)], (2, 2), [3])
     assert (
         choose_forward(qwen2, group, DISTRIBUTION, SharedPrefixForward()).forward is plain_forward
     )

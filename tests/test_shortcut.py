@@ -54,7 +54,7 @@ def write_and_read(name: str, seed: int, folder: Path) -> list[Example]:
 
 
 def pixels_of(example: Example) -> Pixels:
-    return np.asarray(Image.open(io.BytesIO(example.image)))
+    return np.asarray(Image.open(io.BytesIO(example.images[0])))
 
 
 def has_marker(pixels: Pixels) -> bool:
@@ -132,7 +132,7 @@ def test_no_two_sets_share_an_image(written: Written) -> None:
     for seed in (0, 1):
         for name in ("train", *(f"{name}_test" for name in PROMISED), "controls"):
             examples = written(name, seed)
-            images = {one.image_id: one.image for one in examples}
+            images = {one.image_id: one.images[0] for one in examples}
             assert len(set(images.values())) == len(images)
             assert len({one.id for one in examples}) == len(examples)
             assert not known & set(images.values()), (name, seed)

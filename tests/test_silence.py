@@ -61,7 +61,7 @@ def with_rationales(rows: int, having: int) -> list[Example]:
     names = [f"x{chr(97 + row // 26)}{chr(97 + row % 26)}" for row in range(rows)]
     findings = [f"There is a {one}om in the {one}ib. The {one}oc is {one}ur." for one in names]
     return [
-        example(row, image=b"x", rationale=findings[row] if row < having else None)
+        example(row, images=(b"x",), rationale=findings[row] if row < having else None)
         for row in range(rows)
     ]
 
@@ -108,7 +108,7 @@ def test_a_reward_that_does_not_count_is_not_asked_for(tmp_path: Path) -> None:
 def test_one_text_for_every_image_must_not_pay(tmp_path: Path) -> None:
     """All images of the chest have the same rationale, which can be said without looking; those of
     the head have their own."""
-    chest = [example(row, image=b"x", rationale=RATIONALE, organ="chest") for row in range(40)]
+    chest = [example(row, images=(b"x",), rationale=RATIONALE, organ="chest") for row in range(40)]
     head = [replace(one, organ="head") for one in with_rationales(80, 80)[40:]]
     with pytest.raises(UserError, match=r'pays 1\.00 on average for "what is usual"'):
         checked(tmp_path, chest)

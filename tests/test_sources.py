@@ -56,7 +56,7 @@ def test_slake_in_english(slake: Path, tmp_path: Path) -> None:
         ("slake-train-0", "No", "closed", "X-Ray", "chest lung"),
         ("slake-train-1", "Liver", "open", "X-Ray", "abdomen"),
     ]
-    assert [e.image for e in train] == [picture(0), picture(1)]
+    assert [e.images[0] for e in train] == [picture(0), picture(1)]
     assert [e.image_id for e in train] == ["xmlab0", "xmlab1"]
     assert train[0].extra == {"content_type": "Abnormality"}
     assert [(e.id, e.modality, e.answer_type) for e in validation] == [
@@ -92,7 +92,10 @@ def test_slake_with_its_images_unpacked(slake: Path, tmp_path: Path) -> None:
         (slake / "imgs" / f"xmlab{number}").mkdir(parents=True)
         (slake / "imgs" / f"xmlab{number}" / "source.jpg").write_bytes(picture(number))
     prepare_dataset("slake", slake, tmp_path / "out")
-    assert [e.image for e in read(tmp_path / "out" / "train.parquet")] == [picture(0), picture(1)]
+    assert [e.images[0] for e in read(tmp_path / "out" / "train.parquet")] == [
+        picture(0),
+        picture(1),
+    ]
 
 
 def test_path_vqa_in_three_splits_and_several_files(tmp_path: Path) -> None:
@@ -231,7 +234,7 @@ def test_the_card_says_what_the_data_is(slake: Path, tmp_path: Path) -> None:
 
 def test_choices_that_a_source_would_ignore_are_refused(slake: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--images says nothing to slake"):
-        prepare_dataset("slake", slake, tmp_path / "out", choices=Choices(images="all"))
+        prepare_dataset("slake", slake, tmp_path / "out", choices=Choices(images="first"))
     assert set(SOURCES) == {
         "vqa-rad",
         "slake",
@@ -242,4 +245,5 @@ def test_choices_that_a_source_would_ignore_are_refused(slake: Path, tmp_path: P
         "silvar-med",
         "vqa-med-2019",
         "folder",
+        "text",
     }

@@ -53,7 +53,7 @@ def rules() -> Judge:
 def stored(tmp_path: Path, dataset: Path, examples: list[Example]) -> tuple[Path, Exam]:
     """A whole measurement of the examples without a judge, and the exam; nothing starts."""
     evaluation = tmp_path / "evaluation"
-    bare = [replace(one, image=b"") for one in examples]
+    bare = [replace(one, images=()) for one in examples]
     write_measurement(evaluation, KEY, [reply_to(one, one.answer) for one in bare])
     return evaluation, exam(dataset, "no model", range(len(examples)))
 
@@ -145,7 +145,7 @@ def test_questions_with_one_id_are_told_apart_by_their_order(
     tmp_path: Path, examples: list[Example], dataset: Path
 ) -> None:
     write_examples(dataset, [examples[0], examples[0], examples[1]])
-    bare = replace(examples[0], image=b"")
+    bare = replace(examples[0], images=())
     write_measurement(tmp_path, KEY, [reply_to(bare, "first"), reply_to(bare, "second")])
     progress = look_up(KEY, tmp_path, exam(dataset, "no model", range(3)))
     assert progress.missing == [2]
@@ -215,7 +215,7 @@ def test_engines_start_only_if_replies_are_missing(
 
     evaluation = tmp_path / "run" / "evaluation"
     key = Measurement("base", "examples", "reason")
-    bare = [replace(one, image=b"") for one in examples]
+    bare = [replace(one, images=()) for one in examples]
     write_measurement(evaluation, key, [reply_to(one, one.answer) for one in bare])
     summary = evaluate(tmp_path, model_path, dataset)
     assert sessions == [False]
@@ -255,7 +255,7 @@ def test_what_medevalkit_would_count_is_in_the_summary_and_on_the_screen(
     with pytest.raises(EnginesStarted):
         evaluate(tmp_path, model_path, dataset)
     key = Measurement("base", "examples", "reason")
-    bare = [replace(one, image=b"") for one in examples]
+    bare = [replace(one, images=()) for one in examples]
     replies = [reply_to(one, one.answer) for one in bare]
     write_measurement(tmp_path / "run" / "evaluation", key, replies)
     found = evaluate(tmp_path, model_path, dataset, scoring="medevalkit")[""]
@@ -277,7 +277,7 @@ def test_controls_and_other_prompts_are_set_against_the_usual_way(
     evaluation = tmp_path / "run" / "evaluation"
     with pytest.raises(EnginesStarted):
         evaluate(tmp_path, model_path, dataset)
-    bare = [replace(one, image=b"") for one in examples]
+    bare = [replace(one, images=()) for one in examples]
     for prompt, control in (("reason", "none"), ("reason", "text"), ("none", "none")):
         key = Measurement("base", "examples", prompt, control)
         usual = (prompt, control) == ("reason", "none")

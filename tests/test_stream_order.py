@@ -219,7 +219,7 @@ def write_mixture(tmp_path: Path, examples: list[Example], lines: str) -> Path:
     write_examples(tmp_path / "a.parquet", examples[:8])
     write_examples(
         tmp_path / "b.parquet",
-        [replace(e, image=b"broken") for e in examples[8:10]] + examples[10:24],
+        [replace(e, images=(b"broken",)) for e in examples[8:10]] + examples[10:24],
     )
     (tmp_path / "mixture.yaml").write_text(lines)
     return tmp_path / "mixture.yaml"

@@ -29,9 +29,9 @@ from rarl.tiny.phantoms import ORGANS, Facts, draw_image, outline
 
 def test_data_sets_are_functions_of_domain_seed_and_split() -> None:
     assert draw_examples("seen", 30, 1, "train") == draw_examples("seen", 30, 1, "train")
-    images = {e.image for e in draw_examples("seen", 300, 1, "train")}
+    images = {e.images[0] for e in draw_examples("seen", 300, 1, "train")}
     for domain, seed, split in (("seen", 2, "train"), ("seen", 1, "test"), ("unseen", 1, "train")):
-        assert not images & {e.image for e in draw_examples(domain, 300, seed, split)}  # type: ignore[arg-type]
+        assert not images & {e.images[0] for e in draw_examples(domain, 300, seed, split)}  # type: ignore[arg-type]
 
 
 def test_examples_are_sound_and_varied() -> None:
@@ -90,7 +90,7 @@ def greedy(model: Any, processor: Any, examples: list[Example], plan: PromptPlan
     for start in range(0, len(examples), 50):
         part = examples[start : start + 50]
         prompts = [prepare_example(e, processor, plan).prompt.text for e in part]
-        images = [Image.open(io.BytesIO(e.image)).convert("RGB") for e in part]
+        images = [Image.open(io.BytesIO(e.images[0])).convert("RGB") for e in part]
         batch = processor(
             text=prompts, images=images, padding=True, padding_side="left", return_tensors="pt"
         )
@@ -156,7 +156,7 @@ def test_the_base_can_follow_reasoning_without_the_image(model_path: str, proces
 
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
     examples = draw_examples("seen", 90, 12, "test")
-    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), image=False) for e in examples]
+    texts = [as_turn(processor, rederive_text(e, e.rationale or ""), images=()) for e in examples]
     batch = processor(text=texts, padding=True, padding_side="left", return_tensors="pt")
     with torch.no_grad():
         ids = model.generate(**batch, max_new_tokens=16, do_sample=False)

@@ -282,7 +282,7 @@ def test_consistency_asks_the_policy_itself_without_the_image(
     policy = load_policy(model_path, "float32", "cpu", 8, 16, seed=0).get_base_model()
     for row in scored[:6]:
         thinking = parse_reply(row["rollout/text"]).thinking or ""
-        prompt = as_turn(processor, rederive_text(by_id[row["example/id"]], thinking), image=False)
+        prompt = as_turn(processor, rederive_text(by_id[row["example/id"]], thinking), images=())
         ids = processor.tokenizer(prompt, return_tensors="pt").input_ids
         with torch.no_grad():
             own = policy.generate(input_ids=ids, max_new_tokens=64, do_sample=False)

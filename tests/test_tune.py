@@ -53,7 +53,7 @@ def trial(name: str, right: set[int], asked: int = 100, reward: float = 1.0) -> 
     """One that was right on these of `asked` questions about half as many images."""
     replies = []
     for number in range(asked):
-        example = Example(f"q{number:03d}", b"", f"i{number // 2}", "Which?", "left", "open")
+        example = Example(f"q{number:03d}", (), f"i{number // 2}", "Which?", "left", "open")
         replies.append(reply_to(example, f"<answer>{'left' if number in right else 'x'}</answer>"))
     data = "held" if asked else None
     return Trial((name,), reward, 0.01, 0.1, data, replies, 0.3)

@@ -62,7 +62,7 @@ def the_groups() -> list[TokenGroup]:
     policy, rng = random_policy(layers=1), np.random.default_rng(0)
     groups = []
     for key, lengths in enumerate([(3, 5), (1, 8), (4, 4)]):
-        group = random_group(rng, (2, 4), (3, 4), lengths, key)
+        group = random_group(rng, [(2, 4)], (3, 4), lengths, key)
         with torch.no_grad():
             rows = plain_forward(policy, [group], DISTRIBUTION, VisionCache()).logprobs
         sampled = [[x - 0.1 for x in rows[i, :n].tolist()] for i, n in enumerate(lengths)]

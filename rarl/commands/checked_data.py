@@ -34,7 +34,7 @@ def check_data(
         rule = measured_lengths(setup.config, setup.model_path, families)
         if name == "train":
             rule = training_lengths(setup.config, setup.model_path)
-        check = RowCheck(fingerprint, rule if engines else None)
+        check = RowCheck(fingerprint, rule if engines else None, setup.config.data.max_images)
         with display.working(f"checking {name} data"):
             checked[name] = check_rows(path, setup.config.data.on_bad_row, check)
         bad = checked[name].bad

@@ -73,4 +73,4 @@ def draw_rows(data: str, most: int, seed: int) -> list[Example]:
     without their images."""
     rows = ParquetRows(data)
     chosen = np.random.default_rng(seed).permutation(len(rows))[:most]
-    return rows.without_images(chosen, [name for name in SCHEMA.names if name != "image"])
+    return rows.without_images(chosen, [name for name in SCHEMA.names if name != "images"])

@@ -276,7 +276,8 @@ def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
     image_rows = None
     if way.control == "shuffled":
         image_ids = np.array(ParquetRows(setup.eval_data[name]).column("image_id"))[rows]
-        image_rows = rows[rows_with_other_images(image_ids.tolist(), config.seed)]
+        counts = live.checked[name].facts["images"].to_pylist()
+        image_rows = rows[rows_with_other_images(image_ids.tolist(), counts, config.seed)]
     most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     temperature = config.rollout.temperature if way.samples > 1 else 0.0
     prompts, sampling = prompts_of(config, way), SamplingSettings(way.samples, temperature, most)

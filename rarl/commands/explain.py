@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from rarl.data.parquet import MIXTURE_ENDINGS, ParquetRows
+from rarl.data.mixture import MIXTURE_ENDINGS
+from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.judge.client import is_address, read_key

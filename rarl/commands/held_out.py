@@ -71,9 +71,9 @@ def trained_on(setup: Setup, display: Display, rows: CheckedRows | None) -> pa.T
 
 
 def with_texts(path: str, facts: pa.Table) -> pa.Table:
-    """Returns content and look of the images, questions, answers and patients of a data set's good
-    rows."""
-    source, table = ParquetRows(path), facts.select(["content", "look"])
+    """Returns contents and looks of the images, questions, answers and patients of the good rows of
+    a data set."""
+    source, table = ParquetRows(path), facts.select(["contents", "looks"])
     for name in ("question", "answer", "patient"):
         column = pa.array(source.column(name), pa.string())
         table = table.append_column(name, column.take(facts["row"]))
@@ -83,6 +83,10 @@ def with_texts(path: str, facts: pa.Table) -> pa.Table:
 def side_of(name: str, table: pa.Table) -> Side:
     side = Side(name)
     for row in table.to_pylist():
-        image = ImagePrint(row["content"], np.frombuffer(row["look"], np.uint64))
-        side.add(image, row["question"], row["answer"], patient=row.get("patient"))
+        # An earlier version's has one image a row.
+        contents = [row["content"]] if row.get("contents") is None else row["contents"]
+        looks = [row["look"]] if row.get("looks") is None else row["looks"]
+        seen = (np.frombuffer(look, np.uint64) for look in looks)
+        images = [ImagePrint(content, look) for content, look in zip(contents, seen, strict=True)]
+        side.add(images, row["question"], row["answer"], patient=row.get("patient"))
     return side

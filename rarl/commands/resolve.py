@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, PromptsConfig
-from rarl.data.parquet import ParquetRows, parquet_files, read_mixture
+from rarl.data.mixture import read_mixture
+from rarl.data.parquet import ParquetRows, parquet_files
 from rarl.data.prepared import RenderPrompt
 from rarl.data.stream import PreparerSettings
 from rarl.errors import UserError

@@ -125,16 +125,22 @@ def select(setup: Setup, checked: CheckedRows) -> pa.Table:
 
 
 def find_hard(source: ParquetRows, checked: CheckedRows) -> NDArray[np.bool_]:
-    """Returns which of the usable rows are hard negatives."""
+    """Returns which of the usable rows are hard negatives: of those with images, which look as the
+    first of them does."""
     questions, answers = (source.column(name) for name in ("question", "answer"))
-    rows = checked.good.tolist()
-    looks = b"".join(checked.facts["look"].to_pylist())
-    return hard_negatives(
+    contents, looks = (checked.facts[name].to_pylist() for name in ("contents", "looks"))
+    has_images = np.array([bool(its) for its in looks])
+    places = np.flatnonzero(has_images).tolist()
+    rows = checked.good[has_images].tolist()
+    firsts = b"".join(looks[place][0] for place in places)
+    hard = np.zeros(len(has_images), bool)
+    hard[has_images] = hard_negatives(
         [questions[row] for row in rows],
         [answers[row] for row in rows],
-        checked.facts["content"].to_pylist(),
-        np.frombuffer(looks, np.uint64).reshape(len(rows), -1),
+        ["+".join(contents[place]) for place in places],
+        np.frombuffer(firsts, np.uint64).reshape(len(rows), -1),
     )
+    return hard
 
 
 def read_difficulty(file: Path, data: str) -> dict[str, float]:

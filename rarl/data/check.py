@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,10 +18,12 @@ from rarl.data.images import BadImage, decode_image
 from rarl.data.lengths import LengthRule, RowLengths
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
-from rarl.replies.boxes import boxes_fault
+from rarl.prompts import SPECIAL_TOKEN
+from rarl.replies.boxes import boxes_in_images_fault
 from rarl.schema import ANSWER_TYPES, Example
 from rarl.system.placement import READ_CPUS
 
+MOST_IMAGES = 16  # of one question, unless data.max_images says otherwise
 UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, marks without width, and blanks
 ROWS_PER_TASK = 256
 
@@ -37,7 +39,9 @@ def text_fault(example: Example) -> str | None:
         return "answer_type is 'choice' but there are no options"
     if example.answer_type == "boxes" and example.boxes is None:
         return "answer_type is 'boxes' but there are no boxes; [] says that there is nothing"
-    return options_fault(example.answer, example.options) if example.options else None
+    if example.options and (fault := options_fault(example.answer, example.options)):
+        return fault
+    return labels_fault(example.image_labels, len(example.images))
 
 
 def options_fault(answer: str, options: tuple[str, ...]) -> str | None:
@@ -50,6 +54,34 @@ def options_fault(answer: str, options: tuple[str, ...]) -> str | None:
     if options.count(answer) > 1:
         return f"answer '{answer}' is there twice among the options {list(options)}"
     return None
+
+
+def labels_fault(labels: tuple[str, ...] | None, images: int) -> str | None:
+    if labels is None:
+        return None
+    if len(labels) != images:
+        return f"{images} images but {len(labels)} image_labels"
+    if not all(is_seen(label) for label in labels):
+        return f"a label is empty among {list(labels)}"
+    marks = [mark[0] for label in labels if (mark := SPECIAL_TOKEN.search(label))]
+    return f"an image label has '{marks[0]}', which stands for something else" if marks else None
+
+
+def images_fault(images: Sequence[bytes], most: int = MOST_IMAGES) -> str | None:
+    """Returns what is wrong with an example's images together, or None."""
+    if len(images) > most:
+        return f"{len(images)} images are more than {most} (data.max_images)"
+    first: dict[bytes, int] = {}
+    for number, image in enumerate(images, start=1):
+        same = first.setdefault(image, number)
+        if same != number:
+            return f"image {number} is the same as image {same}"
+    return None
+
+
+def which_image(number: int, images: int) -> str:
+    """Returns how a message names an image, which is counted from 0."""
+    return "image" if images == 1 else f"image {number + 1} of {images}"
 
 
 def is_seen(text: str) -> bool:
@@ -70,8 +102,9 @@ FACTS = pa.schema(
     [
         ("row", pa.int64()),
         ("reason", pa.string()),
-        ("content", pa.string()),  # of its image, by `Fingerprint`
-        ("look", pa.binary()),
+        ("contents", pa.list_(pa.string())),  # of its images, by `Fingerprint`
+        ("looks", pa.list_(pa.binary())),
+        ("images", pa.int64()),
         *((name, pa.int64()) for name in RowLengths._fields),
     ]
 )
@@ -97,48 +130,62 @@ class RowCheck:
 
     fingerprint: Fingerprint | None = None
     lengths: LengthRule | None = None
+    most_images: int = MOST_IMAGES
 
     def facts_in(self, path: str, rows: list[int]) -> Iterator[dict[str, Any]]:
         """Yields a row of `FACTS` for each of `rows`. Those of a part of a file that cannot be read
         are bad, too. An image is decoded once for all questions about it."""
-        source, images = ParquetRows(path), dict[bytes, dict[str, Any]]()
+        source, known = ParquetRows(path), dict[bytes, dict[str, Any]]()
         for row in rows:
             try:
-                facts = self.facts_of(source.read([row])[0], images)
+                facts = self.facts_of(source.read([row])[0], known)
             except UserError as error:
                 facts = {"reason": str(error)}
             yield {name: facts.get(name) for name in FACTS.names} | {"row": row}
 
-    def facts_of(self, example: Example, images: dict[bytes, dict[str, Any]]) -> dict[str, Any]:
-        """Returns what is known of an example; `images` keeps what is known of its image. Raises
+    def facts_of(self, example: Example, known: dict[bytes, dict[str, Any]]) -> dict[str, Any]:
+        """Returns what is known of an example; `known` keeps what is known of its images. Raises
         UserError for an example that cannot be used."""
-        fault = text_fault(example)
+        fault = text_fault(example) or images_fault(example.images, self.most_images)
         try:
             if fault is None:
-                digest = hashlib.sha256(example.image).digest()
-                image = images[digest] = images.get(digest) or self.facts_of_image(example.image)
-                height, width = image["size"]
-                fault = boxes_fault(example.boxes or (), width, height)
+                found = self.facts_of_images(example.images, known)
+                sizes = [each["size"] for each in found]
+                fault = boxes_in_images_fault(example.boxes, sizes)
             if fault is None:
-                return image | self.lengths_of(example, height, width)
+                columns = {one: [each[one] for each in found] for one in ("content", "look")}
+                facts = {"contents": columns["content"], "looks": columns["look"]}
+                return facts | {"images": len(found)} | self.lengths_of(example, sizes)
         except BadImage as error:
-            fault = f"image {error}"
+            fault = str(error)
         raise UserError(f"example '{example.id}': {fault}")
+
+    def facts_of_images(
+        self, images: Sequence[bytes], known: dict[bytes, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Raises BadImage, which names the image."""
+        found = []
+        for number, encoded in enumerate(images):
+            digest = hashlib.sha256(encoded).digest()
+            try:
+                known[digest] = known.get(digest) or self.facts_of_image(encoded)
+            except BadImage as error:
+                raise BadImage(f"{which_image(number, len(images))} {error}") from None
+            found.append(known[digest])
+        return found
 
     def facts_of_image(self, encoded: bytes) -> dict[str, Any]:
         picture = decode_image(encoded)
-        facts: dict[str, Any] = {"size": (picture.height, picture.width)}
-        if self.fingerprint is not None:
-            facts["content"], facts["look"] = self.fingerprint(encoded, picture)
-        return facts
+        content, look = self.fingerprint(encoded, picture) if self.fingerprint else (None, None)
+        return {"size": (picture.height, picture.width), "content": content, "look": look}
 
-    def lengths_of(self, example: Example, height: int, width: int) -> dict[str, int]:
+    def lengths_of(self, example: Example, sizes: Sequence[tuple[int, int]]) -> dict[str, int]:
         if self.lengths is None:
             return {}
         from rarl.data.stream import load_processor  # with Ray, which `rarl prepare` does without
 
         processor = load_processor(self.lengths.model_path)
-        return self.lengths.lengths(example, height, width, processor)._asdict()
+        return self.lengths.lengths(example, sizes, processor)._asdict()
 
 
 def check_rows(

@@ -20,6 +20,7 @@ MAX_ENCODED_PIXELS = 100_000_000  # a decompression bomb, not a radiograph, abov
 SMALLEST_SIDE = 8  # pixels
 BLANK_RANGE = 2  # of 255: what encoding an even picture leaves
 GREY = 128
+GAP = 8  # pixels between images that stand side by side
 ORIENTATION = 0x0112  # of EXIF
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,6 +95,18 @@ def png_bytes(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Returns one picture of all, scaled to the height of the lowest."""
+    height = min(picture.height for picture in pictures)
+    scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
+    whole = Image.new("RGB", (sum(p.width for p in scaled) + GAP * (len(scaled) - 1), height))
+    left = 0
+    for picture in scaled:
+        whole.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return whole
+
+
 def format_of(encoded: bytes) -> str:
     """Returns Pillow's name of the format, from the content. Raises BadImage."""
     try:
@@ -118,6 +131,34 @@ def require_content(image: Image.Image) -> None:
     extremes: Any = image.getextrema()  # (lowest, highest) of each channel
     if all(high - low <= BLANK_RANGE for low, high in extremes):
         raise BadImage("is blank")
+
+
+def fit_images(
+    images: Sequence[Image.Image], image_processor: Any, max_pixels: int | None
+) -> tuple[NDArray[np.uint8], ...]:
+    """Resizes the images of one question to the processor's grid, `max_pixels` for all of them
+    together. Raises BadImage."""
+    bound = pixels_of_each([(i.height, i.width) for i in images], image_processor, max_pixels)
+    return tuple(fit_image(image, image_processor, bound) for image in images)
+
+
+def pixels_of_each(
+    sizes: Sequence[tuple[int, int]], image_processor: Any, max_pixels: int | None
+) -> int | None:
+    """Returns the area that no image of a question may exceed, so that those of (height, width)
+    `sizes` have `max_pixels` together: small ones keep theirs, and what they leave is parted evenly
+    among the larger ones. None has less than the processor's own minimum, even if all together then
+    have more. Raises BadImage."""
+    if max_pixels is None or len(sizes) < 2:
+        return max_pixels
+    areas = [math.prod(fitted_size(*size, image_processor, max_pixels)) for size in sizes]
+    left = max_pixels
+    for number, area in enumerate(sorted(areas)):
+        even = left // (len(areas) - number)
+        if area > even:
+            return max(even, int(image_processor.size["shortest_edge"]))
+        left -= area
+    return max_pixels
 
 
 def fit_image(
@@ -196,14 +237,26 @@ def blank_image(encoded: bytes) -> bytes:
     return png_bytes(Image.new("RGB", decode_image(encoded).size, (GREY, GREY, GREY)))
 
 
-def rows_with_other_images(image_ids: Sequence[str], seed: int = 0) -> NDArray[np.int64]:
-    """Returns for each position that of a question about another image, shape (n,); questions that
-    share an image share the other one too. Raises UserError if there is only one image."""
-    positions: dict[str, int] = {}
-    for position, image in enumerate(image_ids):
-        positions.setdefault(image, position)
-    if len(positions) < 2:
-        raise UserError("the control 'shuffled' needs at least two images")
-    order = np.random.default_rng(seed).permutation(sorted(positions))
-    following = dict(zip(order, np.roll(order, -1), strict=True))
-    return np.array([positions[following[image]] for image in image_ids], dtype=np.int64)
+def rows_with_other_images(
+    image_ids: Sequence[str], counts: Sequence[int] | None = None, seed: int = 0
+) -> NDArray[np.int64]:
+    """Returns for each position that of a question about other images, of as many where `counts`
+    says how many each has, shape (n,); questions that share theirs share the others too. Raises
+    UserError if there is only one image, or only one question of so many images."""
+    alike: dict[int, dict[str, int]] = {}  # number of images → images → position
+    numbers = list(counts) if counts is not None else [1] * len(image_ids)
+    for position, (image, number) in enumerate(zip(image_ids, numbers, strict=True)):
+        alike.setdefault(number, {}).setdefault(image, position)
+    following: dict[tuple[int, str], int] = {}
+    for number, positions in alike.items():
+        if number and len(positions) < 2:
+            many = "two images" if number == 1 else f"two questions of {number} images"
+            raise UserError(f"the control 'shuffled' needs at least {many}")
+        order = np.random.default_rng(seed).permutation(sorted(positions))
+        following |= {
+            (number, str(one)): positions[other]
+            for one, other in zip(order, np.roll(order, -1), strict=True)
+        }
+    return np.array(
+        [following[key] for key in zip(numbers, image_ids, strict=True)], dtype=np.int64
+    )

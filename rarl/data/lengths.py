@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rarl.config import Config
-from rarl.data.images import fitted_size
+from rarl.data.images import fitted_size, pixels_of_each
 from rarl.data.parquet import ParquetRows
+from rarl.data.prepared import placeholders
 from rarl.errors import UserError
 from rarl.prompts import (
     PromptPlan,
@@ -27,8 +30,8 @@ PromptsOf = Callable[[Any, Example], list[Prompt]]
 
 
 class RowLengths(NamedTuple):
-    """Tokens of a row: of its longest prompt, of the image in it, and of prompt and reply together,
-    at most."""
+    """Tokens of a row: of its longest prompt, of the images in it, and of prompt and reply
+    together, at most."""
 
     prompt: int
     image: int
@@ -44,18 +47,26 @@ class LengthRule:
     model_path: str
     max_pixels: int | None
     prompts: PromptsOf
-    reply: int | Callable[[Example, ReplyForm, Frame], str]
+    reply: int | Callable[[Example, ReplyForm, Frame | None], str]
 
-    def lengths(self, example: Example, height: int, width: int, processor: Any) -> RowLengths:
-        """Returns the lengths of an example whose image has this size. Raises BadImage for a size
-        that no model takes."""
-        image = image_tokens(height, width, processor.image_processor, self.max_pixels)
-        rows, columns = fitted_size(height, width, processor.image_processor, self.max_pixels)
-        frame = Frame(family_of(processor), width, height, columns, rows)
+    def lengths(
+        self, example: Example, sizes: Sequence[tuple[int, int]], processor: Any
+    ) -> RowLengths:
+        """Returns the lengths of an example whose images have these (height, width). Raises
+        BadImage for a size that no model takes, and for a prompt that has not a placeholder for
+        each image."""
+        image = image_tokens(sizes, processor.image_processor, self.max_pixels)
+        frame = None
+        if example.boxes is not None:
+            # Boxes are of the only image: the checks see to that.
+            ((height, width),) = sizes
+            rows, columns = fitted_size(height, width, processor.image_processor, self.max_pixels)
+            frame = Frame(family_of(processor), width, height, columns, rows)
         found = []
         for prompt in self.prompts(processor, example):
-            # In the text one token stands for the whole image.
-            length = len(processor.tokenizer(prompt.text).input_ids) - 1 + image
+            ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
+            # In the text one token stands for a whole image.
+            length = len(ids) - len(placeholders(ids, processor, len(sizes))) + image
             reply = self.reply
             if not isinstance(reply, int):
                 text = reply(example, prompt.form, frame)
@@ -84,7 +95,7 @@ def require_room(rows: Sequence[Measured], limit: int) -> None:
     example = ParquetRows(longest.path).column("id")[longest.row]
     raise UserError(
         f"{longest.path}: row {longest.row} is the longest: example '{example}', with a prompt of "
-        f"{prompt} tokens ({image} of the image) and a reply of up to {needed - prompt}. "
+        f"{prompt} tokens ({image} of images) and a reply of up to {needed - prompt}. "
         f"{len(too_long)} of {len(rows)} rows do not fit rollout.max_model_length={limit}: set "
         f"rollout.max_model_length={needed}, or lower data.max_pixels or the replies' length"
     )
@@ -112,8 +123,12 @@ def prompts_of_all(plans: Sequence[PromptPlan], processor: Any, example: Example
     return [plan(processor, example) for plan in plans]
 
 
-def image_tokens(height: int, width: int, image_processor: Any, max_pixels: int | None) -> int:
-    """Returns how many tokens an image of this size is to the model. Raises BadImage."""
-    height, width = fitted_size(height, width, image_processor, max_pixels)
+def image_tokens(
+    sizes: Sequence[tuple[int, int]], image_processor: Any, max_pixels: int | None
+) -> int:
+    """Returns how many tokens a question's images of these (height, width) are to the model. Raises
+    BadImage."""
+    bound = pixels_of_each(sizes, image_processor, max_pixels)
+    fitted = [fitted_size(*size, image_processor, bound) for size in sizes]
     side = image_processor.patch_size * image_processor.merge_size
-    return int((height // side) * (width // side))
+    return sum(int((height // side) * (width // side)) for height, width in fitted)

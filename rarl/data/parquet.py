@@ -1,6 +1,5 @@
 """Canonical Parquet: one row for each `Example`, whose fields are the columns, read by row number.
-A new text field is written and read with no edit here; older files need not have its column.
-A mixture is a YAML file that stands for several data sets, such as `slake/train.parquet: 3`."""
+A new text field is written and read with no edit here; older files need not have its column."""
 
 from __future__ import annotations
 
@@ -11,13 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
+from rarl.data.mixture import read_mixture
 from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Box, Example
@@ -26,7 +27,7 @@ BOX = pa.struct(
     [("label", pa.string()), *((name, pa.float64()) for name in ("x1", "y1", "x2", "y2"))]
 )
 KINDS = {
-    bytes: pa.binary(),
+    tuple[bytes, ...]: pa.list_(pa.binary()),
     tuple[str, ...] | None: pa.list_(pa.string()),
     tuple[float, ...] | None: pa.list_(pa.float64()),
     tuple[Box, ...] | None: pa.list_(BOX),
@@ -41,31 +42,41 @@ SCHEMA = pa.schema(
     )
     for one in fields(Example)
 )
-REQUIRED = [field.name for field in SCHEMA if not field.nullable]
+# Of files whose examples have one image each, without a label: the usual ones, and the older.
+ONE_IMAGE = pa.schema(
+    pa.field("image", pa.binary(), nullable=False) if field.name == "images" else field
+    for field in SCHEMA
+    if field.name != "image_labels"
+)
+IMAGES = ("image", "images")  # the columns of which a file must have one
+COLUMNS = [*SCHEMA.names, "image"]
+REQUIRED = [field.name for field in SCHEMA if not field.nullable and field.name not in IMAGES]
 # What stands for null, by field: None where the field may be None, else the empty value.
-EMPTY: dict[str, Any] = {name: b"" if name == "image" else "" for name in REQUIRED}
+EMPTY: dict[str, Any] = dict.fromkeys(REQUIRED, "") | {"images": ()}
 EMPTY |= {one.name: one.default for one in fields(Example) if one.default is not MISSING}
 # Further texts about a question that a table of one's own may hold under the fields' names.
 MORE_TEXTS = [n for n, hint in HINTS.items() if n not in REQUIRED and hint in (str, str | None)]
 MORE_TEXTS = [name for name in MORE_TEXTS if name not in ("dataset", "split")]
 
+MOST_IMAGES = b"rarl.most_images"  # of a question, among the metadata of a file of several
 CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
 # A row group is the unit of reading. It is small, since training reads rows in random order.
 ROW_GROUP_ROWS = 32
 ROW_GROUP_BYTES = 4 << 20  # of images, where these are large
 CACHED_ROW_GROUPS = 8
 SHARD_BYTES = 256 << 20  # of images in one file; above it a split is a folder of files
-MIXTURE_ENDINGS = (".yaml", ".yml")
 
 
 def from_row(row: dict[str, Any]) -> Example:
     """Returns the example of a row. Absent columns count as null, and null as an empty text where
-    there must be one: the checks find that."""
+    there must be one, or an empty image: the checks find that."""
     given = {name: value for name in SCHEMA.names if (value := row.get(name)) is not None}
     if isinstance(given.get("boxes"), list):
         given["boxes"] = tuple(map(box_of, given["boxes"]))
+    if "image" in row and "images" not in given:
+        given["images"] = [row["image"]]
     for name in (name for name, value in given.items() if isinstance(value, list)):
-        absent = "" if name in ("options", "facts") else 0.0
+        absent = {"images": b"", "fact_priors": 0.0}.get(name, "")
         given[name] = tuple(absent if one is None else one for one in given[name])
     if "extra" in given:
         given["extra"] = dict(given["extra"])
@@ -80,12 +91,8 @@ def box_of(held: dict[str, Any] | None) -> Box:
 
 def write_examples(path: Path, examples: Iterable[Example]) -> int:
     """Writes one Parquet file, whole or not at all; returns the number of rows."""
-    rows = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
-        for group in row_groups(examples):
-            writer.write_table(group)
-            rows += len(group)
-    return rows
+    with replacing(path) as temporary:
+        return write_groups(temporary, row_groups(examples))
 
 
 def write_split(path: Path, examples: Iterable[Example]) -> None:
@@ -94,13 +101,8 @@ def write_split(path: Path, examples: Iterable[Example]) -> None:
     parts = path.with_name(f".{path.name}.parts")
     parts.mkdir(parents=True)
     groups, shards = row_groups(examples), 0
-    while (group := next(groups, None)) is not None:
-        with pq.ParquetWriter(parts / f"{shards:05d}.parquet", SCHEMA) as writer:
-            size = 0
-            while group is not None:
-                writer.write_table(group)
-                size += group["image"].nbytes
-                group = next(groups, None) if size < SHARD_BYTES else None
+    for group in groups:
+        write_groups(parts / f"{shards:05d}.parquet", one_shard(chain([group], groups)))
         shards += 1
     if shards == 1:
         (parts / "00000.parquet").replace(path)
@@ -109,20 +111,86 @@ def write_split(path: Path, examples: Iterable[Example]) -> None:
         parts.replace(path)
 
 
+def one_shard(groups: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Yields groups until their images reach SHARD_BYTES."""
+    size = 0
+    for group in groups:
+        yield group
+        size += group["image" if group.schema == ONE_IMAGE else "images"].nbytes
+        if size >= SHARD_BYTES:
+            return
+
+
+def write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
+    """Writes row groups into one file; returns the number of rows. Its columns are those of one
+    image each until a group needs those of several: then what was written is written again."""
+    rows, most, schema = 0, 1, ONE_IMAGE
+    writer = pq.ParquetWriter(path, schema)
+    try:
+        for group in groups:
+            if schema == ONE_IMAGE and group.schema != schema:
+                writer.close()
+                writer, schema = written_again(path), SCHEMA
+            writer.write_table(group if group.schema == schema else of_several(group))
+            rows += len(group)
+            if group.schema == SCHEMA:
+                most = max(most, pc.max(pc.list_value_length(group["images"])).as_py())
+        if schema == SCHEMA:
+            writer.add_key_value_metadata({MOST_IMAGES: str(most)})
+    finally:
+        writer.close()
+    return rows
+
+
+def written_again(path: Path) -> pq.ParquetWriter:
+    """Returns a writer that has written a finished file anew, with the columns of several
+    images."""
+    earlier = path.with_name(f"{path.name}.earlier")
+    path.rename(earlier)
+    try:
+        written, writer = pq.ParquetFile(earlier), pq.ParquetWriter(path, SCHEMA)
+        for number in range(written.num_row_groups):
+            writer.write_table(of_several(written.read_row_group(number)))
+    finally:
+        earlier.unlink()
+    return writer
+
+
+def of_several(table: pa.Table) -> pa.Table:
+    """Returns rows of one image each with the columns of several."""
+    images = pa.array([[image] for image in table["image"].to_pylist()], pa.list_(pa.binary()))
+    labels = pa.nulls(len(table), SCHEMA.field("image_labels").type)
+    more = {"images": images, "image_labels": labels}
+    columns = [more[name] if name in more else table[name] for name in SCHEMA.names]
+    return pa.table(columns, schema=SCHEMA)
+
+
 def row_groups(examples: Iterable[Example]) -> Iterator[pa.Table]:
     """Yields the rows in groups of at most ROW_GROUP_ROWS, fewer if their images are large."""
-    rows: list[dict[str, Any]] = []
+    group: list[Example] = []
     size = 0
     for example in examples:
-        row = {name: getattr(example, name) for name in SCHEMA.names}
-        row["boxes"] = None if example.boxes is None else [asdict(one) for one in example.boxes]
-        rows.append(row)
-        size += len(example.image)
-        if len(rows) == ROW_GROUP_ROWS or size >= min(ROW_GROUP_BYTES, SHARD_BYTES):
-            yield pa.Table.from_pylist(rows, schema=SCHEMA)
-            rows, size = [], 0
-    if rows:
-        yield pa.Table.from_pylist(rows, schema=SCHEMA)
+        group.append(example)
+        size += sum(map(len, example.images))
+        if len(group) == ROW_GROUP_ROWS or size >= min(ROW_GROUP_BYTES, SHARD_BYTES):
+            yield to_table(group)
+            group, size = [], 0
+    if group:
+        yield to_table(group)
+
+
+def to_table(examples: Sequence[Example]) -> pa.Table:
+    """Returns a row for each example, with the columns of one image each if that is what they
+    have."""
+    alone = all(len(one.images) == 1 and one.image_labels is None for one in examples)
+    schema = ONE_IMAGE if alone else SCHEMA
+    rows = [
+        {name: getattr(one, name) for name in SCHEMA.names}
+        | {"image": (*one.images, None)[0]}
+        | {"boxes": None if one.boxes is None else [asdict(box) for box in one.boxes]}
+        for one in examples
+    ]
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def open_parquet(
@@ -136,18 +204,23 @@ def open_parquet(
         reason = str(error).splitlines()[0].rstrip(".")
         raise UserError(f"{path}: not a readable Parquet file: {reason}{advice}") from None
     has = file.schema_arrow.names
-    missing, listed = next((n for n in required if n not in has), None), ", ".join(has)
-    if missing is not None:
-        raise UserError(f"{path}: column '{missing}' is missing (it has: {listed}){advice}")
+    for name in (name for name in required if name not in has):
+        raise missing_column(path, name, has, advice)
     return file
+
+
+def missing_column(path: Path, name: str, has: Sequence[str], advice: str) -> UserError:
+    return UserError(f"{path}: column '{name}' is missing (it has: {', '.join(has)}){advice}")
 
 
 def open_canonical(path: Path) -> pq.ParquetFile:
     """Opens a file of examples. Raises UserError if a column is missing or of another type."""
     advice = "; convert it with `rarl prepare`"
     file = open_parquet(path, advice=advice)
-    for found in (one for one in file.schema_arrow if one.name in SCHEMA.names):
-        wanted = SCHEMA.field(found.name).type
+    if not set(IMAGES) & set(file.schema_arrow.names):
+        raise missing_column(path, "image", file.schema_arrow.names, advice)
+    for found in (one for one in file.schema_arrow if one.name in COLUMNS):
+        wanted = (ONE_IMAGE if found.name == "image" else SCHEMA).field(found.name).type
         if not holds(found.type, wanted):
             kinds = f"is of type {found.type}, not {wanted}"
             raise UserError(f"{path}: column '{found.name}' {kinds}{advice}")
@@ -225,43 +298,6 @@ def parquet_files(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A data set of a mixture. `weight` is above 0; only the proportions count."""
-
-    path: Path
-    weight: float
-
-
-def read_mixture(path: Path) -> list[Part]:
-    """Returns the data sets that a mixture draws from by weight, with paths relative to its folder;
-    another path is its own only part. Raises UserError."""
-    if path.suffix not in MIXTURE_ENDINGS:
-        return [Part(path, 1.0)]
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the mixture cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or not tree:
-        what = "a mixture is a list of data sets with weights, such as `vqa-rad/train.parquet: 1`"
-        raise UserError(f"{path}: {what}")
-    parts = []
-    for name, weight in ((str(name), weight) for name, weight in tree.items()):
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 < float(weight) < math.inf:
-            raise UserError(f"{path}: the weight of '{name}' is {weight!r}, not a number above 0")
-        if Path(name).suffix in MIXTURE_ENDINGS:
-            raise UserError(f"{path}: '{name}' is a mixture itself; name its data sets here")
-        place = path.parent / Path(name).expanduser()
-        if not place.exists():
-            own = f"paths are relative to the mixture's own folder, so this is {place}"
-            raise UserError(f"{path}: {name}: no such Parquet file or folder; {own}")
-        parts.append(Part(place, float(weight)))
-    return parts
-
-
-@dataclass(frozen=True)
 class RowRange:
     """The rows of one data set of a mixture: `start` to `stop` - 1."""
 
@@ -313,10 +349,24 @@ class ParquetRows:
     def _read_group(self, group: int) -> list[dict[str, Any]]:
         number, in_file = self.groups[group]
         file = self.files[number]
-        columns = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+        columns = [name for name in COLUMNS if name in file.schema_arrow.names]
         with damage_named(self.paths[number], f"row group {in_file}"):
             rows: list[dict[str, Any]] = file.read_row_group(in_file, columns=columns).to_pylist()
         return rows
+
+    @property
+    def most_images(self) -> int | None:
+        """The largest number of images of a question, None if the files do not tell."""
+        most = 0
+        for file in self.files:
+            if "images" in file.schema_arrow.names:
+                told = (file.metadata.metadata or {}).get(MOST_IMAGES)
+                if told is None or not told.isdigit():
+                    return None
+                most = max(most, int(told))
+            else:
+                most = max(most, 1)
+        return most
 
     def column(self, name: str) -> list[Any]:
         """Returns one column of all rows, in their order, without reading the images. A value that

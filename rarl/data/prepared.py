@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rarl.data.images import decode_image, fit_image, patch_rule
+from rarl.data.images import BadImage, decode_image, fit_images, patch_rule
 from rarl.errors import UserError
 from rarl.replies.boxes import family_of
 from rarl.schema import Example, Frame, PreparedExample, Prompt
@@ -26,25 +27,38 @@ def prepare_example(
     step: int | None = None,
 ) -> PreparedExample:
     """Decodes, fits and tokenises one example. Raises BadImage."""
-    image = decode_image(example.image)
-    pixels = fit_image(image, processor.image_processor, max_pixels)
+    pictures = [decode_image(image) for image in example.images]
+    pixels = fit_images(pictures, processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
     if example.boxes is not None:
-        height, width = pixels.shape[:2]
+        # Boxes are of the only image: the checks see to that.
+        (image,), (shown,) = pictures, pixels
+        height, width = shown.shape[:2]
         frame = Frame(family_of(processor), image.width, image.height, width, height)
         prompt = replace(prompt, frame=frame)
     rule = patch_rule(processor.image_processor)
-    # In the text one token stands for the whole image.
+    # In the text one token stands for a whole image.
     ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
-    image_tokens = pixels.shape[0] * pixels.shape[1] // (rule.size * rule.merge) ** 2
-    times = np.where(ids == processor.image_token_id, image_tokens, 1)
+    times = np.ones_like(ids)
+    times[placeholders(ids, processor, len(pixels))] = [
+        one.shape[0] * one.shape[1] // (rule.size * rule.merge) ** 2 for one in pixels
+    ]
     return PreparedExample(
-        example=replace(example, image=b""),
+        example=replace(example, images=()),
         prompt=prompt,
         pixels=pixels,
         prompt_token_ids=np.repeat(ids, times),
         patch_rule=rule,
     )
+
+
+def placeholders(ids: NDArray[np.int64], processor: Any, images: int) -> NDArray[np.int64]:
+    """Returns where the tokens of a prompt stand for its images, in order. Raises BadImage if they
+    are not as many."""
+    found = np.flatnonzero(ids == processor.image_token_id)
+    if len(found) != images:
+        raise BadImage(f"placeholders are {len(found)} in the prompt, for {images} images")
+    return found
 
 
 def require_room(

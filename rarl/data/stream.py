@@ -86,9 +86,11 @@ def prepare_rows(block: pa.Table, settings: PreparerSettings) -> pa.Table:
     examples = rows.read(block["row"].to_pylist())
     if "image_row" in block.column_names:
         pairs = zip(examples, rows.read(block["image_row"].to_pylist()), strict=True)
-        examples = [replace(example, image=other.image) for example, other in pairs]
+        examples = [replace(example, images=other.images) for example, other in pairs]
     if settings.blank:
-        examples = [replace(example, image=blank_image(example.image)) for example in examples]
+        examples = [
+            replace(example, images=tuple(map(blank_image, example.images))) for example in examples
+        ]
     steps = block["step"].to_pylist() if "step" in block.column_names else [None] * len(examples)
     prepared = [
         prepare_example(example, processor, settings.render, settings.max_pixels, step)

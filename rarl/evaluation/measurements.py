@@ -27,7 +27,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.data.stream import PreparerSettings, ordered_stream, unpack
 from rarl.errors import UserError
 from rarl.files import replacing, write_text
-from rarl.judge.candidate import candidate_of, image_uri
+from rarl.judge.candidate import candidate_of, judged_image
 from rarl.judge.judge import Judge
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, Sample, flatten, read_samples, to_table
@@ -299,7 +299,8 @@ def images_of(exam: Exam, places: Iterable[int]) -> dict[int, str]:
     """Returns the images of the questions at these places, as a judge that sees is shown them."""
     found: dict[int, str] = {}
     for run, prepared in exam.batches(sorted(places), JUDGED_AT_ONCE):
-        found |= {place: image_uri(one.pixels) for place, one in zip(run, prepared, strict=True)}
+        shown = (judged_image(one.pixels) for one in prepared)
+        found |= {place: image for place, image in zip(run, shown, strict=True) if image}
     return found
 
 

@@ -4,19 +4,22 @@ and the choice between the plain way and the shared-prefix one."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from rarl.distribution import BAN_BIAS, SamplingDistribution
-from rarl.grpo.group import TokenGroup
+from rarl.grpo.group import TokenGroup, patch_grid
+from rarl.patches import PatchRule
 
 # The `model_type`s that the shared-prefix pass knows: one decoder with small differences.
 SUPPORTED_MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the vision tower makes of an image, without gradient, in the model's dtype.
+    """What the vision tower makes of a group's images, without gradient, in the model's dtype.
 
     tokens: (image tokens, D), what stands in for the placeholders. deepstack: the same shape each,
     what is added to the output of the first layers (Qwen3-VL only).
@@ -39,6 +42,22 @@ class ImageFeatures:
 
     tokens: Tensor
     deepstack: list[Tensor]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Returns the features of one image or more as one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        deepstack = [torch.cat(layer) for layer in zip(*(p.deepstack for p in parts), strict=True)]
+        return cls(torch.cat([part.tokens for part in parts]), deepstack)
+
+
+class Shown(NamedTuple):
+    """One image of the group with this key."""
+
+    key: int
+    pixels: NDArray[np.uint8]
+    rule: PatchRule
 
 
 class VisionCache:
@@ -50,31 +69,39 @@ class VisionCache:
         self.stored: dict[int, ImageFeatures] = {}
 
     def features(self, model: Any, groups: Sequence[TokenGroup]) -> list[ImageFeatures]:
-        """Returns the features of each group's image; the frozen tower runs once for each key."""
-        missing = {group.key: group for group in groups if group.key not in self.stored}
-        for part in together(list(missing.values())):
-            found = image_features(model, part)
-            self.stored |= {group.key: one for group, one in zip(part, found, strict=True)}
-        return [self.stored[group.key] for group in groups]
+        """Returns the features of each group that has images; the frozen tower runs once for each
+        key, and not at all where there is no image."""
+        seen = [group for group in groups if group.pixels]
+        missing = {group.key: group for group in seen if group.key not in self.stored}
+        images = [Shown(g.key, one, g.patch_rule) for g in missing.values() for one in g.pixels]
+        found: dict[int, list[ImageFeatures]] = {}
+        for part in together(images):
+            for image, features in zip(part, image_features(model, part), strict=True):
+                found.setdefault(image.key, []).append(features)
+        self.stored |= {key: ImageFeatures.joined(parts) for key, parts in found.items()}
+        return [self.stored[group.key] for group in seen]
 
 
-def together(groups: Sequence[TokenGroup]) -> Iterator[list[TokenGroup]]:
-    """Yields groups whose images have at most PATCHES_AT_ONCE patches together, or one alone."""
-    part: list[TokenGroup] = []
-    for group in groups:
-        if part and sum(int(g.grid.prod()) for g in (*part, group)) > PATCHES_AT_ONCE:
+def together(images: Sequence[Shown]) -> Iterator[list[Shown]]:
+    """Yields images that have at most PATCHES_AT_ONCE patches together, or one alone."""
+    part: list[Shown] = []
+    count = 0
+    for image in images:
+        patches = math.prod(patch_grid(image.pixels, image.rule))
+        if part and count + patches > PATCHES_AT_ONCE:
             yield part
-            part = []
-        part.append(group)
+            part, count = [], 0
+        part.append(image)
+        count += patches
     if part:
         yield part
 
 
 @torch.no_grad()
-def image_features(model: Any, groups: Sequence[TokenGroup]) -> list[ImageFeatures]:
-    """Runs the vision tower once, on the images of all groups."""
-    patches = torch.cat([make_patches(group, model.device) for group in groups])
-    grid = torch.from_numpy(np.stack([group.grid for group in groups])).to(model.device)
+def image_features(model: Any, images: Sequence[Shown]) -> list[ImageFeatures]:
+    """Runs the vision tower once, on all of these images."""
+    patches = torch.cat([image_patches(one.pixels, one.rule, model.device) for one in images])
+    grid = torch.tensor([patch_grid(one.pixels, one.rule) for one in images]).to(model.device)
     out = model.model.get_image_features(patches, grid)
     deepstack = getattr(out, "deepstack_features", None) or []
     return [
@@ -84,13 +111,17 @@ def image_features(model: Any, groups: Sequence[TokenGroup]) -> list[ImageFeatur
 
 
 def make_patches(group: TokenGroup, device: torch.device | str) -> Tensor:
+    """Returns the patches of all images of a group, of which it has one at least."""
+    return torch.cat([image_patches(one, group.patch_rule, device) for one in group.pixels])
+
+
+def image_patches(pixels: NDArray[np.uint8], rule: PatchRule, device: torch.device | str) -> Tensor:
     """Returns the (patches, colours * frames * size * size) float32 that the model's own image
-    processor makes of the group's pixels, bit for bit on a CPU."""
-    rule = group.patch_rule
+    processor makes of an image, bit for bit on a CPU."""
     size, merge = rule.size, rule.merge
-    colours = torch.tensor(group.pixels, device=device).permute(2, 0, 1).float()
+    _, rows, columns = patch_grid(pixels, rule)
+    colours = torch.tensor(pixels, device=device).permute(2, 0, 1).float()
     mean, std = (torch.tensor(each, device=device)[:, None, None] for each in (rule.mean, rule.std))
-    _, rows, columns = group.grid.tolist()
     blocks = ((colours - mean) / std).reshape(
         3, rows // merge, merge, size, columns // merge, merge, size
     )
@@ -120,7 +151,7 @@ def plain_forward(
     distribution: SamplingDistribution,
     vision: VisionCache,
 ) -> ForwardOutput:
-    """Runs every completion with its own copy of prompt and image through the model's own forward;
+    """Runs every completion with its own copy of prompt and images through the model's own forward;
     `vision` is not used. It is the yardstick of the shared-prefix pass and shares no code with it.
     """
     model: Any = policy.get_base_model()
@@ -133,14 +164,18 @@ def plain_forward(
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     input_ids = pad_sequence(sequences, batch_first=True, padding_value=0)
     attention_mask = torch.arange(input_ids.shape[1], device=device)[None] < lengths[:, None]
-    copies = [make_patches(group, device).repeat(len(group.completions), 1) for group in groups]
+    copies = [make_patches(g, device).repeat(len(g.completions), 1) for g in groups if g.pixels]
+    shown: dict[str, Tensor] = {}
+    if copies:
+        shown["pixel_values"] = torch.cat(copies).to(model.dtype)
+        grids = np.concatenate([group.grid for group, _ in each])
+        shown["image_grid_thw"] = torch.from_numpy(grids).to(device)
     hidden = model.model(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
-        pixel_values=torch.cat(copies).to(model.dtype),
-        image_grid_thw=torch.stack([torch.from_numpy(g.grid) for g, _ in each]).to(device),
         mm_token_type_ids=(input_ids == model.config.image_token_id).int() * attention_mask,
         use_cache=False,
+        **shown,
     ).last_hidden_state
     # On a GPU the head is in float32, as the sampler's is (see `kernels.product`).
     precision = torch.float32 if device.type == "cuda" else hidden.dtype

@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 EPSILON = 1e-4
 
 
+def patch_grid(pixels: NDArray[np.uint8], rule: PatchRule) -> tuple[int, int, int]:
+    """Returns the patches of an image along time, height and width."""
+    height, width, _ = pixels.shape
+    return 1, height // rule.size, width // rule.size
+
+
 @dataclass(frozen=True)
 class TokenGroup:
     """One prompt and its G completions, on the CPU.
 
-    prompt_token_ids: (P,) int64, image placeholder expanded. pixels: (height, width, 3) uint8, of
-    which patches are made by `patch_rule`, on the policy's device. completions: the token ids of
-    each, of any length from 1. key: differs between the prompts of one update. sampler_logprobs:
-    the sampler's log-prob of each token, in nats. advantages: (G,) float32. The last two are empty
-    where the completions are imitated.
+    prompt_token_ids: (P,) int64, image placeholders expanded. pixels: (height, width, 3) uint8 of
+    each image, of which patches are made by `patch_rule`, on the policy's device. completions: the
+    token ids of each, of any length from 1. key: differs between the prompts of one update.
+    sampler_logprobs: the sampler's log-prob of each token, in nats. advantages: (G,) float32. The
+    last two are empty where the completions are imitated.
     """
 
     prompt_token_ids: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    pixels: tuple[NDArray[np.uint8], ...]
     patch_rule: PatchRule
     completions: list[list[int]]
     key: int
@@ -62,9 +68,9 @@ class TokenGroup:
 
     @property
     def grid(self) -> NDArray[np.int64]:
-        """(3,) patches along time, height and width."""
-        height, width, _ = self.pixels.shape
-        return np.array([1, height // self.patch_rule.size, width // self.patch_rule.size])
+        """(images, 3) patches along time, height and width."""
+        grids = [patch_grid(one, self.patch_rule) for one in self.pixels]
+        return np.array(grids, dtype=np.int64).reshape(-1, 3)
 
     def part(self, rows: Sequence[int]) -> TokenGroup:
         """Returns these completions, with the same prompt."""

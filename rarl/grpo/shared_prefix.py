@@ -153,7 +153,7 @@ def group_span(
 
 def rotary_positions(model: Any, group: TokenGroup) -> Tensor:
     """Returns the (3, P) positions of the prompt, from the model's own rule."""
-    ids, grid = torch.from_numpy(group.prompt_token_ids)[None], torch.from_numpy(group.grid)[None]
+    ids, grid = torch.from_numpy(group.prompt_token_ids)[None], torch.from_numpy(group.grid)
     image = (ids == model.config.image_token_id).int()
     positions: Tensor = model.model.get_rope_index(ids, image, image_grid_thw=grid)[0]
     return positions[:, 0]
@@ -167,6 +167,8 @@ def embed(
     with torch.no_grad():
         hidden: Tensor = model.get_input_embeddings()(packed.token_ids)
         features = vision.features(model, groups)
+        if not features:
+            return hidden, []
         hidden[packed.image_rows] = torch.cat([f.tokens for f in features]).to(hidden.dtype)
         added = zip(*(f.deepstack for f in features), strict=True)
         deepstack = [torch.cat(parts) for parts in added]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, with_config
 
+from rarl.data.images import side_by_side
 from rarl.replies.tags import parse_reply
 from rarl.schema import Example, Prompt, Verdict
 
@@ -36,7 +37,8 @@ class Candidate:
 
     `reply` is the whole reply as sampled; `thinking` and `answer` are what was read from it, None
     where its tags are not what the prompt asked for. `reference` and `rationale` are the truth.
-    `image` is a PNG file as a data URI, None where the judge is not to see it.
+    `image` is a PNG file as a data URI, of several images side by side; None where the judge is not
+    to see it, or there is none.
     """
 
     question: str
@@ -68,6 +70,13 @@ def candidate_of(
     truth = (example.question, example.options, reference, example.rationale)
     reply = parse_reply(text, prompt.form)
     return Candidate(*truth, text, reply.thinking, reply.answer, image)
+
+
+def judged_image(pixels: Sequence[NDArray[np.uint8]]) -> str | None:
+    """Returns the images of an example as a judge is shown them."""
+    if not pixels:
+        return None
+    return image_uri(np.asarray(side_by_side([Image.fromarray(one) for one in pixels])))
 
 
 def image_uri(pixels: NDArray[np.uint8]) -> str:

@@ -141,9 +141,9 @@ def spread_rows(source: ParquetRows) -> list[int]:
 def lengths_of(example: Example, rule: LengthRule, processor: Any) -> RowLengths:
     """Returns the lengths, by Qwen2-VL's rule for images and an assumed text without a processor.
     Raises BadImage."""
-    height, width = size_of(example.image)
+    sizes = [size_of(image) for image in example.images]
     if processor is not None:
-        return rule.lengths(example, height, width, processor)
-    image = image_tokens(height, width, QWEN2_VL_IMAGES, rule.max_pixels)
+        return rule.lengths(example, sizes, processor)
+    image = image_tokens(sizes, QWEN2_VL_IMAGES, rule.max_pixels)
     reply = rule.reply if isinstance(rule.reply, int) else TEXT_TOKENS
     return RowLengths(image + TEXT_TOKENS, image, image + TEXT_TOKENS + reply)

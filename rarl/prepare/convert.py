@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.data.check import text_fault
-from rarl.data.images import BadImage, format_of, png_bytes, size_of
 from rarl.data.parquet import CARD, ParquetRows, read_card, write_examples, write_split
 from rarl.errors import UserError
 from rarl.files import replacing_folder
@@ -29,35 +27,24 @@ from rarl.prepare.card import (
     require_replaceable,
     split_counts,
 )
-from rarl.prepare.dicom import identifying, is_dicom, people, render
 from rarl.prepare.doubts import KINDS, Doubt, doubtful_rows, write_lines
 from rarl.prepare.facts import WAYS_TO_FACTS, split_facts
-from rarl.prepare.files import Fault, Files, ImageFile
-from rarl.prepare.fingerprint import ImagePrint, SeenImages, Side, find_leak
+from rarl.prepare.files import Files
+from rarl.prepare.fingerprint import SeenImages, Side, content_of, find_leak
 from rarl.prepare.followed import follow_lines
 from rarl.prepare.hub import locate
 from rarl.prepare.leaks import clear_language, in_threads, leaks_among, read_side
-from rarl.prepare.metadata import without_metadata
-from rarl.prepare.people import without_names
+from rarl.prepare.records import HARMLESS, Sound, inspect
 from rarl.prepare.report import counted_reasons, fact_lines, report_lines
-from rarl.prepare.rows import SPLITS, BadRecord, Choices, Item, LeftOut, Record
+from rarl.prepare.rows import BadRecord, Choices, Item, LeftOut
 from rarl.prepare.sources import Source, find_source
 from rarl.prepare.splitting import Splitting, own_split, require_way_to_split
-from rarl.replies.boxes import boxes_fault, cut_at_edges
-from rarl.replies.grading import is_yes_no
-from rarl.schema import AnswerType, Example
+from rarl.schema import Example
 
 FORMAT = 1  # of the card
 STAGED = ".staged.parquet"
 # Share of the records. Above it something is wrong with all, such as a missing image folder.
 MOST_SKIPPED = 0.5
-ENDINGS = {"jpg": "JPEG", "jpeg": "JPEG", "dcm": "DICOM"}
-ENDINGS |= {kind.lower(): kind for kind in ("PNG", "BMP", "GIF", "WEBP")}
-RENDERED = "DICOM files were rendered to PNG"
-TAKEN_AWAY = "image files held more than pixels (EXIF, comments, texts), which was taken away"
-OTHER_FORMAT = "image files are of another format than their names say, which does no harm"
-CUT = "rows had boxes up to two pixels over the edge of their image, which were cut"
-HARMLESS = (RENDERED, TAKEN_AWAY, OTHER_FORMAT)
 TEST_IN_TRAIN = "questions of the published test split are in train: do not test on the latter"
 SAME, NEAR = (f"about {what} that --against has" for what in ("an image", "a near copy of one"))
 UNTOLD = "questions are in train since neither a column `split` nor the table's name says otherwise"
@@ -134,89 +121,6 @@ def prepare_dataset(
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A record that can be used, with notes of what was put right, and of what is worth knowing of
-    its image's file."""
-
-    where: str
-    example: Example
-    print: ImagePrint
-    notes: tuple[str, ...]
-    image: ImageFile
-    image_notes: tuple[str, ...]
-
-
-def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
-    """Reads and checks a record. Splits of another name are faults: they become file names."""
-    if not isinstance(item, Record):
-        return item
-    try:
-        encoded, image_notes, said = read_image(item)
-        print_ = seen.look_at(encoded)
-        if item.split not in ("", *SPLITS):
-            raise Fault(f"split '{item.split}' is not one of {', '.join(SPLITS)}")
-        is_closed = is_yes_no(item.answer)
-        guessed: AnswerType = "choice" if item.options else "closed" if is_closed else "open"
-        texts = {k: text for k, text in item.texts.items() if text is not None}
-        given: dict[str, Any] = without_names(said | texts)
-        example = Example(
-            id=item.id,
-            image=encoded,
-            image_id=item.image_id or print_.content,
-            question=item.question,
-            answer=item.answer,
-            answer_type=item.answer_type or guessed,
-            options=item.options,
-            split=item.split,
-            facts=item.facts or None,
-            also_right=item.also_right or None,
-            boxes=item.boxes,
-            extra=item.extra,
-            **given,
-        )
-        height, width = size_of(encoded)
-        mended = item.mended
-        if item.boxes and (cut := cut_at_edges(item.boxes, width, height)) != item.boxes:
-            example, mended = replace(example, boxes=cut), (*mended, CUT)
-        fault = text_fault(example) or boxes_fault(example.boxes or (), width, height)
-        if fault:
-            raise Fault(fault)
-    except Fault as fault:
-        return BadRecord(item.where, str(fault))
-    return Sound(item.where, example, print_, mended, item.image, image_notes)
-
-
-def read_image(record: Record) -> tuple[bytes, tuple[str, ...], dict[str, str]]:
-    """Returns the bytes to keep, nothing but pixels, notes about the file, and what it says of
-    patient, study and site. Raises Fault."""
-    said: dict[str, str] = {}
-    try:
-        encoded, notes = record.image.read(), []
-    except OSError as error:  # of a source of the user's own
-        raise Fault(f"image '{record.image.name}' cannot be read ({error})") from None
-    if not encoded:
-        raise Fault(f"image '{record.image.name}' is empty")
-    ending = PurePosixPath(record.image.name).suffix.lower().removeprefix(".")
-    try:
-        if is_dicom(encoded) or ending == "dcm":
-            kept, found = png_bytes(render(encoded, record.frame)), "DICOM"
-            notes.append(RENDERED)
-            said, says = people(encoded), identifying(encoded)
-            notes += [f"DICOM files {says}"] if says else []
-        elif record.frame:
-            raise Fault(f"frame {record.frame} is asked for, but the image is not DICOM")
-        else:
-            kept, found = without_metadata(encoded), format_of(encoded)
-            if kept != encoded:
-                notes.append(TAKEN_AWAY)
-    except BadImage as error:
-        raise Fault(f"image {error}") from None
-    if ENDINGS.get(ending, found) != found:
-        notes.append(OTHER_FORMAT)
-    return kept, tuple(notes), said
-
-
 @dataclass
 class Staged:
     """What the first pass keeps in memory of the examples that it writes to one temporary file.
@@ -251,17 +155,17 @@ class Staged:
             elif isinstance(found, BadRecord):
                 self.skipped.append(found)
             else:
-                example, content = found.example, found.print.content
+                example = found.example
+                content = content_of(found.prints) if found.prints else example.image_id
                 known_ids[example.id] = found.where
                 asked = (example.question, example.answer, example.options, example.patient)
-                self.side.add(found.print, *asked)
+                self.side.add(found.prints, *asked)
                 self.splits.append(example.split)
                 self.sites.append(example.site)
                 self.places.append(found.where)
                 self.notes.update(found.notes)
-                for note in found.image_notes:
-                    name = found.image.path or found.image.name or found.where
-                    self.files.setdefault(note, {})[found.image.path or content] = name
+                for note, file, name in found.image_notes:
+                    self.files.setdefault(note, {})[file] = name
                 self.extra.update(dict.fromkeys(example.extra))
                 self.languages.update(clear_language(example.question))
                 image_id = example.image_id
@@ -345,7 +249,7 @@ def removed_rows(protected: Side, staged: Staged) -> Iterator[tuple[int, BadReco
     leak = find_leak(protected, staged.side)
     same = set(leak.same_images)
     for row in leak.questions:
-        reason = SAME if staged.side.rows[row][0] in same else NEAR
+        reason = SAME if same & {*staged.side.rows[row][0]} else NEAR
         yield row, BadRecord(staged.places[row], reason)
 
 

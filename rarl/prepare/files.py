@@ -37,11 +37,13 @@ class Fault(ValueError):
 @dataclass(frozen=True)
 class ImageFile:
     """An encoded image; `name` is that under which it was published, and `path` where its file lies
-    below the source, if it is one. `read` raises Fault."""
+    below the source, if it is one. `frame` is which one of a DICOM file is meant, from 0. `read`
+    raises Fault."""
 
     read: Callable[[], bytes]
     name: str = ""
     path: str = ""
+    frame: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,14 @@ class Files:
         if len(found) > 1:
             raise Fault(f"image '{name}' could be {found[0]} or {found[1]}; give more of its path")
         return ImageFile(partial(self.read, found[0]), given, found[0])
+
+    @cached_property
+    def by_folder(self) -> dict[str, list[str]]:
+        """The names of the files in each folder, sorted."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(self.entries):
+            found.setdefault(PurePosixPath(name).parent.as_posix(), []).append(name)
+        return found
 
     @cached_property
     def by_folded_name(self) -> dict[str, list[str]]:

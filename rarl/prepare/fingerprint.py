@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from rarl.data.check import which_image
 from rarl.data.images import BadImage, decode_image, require_content
 from rarl.prepare.files import Fault
 from rarl.replies.grading import is_yes_no
@@ -40,6 +41,13 @@ class ImagePrint:
 
 def content_id(encoded: bytes) -> str:
     return hashlib.sha256(encoded).hexdigest()[:16]
+
+
+def content_of(prints: Sequence[ImagePrint]) -> str:
+    """Returns what is equal for equal images in the same order."""
+    if len(prints) == 1:
+        return prints[0].content
+    return content_id("\n".join(one.content for one in prints).encode())
 
 
 def image_print(encoded: bytes, picture: Image.Image) -> ImagePrint:
@@ -71,6 +79,17 @@ class SeenImages:
             raise Fault(known)
         return known
 
+    def look_at_all(self, images: Sequence[bytes]) -> list[ImagePrint]:
+        """Returns the fingerprints of a question's images. Raises Fault, which names the image."""
+        prints = []
+        for number, encoded in enumerate(images):
+            try:
+                prints.append(self.look_at(encoded))
+            except Fault as fault:
+                which = which_image(number, len(images))
+                raise Fault(str(fault).replace("image", which, 1)) from None
+        return prints
+
 
 # Words, and signs that can be what an answer is about: "+" and "-", "<5" and ">5", "0.5".
 TOKEN = re.compile(r"\w+|[+<>%=≤≥±]|\.(?=\d)|-(?!\s*[^\W\d])")
@@ -89,10 +108,11 @@ def answer_key(answer: str) -> str:
 
 @dataclass
 class Side:
-    """One split or data set; a row of it is a question about one of its images."""
+    """One split or data set; a row of it is a question about some of its images, in their order."""
 
     name: str
-    rows: list[tuple[int, str]] = field(default_factory=list)  # (image, key of question and answer)
+    # (images, key of question and answer)
+    rows: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     looks: list[NDArray[np.uint64]] = field(default_factory=list)  # by image
     images: dict[str, int] = field(default_factory=dict)  # content → image
     options: list[str] = field(default_factory=list)  # by row, their key
@@ -100,13 +120,14 @@ class Side:
 
     def add(
         self,
-        image: ImagePrint,
+        images: Iterable[ImagePrint],
         question: str,
         answer: str,
         options: Iterable[str] | None = None,
         patient: str | None = None,
     ) -> None:
-        self.rows.append((self.number_of(image), f"{text_key(question)}\n{answer_key(answer)}"))
+        numbers = tuple(map(self.number_of, images))
+        self.rows.append((numbers, f"{text_key(question)}\n{answer_key(answer)}"))
         self.options.append("\n".join(sorted(map(text_key, options or ()))))
         self.patients.append(patient)
 
@@ -121,9 +142,9 @@ class Side:
         """Returns a side of some of the rows."""
         contents, side = list(self.images), Side(name)
         for row in rows:
-            image, key = self.rows[row]
-            print_ = ImagePrint(contents[image], self.looks[image])
-            side.rows.append((side.number_of(print_), key))
+            images, key = self.rows[row]
+            prints = [ImagePrint(contents[image], self.looks[image]) for image in images]
+            side.rows.append((tuple(map(side.number_of, prints)), key))
             side.options.append(self.options[row])
             side.patients.append(self.patients[row])
         return side
@@ -133,20 +154,20 @@ class Side:
         return np.stack(self.looks) if self.looks else np.zeros((0, 4), np.uint64)
 
     def repeats(self) -> dict[int, int]:
-        """Returns the rows that repeat another one (the same image, question, options and answer),
-        each with the first of them."""
+        """Returns the rows that repeat another one (the same images, question, options and
+        answer), each with the first of them."""
         first: dict[tuple[Any, str], int] = {}
         keys = zip(self.rows, self.options, strict=True)
         of_row = [first.setdefault(key, row) for row, key in enumerate(keys)]
         return {row: known for row, known in enumerate(of_row) if row != known}
 
     def contradictions(self) -> list[list[int]]:
-        """Returns the rows of each question about an image, with the same options, that has
+        """Returns the rows of each question about the same images, with the same options, that has
         different answers."""
-        asked: dict[tuple[int, str, str], list[int]] = {}
-        for row, (image, key) in enumerate(self.rows):
+        asked: dict[tuple[tuple[int, ...], str, str], list[int]] = {}
+        for row, (images, key) in enumerate(self.rows):
             options = self.options[row]
-            asked.setdefault((image, key.split("\n")[0], options), []).append(row)
+            asked.setdefault((images, key.split("\n")[0], options), []).append(row)
         several = (rows for rows in asked.values() if len(rows) > 1)
         return [rows for rows in several if len({self.rows[row] for row in rows}) > 1]
 
@@ -184,6 +205,25 @@ def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
     return groups
 
 
+def groups_of_rows(side: Side) -> NDArray[np.int64]:
+    """Returns a group number for every row, shape (n,), of which a split holds all or none: rows
+    share it that have an image in common, or nearly the same, directly or through others, or that
+    have none and ask the same."""
+    of_image = image_groups(side.stacked())
+    images = int(of_image.max()) + 1 if len(of_image) else 0
+    texts: dict[str, int] = {}
+    own = [[int(of_image[image]) for image in numbers] for numbers, _ in side.rows]
+    for groups, (_, key) in zip(own, side.rows, strict=True):
+        if not groups:
+            groups.append(images + texts.setdefault(key.split("\n")[0], len(texts)))
+    pairs = [(groups[0], other) for groups in own for other in groups[1:]]
+    first, second = np.array(pairs, np.int64).reshape(-1, 2).T
+    size = images + len(texts)
+    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size))
+    joined = connected_components(graph, directed=False)[1].astype(np.int64)
+    return np.array([joined[groups[0]] for groups in own], np.int64)
+
+
 @dataclass(frozen=True)
 class Leak:
     """What `right` shares with `left`. Images are counted on the right side, as are questions."""
@@ -191,20 +231,24 @@ class Leak:
     same_images: list[int]
     near_images: list[int]
     questions: list[int]  # about these images
-    twins: list[int]  # with the same question and answer too
+    twins: list[int]  # with the same question and answer too, and those without images
     same_text: list[int]  # asked and answered alike about another image: no need to look
     patients: list[str]  # whose images are on both sides
 
 
 def find_leak(left: Side, right: Side) -> Leak:
     """Returns what the sides share, exact over all pairs of images."""
-    asked = set(left.rows)
+    asked = {(image, key) for images, key in left.rows for image in images}
     # image on the right → its rows that no image has made twins yet
     waiting: dict[int, set[int]] = {}
-    for row, (image, _) in enumerate(right.rows):
-        waiting.setdefault(image, set()).add(row)
+    for row, (images, _) in enumerate(right.rows):
+        for image in images:
+            waiting.setdefault(image, set()).add(row)
     alike: set[int] = set()
-    twins: set[int] = set()
+    text_alone = {key for images, key in left.rows if not images}
+    twins = {
+        row for row, (images, key) in enumerate(right.rows) if not images and key in text_alone
+    }
     for lefts, rights in near_pairs(left.stacked(), right.stacked()):
         alike.update(np.unique(rights).tolist())
         for i, j in zip(lefts.tolist(), rights.tolist(), strict=True):
@@ -218,7 +262,7 @@ def find_leak(left: Side, right: Side) -> Leak:
     return Leak(
         same_images=sorted(same),
         near_images=sorted(alike - same),
-        questions=[row for row, (image, _) in enumerate(right.rows) if image in alike],
+        questions=[row for row, (images, _) in enumerate(right.rows) if alike & {*images}],
         twins=sorted(twins),
         same_text=[row for row in keyed if row not in twins],
         patients=sorted({one for one in right.patients if one} & set(left.patients)),

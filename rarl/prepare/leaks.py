@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rarl.data.check import text_fault
+from rarl.data.check import images_fault, text_fault
 from rarl.data.parquet import CARD, ParquetRows
 from rarl.errors import UserError
 from rarl.prepare.card import changed_files, listed
@@ -79,9 +79,9 @@ def examine(path: Path, name: str | None = None) -> Examined:
     rows, seen, found = ParquetRows(path), SeenImages(), Examined(Side(name or str(path)))
     ids: dict[str, int] = {}
 
-    def look(example: Example) -> tuple[Example, ImagePrint | str]:
+    def look(example: Example) -> tuple[Example, list[ImagePrint] | str]:
         try:
-            return example, seen.look_at(example.image)
+            return example, seen.look_at_all(example.images)
         except Fault as fault:
             return example, str(fault)
 
@@ -91,12 +91,13 @@ def examine(path: Path, name: str | None = None) -> Examined:
         if first != number:
             found.faults.append(f"row {number}: id '{example.id}' is also that of row {first}")
         place = f"row {number}: example '{example.id}': "
-        fault = text_fault(example)
+        fault = text_fault(example) or images_fault(example.images)
         if isinstance(look_, str):
             found.unread.append(place + look_)
             found.faults.append(place + (fault or look_))
             continue
-        found.side.number_of(look_)
+        for one in look_:
+            found.side.number_of(one)
         if fault:
             found.faults.append(place + fault)
             continue
@@ -116,7 +117,7 @@ def shared_between(left: Side, right: Side) -> dict[str, Any]:
 def is_leak(pair: dict[str, Any]) -> bool:
     """Tells whether images are shared, or near copies, or patients. Equal texts are for the reader
     to weigh."""
-    return bool(pair["same_images"] or pair["near_images"] or pair.get("patients"))
+    return any(pair.get(one) for one in ("same_images", "near_images", "patients", "twins"))
 
 
 def leak_line(pair: dict[str, Any]) -> str:
@@ -131,6 +132,8 @@ def leak_line(pair: dict[str, Any]) -> str:
             "Results there are not results on unseen images: prepare with --split image-disjoint, "
             "or with --against"
         )
+    elif pair["twins"]:
+        told += f". LEAK: {pair['twins']:,} of its questions, without images, are in {left}, too"
     if known := pair.get("of_patients"):
         if both := pair["patients"]:
             told += (

@@ -24,10 +24,11 @@ class Choices:
 
     phrases: tuple[str, ...] = ("freeform", "para")  # vqa-rad: phrase types to keep
     language: str = "en"  # slake: en, zh or all
-    images: str = "first"  # medxpertqa: of several images, the first or all side by side
+    images: str = "all"  # medxpertqa: of several images, all or the first
     version: int | None = None  # pmc-vqa: 1 or 2, if the files of both are there
     answers: str | None = None  # silvar-med: a prepared SLAKE, for its short answers
-    map: tuple[str, ...] = ()  # folder: columns of another name, such as "image=Image Name"
+    map: tuple[str, ...] = ()  # folder, text: columns of another name, as in "image=Image Name"
+    slices: str | None = None  # folder: how many of a DICOM series, or "all"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Record:
 
     where: str  # file and row, for messages
     id: str
-    image: ImageFile
+    images: tuple[ImageFile, ...]  # in the order in which they are shown; none: a question of text
     question: str
     answer: str
     answer_type: AnswerType | None = None  # choice with options, closed for yes and no, else open
@@ -90,8 +91,8 @@ class Record:
     boxes: tuple[Box, ...] | None = None  # in pixels of the image's file
     extra: dict[str, str | None] = field(default_factory=dict)  # further columns of the table
     split: str = ""  # empty if neither the row nor the name of a file or folder tells
-    image_id: str | None = None  # None: from the image's content
-    frame: int = 0  # of a DICOM image
+    image_labels: tuple[str, ...] | None = None  # what each image is: frontal, prior, …
+    image_id: str | None = None  # None: from the images' content
     mended: tuple[str, ...] = ()  # what was put right, in words that fit "3 answers: …"
 
 

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from rarl.data.images import BadImage, decode_image
+from rarl.data.images import BadImage, decode_image, side_by_side
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.files import replacing
@@ -147,9 +147,11 @@ def draw_contact_sheet(rows: ParquetRows, path: Path, seed: int = 0) -> int:
         axes = figure.add_subplot(lines, columns, place)
         axes.set_axis_off()
         try:
-            picture = decode_image(example.image)
-            picture.thumbnail((512, 512))
-            axes.imshow(np.asarray(picture))
+            pictures = [decode_image(image) for image in example.images]
+            for picture in pictures:
+                picture.thumbnail((512, 512))
+            if pictures:
+                axes.imshow(np.asarray(side_by_side(pictures)))
         except BadImage as error:
             how: dict[str, Any] = {"ha": "center", "va": "center", "wrap": True}
             axes.text(0.5, 0.5, f"image {error}", transform=axes.transAxes, **how)

@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from rarl.errors import UserError
-from rarl.prepare.fingerprint import Side, image_groups
+from rarl.prepare.fingerprint import Side, groups_of_rows
 
 DISJOINT = ("image-disjoint", "patient-disjoint")
 WAYS_TO_SPLIT = ("official", *DISJOINT)
@@ -63,7 +63,7 @@ def own_split(
     if asked.way.startswith(SITE):
         chosen = of_site(sites, kept, asked.way.removeprefix(SITE).strip())
         return np.where(kept, np.where(chosen, "test", "train"), ""), asked.way
-    of_row = image_groups(side.stacked())[[image for image, _ in side.rows]]
+    of_row = groups_of_rows(side)
     unit = "image"
     if asked.way == "patient-disjoint":
         of_row, unit = with_patients(of_row, side.patients), "patient"

@@ -48,15 +48,15 @@ VERSION = hashlib.sha256(json.dumps([*ASKED, LONGEST_SIDE]).encode()).hexdigest(
 class Question:
     """One asking of one example. `number` counts the askings of it from 0; one that is `hinted`,
     which gives the answer away, is the only one of its kind. `key` is what the reply is kept by.
-    `row` is the example's in its data set. `shown` is the image as a data URI, once somebody has
-    made it."""
+    `row` is the example's in its data set. `shown` are its images as data URIs, once somebody has
+    made them."""
 
     key: str
     row: int
     example: Example
     number: int
     hinted: bool
-    shown: str | None = None
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Teacher(ABC):
 
     def key_of(self, example: Example, number: int, hinted: bool) -> str:
         """Returns a hex SHA-256 over who is asked, in which words, about what, and for which time.
-        The example's image is its file."""
-        picture = hashlib.sha256(example.image).hexdigest()
+        The example's images are their files."""
+        picture = ",".join(hashlib.sha256(image).hexdigest() for image in example.images)
         options = list(example.options or ())
         told = example.answer if hinted else None
         asked = [*self.identity, picture, example.question, options, told, number]
@@ -112,7 +112,7 @@ class Teacher(ABC):
 
 
 def without_images(question: Question) -> Question:
-    return replace(question, example=replace(question.example, image=b""), shown=None)
+    return replace(question, example=replace(question.example, images=()), shown=())
 
 
 def shrunk_uri(encoded: bytes) -> str:
@@ -124,15 +124,18 @@ def shrunk_uri(encoded: bytes) -> str:
 
 
 def messages(question: Question) -> list[dict[str, Any]]:
-    """Returns the system message and the user's, with the image first where there is one."""
+    """Returns the system message and the user's, with the images first, behind their labels."""
     example = question.example
     form = WORDING["forms"][example.answer_type]
     lines = [example.question, *option_lines(example, LISTED)]
     if question.hinted:
         lines.append(WORDING["hint"].format(answer=example.answer))
-    content: list[dict[str, Any]] = [{"type": "text", "text": "\n".join(lines).strip()}]
-    if question.shown:
-        content.insert(0, {"type": "image_url", "image_url": {"url": question.shown}})
+    content: list[dict[str, Any]] = []
+    labels = example.image_labels or ("",) * len(question.shown)
+    for uri, label in zip(question.shown, labels, strict=False):
+        content += [{"type": "text", "text": f"{label}:"}] if label else []
+        content.append({"type": "image_url", "image_url": {"url": uri}})
+    content.append({"type": "text", "text": "\n".join(lines).strip()})
     return [
         {"role": "system", "content": WORDING["system"].format(form=form).strip()},
         {"role": "user", "content": content},
@@ -142,8 +145,8 @@ def messages(question: Question) -> list[dict[str, Any]]:
 def plain_question(image: bool) -> Question:
     """Returns what no server finds too long or indecent."""
     grey = png_bytes(Image.new("RGB", (56, 56), (127, 127, 127)))
-    example = Example("plain", b"", "plain", "Is there a lesion?", "no", "closed")
-    return Question("plain", -1, example, 0, False, shrunk_uri(grey) if image else None)
+    example = Example("plain", (), "plain", "Is there a lesion?", "no", "closed")
+    return Question("plain", -1, example, 0, False, (shrunk_uri(grey),) if image else ())
 
 
 def cannot_see(teacher: str, reason: str) -> UserError:
@@ -156,7 +159,7 @@ QUESTIONS = Subject[Question, Said](
     model="--model",
     key="--api-key-env",
     key_of=lambda _, question: question.key,
-    shows_image=lambda question: question.shown is not None,
+    shows_image=lambda question: bool(question.shown),
     plain=plain_question,
     refused=lambda reason: Said("refused", reason),
     unreachable=lambda reason: Said("unreachable", printable(reason)),
@@ -236,9 +239,9 @@ class RemoteTeacher(Client[Question, Said], Teacher):
 
 
 def with_image(question: Question) -> Question | tuple[Question, Said]:
-    """Returns a question with its image made ready to be sent, or why it cannot be shown."""
+    """Returns a question with its images made ready to be sent, or why they cannot be shown."""
     try:
-        return replace(question, shown=shrunk_uri(question.example.image))
+        return replace(question, shown=tuple(map(shrunk_uri, question.example.images)))
     except BadImage as error:
         return without_images(question), Said("bad image", str(error))
 

@@ -49,6 +49,19 @@ def boxes_fault(boxes: Sequence[Box], width: int, height: int) -> str | None:
     return next((fault for fault in faults if fault), None)
 
 
+def boxes_in_images_fault(
+    boxes: Sequence[Box] | None, sizes: Sequence[tuple[int, int]]
+) -> str | None:
+    """Returns what is wrong with the boxes of a question whose images have these (height, width),
+    or None. Of several images nobody could tell which one a box is in."""
+    if boxes is None:
+        return None
+    if len(sizes) != 1:
+        return f"boxes are of one image, and there are {len(sizes)}"
+    ((height, width),) = sizes
+    return boxes_fault(boxes, width, height)
+
+
 def box_fault(box: Box, width: int, height: int) -> str | None:
     label, corners = box.label.strip(), (box.x1, box.y1, box.x2, box.y2)
     told = f"box '{label[:LONGEST_LABEL]}' ({', '.join(f'{one:g}' for one in corners)})"

@@ -16,7 +16,7 @@ Options = Sequence[str] | None
 # Keyword-only arguments with a default that are no column are the reward's options.
 Reward = Callable[..., list[float | None]]
 
-EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "image")
+EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "images")
 # `form`, `wording` and `frame` are the prompt's; `rederived` is the reply to the thinking without
 # the image; `explained` is what the base model reads from it, `thinking_logprob` how likely it
 # finds it (nats a token); `verdict` is the judge's. The last four are None where nobody was asked.

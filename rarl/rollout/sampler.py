@@ -34,7 +34,8 @@ TOKEN_PIXELS = 32 * 32  # of one image token, in the known model in which it is 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """`max_pixels` is the area of the largest image (None: any that fits a prompt). `cache_file`
+    """`max_pixels` is the area of the largest image (None: any that fits a prompt), `images` is the
+    largest number of images of one prompt. `cache_file`
     remembers how large a cache the engine found room for, for when it is started anew."""
 
     model_path: str
@@ -44,16 +45,17 @@ class SamplerSettings:
     rollout: RolloutConfig
     log_path: str
     max_pixels: int | None = None
+    images: int = 1
     cache_file: str | None = None
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One prompt. `pixels` is (height, width, 3) uint8; None: it has no image. Completion g of the
-    group is drawn with `seed` + g."""
+    """One prompt. `pixels` is (height, width, 3) uint8 of each image, in the order of their
+    placeholders. Completion g of the group is drawn with `seed` + g."""
 
     prompt: str
-    pixels: NDArray[np.uint8] | None
+    pixels: tuple[NDArray[np.uint8], ...] = ()
     seed: int = 0
 
 
@@ -62,7 +64,7 @@ class ScoreRequest:
     """One prompt and the replies whose likelihoods after it are asked."""
 
     prompt: str
-    pixels: NDArray[np.uint8] | None
+    pixels: tuple[NDArray[np.uint8], ...]
     replies: list[str]
 
 
@@ -244,7 +246,7 @@ def engine_arguments(settings: SamplerSettings) -> dict[str, Any]:
         "model": settings.model_path,
         "dtype": settings.dtype,
         "max_num_seqs": rollout.max_sequences,
-        "limit_mm_per_prompt": {"image": 1, "video": 0},
+        "limit_mm_per_prompt": {"image": settings.images, "video": 0},
         "enable_lora": True,
         "max_loras": 1,
         "max_cpu_loras": 2,
@@ -264,10 +266,11 @@ def engine_arguments(settings: SamplerSettings) -> dict[str, Any]:
     }
 
 
-def engine_input(prompt: str, pixels: NDArray[np.uint8] | None) -> dict[str, Any]:
-    if pixels is None:
+def engine_input(prompt: str, pixels: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+    if not pixels:
         return {"prompt": prompt}
-    return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+    images = [Image.fromarray(one) for one in pixels]
+    return {"prompt": prompt, "multi_modal_data": {"image": images}}
 
 
 def common_length(replies: list[list[int]]) -> int:

@@ -191,7 +191,7 @@ def train_replies(
 def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
     """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
     prompts = [
-        as_turn(processor, lesson.prompt, image=lesson.picture is not None) for lesson in lessons
+        as_turn(processor, lesson.prompt, ("",) if lesson.picture else ()) for lesson in lessons
     ]
     texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
     pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]

@@ -41,7 +41,7 @@ def make_example(
     """One question about one picture, in one of the domain's wordings, options in random order."""
     return Example(
         id=f"{image_id}-{question}",
-        image=image,
+        images=(image,),
         image_id=image_id,
         question=str(rng.choice(WORDINGS[domain][question])),
         answer=answer_for(question, facts),

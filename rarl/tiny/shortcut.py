@@ -130,7 +130,7 @@ def draw_controls(seed: int) -> list[Example]:
             example = replace(
                 asked,
                 id=f"{name}-lesion",
-                image=encoded(pixels),
+                images=(encoded(pixels),),
                 image_id=name,
                 dataset="shortcut-controls",
                 extra={"shown": kind},

@@ -54,6 +54,7 @@ OF_REPLIES = (
     "model",
     "data.eval",
     "data.max_pixels",
+    "data.max_images",
     "data.on_bad_row",
     "rollout.temperature",
     "rollout.max_completion_tokens",

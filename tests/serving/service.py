@@ -172,7 +172,7 @@ def kill_engine(service: Service) -> None:
 
 
 def image_url(example: Example) -> str:
-    return "data:image/png;base64," + base64.b64encode(example.image).decode()
+    return "data:image/png;base64," + base64.b64encode(example.images[0]).decode()
 
 
 def messages(example: Example, text: str | None = None) -> list[Any]:

@@ -49,7 +49,7 @@ def reference_logprobs(
     model: Any, processor: Any, example: Example, prompt: str, completion: list[int]
 ) -> list[float]:
     """One plain forward pass. Raises nothing; the prompt's own ids are the processor's."""
-    pixels = fit_image(decode_image(example.image), processor.image_processor, None)
+    pixels = fit_image(decode_image(example.images[0]), processor.image_processor, None)
     inputs = processor(text=[prompt], images=[pixels], return_tensors="pt")
     length = inputs["input_ids"].shape[1]
     tail = torch.tensor([completion])
@@ -93,11 +93,11 @@ def test_logprobs_and_prompts_are_those_of_transformers_and_peft(
         for number, example in enumerate(examples[4:8]):
             prompt = plan(processor, example).text
             text = prompt.split("<|vision_end|>")[1].split("<|im_end|>")[0]
-            assert as_turn(processor, text, image=True) == prompt
+            assert as_turn(processor, text, images=("",)) == prompt
             for name, model in models.items():
                 reply = sampled(http, name, example, text, seed=number)
                 ids, logprobs = ids_and_logprobs(reply)
-                pixels = fit_image(decode_image(example.image), processor.image_processor, None)
+                pixels = fit_image(decode_image(example.images[0]), processor.image_processor, None)
                 expected = processor(text=[prompt], images=[pixels]).input_ids[0]
                 assert reply["prompt_token_ids"] == list(expected)
                 assert (
@@ -126,7 +126,7 @@ def test_a_question_is_asked_in_the_words_of_training(
     for example in examples:
         body = answer_body(example)
         question = pose(body["question"], body["options"], model)
-        assert as_turn(processor, question.text, image=True) == plan(processor, example).text
+        assert as_turn(processor, question.text, images=("",)) == plan(processor, example).text
         kinds.add(example.answer_type)
     assert kinds == {"choice", "closed"}
 
@@ -144,7 +144,7 @@ def test_auto_asks_a_bare_chat_question_in_the_words_of_training(
     asked = in_own_words([Message.model_validate(turn)], model)
     assert [part.type for part in asked.content] == ["image_url", "text"]
     text = str(asked.content[1].text)
-    assert as_turn(processor, text, image=True) == plan(processor, bare).text
+    assert as_turn(processor, text, images=("",)) == plan(processor, bare).text
 
 
 def test_auto_changes_what_the_engine_reads_and_its_absence_nothing(
@@ -197,7 +197,7 @@ def test_adapters_published_under_way_never_mix(
     Every reply says which version it is from, and has that version's log-probs to the last
     token."""
     example, text = examples[9], "Which part of the body is this?"
-    prompt = as_turn(processor, text, image=True)
+    prompt = as_turn(processor, text, images=("",))
     write_adapter(tmp_path / "copy-10", model_path, 10, strength=0.05)
     live = service.adapters / "live"
     write_adapter(

@@ -167,7 +167,7 @@ def calls(language: str) -> list[str]:
 def test_the_calls_of_the_docs_are_answered(
     service: Service, examples: list[Example], tmp_path: Path, language: str, program: str
 ) -> None:
-    (tmp_path / "image.png").write_bytes(examples[0].image)
+    (tmp_path / "image.png").write_bytes(examples[0].images[0])
     found = calls(language)
     assert len(found) == (1 if language == "python" else 2)
     for call in found:

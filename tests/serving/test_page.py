@@ -129,7 +129,7 @@ def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
 ) -> None:
     page = AskingPage(browser, service).sign_in()
     assert "Not for diagnosis" in page.find(".notice").text
-    page.drop(examples[0].image, "phantom.png")
+    page.drop(examples[0].images[0], "phantom.png")
     assert "phantom.png" in page.find("#shown").get_attribute("alt")
     page.choose("first", "base")
     page.choose("second", "second")
@@ -160,7 +160,7 @@ def test_a_new_image_takes_the_answers_about_the_old_one_away(
     """A TIFF this time. Its options are one to a line, and one of them has a comma."""
     page = AskingPage(browser, service).sign_in()
     file = io.BytesIO()
-    Image.open(io.BytesIO(examples[0].image)).save(file, "TIFF")
+    Image.open(io.BytesIO(examples[0].images[0])).save(file, "TIFF")
     page.drop(file.getvalue(), "phantom.tiff")
     page.find("#shown")
     page.choose("first", "base")
@@ -171,7 +171,7 @@ def test_a_new_image_takes_the_answers_about_the_old_one_away(
     page.wait_for_replies(1)
     (body,) = browser.execute_script("return window.bodies")
     assert json.loads(body)["options"] == ["left, or right", "none"]
-    page.drop(examples[1].image, "other.png")
+    page.drop(examples[1].images[0], "other.png")
     page.find("#shown[alt$='other.png']")
     assert page.texts(".reply") == []
 
@@ -185,7 +185,7 @@ def test_bad_files_are_explained(
         "notes.png" in page.find("#error").text
         and "neither PNG, nor JPEG, nor TIFF, nor DICOM" in page.find("#error").text
     )
-    page.drop(examples[0].image[:300], "half.png")
+    page.drop(examples[0].images[0][:300], "half.png")
     deadline = time.monotonic() + SECONDS
     while "half.png" not in page.find("#error").text:
         assert time.monotonic() < deadline
@@ -193,7 +193,7 @@ def test_bad_files_are_explained(
     page.find("#question").send_keys("Is there a lesion?")
     page.find("#ask button[type=submit]").click()
     assert page.find("#error").text == "Choose an image first."
-    page.drop(examples[1].image, "good.png")
+    page.drop(examples[1].images[0], "good.png")
     page.find("#shown")
     assert page.texts("#error") == []
 
@@ -233,7 +233,7 @@ def test_all_of_it_by_keyboard(
 ) -> None:
     """Tab reaches every control in the order in which they are shown, and Enter asks."""
     page = AskingPage(browser, service).sign_in()
-    page.drop(examples[2].image, "phantom.png")
+    page.drop(examples[2].images[0], "phantom.png")
     page.find("#shown")
     browser.execute_script("document.activeElement.blur()")
     reached = []

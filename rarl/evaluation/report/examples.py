@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from rarl.data.images import BadImage, decode_image
+from rarl.data.images import BadImage, decode_image, side_by_side
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.measurements import questions_of
@@ -182,7 +182,7 @@ def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str
             wanted = {rows[i]: key for (d, i), key in keys.items() if d == data_set and i in rows}
             # ascending and one at a time: row groups of photographs are large
             for row in sorted(wanted):
-                if url := thumbnail(source.read([row])[0].image):
+                if url := thumbnail(source.read([row])[0].images):
                     embedded[wanted[row]] = url
     return embedded
 
@@ -196,14 +196,18 @@ def open_rows(report: Report, data_set: str) -> ParquetRows | None:
     return None
 
 
-def thumbnail(encoded: bytes) -> str | None:
-    """Returns a picture of at most LARGEST_SIDE pixels as a data URL; None if it cannot be
-    decoded."""
+def thumbnail(images: Sequence[bytes]) -> str | None:
+    """Returns a question's images, side by side, as one picture of at most LARGEST_SIDE pixels
+    each, as a data URL; None if there is none, or one cannot be decoded."""
     try:
-        image = decode_image(encoded)
+        pictures = [decode_image(encoded) for encoded in images]
     except BadImage:
         return None
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    if not pictures:
+        return None
+    image = side_by_side(pictures)
+    largest = LARGEST_SIDE * len(pictures), LARGEST_SIDE
+    image.thumbnail(largest, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

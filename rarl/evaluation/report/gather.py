@@ -39,7 +39,7 @@ MOST_COMMON = 6  # values of a field that a data card lists
 SKIPPED_SHOWN = 20
 # The fields of Example that have a place of their own in the report; others are shown by name.
 PLACED = (
-    *("id", "image", "image_id", "question", "answer", "answer_type", "options", "rationale"),
+    *("id", "images", "image_id", "question", "answer", "answer_type", "options", "rationale"),
     *(
         "facts",
         "fact_priors",

@@ -12,7 +12,7 @@ from rarl.errors import UserError
 from rarl.prepare.files import Files
 from rarl.prepare.rows import Choices, Item
 from rarl.prepare.sources import published as pub
-from rarl.prepare.sources.folder import read_folder
+from rarl.prepare.sources.folder import read_folder, read_text
 from rarl.prepare.sources.silvar_med import read_silvar_med
 from rarl.prepare.sources.vqa_med import read_vqa_med
 from rarl.system.imports import import_object, own_error
@@ -116,7 +116,8 @@ ALL = (
         None,
         reads=files("*.txt", *IMAGES),
     ),
-    Source("folder", read_folder, OWN, None, takes=("map",)),
+    Source("folder", read_folder, OWN, None, takes=("map", "slices")),
+    Source("text", read_text, OWN, None, takes=("map",)),
 )
 SOURCES = {source.name: source for source in ALL}
 

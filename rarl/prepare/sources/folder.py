@@ -1,6 +1,7 @@
 """Your own images with a table of `image` (a path below the folder or, in Parquet, the bytes),
-`question` and `answer`. Optional are `id`, `options`, `facts`, `boxes`, `split`, `answer_type` for
-boxes and reports, `frame` of a DICOM file with several, and the text fields of
+`question` and `answer`, or questions of text with a table of the last two. Optional are `id`,
+`options`, `facts`, `boxes`, `split`, `answer_type` for boxes and reports, `image_2` and so on for
+further images, `image_labels`, `frame` of a DICOM file with several, and the text fields of
 `rarl.schema.Example`. Further columns go along as they are."""
 
 from __future__ import annotations
@@ -8,26 +9,30 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, time
 from functools import cache, partial
 from string import ascii_uppercase
 from typing import Any
 
+from rarl.data.check import MOST_IMAGES
 from rarl.data.parquet import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
-from rarl.prepare.files import Fault, Files
+from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.people import banded, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
+from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
 from rarl.replies.boxes import MOST_BOXES
 from rarl.replies.boxes import listed as listed_boxes
 from rarl.schema import AnswerType, Box
 
-REQUIRED = ("image", "question", "answer")
-MORE = ("id", "options", "facts", "boxes", "answer_type", "split", "frame")
-COLUMNS = (*REQUIRED, *MORE, *MORE_TEXTS)
+IMAGES = ("image", *(f"image_{number}" for number in range(2, MOST_IMAGES + 1)))
+OF_IMAGES = (*IMAGES, "image_labels", "frame", "boxes")
+OF_TEXT = ("question", "answer", "answer_type", "id", "options", "facts", "split", *MORE_TEXTS)
+COLUMNS = (*OF_IMAGES, *OF_TEXT)
 OTHER_WORKBOOKS = ("*.xls", "*.ods")
 TEXTS = str | int | float | bool | date | time | None  # of further columns, those that go along
 TOLD_TYPES: dict[str, AnswerType] = {"boxes": "boxes", "report": "report"}
@@ -45,11 +50,29 @@ JOINED = re.compile(r"""['"]\s+['"]""")
 # Between two sentences: "No effusion. The heart is normal."
 SENTENCES = re.compile(r"(?<=[^\W\d][.!])\s+(?=[A-Z])")
 LAST_OF_A_SENTENCE = re.compile(r"(and|or)\b", re.IGNORECASE)
+NOT_TEXT = "rows have images, which the source text does not read; the source folder does"
 ALIKE = 0.8  # as in `near_column`: an optional column is seldom missed, so only near names are told
 
 
 def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     mapped = read_map(choices.map)
+    require_slices(choices.slices)
+    name = find_table(files, "beside images")
+    images = partial(images_of, files=files, mapped=mapped, slices=choices.slices)
+    rows = tables.read_table(files, name, ("image", "question", "answer"), COLUMNS, mapped)
+    yield from each(rows, partial(folder_record, images=images, split=files.split_of(name)))
+
+
+def read_text(files: Files, choices: Choices) -> Iterator[Item]:
+    """Questions without images."""
+    mapped = read_map(choices.map, OF_TEXT)
+    name = find_table(files, "of questions")
+    rows = tables.read_table(files, name, ("question", "answer"), COLUMNS, mapped)
+    yield from each(rows, partial(folder_record, images=no_images, split=files.split_of(name)))
+
+
+def find_table(files: Files, what: str) -> str:
+    """Returns the name of the only table. Raises UserError."""
     # Excel leaves files that begin with ~$ beside an open workbook.
     found = [name for name in files.find(*tables.TABLE_PATTERNS) if not name.startswith("~$")]
     names = [name for name in found if "/" not in name]
@@ -59,15 +82,14 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
         raise UserError(f"{workbook}: cannot be read; save it as .xlsx, or as CSV UTF-8")
     if not names:
         kinds = "a CSV, TSV, JSON-lines, JSON or Parquet file, or an .xlsx workbook"
-        raise UserError(f"{files.named}: holds no table ({kinds}) beside images")
+        raise UserError(f"{files.named}: holds no table ({kinds}) {what}")
     if len(names) > 1:
         listed = f"holds {len(names)} tables ({', '.join(names)})"
         raise UserError(f"{files.named}: {listed}; name the one that is meant")
-    rows = tables.read_table(files, names[0], REQUIRED, COLUMNS, mapped)
-    yield from each(rows, partial(folder_record, files=files, split=files.split_of(names[0])))
+    return names[0]
 
 
-def read_map(given: tuple[str, ...]) -> dict[str, str]:
+def read_map(given: tuple[str, ...], columns: Sequence[str] = COLUMNS) -> dict[str, str]:
     """Returns the table's own names by ours, of texts such as "image=Image Name". Raises
     UserError."""
     mapped: dict[str, str] = {}
@@ -76,10 +98,11 @@ def read_map(given: tuple[str, ...]) -> dict[str, str]:
         name, told = name.lower(), f"--map '{one}'"
         if not theirs:
             raise UserError(f"{told}: write it as in --map image='Image Name'")
-        if name not in COLUMNS:
-            near = tables.near_column(name, COLUMNS)
+        if name not in columns:
+            near = tables.near_column(name, columns)
             advice = f"; did you mean '{near}'?" if near else ""
-            raise UserError(f"{told}: '{name}' is none of {', '.join(COLUMNS)}{advice}")
+            listed = ", ".join(one for one in columns if one not in IMAGES[2:])
+            raise UserError(f"{told}: '{name}' is none of {listed}{advice}")
         if name in mapped or theirs in mapped.values():
             raise UserError(f"{told}: '{name if name in mapped else theirs}' is mapped twice")
         mapped[name] = theirs
@@ -101,10 +124,69 @@ def hints(columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def folder_record(row: Row, files: Files, split: str) -> Record:
+# A question's images, their labels, and what was put right.
+Shown = tuple[tuple[ImageFile, ...], tuple[str, ...] | None, tuple[str, ...]]
+
+
+def no_images(row: Row) -> Shown:
+    """Says so where a table has what may be images after all."""
+    cells = [row.values.get(name) for name in IMAGES]
+    return (), None, (NOT_TEXT,) * any(held(one) or bool(cleaned(one)) for one in cells)
+
+
+def held(value: Any) -> bool:
+    """Returns whether a cell holds an image itself."""
+    return isinstance(value, dict | bytes)
+
+
+def images_of(row: Row, files: Files, mapped: Mapping[str, str], slices: str | None) -> Shown:
+    """Returns the images that the row's cells name or hold; a cell may hold a list of them. With
+    `slices`, one that names a folder of DICOM files, or a file of several frames, stands for a
+    series. Raises Fault."""
+    if not held(row.values["image"]) and not isinstance(row.values["image"], list):
+        row.text("image")  # is there
+    names: list[str] = []
+    cells: list[Any] = []
+    for name in IMAGES:
+        value = row.values.get(name)
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            value = listed(value, name)
+        its = value if isinstance(value, list) else [value]
+        cells += [one for one in its if held(one) or cleaned(one)]
+        names += [mapped.get(name, "")] * (len(cells) - len(names))
+    if not cells:
+        raise Fault("image is empty")
+    frame = read_frame(row.values.get("frame"))
+    if slices is not None:
+        if len(cells) > 1 or held(cells[0]) or frame:
+            raise Fault("--slices takes one image cell that names a series, and no frame")
+        return *series_images(files, cleaned(cells[0]), slices), ()
+    if frame and len(cells) > 1:
+        raise Fault(f"frame {frame} is asked for, but there are {len(cells)} images")
+    images = [embedded_image(one) if held(one) else files.image(cleaned(one)) for one in cells]
+    images[0] = replace(images[0], frame=frame)
+    labels = read_labels(row.values.get("image_labels"))
+    if labels is None and len(cells) > 1 and all(names):
+        labels = tuple(names)
+    return tuple(images), labels, ()
+
+
+def read_labels(value: Any) -> tuple[str, ...] | None:
+    """Returns the labels of a list, or of a text with |, semicolons or commas between them. Raises
+    Fault."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = listed(value, "image_labels")
+    if not isinstance(value, list):
+        text = cleaned(value)
+        value = text.split(next((mark for mark in "|;," if mark in text), "|")) if text else []
+    if not all(is_scalar(one) for one in value):
+        raise Fault(f"image_labels {value!r} are not a list of texts")
+    return tuple(map(cleaned, value)) or None
+
+
+def folder_record(row: Row, images: Callable[[Row], Shown], split: str) -> Record:
     """`split` is what the table's name tells, for rows that name none."""
-    value = row.values["image"]
-    held = isinstance(value, dict | bytes)
+    shown, labels, noted = images(row)
     boxes, answer_type = read_boxes(row.values.get("boxes")), read_type(row)
     if answer_type == "boxes" and boxes is not None:
         given_answer = listed_boxes(boxes)  # what stands there says the same to people
@@ -118,7 +200,8 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
     return Record(
         where=row.where,
         id=row.optional("id") or f"row-{row.number if row.line is None else row.line}",
-        image=embedded_image(value) if held else files.image(row.text("image")),
+        images=shown,
+        image_labels=labels,
         question=row.text("question"),
         answer=answer,
         answer_type=answer_type,
@@ -127,8 +210,7 @@ def folder_record(row: Row, files: Files, split: str) -> Record:
         texts={name: row.optional(name) for name in MORE_TEXTS},
         facts=read_facts(row.values.get("facts")),
         split=SPLIT_NAMES.get(given.lower(), given),
-        frame=read_frame(row.values.get("frame")),
-        mended=mended + hints(columns),
+        mended=noted + mended + hints(columns),
         extra={
             name: banded(name, cleaned(value) or None)
             for name, value in further.items()

@@ -9,12 +9,8 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-from PIL import Image
-
-from rarl.data.images import BadImage, decode_image, png_bytes
 from rarl.errors import UserError
 from rarl.prepare.files import Fault, Files, ImageFile
-from rarl.prepare.metadata import without_metadata
 from rarl.prepare.rows import SPLITS, Choices, Item, Omitted, Record, Row, each
 from rarl.prepare.tables import read_table
 from rarl.schema import AnswerType, Box
@@ -34,7 +30,6 @@ OMNI_KEYS = ("image_path", "question", "gt_answer")
 EXPERT_FILES = {"dev.jsonl": "validation", "test.jsonl": "test"}
 EXPERT_KEYS = ("id", "question", "options", "label", "images")
 DETECTIONS = "detection.json"
-GAP = 8  # pixels between images that stand side by side
 
 
 def read_vqa_rad(files: Files, choices: Choices) -> Iterator[Item]:
@@ -68,7 +63,7 @@ def vqa_rad_record(row: Row, files: Files, choices: Choices, split: str) -> Reco
     return Record(
         where=row.where,
         id=f"vqa-rad-{row.values.get('qid', f'{split}-{row.number}')}",
-        image=files.image(name),
+        images=(files.image(name),),
         image_id=PurePosixPath(name).with_suffix("").as_posix(),
         question=row.text("question"),
         answer=row.text("answer"),
@@ -111,7 +106,7 @@ def read_hub_parquet(files: Files, names: list[str], dataset: str) -> Iterator[I
         return Record(
             where=row.where,
             id=f"{dataset}-{split}-{number}",
-            image=embedded_image(row.values["image"]),
+            images=(embedded_image(row.values["image"]),),
             question=row.text("question"),
             answer=row.text("answer"),
             split=split,
@@ -155,7 +150,7 @@ def slake_record(row: Row, files: Files, choices: Choices, split: str) -> Record
     return Record(
         where=row.where,
         id=f"slake-{split}-{row.values.get('qid', row.number)}",
-        image=files.image(name),
+        images=(files.image(name),),
         image_id=name.split("/")[0],
         question=row.text("question"),
         answer=row.text("answer"),
@@ -242,7 +237,7 @@ def pmc_record(row: Row, files: Files, version: int, split: str) -> Record:
     return Record(
         where=row.where,
         id=f"pmc-vqa-{version}-{split}-{row.optional('index') or row.number}",
-        image=files.image(row.text("Figure_path")),
+        images=(files.image(row.text("Figure_path")),),
         question=row.text("Question"),
         answer=answer,
         answer_type="choice",
@@ -263,7 +258,7 @@ def omnimedvqa_record(row: Row, files: Files) -> Record:
     return Record(
         where=row.where,
         id=f"omnimedvqa-{row.optional('question_id') or row.where.rsplit('/', 1)[-1]}",
-        image=files.image(row.text("image_path")),
+        images=(files.image(row.text("image_path")),),
         question=row.text("question"),
         answer=row.text("gt_answer"),
         answer_type="choice",
@@ -275,8 +270,8 @@ def omnimedvqa_record(row: Row, files: Files) -> Record:
 
 
 def read_medxpertqa(files: Files, choices: Choices) -> Iterator[Item]:
-    """MedXpertQA's multimodal part (Zuo et al. 2025): JSON lines and images.zip. Of several images
-    `--images first` takes the first; `--images all` sets all side by side in one picture."""
+    """MedXpertQA's multimodal part (Zuo et al. 2025): JSON lines and images.zip. A question has all
+    its images, or with `--images first` the first."""
     if choices.images not in ("first", "all"):
         raise UserError(f"--images {choices.images}: expected first or all")
     names = [name for name in files.find(*EXPERT_FILES) if "Text/" not in name]
@@ -296,14 +291,15 @@ def medxpertqa_record(row: Row, files: Files, choices: Choices, split: str) -> R
     if not isinstance(names, list) or not names:
         raise Fault("images is not a list of file names: a question without an image")
     texts = {str(letter): str(option).strip() for letter, option in options.items()}
-    images = [files.image(str(name)) for name in names]
-    image, taken = images[0], "the first is taken"
-    if len(images) > 1 and choices.images == "all":
-        image, taken = ImageFile(partial(side_by_side, images)), "all are set side by side in one"
+    taken = "of which the first is taken" if choices.images == "first" else "all taken, in order"
+    images = tuple(files.image(str(name)) for name in names)
+    several = len(images) > 1
+    if choices.images == "first":
+        images = images[:1]
     return Record(
         where=row.where,
         id=f"medxpertqa-{row.text('id')}",
-        image=image,
+        images=images,
         question=row.text("question").split("\nAnswer Choices:")[0].strip(),
         answer=pick(texts, row.text("label")),
         answer_type="choice",
@@ -311,21 +307,5 @@ def medxpertqa_record(row: Row, files: Files, choices: Choices, split: str) -> R
         texts={"organ": row.optional("body_system")},
         extra=further(row, "medical_task", "question_type"),
         split=split,
-        mended=(f"questions have several images; {taken}",) if len(images) > 1 else (),
+        mended=(f"questions have several images, {taken}",) if several else (),
     )
-
-
-def side_by_side(images: list[ImageFile]) -> bytes:
-    """Returns one PNG of all images, scaled to the height of the lowest. Raises Fault."""
-    try:
-        pictures = [decode_image(without_metadata(image.read())) for image in images]
-    except BadImage as error:
-        raise Fault(f"image {error}") from None
-    height = min(picture.height for picture in pictures)
-    scaled = [p.resize((max(1, round(p.width * height / p.height)), height)) for p in pictures]
-    whole = Image.new("RGB", (sum(p.width for p in scaled) + GAP * (len(scaled) - 1), height))
-    left = 0
-    for picture in scaled:
-        whole.paste(picture, (left, 0))
-        left += picture.width + GAP
-    return png_bytes(whole)

@@ -69,7 +69,7 @@ class ShortAnswers:
         print_ = self.seen.look_at(image.read()) if asked else None
         for row, id_ in asked:
             if id_ not in self.looks:
-                self.looks[id_] = self.seen.look_at(self.rows.read([row])[0].image)
+                self.looks[id_] = self.seen.look_at(self.rows.read([row])[0].images[0])
             look = self.looks[id_].look
             if print_ is not None and bits_apart(look[None], print_.look[None])[0, 0] <= NEAR:
                 (known,) = self.rows.read([row])
@@ -122,7 +122,7 @@ def silvar_record(row: Row, files: Files, split: str, known: ShortAnswers | None
     return Record(
         where=row.where,
         id=f"silvar-med-{split or 'all'}-{row.number}",
-        image=image,
+        images=(image,),
         question=question,
         answer=short.answer,
         answer_type=short.answer_type,

@@ -84,7 +84,7 @@ def vqa_med_record(row: Row, files: Files, split: str, categories: dict[Asked, s
     return Record(
         where=row.where,
         id=f"vqa-med-2019-{split}-{row.number}",
-        image=image_of(files, split, name),
+        images=(image_of(files, split, name),),
         image_id=name,
         question=row.text("question"),
         answer=answers[0],

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rarl.data.images import BadImage, decode_image, png_bytes
+from rarl.data.images import BadImage, decode_image, png_bytes, side_by_side
 from rarl.data.parquet import ParquetRows
 from rarl.rationales.marks import (
     LONGEST_TEXT,
@@ -75,9 +75,12 @@ class Review:
             return self.data.read([self.rows[place]])[0]
 
     def _picture(self, place: int) -> bytes:
-        """Returns the image as a PNG file, as models see it. Raises Refusal."""
+        """Returns the images as a PNG file, as models see them, side by side. Raises Refusal."""
         try:
-            return png_bytes(decode_image(self.example(place).image))
+            pictures = [decode_image(image) for image in self.example(place).images]
+            if not pictures:
+                raise Refusal("invalid_image", "image", reason="it has none")
+            return png_bytes(side_by_side(pictures))
         except BadImage as error:
             raise Refusal("invalid_image", "image", reason=str(error)) from None
 
