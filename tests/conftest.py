@@ -103,6 +103,7 @@ def sampler_settings(model_path: str) -> SamplerSettings:
         lora_rank=8,
         rollout=RolloutConfig(max_model_length=512, kv_cache_mib=64),
         log_path="",
+        images=5,
     )
 
 

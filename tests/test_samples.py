@@ -91,11 +91,11 @@ def test_what_is_kept_in_memory_alone_is_not_written(tmp_path: Path) -> None:
     table = pq.read_table(path)
     assert table.column("step").to_pylist() == [7]
     assert table.column("example/id").to_pylist() == ["q1"]
-    assert not {"example/image", "rollout/prompt_token_ids", "rollout/sampler_logprobs"} & set(
+    assert not {"example/images", "rollout/prompt_token_ids", "rollout/sampler_logprobs"} & set(
         table.column_names
     )
     [read] = read_samples(path)
-    assert (read.example.images[0], read.rollout.prompt_token_ids) == (b"", [])
+    assert (read.example.images, read.rollout.prompt_token_ids) == ((), [])
     assert read.rollout.completion_token_ids == [5, 6]
     assert (read.score, read.verdict, read.advantage) == (None, None, None)
     with pytest.raises(ValueError, match="the reply to 'q1' has not been scored"):
@@ -104,7 +104,7 @@ def test_what_is_kept_in_memory_alone_is_not_written(tmp_path: Path) -> None:
 
 def test_columns_follow_the_fields_of_the_record() -> None:
     names = to_table([sample(score=Score(1.0, {"accuracy": 1.0}))]).column_names
-    kept = [one.name for one in fields(Example) if one.name not in ("image", "extra")]
+    kept = [one.name for one in fields(Example) if one.name not in ("images", "extra")]
     assert names[: len(kept)] == [f"example/{name}" for name in kept]
     assert "score/rewards/accuracy" in names
 
