@@ -35,10 +35,10 @@ def test_the_question_is_put_as_in_training(processor: Any) -> None:
     model = Model("base", "base", None, family, None)
     posed = pose(example.question, None, model, STYLES[family_of(processor)].asked)
     trained = plain_prompt()(processor, example)
-    assert as_turn(processor, posed.text, image=True) == trained.text
+    assert as_turn(processor, posed.text, [""]) == trained.text
     assert posed.options is None
     bare = pose(example.question, None, model)
-    assert as_turn(processor, bare.text, image=True) != trained.text
+    assert as_turn(processor, bare.text, [""]) != trained.text
 
 
 @pytest.mark.parametrize("family", STYLES)

@@ -54,7 +54,7 @@ def table(folder: Path, *rows: dict[str, Any]) -> Path:
 
 
 def asking(boxes: tuple[Box, ...] | None = (MASS,), **changes: Any) -> Example:
-    made = Example("a", png(), "a", "Where is the mass?", "mass", "boxes", boxes=boxes)
+    made = Example("a", (png(),), "a", "Where is the mass?", "mass", "boxes", boxes=boxes)
     return replace(made, **changes)
 
 
@@ -158,7 +158,7 @@ def test_boxes_move_with_the_image_and_reach_samples_and_measurements(
     frame = prepared.prompt.frame
     assert frame is not None
     assert (frame.width, frame.height) == (WIDTH, HEIGHT)
-    assert (frame.shown_height, frame.shown_width) == prepared.pixels.shape[:2]
+    assert (frame.shown_height, frame.shown_width) == prepared.pixels[0].shape[:2]
     assert (frame.shown_width, frame.shown_height) != (WIDTH, HEIGHT)  # it was shrunk
     assert "from 0 to 1000" in prepared.prompt.text
     asked = imitation_prompts(PromptsConfig(), 0)(processor, prepared.example)

@@ -51,7 +51,14 @@ def pictured(number: int, size: tuple[int, int]) -> Example:
     name = f"patch-{number}"
     question = "Where is the white patch?"
     return Example(
-        name, png_bytes(image), name, question, listed([box]), "boxes", boxes=(box,), dataset="seen"
+        name,
+        (png_bytes(image),),
+        name,
+        question,
+        listed([box]),
+        "boxes",
+        boxes=(box,),
+        dataset="seen",
     )
 
 
@@ -62,7 +69,7 @@ def pointed(example: Example, frame: Frame, shift: float) -> Sample:
         replace(one, y1=one.y1 + shift * frame.height, y2=one.y2 + shift * frame.height)
         for one in example.boxes
     ]
-    asked = replace(example, image=b"")
+    asked = replace(example, images=())
     sample = reply_to(asked, write_boxes(moved, frame), {"correct": not shift, "reasoning": 0.5})
     return replace(sample, prompt=replace(sample.prompt, frame=frame))
 

@@ -221,7 +221,8 @@ def printed(*numbers: int) -> list[ImagePrint]:
 
 def test_one_shared_image_of_several_is_a_leak() -> None:
     left, right = Side("left"), Side("right")
-    for numbers in ((0, 1), (2,), ()):
+    known: list[tuple[int, ...]] = [(0, 1), (2,), ()]
+    for numbers in known:
         left.add(printed(*numbers), "What?", "a mass")
     rows = [((1, 3), "What?", "a mass"), ((4, 5), "What?", "a mass"), ((), "What?", "a mass")]
     rows += [((), "Where?", "left"), ((6, 2), "What?", "a cyst")]

@@ -56,7 +56,7 @@ def test_examples_are_sound_and_pure_and_the_shares_are_mixed(tmp_path: Path) ->
     assert not [one["reason"] for one in facts if one["reason"]]
     test = pointing.draw_examples("seen", 20, 0, "test")
     train = pointing.draw_examples("seen", 20, 0, "train")
-    assert not {one.image for one in test} & {one.image for one in train}
+    assert not {one.images for one in test} & {one.images for one in train}
     assert all(one.boxes == () or one.boxes for one in dataset.draw_examples("seen", 9, 0, "test"))
 
 

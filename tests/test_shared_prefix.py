@@ -282,7 +282,7 @@ def test_a_damaged_model_tells_nothing_of_the_shared_pass(
     qwen2: PeftModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The update finds the damage; that the passes differ would be another fault."""
-    group = random_group(np.random.default_rng(0), (2, 4), (2, 2), [3, 3, 3])
+    group = random_group(np.random.default_rng(0), [(2, 4)], (2, 2), [3, 3, 3])
     head: Any = qwen2.get_base_model().lm_head
     kept = head.weight.data.clone()
     head.weight.data.view(-1)[0] = torch.nan

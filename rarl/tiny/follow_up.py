@@ -67,8 +67,8 @@ def draw_follow_ups(count: int, seed: int, split: str) -> list[Example]:
             split=split,
         )
         asked = "Which of the two images is the new one?"
-        which = {"id": f"{name}-new", "question": asked, "answer": place, "options": PLACES}
-        examples += [larger, replace(larger, **which, answer_type="choice")]
+        which = replace(larger, id=f"{name}-new", question=asked, answer=place, options=PLACES)
+        examples += [larger, replace(which, answer_type="choice")]
     return examples[:count]
 
 

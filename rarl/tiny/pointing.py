@@ -70,7 +70,7 @@ def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Exa
         examples.append(
             Example(
                 id=name,
-                image=png_bytes(Image.fromarray(picture)),
+                images=(png_bytes(Image.fromarray(picture)),),
                 image_id=name,
                 question=QUESTIONS[domain],
                 answer=listed(boxes),
@@ -118,7 +118,7 @@ def draw_pointing_lessons(seed: int, stage: int, random_share: float) -> Iterato
         if rng.random() < random_share:
             claimed, _, named = draw_lesion(domain, rng)
         family = families[str(rng.choice(PROMPTS))]
-        asked = Example("", b"", "", QUESTIONS[domain], "", "boxes")
+        asked = Example("", (), "", QUESTIONS[domain], "", "boxes")
         wording = family.wordings[rng.integers(len(family.wordings))]
         prompt = question_text(asked, family, wording, STYLES[FRAME.family].asked)
         thinking = rationale_for(replace(claimed, organ=facts.organ))

@@ -34,7 +34,7 @@ def draw_examples(count: int, seed: int, split: str) -> list[Example]:
         examples.append(
             Example(
                 id=name,
-                image=png_bytes(Image.fromarray(picture)),
+                images=(png_bytes(Image.fromarray(picture)),),
                 image_id=name,
                 question=QUESTION,
                 answer=report_of(facts),
