@@ -140,6 +140,8 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("answer", {"samples": "3"}, "samples"),
     ("answer", {"samples": True}, "samples"),
     ("answer", {"seed": True}, "seed"),
+    ("answer", {"boxes": True, "options": ["left", "right"]}, "options"),
+    ("answer", {"boxes": "yes"}, "boxes"),
     ("answer", {"stream": "yes"}, "stream"),
     ("answer", {"adapter": 5}, "adapter"),
     ("answer", {"image": 5}, "image"),
