@@ -224,10 +224,14 @@ def test_one_shared_image_of_several_is_a_leak() -> None:
     known: list[tuple[int, ...]] = [(0, 1), (2,), ()]
     for numbers in known:
         left.add(printed(*numbers), "What?", "a mass")
-    rows = [((1, 3), "What?", "a mass"), ((4, 5), "What?", "a mass"), ((), "What?", "a mass")]
+    rows: list[tuple[tuple[int, ...], str, str]] = [
+        ((1, 3), "What?", "a mass"),
+        ((4, 5), "What?", "a mass"),
+        ((), "What?", "a mass"),
+    ]
     rows += [((), "Where?", "left"), ((6, 2), "What?", "a cyst")]
-    for numbers, asked, answer in rows:
-        right.add(printed(*numbers), asked, answer)
+    for shown, asked, answer in rows:
+        right.add(printed(*shown), asked, answer)
     leak = find_leak(left, right)
     assert leak.questions == [0, 4]
     assert leak.twins == [0, 2]

@@ -70,8 +70,8 @@ def test_trainer_and_sampler_see_the_same(
     sampled = [sample.rollout.sampler_logprobs for group in groups for sample in group]
     for own, theirs in zip(rows.logprobs, sampled, strict=True):
         assert (own[: len(theirs)] - torch.tensor(theirs)).abs().max() < 1e-4
-    straight, swapped = ([s.rollout.sampler_logprobs for s in groups[place]] for place in (2, -1))
-    assert straight != swapped
+    in_order, swapped = ([s.rollout.sampler_logprobs for s in groups[place]] for place in (2, -1))
+    assert in_order != swapped
     # With nothing to see, the labels and the question are what is left.
     bare = collector.submit(asked, [*seeds, 0], SamplingSettings(1, 0.0, 4), show_image=False)
     for group in bare.result():

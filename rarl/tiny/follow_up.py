@@ -66,9 +66,15 @@ def draw_follow_ups(count: int, seed: int, split: str) -> list[Example]:
             dataset="follow-up",
             split=split,
         )
-        asked = "Which of the two images is the new one?"
-        which = replace(larger, id=f"{name}-new", question=asked, answer=place, options=PLACES)
-        examples += [larger, replace(which, answer_type="choice")]
+        which = replace(
+            larger,
+            id=f"{name}-new",
+            question="Which of the two images is the new one?",
+            answer=place,
+            answer_type="choice",
+            options=PLACES,
+        )
+        examples += [larger, which]
     return examples[:count]
 
 
