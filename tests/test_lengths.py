@@ -40,7 +40,8 @@ def varied(examples: list[Example]) -> list[Example]:
         out = io.BytesIO()
         Image.effect_noise((width, height), 50).save(out, format="PNG")
         question = examples[number].question + " Is it, really?" * number
-        found.append(replace(examples[number], images=(out.getvalue(),), question=question))
+        changes: dict[str, Any] = {"images": (out.getvalue(),), "question": question}
+        found.append(replace(examples[number], boxes=None, **changes))
     return found
 
 

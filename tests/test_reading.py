@@ -109,7 +109,7 @@ def test_siblings_are_the_questions_about_one_image_of_one_data_set(tmp_path: Pa
         assert {image_key(one) for one in questions} == {key}
         assert all(one.images == () and one.question and one.answer for one in questions)
     assert found[image_key(examples[0])][0] == replace(
-        examples[0], images=(), rationale=None, organ=None, modality=None
+        examples[0], images=(), rationale=None, organ=None, modality=None, boxes=None
     )
 
 

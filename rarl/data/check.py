@@ -39,6 +39,10 @@ def text_fault(example: Example) -> str | None:
         return "answer_type is 'choice' but there are no options"
     if example.answer_type == "boxes" and example.boxes is None:
         return "answer_type is 'boxes' but there are no boxes; [] says that there is nothing"
+    if example.answer_type == "boxes" and len(example.images) != 1:
+        return (
+            f"answer_type is 'boxes', which are of one image, and there are {len(example.images)}"
+        )
     if example.options and (fault := options_fault(example.answer, example.options)):
         return fault
     return labels_fault(example.image_labels, len(example.images))

@@ -57,8 +57,7 @@ class LengthRule:
         each image."""
         image = image_tokens(sizes, processor.image_processor, self.max_pixels)
         frame = None
-        if example.boxes is not None:
-            # Boxes are of the only image: the checks see to that.
+        if example.boxes is not None and len(sizes) == 1:  # boxes are of the only image
             ((height, width),) = sizes
             rows, columns = fitted_size(height, width, processor.image_processor, self.max_pixels)
             frame = Frame(family_of(processor), width, height, columns, rows)

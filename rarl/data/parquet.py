@@ -216,9 +216,12 @@ def missing_column(path: Path, name: str, has: Sequence[str], advice: str) -> Us
 def open_canonical(path: Path) -> pq.ParquetFile:
     """Opens a file of examples. Raises UserError if a column is missing or of another type."""
     advice = "; convert it with `rarl prepare`"
-    file = open_parquet(path, advice=advice)
-    if not set(IMAGES) & set(file.schema_arrow.names):
-        raise missing_column(path, "image", file.schema_arrow.names, advice)
+    file = open_parquet(path, ("id",), advice)
+    has = file.schema_arrow.names
+    if not set(IMAGES) & set(has):
+        raise missing_column(path, "image", has, advice)
+    for name in (name for name in REQUIRED if name not in has):
+        raise missing_column(path, name, has, advice)
     for found in (one for one in file.schema_arrow if one.name in COLUMNS):
         wanted = (ONE_IMAGE if found.name == "image" else SCHEMA).field(found.name).type
         if not holds(found.type, wanted):

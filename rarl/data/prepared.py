@@ -30,8 +30,7 @@ def prepare_example(
     pictures = [decode_image(image) for image in example.images]
     pixels = fit_images(pictures, processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
-    if example.boxes is not None:
-        # Boxes are of the only image: the checks see to that.
+    if example.boxes is not None and len(pictures) == 1:  # boxes are of the only image
         (image,), (shown,) = pictures, pixels
         height, width = shown.shape[:2]
         frame = Frame(family_of(processor), image.width, image.height, width, height)

@@ -54,7 +54,7 @@ def boxes_in_images_fault(
 ) -> str | None:
     """Returns what is wrong with the boxes of a question whose images have these (height, width),
     or None. Of several images nobody could tell which one a box is in."""
-    if boxes is None:
+    if not boxes:
         return None
     if len(sizes) != 1:
         return f"boxes are of one image, and there are {len(sizes)}"
