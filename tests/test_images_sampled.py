@@ -38,6 +38,7 @@ def mixed(examples: list[Example]) -> list[Example]:
             images=tuple(pictures[place : place + count]),
             image_labels=tuple(f"view {n}" for n in range(count)) if count > 1 else None,
             image_id=f"of {count} from {place}",
+            boxes=None,
         )
         for place, count in enumerate(COUNTS)
     ]
