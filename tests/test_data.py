@@ -263,7 +263,7 @@ FAULTS = {
     },
     "no options": {"answer_type": "choice", "options": None},
     "not one of": {"answer_type": "CLOSED "},
-    "cannot be decoded": {"image": b"\xff\xd8\xff broken"},
+    "cannot be decoded": {"images": (b"\xff\xd8\xff broken",)},
 }
 
 
