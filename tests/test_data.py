@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from rarl.data.check import check_rows
+from rarl.data.columns import ONE_IMAGE, SCHEMA
 from rarl.data.images import BadImage, decode_image, fit_image
 from rarl.data.order import StepOrder, sampling_seed
-from rarl.data.parquet import ONE_IMAGE, SCHEMA, ParquetRows, write_examples
+from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
 from rarl.data.stream import PreparerSettings, ordered_stream, training_stream, unpack
 from rarl.errors import UserError

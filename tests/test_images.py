@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rarl.commands.held_out import fingerprint
 from rarl.config import PromptsConfig
 from rarl.data.check import RowCheck
+from rarl.data.columns import ONE_IMAGE, SCHEMA
 from rarl.data.images import (
     BadImage,
     decode_image,
@@ -26,7 +27,7 @@ from rarl.data.images import (
     rows_with_other_images,
 )
 from rarl.data.lengths import LengthRule
-from rarl.data.parquet import ONE_IMAGE, SCHEMA, ParquetRows, write_examples, write_split
+from rarl.data.parquet import ParquetRows, write_examples, write_split
 from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
 from rarl.prepare.fingerprint import (

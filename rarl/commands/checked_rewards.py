@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from rarl.config import Config
-from rarl.data.parquet import SCHEMA, ParquetRows
+from rarl.data.columns import SCHEMA
+from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
 from rarl.rewards.registry import find_rewards

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 from scipy.stats import studentized_range
 
-from rarl.data.parquet import MORE_TEXTS, ParquetRows
+from rarl.data.columns import MORE_TEXTS
+from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.consistency import ABILITY, ability_of
 from rarl.intervals import effective_size, holm, lies_at

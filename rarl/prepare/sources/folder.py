@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from rarl.data.check import MOST_IMAGES
-from rarl.data.parquet import MORE_TEXTS
+from rarl.data.columns import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
 from rarl.prepare.files import Fault, Files, ImageFile
