@@ -73,7 +73,7 @@ def test_whoever_cannot_see_is_taught_first(pool: SamplerPool, tmp_path: Path) -
     eight nearly always, which is no reason to reinforce them."""
     rng = np.random.default_rng(0)
     blind = [
-        replace(one, images=(png_bytes(noise(rng)),))
+        replace(one, images=(png_bytes(noise(rng)),), boxes=None)
         for one in draw_examples("seen", 320, 0, "train")
     ]
     printed, held = probe(tmp_path, blind, pool, "-n", "8")
