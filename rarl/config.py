@@ -14,6 +14,7 @@ from rarl.errors import UserError
 from rarl.keys import anchored_override, read_yaml, validated
 from rarl.paths import IMPORT_PATH as IMPORT_PATH
 from rarl.paths import anchored
+from rarl.schema import MOST_IMAGES
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -87,7 +88,7 @@ class DataConfig(Section):
     # images are shrunk to at most this area, all of a question together; None: the processor's own
     # bound for each
     max_pixels: Positive | None = None
-    max_images: Positive = 16  # of one question; a row with more is a bad one
+    max_images: Positive = MOST_IMAGES  # of one question; a row with more is a bad one
     on_bad_row: Literal["fail", "skip"] = "fail"  # skip: counted, and listed in the run directory
     allow_same_files: bool = False  # data.eval may name files that data.train names
     select: SelectConfig = SelectConfig()

@@ -14,6 +14,7 @@ from rarl.patches import PatchRule
 
 AnswerType = Literal["closed", "choice", "open", "boxes", "report"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+MOST_IMAGES = 16  # of one question, unless data.max_images says otherwise
 # What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
 # as the thinking; or the tagged answer alone.
 ReplyForm = Literal["think", "structured", "answer"]
@@ -30,6 +31,10 @@ class Box:
     y1: float
     x2: float
     y2: float
+
+    @property
+    def corners(self) -> tuple[float, float, float, float]:
+        return self.x1, self.y1, self.x2, self.y2
 
 
 @dataclass(frozen=True)

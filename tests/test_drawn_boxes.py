@@ -19,7 +19,7 @@ from rarl.data.images import png_bytes
 from rarl.evaluation.measurements import own_measurement
 from rarl.evaluation.report import write_report
 from rarl.evaluation.report.examples import drawn_boxes
-from rarl.replies.boxes import listed, write_boxes
+from rarl.replies.boxes import boxes_text, write_boxes
 from rarl.samples import Sample
 from rarl.schema import Box, Example, Frame
 from tests.records import reply_to, write_measurement
@@ -55,7 +55,7 @@ def pictured(number: int, size: tuple[int, int]) -> Example:
         (png_bytes(image),),
         name,
         question,
-        listed([box]),
+        boxes_text([box]),
         "boxes",
         boxes=(box,),
         dataset="seen",

@@ -40,7 +40,7 @@ def test_the_box_is_where_the_lesion_is(seed: int) -> None:
     without, _ = draw_boxed(facts, "seen", np.random.default_rng(seed), 0.0)
     rows, columns = np.nonzero(shown.astype(int) - without.astype(int))
     found = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert found == pytest.approx((box.x1, box.y1, box.x2, box.y2), abs=2.0)
+    assert found == pytest.approx(box.corners, abs=2.0)
     assert ((box.x1 + box.x2) / 2 < SIZE / 2) is (facts.side == "left")
 
 

@@ -20,10 +20,9 @@ from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.prompts import SPECIAL_TOKEN
 from rarl.replies.boxes import boxes_in_images_fault
-from rarl.schema import ANSWER_TYPES, Example
+from rarl.schema import ANSWER_TYPES, MOST_IMAGES, Example
 from rarl.system.placement import READ_CPUS
 
-MOST_IMAGES = 16  # of one question, unless data.max_images says otherwise
 UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # Unicode's controls, marks without width, and blanks
 ROWS_PER_TASK = 256
 

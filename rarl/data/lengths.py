@@ -13,7 +13,7 @@ import numpy as np
 from rarl.config import Config
 from rarl.data.images import fitted_size, pixels_of_each
 from rarl.data.parquet import ParquetRows
-from rarl.data.prepared import placeholders
+from rarl.data.prepared import frame_of, placeholders
 from rarl.errors import UserError
 from rarl.prompts import (
     PromptPlan,
@@ -22,7 +22,6 @@ from rarl.prompts import (
     target_reply,
     training_prompts,
 )
-from rarl.replies.boxes import family_of
 from rarl.schema import Example, Frame, Prompt, ReplyForm
 
 # Every prompt that an example may be asked with: (processor, example) → prompts.
@@ -55,12 +54,9 @@ class LengthRule:
         """Returns the lengths of an example whose images have these (height, width). Raises
         BadImage for a size that no model takes, and for a prompt that has not a placeholder for
         each image."""
-        image = image_tokens(sizes, processor.image_processor, self.max_pixels)
-        frame = None
-        if example.boxes is not None and len(sizes) == 1:  # boxes are of the only image
-            ((height, width),) = sizes
-            rows, columns = fitted_size(height, width, processor.image_processor, self.max_pixels)
-            frame = Frame(family_of(processor), width, height, columns, rows)
+        shown = fitted_sizes(sizes, processor.image_processor, self.max_pixels)
+        image = tokens_of(shown, processor.image_processor)
+        frame = frame_of(example, sizes, shown, processor)
         found = []
         for prompt in self.prompts(processor, example):
             ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
@@ -127,7 +123,17 @@ def image_tokens(
 ) -> int:
     """Returns how many tokens a question's images of these (height, width) are to the model. Raises
     BadImage."""
+    return tokens_of(fitted_sizes(sizes, image_processor, max_pixels), image_processor)
+
+
+def fitted_sizes(
+    sizes: Sequence[tuple[int, int]], image_processor: Any, max_pixels: int | None
+) -> list[tuple[int, int]]:
+    """Returns the (height, width) at which a question's images are shown. Raises BadImage."""
     bound = pixels_of_each(sizes, image_processor, max_pixels)
-    fitted = [fitted_size(*size, image_processor, bound) for size in sizes]
+    return [fitted_size(*size, image_processor, bound) for size in sizes]
+
+
+def tokens_of(shown: Sequence[tuple[int, int]], image_processor: Any) -> int:
     side = image_processor.patch_size * image_processor.merge_size
-    return sum(int((height // side) * (width // side)) for height, width in fitted)
+    return sum(int((height // side) * (width // side)) for height, width in shown)

@@ -22,7 +22,7 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.schema import Example
 
-MOST_IMAGES = b"rarl.most_images"  # of a question, among the metadata of a file of several
+MOST_IMAGES_KEY = b"rarl.most_images"  # of a question, among the metadata of a file of several
 CARD = "dataset.json"  # beside the splits that `rarl prepare` writes
 # A row group is the unit of reading. It is small, since training reads rows in random order.
 ROW_GROUP_ROWS = 32
@@ -78,7 +78,7 @@ def write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
             if group.schema == SCHEMA:
                 most = max(most, pc.max(pc.list_value_length(group["images"])).as_py())
         if schema == SCHEMA:
-            writer.add_key_value_metadata({MOST_IMAGES: str(most)})
+            writer.add_key_value_metadata({MOST_IMAGES_KEY: str(most)})
     finally:
         writer.close()
     return rows
@@ -305,7 +305,7 @@ class ParquetRows:
         most = 0
         for file in self.files:
             if "images" in file.schema_arrow.names:
-                told = (file.metadata.metadata or {}).get(MOST_IMAGES)
+                told = (file.metadata.metadata or {}).get(MOST_IMAGES_KEY)
                 if told is None or not told.isdigit():
                     return None
                 most = max(most, int(told))

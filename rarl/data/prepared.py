@@ -3,7 +3,7 @@ workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +30,9 @@ def prepare_example(
     pictures = [decode_image(image) for image in example.images]
     pixels = fit_images(pictures, processor.image_processor, max_pixels)
     prompt = render(processor, example, step)
-    if example.boxes is not None and len(pictures) == 1:  # boxes are of the only image
-        (image,), (shown,) = pictures, pixels
-        height, width = shown.shape[:2]
-        frame = Frame(family_of(processor), image.width, image.height, width, height)
-        prompt = replace(prompt, frame=frame)
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    shown = [(one.shape[0], one.shape[1]) for one in pixels]
+    prompt = replace(prompt, frame=frame_of(example, sizes, shown, processor))
     rule = patch_rule(processor.image_processor)
     # In the text one token stands for a whole image.
     ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
@@ -49,6 +47,20 @@ def prepare_example(
         prompt_token_ids=np.repeat(ids, times),
         patch_rule=rule,
     )
+
+
+def frame_of(
+    example: Example,
+    sizes: Sequence[tuple[int, int]],
+    shown: Sequence[tuple[int, int]],
+    processor: Any,
+) -> Frame | None:
+    """Returns how boxes are written about an example with images of these (height, width), which
+    are shown at others; None where it has no boxes, which are of an only image."""
+    if example.boxes is None or len(sizes) != 1:
+        return None
+    ((height, width),), ((shown_height, shown_width),) = sizes, shown
+    return Frame(family_of(processor), width, height, shown_width, shown_height)
 
 
 def placeholders(ids: NDArray[np.int64], processor: Any, images: int) -> NDArray[np.int64]:

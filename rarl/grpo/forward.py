@@ -246,9 +246,9 @@ def choose_forward(
         return ForwardChoice(plain_forward, False, None)
     with torch.no_grad():
         expected = plain_forward(policy, [group], distribution, VisionCache()).logprobs
+        if not expected.isfinite().all():
+            return ForwardChoice(fast, True, None)
         found = fast(policy, [group], distribution, VisionCache()).logprobs
-    if not expected.isfinite().all():
-        return ForwardChoice(fast, True, None)
     tokens = sum(len(completion) for completion in group.completions)
     difference = ((expected - found).abs().sum() / tokens).item()
     if difference <= TOLERANCE[model.dtype]:

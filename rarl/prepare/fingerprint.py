@@ -8,6 +8,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +84,18 @@ class SeenImages:
         """Returns the fingerprints of a question's images. Raises Fault, which names the image."""
         prints = []
         for number, encoded in enumerate(images):
-            try:
+            with naming_image(number, len(images)):
                 prints.append(self.look_at(encoded))
-            except Fault as fault:
-                which = which_image(number, len(images))
-                raise Fault(str(fault).replace("image", which, 1)) from None
         return prints
+
+
+@contextmanager
+def naming_image(number: int, images: int) -> Iterator[None]:
+    """Inside, a Fault of "image" names which one of a question's images it is of."""
+    try:
+        yield
+    except Fault as fault:
+        raise Fault(str(fault).replace("image", which_image(number, images), 1)) from None
 
 
 # Words, and signs that can be what an answer is about: "+" and "-", "<5" and ">5", "0.5".
@@ -200,8 +207,15 @@ def image_groups(looks: NDArray[np.uint64]) -> NDArray[np.int64]:
     for i, j in near_pairs(looks, looks):
         if (i == j).all():
             continue
-        graph = coo_array((np.ones(len(i)), (groups[i], groups[j])), shape=(count, count))
-        groups = connected_components(graph, directed=False)[1].astype(np.int64)[groups]
+        groups = joined(groups[i], groups[j], count)[groups]
+    return groups
+
+
+def joined(first: NDArray[np.int64], second: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Returns a group number for each of `count` things, shape (count,): those that pairs of
+    `first` and `second` join, directly or through others, share it."""
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
+    groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return groups
 
 
@@ -218,10 +232,8 @@ def groups_of_rows(side: Side) -> NDArray[np.int64]:
             groups.append(images + texts.setdefault(key.split("\n")[0], len(texts)))
     pairs = [(groups[0], other) for groups in own for other in groups[1:]]
     first, second = np.array(pairs, np.int64).reshape(-1, 2).T
-    size = images + len(texts)
-    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size))
-    joined = connected_components(graph, directed=False)[1].astype(np.int64)
-    return np.array([joined[groups[0]] for groups in own], np.int64)
+    together = joined(first, second, images + len(texts))
+    return np.array([together[groups[0]] for groups in own], np.int64)
 
 
 @dataclass(frozen=True)

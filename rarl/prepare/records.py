@@ -11,7 +11,7 @@ from rarl.data.check import images_fault, text_fault, which_image
 from rarl.data.images import BadImage, format_of, png_bytes, size_of
 from rarl.prepare.dicom import identifying, is_dicom, people, render
 from rarl.prepare.files import Fault, ImageFile
-from rarl.prepare.fingerprint import ImagePrint, SeenImages, content_of
+from rarl.prepare.fingerprint import ImagePrint, SeenImages, content_of, naming_image
 from rarl.prepare.metadata import without_metadata
 from rarl.prepare.people import without_names
 from rarl.prepare.rows import SPLITS, BadRecord, Item, LeftOut, Record
@@ -69,7 +69,7 @@ def inspect(item: Item, seen: SeenImages) -> Sound | BadRecord | LeftOut:
             extra=item.extra,
             **given,
         )
-        sizes = [size_of(one) for one in encoded]
+        sizes = [size_of(one) for one in encoded] if item.boxes else []
         mended = item.mended
         if item.boxes and len(sizes) == 1:
             height, width = sizes[0]
@@ -100,11 +100,8 @@ def read_images(record: Record) -> tuple[list[bytes], list[tuple[str, ...]], dic
     patients."""
     kept, notes, said = [], [], dict[str, str]()
     for number, image in enumerate(record.images):
-        try:
+        with naming_image(number, len(record.images)):
             encoded, its, people_ = read_image(image)
-        except Fault as fault:
-            which = which_image(number, len(record.images))
-            raise Fault(str(fault).replace("image", which, 1)) from None
         if said.get("patient", "") not in ("", people_.get("patient", said.get("patient"))):
             raise Fault(f"{which_image(number, len(record.images))} is of another patient")
         kept.append(encoded)

@@ -13,11 +13,11 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from rarl.data.check import MOST_IMAGES
 from rarl.data.images import BadImage
 from rarl.errors import UserError
 from rarl.prepare.dicom import careful_reading, is_dicom
 from rarl.prepare.files import Fault, Files, ImageFile
+from rarl.schema import MOST_IMAGES
 
 TAGS = (
     *("SeriesInstanceUID", "InstanceNumber", "NumberOfFrames", "SliceLocation"),

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rarl.errors import UserError
-from rarl.prepare.fingerprint import Side, groups_of_rows
+from rarl.prepare.fingerprint import Side, groups_of_rows, joined
 
 DISJOINT = ("image-disjoint", "patient-disjoint")
 WAYS_TO_SPLIT = ("official", *DISJOINT)
@@ -99,10 +97,7 @@ def with_patients(of_row: NDArray[np.int64], patients: Sequence[str | None]) -> 
     rows = np.array([row for row, one in enumerate(patients) if one], np.int64)
     images = int(of_row.max()) + 1
     others = np.array([images + known[str(patients[row])] for row in rows], np.int64)
-    size = images + len(known)
-    graph = coo_array((np.ones(len(rows)), (of_row[rows], others)), shape=(size, size))
-    groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return groups[of_row]
+    return joined(of_row[rows], others, images + len(known))[of_row]
 
 
 def of_site(sites: Sequence[str | None], kept: NDArray[np.bool_], name: str) -> NDArray[np.bool_]:

@@ -63,7 +63,7 @@ def boxes_in_images_fault(
 
 
 def box_fault(box: Box, width: int, height: int) -> str | None:
-    label, corners = box.label.strip(), (box.x1, box.y1, box.x2, box.y2)
+    label, corners = box.label.strip(), box.corners
     told = f"box '{label[:LONGEST_LABEL]}' ({', '.join(f'{one:g}' for one in corners)})"
     if is_blank(label):
         return f"{told} has no label"
@@ -100,7 +100,7 @@ def cut_at_edges(boxes: Sequence[Box], width: int, height: int) -> tuple[Box, ..
     )
 
 
-def listed(boxes: Sequence[Box]) -> str:
+def boxes_text(boxes: Sequence[Box]) -> str:
     """Returns the boxes as a person reads them, in pixels of the image: the `answer` of a row."""
     named = (f"{one.label} ({one.x1:g}, {one.y1:g}, {one.x2:g}, {one.y2:g})" for one in boxes)
     return "; ".join(named) or NOTHING

@@ -23,8 +23,7 @@ FOUND = 0.5  # the overlap from which a box is right, as in PASCAL VOC
 
 def overlap(one: Box, other: Box) -> float:
     """Returns the area that two boxes share over what they cover together, IoU in [0, 1]."""
-    corners = (one.x1, one.y1, one.x2, one.y2, other.x1, other.y1, other.x2, other.y2)
-    if not all(map(math.isfinite, corners)):
+    if not all(map(math.isfinite, (*one.corners, *other.corners))):
         return 0.0
     across = min(one.x2, other.x2) - max(one.x1, other.x1)
     down = min(one.y2, other.y2) - max(one.y1, other.y1)

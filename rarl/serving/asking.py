@@ -310,9 +310,7 @@ def named_boxes(answer: str, family: str, url: str) -> list[dict[str, Any]] | No
     found = read_boxes(answer, Frame(family, 1, 1, width, height))
     if found is None:
         return None
-    return [
-        asdict(one) for one in found if all(map(math.isfinite, (one.x1, one.y1, one.x2, one.y2)))
-    ]
+    return [asdict(one) for one in found if all(map(math.isfinite, one.corners))]
 
 
 async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:

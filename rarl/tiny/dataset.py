@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,19 +40,39 @@ def make_example(
     boxes: tuple[Box, ...] | None = None,
 ) -> Example:
     """One question about one picture, in one of the domain's wordings, options in random order."""
-    return Example(
+    return phantom_example(
+        facts,
+        domain,
+        image,
+        image_id,
+        boxes,
         id=f"{image_id}-{question}",
-        images=(image,),
-        image_id=image_id,
         question=str(rng.choice(WORDINGS[domain][question])),
         answer=answer_for(question, facts),
         answer_type=ANSWER_TYPE[question],
         options=options_for(question, rng),
+        dataset=f"phantoms-{domain}",
+    )
+
+
+def phantom_example(
+    facts: Facts,
+    domain: Domain,
+    image: bytes,
+    image_id: str,
+    boxes: tuple[Box, ...] | None,
+    **asked: Any,
+) -> Example:
+    """Returns a question about one picture of a phantom; `asked` are the fields of the question and
+    of its answer, with the id and the data set."""
+    return Example(
+        images=(image,),
+        image_id=image_id,
+        boxes=boxes,
         rationale=rationale_for(facts),
         modality=MODALITY[domain],
         organ=facts.organ,
-        boxes=boxes,
-        dataset=f"phantoms-{domain}",
+        **asked,
     )
 
 

@@ -28,7 +28,7 @@ from rarl.data.images import png_bytes
 from rarl.data.parquet import write_examples
 from rarl.files import replacing_folder
 from rarl.prompts import question_text, read_families
-from rarl.replies.boxes import STYLES, listed, write_boxes
+from rarl.replies.boxes import STYLES, boxes_text, write_boxes
 from rarl.replies.tags import target_text
 from rarl.schema import Box, Example, Frame
 from rarl.tiny import build, dataset
@@ -68,17 +68,16 @@ def draw_examples(domain: Domain, count: int, seed: int, split: str) -> list[Exa
         facts, picture, boxes = draw_lesion(domain, rng)
         name = f"pointing-{domain}-{split}-{number:05d}"
         examples.append(
-            Example(
+            dataset.phantom_example(
+                facts,
+                domain,
+                png_bytes(Image.fromarray(picture)),
+                name,
+                boxes,
                 id=name,
-                images=(png_bytes(Image.fromarray(picture)),),
-                image_id=name,
                 question=QUESTIONS[domain],
-                answer=listed(boxes),
+                answer=boxes_text(boxes),
                 answer_type="boxes",
-                boxes=boxes,
-                rationale=rationale_for(facts),
-                modality=dataset.MODALITY[domain],
-                organ=facts.organ,
                 dataset=f"pointing-{domain}",
             )
         )
@@ -147,7 +146,7 @@ def train_places(
         pixels = processor.image_processor(images=pictures, return_tensors="pt")
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         pooled = features.reshape(len(drawn), IMAGE_TOKENS, -1).mean(1)
-        corners = [[one.x1, one.y1, one.x2, one.y2] for _, _, (one,) in drawn]
+        corners = [one.corners for _, _, (one,) in drawn]
         loss = mse_loss(reader(pooled), torch.tensor(corners) / SIZE * 10 - 5)
         descend(loss, optimizer, schedule)
         yield loss.item()

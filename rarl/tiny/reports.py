@@ -10,8 +10,8 @@ from PIL import Image
 from rarl.data.images import png_bytes
 from rarl.data.parquet import write_examples
 from rarl.schema import Example
-from rarl.tiny.dataset import MODALITY
-from rarl.tiny.phantoms import Facts, draw_boxed, draw_facts, rationale_for
+from rarl.tiny.dataset import phantom_example
+from rarl.tiny.phantoms import Facts, draw_boxed, draw_facts
 
 QUESTION = "Describe this image."
 
@@ -32,18 +32,17 @@ def draw_examples(count: int, seed: int, split: str) -> list[Example]:
         picture, boxes = draw_boxed(facts, "seen", rng)
         name = f"reports-{split}-{number:05d}"
         examples.append(
-            Example(
+            phantom_example(
+                facts,
+                "seen",
+                png_bytes(Image.fromarray(picture)),
+                name,
+                boxes,
                 id=name,
-                images=(png_bytes(Image.fromarray(picture)),),
-                image_id=name,
                 question=QUESTION,
                 answer=report_of(facts),
                 answer_type="report",
-                rationale=rationale_for(facts),
-                modality=MODALITY["seen"],
-                organ=facts.organ,
                 dataset="phantom-reports",
-                boxes=boxes,
             )
         )
     return examples

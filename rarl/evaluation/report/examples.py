@@ -159,11 +159,10 @@ def drawn_boxes(boxes: Sequence[Box] | None, frame: Frame | None) -> list[list[A
     image's sides, cut at its edges."""
     found: list[list[Any]] = []
     for box in boxes or ():
-        corners = (box.x1, box.y1, box.x2, box.y2)
-        if frame is None or not all(map(math.isfinite, corners)):
+        if frame is None or not all(map(math.isfinite, box.corners)):
             continue
         sides = (frame.width, frame.height) * 2
-        cut = (min(max(at / side, 0.0), 1.0) for at, side in zip(corners, sides, strict=True))
+        cut = (min(max(at / side, 0.0), 1.0) for at, side in zip(box.corners, sides, strict=True))
         left, top, right, bottom = cut
         if left < right and top < bottom:
             its = (left, top, right - left, bottom - top)

@@ -16,7 +16,6 @@ from functools import cache, partial
 from string import ascii_uppercase
 from typing import Any
 
-from rarl.data.check import MOST_IMAGES
 from rarl.data.columns import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
@@ -25,9 +24,8 @@ from rarl.prepare.people import banded, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
-from rarl.replies.boxes import MOST_BOXES
-from rarl.replies.boxes import listed as listed_boxes
-from rarl.schema import AnswerType, Box
+from rarl.replies.boxes import MOST_BOXES, boxes_text
+from rarl.schema import MOST_IMAGES, AnswerType, Box
 
 IMAGES = ("image", *(f"image_{number}" for number in range(2, MOST_IMAGES + 1)))
 OF_IMAGES = (*IMAGES, "image_labels", "frame", "boxes")
@@ -189,7 +187,7 @@ def folder_record(row: Row, images: Callable[[Row], Shown], split: str) -> Recor
     shown, labels, noted = images(row)
     boxes, answer_type = read_boxes(row.values.get("boxes")), read_type(row)
     if answer_type == "boxes" and boxes is not None:
-        given_answer = listed_boxes(boxes)  # what stands there says the same to people
+        given_answer = boxes_text(boxes)  # what stands there says the same to people
     else:
         given_answer = row.text("answer")
     options = read_options(row.values.get("options"), given_answer)
