@@ -6,6 +6,7 @@
 # make test-whole   whole programs, services and clusters from a cold start, ended and continued;
 #             with `make test` what continuous integration runs
 # make test-long   simulations, rebuilds, a short campaign: what seldom changes; before a release
+# make test-2b  the 2B recipe's first two steps at its true size, with random weights, on RARL_VQA_RAD's images; 16 GB, minutes
 # make check  formatting, lint, types
 # make check test   both, beside each other
 # make docs   docs/configuration.md from the comments beside the keys
@@ -21,7 +22,7 @@ READY = .venv/rarl-environment-complete
 GPU_READY = .venv-gpu/rarl-environment-complete
 SOURCES = pyproject.toml setup/environment.py setup/torchvision_schemas.py
 
-.PHONY: demo test test-engines test-quick test-whole test-long check campaign docs clean setup browser gpu gpu-smoke
+.PHONY: demo test test-engines test-quick test-whole test-long test-2b check campaign docs clean setup browser gpu gpu-smoke
 MAKEFLAGS += --jobs=3
 
 demo: $(READY)
@@ -42,6 +43,9 @@ test-whole: $(READY)
 
 test-long: $(READY)
 	.venv/bin/python -m pytest -m long
+
+test-2b: $(READY)
+	.venv/bin/python -m pytest -m long -s tests/test_two_b.py
 
 check: $(READY)
 	nice -n 19 .venv/bin/ruff format --check .

@@ -281,9 +281,7 @@ def main(
             ),
             "step": (
                 "bench/step.py",
-                lambda: benchmark(
-                    "step.py", "--device", device, "--steps", "5", "--tokenizer", str(speech)
-                ),
+                lambda: benchmark("step.py", "--device", device, "--tokenizer", str(speech)),
             ),
             "serve": ("a served adapter, asked once", lambda: ask_served(run)),
         }

@@ -231,8 +231,11 @@ def measured_2b(tokenizer: Path) -> list[dict[str, Any]]:
 
 def measured_tiny() -> list[dict[str, Any]]:
     stale = rarl_step(TINY, ["rollout.max_staleness=1"], "cpu")
+    # A thread each: what TRL's one process has of the two cores, too.
+    both = rarl_step(TINY, ["train.num_workers=2"], "cpu")
     return [
         {"system": "RARL", **rarl_step(TINY, [], "cpu")},
+        {"system": "RARL, two train workers", **both},
         {"system": "RARL, staleness 1", **stale},
         {"system": "TRL tuned", **trl_step(TINY, base_model())},
         {"system": "TRL tuned, vLLM", **trl_step(TINY, base_model(), use_vllm=True)},
