@@ -1,0 +1,124 @@
+"""What a policy learns that is paid by one reward for the reasoning, and else for its form alone.
+
+    python bench/reward_alone.py [--steps 300] [--seed 0] [--only explains,facts] [--out FOLDER]
+
+The tiny model on phantoms, by the prompts of the recipe, once for each reward. Private codes,
+leaked answers and rote phrases would show in what it says most often, and a reward that is earned
+without looking in a score that rises as much where the same questions have a blank image. The
+reasoning is held against the rationales, which only the rewards `reasoning` and `judge` are shown.
+Facts are the sentences of the rationales, with the priors that `rarl prepare` gives them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from runs import RARL, REPOSITORY, environment
+
+from rarl.data.parquet import write_examples
+from rarl.evaluation.measurements import finished_measurements, read_finished
+from rarl.prepare.facts import Question, find_facts
+from rarl.samples import Sample
+from rarl.tiny.dataset import draw_examples
+
+WEIGHTS = {"explains": 2.0, "facts": 1.0, "consistency": 1.0, "reasoning": 1.0, "judge": 1.0}
+TRAINED = 960
+DATA = "phantoms-seen"
+SHOWN = 3  # of the thinkings
+
+
+def write_with_facts(path: Path, seed: int) -> None:
+    """Writes the recipe's training questions with what their rationales say as facts."""
+    examples = draw_examples("seen", TRAINED, seed, "train")
+    told = [
+        Question(
+            *(one.image_id, one.organ, one.question, one.answer),
+            given=tuple(filter(None, (one.rationale or "").split(". "))),
+        )
+        for one in examples
+    ]
+    found = zip(examples, find_facts(told, siblings=False), strict=True)
+    write_examples(
+        path,
+        (
+            replace(
+                one,
+                facts=tuple(fact.sentence for fact in facts),
+                fact_priors=tuple(fact.prior for fact in facts),
+            )
+            for one, facts in found
+        ),
+    )
+
+
+def train_on(reward: str, run: Path, steps: int, seed: int) -> None:
+    """Trains and measures, with the images and with blank ones."""
+    weights = f"rewards={{format: 0.2, {reward}: {WEIGHTS[reward]}}}"
+    command = [RARL, "train", "configs/recipes/tiny/rarl.yaml", f"run_dir={run}", weights]
+    command += [f"train.steps={steps}", f"train.checkpoint_every={steps}", f"seed={seed}"]
+    command += ["data.train=reward_alone:write_with_facts"] if reward == "facts" else []
+    for arguments in (command, [RARL, "eval", str(run), "--control", "blank"]):
+        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            arguments, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"{reward}: {(done.stderr or done.stdout)[-2000:]}")
+
+
+def row_of(samples: Sequence[Sample]) -> list[str]:
+    """Returns accuracy and reasoning in %, how many different thinkings there are, and those that
+    are said most often with their share."""
+    right = sum(one.is_right for one in samples) / len(samples)
+    scores = [one.score.rewards["reasoning"] for one in samples if one.score is not None]
+    known = [score for score in scores if score is not None]
+    said = Counter(one.reply.thinking or "(nothing)" for one in samples)
+    often = [f"{count / len(samples):.0%} {text}" for text, count in said.most_common(SHOWN)]
+    reasoning = 100 * sum(known) / max(1, len(known))
+    return [f"{100 * right:.1f}", f"{reasoning:.1f}", str(len(said)), "\n".join(often)]
+
+
+def measured(run: Path, model: str, control: str) -> list[str]:
+    """Returns the cells of one measurement of the run."""
+    folder = run / "evaluation"
+    for key in finished_measurements(folder):
+        if (key.model, key.data, key.control) == (model, DATA, control):
+            samples = read_finished(folder, key)
+            if samples is not None:
+                return row_of(samples)
+    sys.exit(f"{run}: {model} was not measured on {DATA} with control {control}")
+
+
+def main(
+    steps: int = 300,
+    seed: int = 0,
+    only: Annotated[str, typer.Option(help="rewards, with commas")] = ",".join(WEIGHTS),
+    out: Annotated[Path | None, typer.Option(help="keep the runs there")] = None,
+) -> None:
+    table = Table(
+        *("reward", "model", "image", "accuracy", "reasoning", "different", "said most often"),
+        title=f"{steps} steps on one reward and the form, seed {seed}; {DATA}",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for reward in track(only.split(","), "rewards"):
+            run = (out or Path(folder)) / f"{reward}-{seed}"
+            train_on(reward, run, steps, seed)
+            for model in ("base", "trained"):
+                for control, image in (("none", "its own"), ("blank", "blank")):
+                    table.add_row(reward, model, image, *measured(run, model, control))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
