@@ -22,7 +22,7 @@ def main(path: str, shown: int) -> None:
     stated = [(one, state(one.question, one.answer)) for one in questions]
     known = [(one, statement) for one, statement in stated if statement is not None]
     print(f"{len(known) / len(rows):.1%} of {len(rows):,} questions become sentences")
-    counts = np.array([len(facts) for facts in find_facts(questions, siblings=True)])
+    counts = np.array([len(known.facts) for known in find_facts(questions, siblings=True)])
     for least in (1, 3):
         print(f"{np.mean(counts >= least):.1%} have at least {least} facts")
     drawn = np.random.default_rng(0).permutation(len(known))[:shown]

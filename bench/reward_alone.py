@@ -6,7 +6,7 @@ The tiny model on phantoms, by the prompts of the recipe, once for each reward. 
 leaked answers and rote phrases would show in what it says most often, and a reward that is earned
 without looking in a score that rises as much where the same questions have a blank image. The
 reasoning is held against the rationales, which only the rewards `reasoning` and `judge` are shown.
-Facts are the sentences of the rationales, with the priors that `rarl prepare` gives them.
+Facts are the sentences of the rationales, beside other images' facts as `rarl prepare` puts them.
 """
 
 from __future__ import annotations
@@ -50,15 +50,7 @@ def write_with_facts(path: Path, seed: int) -> None:
     ]
     found = zip(examples, find_facts(told, siblings=False), strict=True)
     write_examples(
-        path,
-        (
-            replace(
-                one,
-                facts=tuple(fact.sentence for fact in facts),
-                fact_priors=tuple(fact.prior for fact in facts),
-            )
-            for one, facts in found
-        ),
+        path, (replace(one, facts=known.facts, other_facts=known.others) for one, known in found)
     )
 
 

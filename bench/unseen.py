@@ -75,7 +75,7 @@ def reasoning(case: Case, thinking: str) -> float:
 def facts(case: Case, thinking: str) -> float:
     said = [one.strip(" .") + "." for one in case["reference"].split(". ")]
     columns = {"question": [case["question"]], "answer": [case["answer"]], "form": ["think"]}
-    paid = facts_reward([""], [reply(case, thinking)], facts=[said], fact_priors=[None], **columns)
+    paid = facts_reward([""], [reply(case, thinking)], facts=[said], other_facts=[None], **columns)
     return 2 * ((paid[0] or 0.0) - 0.5)
 
 

@@ -216,6 +216,13 @@ def arrow_type(kind: Any) -> pa.DataType:
     raise TypeError(f"a record cannot hold {kind}: samples.py knows no Arrow type for it")
 
 
+def part_of(kind: Any, value: Any) -> Any:
+    """Returns an element of a tuple as its type has it."""
+    if is_record(kind):
+        return kind(**value)
+    return tuple(value) if typing.get_origin(kind) is tuple else value
+
+
 def record_of(record: type, prefix: str, row: int, columns: Mapping[str, list[Any]]) -> Any:
     """Returns the record of one row, or None for a part of which every column is null."""
     values: dict[str, Any] = {}
@@ -235,7 +242,7 @@ def record_of(record: type, prefix: str, row: int, columns: Mapping[str, list[An
             empty = empty and value is None
             if value is not None and typing.get_origin(kind) is tuple:
                 part: Any = typing.get_args(kind)[0]
-                value = tuple(part(**one) for one in value) if is_record(part) else tuple(value)
+                value = tuple(part_of(part, one) for one in value)
         if value is None and one.default is not None and one.default is not MISSING:
             continue  # a file without this column, written before the field was there
         values[one.name] = value

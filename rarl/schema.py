@@ -62,7 +62,7 @@ class Example:
     they are shown; a question of text has none. `image_labels`, as many, say what each is, such as
     "frontal" and "prior". `image_id` is equal for two examples exactly when they show the same
     images; a question without any has its own. `facts` are sentences that are known to be true of
-    the images; `fact_priors`, in [0, 1] and as many, say how often each is true of other images.
+    the images, `other_facts` those of a few other images of the organ, for each of them.
     `patient` and `study` are salted hashes, `site` is the hospital or scanner, where these are
     known. `also_right` are further answers that count as right. `rationale_source` is who wrote the
     rationale, `rationale_status` what is known of it (see `rarl/rationales`); None: it came with
@@ -84,7 +84,7 @@ class Example:
     dataset: str = ""
     split: str = ""
     facts: tuple[str, ...] | None = None
-    fact_priors: tuple[float, ...] | None = None
+    other_facts: tuple[tuple[str, ...], ...] | None = None
     patient: str | None = None
     study: str | None = None
     site: str | None = None

@@ -97,7 +97,7 @@ def test_the_columns_are_what_they_always_were() -> None:
     columns = {"id", "image", "image_id", "question", "answer", "answer_type"}
     assert {field.name for field in ONE_IMAGE if not field.nullable} == columns
     optional = {"options", "rationale", "modality", "organ", "dataset", "split", "extra"}
-    optional |= {"facts", "fact_priors", "patient", "study", "site"}
+    optional |= {"facts", "other_facts", "patient", "study", "site"}
     optional |= {"rationale_source", "rationale_status", "also_right", "boxes"}
     assert {field.name for field in ONE_IMAGE if field.nullable} == optional
     assert ONE_IMAGE.field("image").type == pa.binary()

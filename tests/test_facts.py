@@ -3,18 +3,24 @@ how much each is worth, and how they travel."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rarl.data.parquet import ParquetRows
+from rarl.config import RewardConfig
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.facts import Question, find_facts
+from rarl.prepare.facts import OTHERS, Question, find_facts
 from rarl.prepare.sources.folder import read_facts
 from rarl.prepare.statements import state
+from rarl.rewards.facts import facts_reward
+from rarl.rewards.registry import find_rewards
+from rarl.rewards.sensitivity import blind_means
 from tests.pictures import read, write_folder
 from tests.runs import rarl_here
 
@@ -27,7 +33,7 @@ def sentence(question: str, answer: str) -> str | None:
 def facts_of(*asked: tuple[str, str], organ: str | None = None) -> list[list[str]]:
     """The facts of each of these questions, which are all about one image."""
     questions = [Question("image", organ, question, answer) for question, answer in asked]
-    return [[fact.sentence for fact in facts] for facts in find_facts(questions, siblings=True)]
+    return [list(known.facts) for known in find_facts(questions, siblings=True)]
 
 
 @pytest.mark.parametrize(
@@ -115,36 +121,63 @@ def test_facts_are_of_the_same_image_and_agree() -> None:
         Question("b", None, "Is there a fracture?", "yes"),
     ]
     found = find_facts(questions, siblings=True)
-    assert [fact.sentence for fact in found[0]] == ["The ribs are intact."]
-    assert found[-1] == []
-    assert find_facts(questions, siblings=False) == [[], [], [], [], []]
+    assert found[0].facts == ("The ribs are intact.",)
+    assert found[0].others == (("There is a fracture.",),)
+    assert found[-1].facts == ()
+    assert not any(known.facts for known in find_facts(questions, siblings=False))
 
 
-@pytest.mark.parametrize("answer", ["no", "yes"])
-def test_who_always_says_the_same_earns_nothing(answer: str) -> None:
-    """Of findings of which some are frequent and some asked once: paid 1 - prior where it is true,
-    and as much taken where it is not."""
-    asked = {"an effusion": "nnnnynnnyn", "a mass": "nyyynnynyy", "a cyst": "n", "a stone": "y"}
-    asked |= {"a fracture": "nn", "a nodule": "yn"}
+def test_other_images_are_of_the_organ_and_tell_no_answer() -> None:
+    """Each another image, whose facts are those that the row might have had itself."""
     questions = [
-        Question(f"{image}", "chest", f"Is there {finding}?", {"n": "no", "y": "yes"}[told])
-        for finding, answers in asked.items()
-        for image, told in enumerate(answers)
+        Question(f"{organ}-{image}", organ, f"Is there {finding}?", "no" if image % 2 else "yes")
+        for organ in ("chest", "head")
+        for image in range(9)
+        for finding in ("a mass", "a fracture", "an effusion")
     ]
-    # A question that asks for nothing of these is given all that is known of its image.
-    images = sorted({one.image_id for one in questions})
-    questions += [Question(image, "chest", "What modality was used?", "CT") for image in images]
-    found = find_facts(questions, siblings=True)[-len(images) :]
-    gains = [
-        (1 - fact.prior) * (1 if (" no " in fact.sentence) == (answer == "no") else -1)
-        for facts in found
-        for fact in facts
-    ]
-    assert len(gains) == 26
-    assert sum(gains) == pytest.approx(0, abs=1e-9)
-    [rare] = [fact for fact in found[4] if "effusion" in fact.sentence]
-    [usual] = [fact for fact in found[5] if "effusion" in fact.sentence]
-    assert rare.prior < 0.25 < 0.7 < usual.prior
+    found = find_facts(questions, siblings=True)
+    assert found == find_facts(questions, siblings=True), "the same each time"
+    for asked, known in zip(questions, found, strict=True):
+        assert len(known.facts) == 2 and len(known.others) == OTHERS
+        finding = asked.question.split()[-1].rstrip("?")
+        assert not any(finding in sentence for told in known.others for sentence in told)
+    both = [told for known in found for told in known.others]
+    assert {sentence for told in both for sentence in told if " no " in sentence}
+    alone = find_facts([one for one in questions if one.image_id == "head-0"], siblings=True)
+    assert all(known.facts and not known.others for known in alone)
+
+
+@pytest.mark.parametrize("said", ["no", "yes"])
+def test_who_always_says_the_same_earns_nothing(said: str) -> None:
+    """Of findings of which some are frequent and some rare, and of those that the reader of
+    findings cannot tell to exclude each other, such as two views."""
+    draw = random.Random(0)
+    shares = {"an effusion": 0.1, "a mass": 0.7, "a cyst": 0.02, "a stone": 0.5}
+    questions = []
+    for image in range(400):
+        for finding, share in shares.items():
+            if draw.random() < 0.6:
+                answer = "yes" if draw.random() < share else "no"
+                questions.append(Question(str(image), "chest", f"Is there {finding}?", answer))
+        view = "PA" if draw.random() < 0.8 else "lateral"
+        questions.append(Question(str(image), "chest", "What view was taken?", view))
+    sentences = {"no": "There is no {}.", "yes": "There is {}. The view taken is PA."}
+    text = " ".join(sentences[said].format(finding) for finding in shares)
+    known = [one for one in find_facts(questions, siblings=True) if one.facts]
+    paid = [paid_for(text, one.facts, one.others) for one in known]
+    assert len(paid) > 1000
+    assert sum(paid) / len(paid) == pytest.approx(0.5, abs=0.02)
+    honest = [paid_for(" ".join(one.facts), one.facts, one.others) for one in known]
+    assert sum(honest) / len(honest) > 0.6
+
+
+def paid_for(thinking: str, facts: Sequence[str], others: Sequence[Sequence[str]] | None) -> float:
+    """What the reward pays for a thinking about an image with these facts."""
+    text = f"<think>{thinking}</think><answer>a cyst</answer>"
+    score = inspect.unwrap(facts_reward)  # of one reply
+    paid = score(text, form="think", question="What?", answer="x", facts=facts, other_facts=others)
+    assert paid is not None
+    return paid
 
 
 def table_row(image: int, question: str, answer: str, **further: Any) -> dict[str, Any]:
@@ -172,7 +205,8 @@ def test_siblings_never_come_from_another_split(tmp_path: Path) -> None:
         ("The heart is not enlarged.",),
         ("There is no effusion.",),
     ]
-    assert all(len(row.facts or ()) == len(row.fact_priors or ()) for row in (*train, *test))
+    assert train[0].other_facts is None, "there is no other image"
+    assert test[1].other_facts == (("The ribs are intact.",),)
     assert "train: 100.0 % of the questions have facts about their image, 0.0 % three" in report
     assert "  Is there a mass? → yes   facts: The trachea is not deviated." in report
     card = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -196,8 +230,8 @@ def test_facts_of_ones_own_are_read_as_options_are(cell: Any) -> None:
     assert read_facts(cell) == ("The heart is large.", "No effusion.")
 
 
-def test_own_facts_go_along_and_have_priors(tmp_path: Path) -> None:
-    """What a table's facts do not mention is not so: a finding that few images have is rare."""
+def test_own_facts_go_along_and_stand_beside_others(tmp_path: Path) -> None:
+    """An image whose cell is empty is no other image."""
     findings = ["No effusion.; There is a stone.", "No effusion.", "No effusion.", ""]
     rows = [
         table_row(image, "What is seen?", f"thing {image}", Facts=one)
@@ -207,9 +241,10 @@ def test_own_facts_go_along_and_have_priors(tmp_path: Path) -> None:
     write_folder(tmp_path / "mine", rows)
     report = prepare_dataset("folder", tmp_path / "mine", tmp_path / "out")
     first, second, *_, last = read(tmp_path / "out" / "train.parquet")
-    assert first.facts == ("There is a stone.", "No effusion.")
+    assert first.facts == ("No effusion.", "There is a stone.")
     assert second.facts == ("No effusion.",) and last.facts is None
-    assert first.fact_priors is not None and first.fact_priors[0] < 0.5 < first.fact_priors[1]
+    assert first.other_facts == (("No effusion.",), ("No effusion.",))
+    assert second.other_facts is not None and {*second.other_facts} == {first.facts, second.facts}
     assert "facts '[broken' look like a JSON or Python list but are none" in report
 
 
@@ -262,4 +297,20 @@ def test_most_questions_of_vqa_rad_have_facts(vqa_rad: Path, tmp_path: Path) -> 
                     told += fact is not None and fact.sentence in (rows[one].facts or ())
     assert pairs > 900
     assert told <= 0.04 * pairs
-    assert ParquetRows(tmp_path / "out" / "train.parquet").column("fact_priors")[0] is not None
+    others = [len(row.other_facts or ()) for row in rows if row.facts]
+    assert sum(count == OTHERS for count in others) >= 0.99 * len(others)
+
+
+@pytest.mark.real_data
+def test_what_is_said_of_every_image_of_vqa_rad_earns_nothing(
+    vqa_rad: Path, tmp_path: Path
+) -> None:
+    """What is most often denied of an organ, what is most often there, and what is most often
+    true of it: texts that the reward paid 0.57 to 0.63 when a fact had a prior instead."""
+    prepare_dataset("vqa-rad", vqa_rad, tmp_path / "out", facts="siblings", split="image-disjoint")
+    known = [one for one in read(tmp_path / "out" / "train.parquet") if one.facts]
+    means = blind_means(
+        known, known, find_rewards({"facts": RewardConfig(weight=1.0)})["facts"], "facts"
+    )
+    assert len(means) == 3
+    assert all(0.48 < mean < 0.52 for mean in means.values()), means

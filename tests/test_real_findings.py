@@ -177,21 +177,23 @@ def test_facts_are_supported_contradicted_or_unknown() -> None:
 @pytest.mark.parametrize(
     ("thinking", "value"),
     [
-        ("There is a mass in the right upper lobe.", 0.5 + 0.5 * 1 / 1.4),
-        ("There is a mass in the left upper lobe.", 0.5 - 0.5 * 1 / 1.4),
-        ("There is no pneumothorax.", 0.5 + 0.5 * 0.4 / 1.4),
+        ("There is a mass in the right upper lobe.", 0.5 + 0.25 * 0.5),
+        ("There is a mass in the left upper lobe.", 0.5 - 0.25 * 0.5),
+        ("There is no pneumothorax.", 0.5 + 0.25 * (0.5 + 0.25)),
+        ("There is a pneumothorax.", 0.5 - 0.25 * (0.5 + 0.25)),
         ("The bones are slender.", 0.5),
     ],
 )
-def test_facts_are_a_fair_bet(thinking: str, value: float) -> None:
-    """What is true of nearly every image is worth little."""
+def test_facts_are_held_against_those_of_other_images(thinking: str, value: float) -> None:
+    """A half of its own facts is said, or contradicted; of the others a half and the whole."""
     facts = ["There is no pneumothorax.", "There is a mass in the right upper lobe."]
+    others = [["There is no pneumothorax.", "The heart is large."], ["There is a pneumothorax."]]
     asked = {"form": "think", "question": "What is seen?", "answer": "a mass"}
     text = f"<think>{thinking}</think><answer>a cyst</answer>"
     score = inspect.unwrap(facts_reward)  # of one reply
-    assert score(text, facts=facts, fact_priors=[0.6, 0.0], **asked) == pytest.approx(value)
-    assert score("a mass", facts=facts, fact_priors=None, **asked) == 0.0
-    assert score(text, facts=None, fact_priors=None, **asked) is None
+    assert score(text, facts=facts, other_facts=others, **asked) == pytest.approx(value)
+    assert score("a mass", facts=facts, other_facts=None, **asked) == 0.0
+    assert score(text, facts=None, other_facts=None, **asked) is None
 
 
 def test_a_users_lexicon_is_added(tmp_path: Path) -> None:

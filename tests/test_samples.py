@@ -28,7 +28,7 @@ EXAMPLES = some.builds(
     options=some.none() | some.lists(TEXT, min_size=1, max_size=3).map(tuple),
     rationale=MAYBE,
     facts=some.none() | some.lists(TEXT, min_size=1, max_size=3).map(tuple),
-    fact_priors=some.none() | some.lists(SHARE, min_size=1, max_size=3).map(tuple),
+    other_facts=some.none() | some.lists(some.lists(TEXT, max_size=2).map(tuple)).map(tuple),
     modality=MAYBE,
     organ=MAYBE,
     dataset=TEXT,

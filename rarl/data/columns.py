@@ -17,7 +17,7 @@ BOX = pa.struct(
 KINDS = {
     tuple[bytes, ...]: pa.list_(pa.binary()),
     tuple[str, ...] | None: pa.list_(pa.string()),
-    tuple[float, ...] | None: pa.list_(pa.float64()),
+    tuple[tuple[str, ...], ...] | None: pa.list_(pa.list_(pa.string())),
     tuple[Box, ...] | None: pa.list_(BOX),
     dict[str, str | None]: pa.map_(pa.string(), pa.string()),
 }
@@ -56,8 +56,9 @@ def from_row(row: dict[str, Any]) -> Example:
     if "image" in row and "images" not in given:
         given["images"] = [row["image"]]
     for name in (name for name, value in given.items() if isinstance(value, list)):
-        absent = {"images": b"", "fact_priors": 0.0}.get(name, "")
-        given[name] = tuple(absent if one is None else one for one in given[name])
+        absent: Any = {"images": b"", "other_facts": []}.get(name, "")
+        values = (absent if one is None else one for one in given[name])
+        given[name] = tuple(tuple(one) if isinstance(one, list) else one for one in values)
     if "extra" in given:
         given["extra"] = dict(given["extra"])
     return Example(**EMPTY | given)

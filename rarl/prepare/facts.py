@@ -4,16 +4,18 @@
 answer to the question that it is given to: left out is what asks the same, in these or other words,
 what follows from the answer or lets it follow, and what names an open answer.
 
-Each fact has a prior: how often the same is true of the other images of the organ. Paying 1 - prior
-for a claimed fact, and taking as much where it is denied, is a fair bet: a text that says the same
-about every image earns nothing on average.
+Beside them stand the facts of a few other images of the organ. A reward that takes what a text says
+of those from what it says of its own image is fair: a text that says the same about every image
+earns nothing on average.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from rarl.data.parquet import ParquetRows
@@ -26,8 +28,8 @@ WAYS_TO_FACTS = ("siblings",)  # of the command line
 SAME = 0.5
 # Of an open answer's content words, those that a fact may share with it.
 NAMED = 0.5
-# Questions that the share of an organ as a whole counts for, beside those that ask the same.
-SMOOTHING = 4.0
+OTHERS = 4  # images whose facts stand beside a row's own
+TRIED = 32  # rows of which these are drawn
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,24 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Fact:
-    """`prior` is in [0, 1]."""
+class Known:
+    """The facts of a row's image, and those of each of a few other images."""
 
-    sentence: str
-    prior: float
+    facts: tuple[str, ...]
+    others: tuple[tuple[str, ...], ...]
 
 
 def split_facts(
     data: ParquetRows, rows: Sequence[int], siblings: bool
 ) -> dict[int, dict[str, Any]]:
-    """Returns the fields `facts` and `fact_priors` of those rows of a split that have any. What is
+    """Returns the fields `facts` and `other_facts` of those rows of a split that have any. What is
     not among the rows, such as another split's questions about the same image, tells nothing."""
     questions = read_questions(data, rows)
     found = zip(rows, find_facts(questions, siblings), strict=True)
     return {
-        row: {
-            "facts": tuple(fact.sentence for fact in facts),
-            "fact_priors": tuple(round(fact.prior, 4) for fact in facts),
-        }
-        for row, facts in found
-        if facts
+        row: {"facts": known.facts, "other_facts": known.others or None}
+        for row, known in found
+        if known.facts
     }
 
 
@@ -76,24 +75,48 @@ def read_questions(data: ParquetRows, rows: Sequence[int]) -> list[Question]:
     ]
 
 
-def find_facts(questions: Sequence[Question], siblings: bool) -> list[list[Fact]]:
-    """Returns the facts of each question of a split: those that its table brings, and with
-    `siblings` those that the other questions about its image tell, the least expected first."""
+def find_facts(questions: Sequence[Question], siblings: bool) -> list[Known]:
+    """Returns what is known of the image of each question of a split: what its table brings, and
+    with `siblings` what the other questions about its image tell."""
     stated = [state(one.question, one.answer) if siblings else None for one in questions]
     brought = [[said(sentence) for sentence in one.given] for one in questions]
-    told = agreed(questions, stated)
     by_image: dict[str, list[Statement]] = defaultdict(list)
-    for one, statement in zip(questions, told, strict=True):
+    for one, statement in zip(questions, agreed(questions, stated), strict=True):
         if statement is not None and statement not in by_image[one.image_id]:
             by_image[one.image_id].append(statement)
-    priors = Priors(questions, told, brought)
+
+    def facts_for(asked: int, shown: int) -> tuple[str, ...]:
+        """The facts of the image of one question that may be given to another."""
+        one, own = questions[asked], stated[asked]
+        of_image = by_image[questions[shown].image_id]
+        kept = [each for each in of_image if not tells(each, one, own)]
+        return tuple(dict.fromkeys(each.sentence for each in [*brought[shown], *kept]))
+
+    by_organ: dict[str | None, list[int]] = defaultdict(list)
+    for place, one in enumerate(questions):
+        by_organ[one.organ].append(place)
     found = []
-    for one, own, given in zip(questions, stated, brought, strict=True):
-        others = [each for each in by_image[one.image_id] if not tells(each, one, own)]
-        facts = [Fact(each.sentence, priors.of(each, one.organ)) for each in [*given, *others]]
-        unique = {fact.sentence: fact for fact in reversed(facts)}
-        found.append(sorted(unique.values(), key=lambda fact: (fact.prior, fact.sentence)))
+    for place, one in enumerate(questions):
+        facts = facts_for(place, place)
+        others: list[tuple[str, ...]] = []
+        for other in other_images(place, questions, by_organ[one.organ]) if facts else ():
+            others += [told] if (told := facts_for(place, other)) else []
+            if len(others) == OTHERS:
+                break
+        found.append(Known(facts, tuple(others)))
     return found
+
+
+def other_images(
+    place: int, questions: Sequence[Question], candidates: Sequence[int]
+) -> Iterator[int]:
+    """Yields a few of the candidates, by chance and each once, that are about another image than
+    the question at `place`; the same for the same questions. They are drawn as questions, not as
+    images, so that an image of many questions stands beside others as often as others beside it."""
+    own = questions[place]
+    draw = random.Random(f"{own.image_id}\n{own.question}\n{own.answer}")
+    chosen = draw.sample(candidates, min(TRIED, len(candidates)))
+    yield from (one for one in chosen if questions[one].image_id != own.image_id)
 
 
 def agreed(
@@ -112,11 +135,11 @@ def agreed(
 
 def tells(fact: Statement, asked: Question, own: Statement | None) -> bool:
     """Says whether a fact would tell the answer to a question, which says `own` of the image."""
-    words, answer = fact.concepts, concepts(asked.answer)
+    words, answer = fact.concepts, concepts_of(asked.answer)
     if own is not None and own.is_polar:
         statement, answer = own.concepts, frozenset[str]()
     else:
-        statement = concepts(f"{asked.question} {asked.answer}")
+        statement = concepts_of(f"{asked.question} {asked.answer}")
     # "No mass" tells that there is none in the liver, and "a mass in the liver" that there is one.
     implied = words <= statement or (own is not None and own.is_polar and statement <= words)
     same = own is not None and own.subject == fact.subject
@@ -127,53 +150,7 @@ def tells(fact: Statement, asked: Question, own: Statement | None) -> bool:
     return implied or same or alike or named
 
 
-class Priors:
-    """How often a statement is true of the other images of the organ.
-
-    The share among those of which the same was asked, or, of facts that a table brings, among those
-    that have any: what they do not mention is not so. It is smoothed towards the share that the
-    value has in the organ (`SMOOTHING` questions' worth), in which a question counts the less the
-    more often it is asked. So whoever says "no" to everything gains and loses alike over the organ
-    as a whole, whatever the smoothing does to the single question.
-    """
-
-    def __init__(
-        self,
-        questions: Sequence[Question],
-        stated: Sequence[Statement | None],
-        brought: Sequence[Sequence[Statement]],
-    ) -> None:
-        # organ and subject → image → value
-        values: dict[tuple[str, tuple[str, ...]], dict[str, str]] = defaultdict(dict)
-        bringing: dict[str, set[str]] = defaultdict(set)  # organ → images
-        for one, own, given in zip(questions, stated, brought, strict=True):
-            organ = one.organ or ""
-            for each in [*([own] if own else ()), *given]:
-                values[organ, each.subject][one.image_id] = each.value
-            if given:
-                bringing[organ].add(one.image_id)
-        from_tables = {
-            (one.organ or "", each.subject)
-            for one, given in zip(questions, brought, strict=True)
-            for each in given
-        }
-        self.values = {key: Counter(images.values()) for key, images in values.items()}
-        self.images = {key: len(images) for key, images in values.items()}
-        for key in from_tables:
-            self.images[key] = max(self.images[key], len(bringing[key[0]]))
-        # organ and whether it is polar → value → weight; "" stands for all values
-        self.shares: dict[tuple[str, bool], dict[str, float]] = {}
-        for (organ, subject), counts in self.values.items():
-            weight = 1 / (self.images[organ, subject] - 1 + SMOOTHING)
-            is_polar = "yes" in counts or "no" in counts
-            share = self.shares.setdefault((organ, is_polar), defaultdict(float))
-            share[""] += weight * self.images[organ, subject]
-            for value, count in counts.items():
-                share[value] += weight * count
-
-    def of(self, fact: Statement, organ: str | None) -> float:
-        """Returns the prior of a fact for an image of which it is true."""
-        key = (organ or "", fact.subject)
-        share = self.shares[organ or "", fact.is_polar]
-        same, others = self.values[key][fact.value] - 1, self.images[key] - 1
-        return (same + SMOOTHING * share[fact.value] / share[""]) / (others + SMOOTHING)
+@lru_cache(maxsize=1024)
+def concepts_of(text: str) -> frozenset[str]:
+    """Returns the concepts of a question, which is asked about many facts in turn."""
+    return concepts(text)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import chain, combinations
 
 from rarl.replies.concepts import (
     broader,
@@ -91,13 +91,27 @@ class FactsValue:
 def facts_value(
     thinking: str, facts: Sequence[str], known: str = "", lexicon: Lexicon = SHIPPED
 ) -> FactsValue:
-    """Returns what a thinking says of facts, each a plain sentence that is true of the image.
+    """Returns what a thinking says of facts, each a plain sentence that is true of the image; see
+    `facts_values`."""
+    return facts_values(thinking, [facts], known, lexicon)[0]
+
+
+def facts_values(
+    thinking: str, sets: Sequence[Sequence[str]], known: str = "", lexicon: Lexicon = SHIPPED
+) -> list[FactsValue]:
+    """Returns what a thinking says of several sets of facts, which are read alike.
 
     `known` are further texts whose words may be said, such as the question. Only what is asserted
     counts. One claim that cannot be true beside a fact contradicts it, whatever else is said.
     """
-    given = split_claims(thinking, known_words(known, *facts), lexicon)[:MAX_CLAIMS]
+    words = known_words(known, *dict.fromkeys(chain.from_iterable(sets)))
+    given = split_claims(thinking, words, lexicon)[:MAX_CLAIMS]
     asserted = list(dict.fromkeys(claim for claim in given if claim.asserted))
+    return [verdicts_on(facts, asserted, lexicon) for facts in sets]
+
+
+def verdicts_on(facts: Sequence[str], asserted: Sequence[Claim], lexicon: Lexicon) -> FactsValue:
+    """Returns what the asserted claims say of one set of facts."""
     verdicts = []
     for fact in facts:
         wanted = references_of(fact, lexicon)

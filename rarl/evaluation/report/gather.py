@@ -42,7 +42,7 @@ PLACED = (
     *("id", "images", "image_id", "question", "answer", "answer_type", "options", "rationale"),
     *(
         "facts",
-        "fact_priors",
+        "other_facts",
         "boxes",
         "dataset",
         "split",
