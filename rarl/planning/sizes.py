@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rarl.errors import UserError
-from rarl.rewards.thinking import SIBLINGS
 
 if TYPE_CHECKING:
     from rarl.config import Config
@@ -176,6 +175,9 @@ def step_work(config: Config, model_path: str, lengths: tuple[float, float] | No
 def questions_asked(config: Config) -> int:
     """Returns how many prompts without an image are made of a completion for its rewards. Images
     may have fewer questions: this is the most."""
+    # Not at the top: where the update is measured alone, packages that rewards need are not there.
+    from rarl.rewards.thinking import SIBLINGS
+
     rewards, times = config.rewards, dict.fromkeys(READ_BY, 1)
     if "explains" in rewards:
         times["explains"] += int(rewards["explains"].options.get("siblings", SIBLINGS))
