@@ -210,9 +210,18 @@ def train_2b(device: str, folder: Path, tokenizer: Path) -> list[str]:
     return train(device, "configs/recipes/qwen2vl_2b/rl.yaml", folder / "run-2b", overrides)
 
 
-def benchmark(*arguments: str) -> list[str]:
+def benchmarks(device: str, tokenizer: Path) -> dict[str, list[str]]:
+    """Returns the benchmarks of this folder that are run, each with its arguments."""
+    case = "medium" if device == "cuda" else "tiny"
+    return {
+        "update.py": ["--device", device, "--case", case],
+        "step.py": ["--device", device, "--tokenizer", str(tokenizer)],
+    }
+
+
+def benchmark(name: str, arguments: list[str]) -> list[str]:
     """Runs a benchmark of this folder; returns what it prints."""
-    command = [sys.executable, str(REPOSITORY / "bench" / arguments[0]), *arguments[1:]]
+    command = [sys.executable, str(REPOSITORY / "bench" / name), *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-3000:])
@@ -262,8 +271,8 @@ def main(
 ) -> None:
     report, left_out = Report(out), skip or []
     report.write(f"rarl gpu-smoke --device {device}, {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    case = ["--case", "medium"] if device == "cuda" else ["--case", "tiny"]
     speech = tokenizer or base_model()
+    update, step = benchmarks(device, speech).values()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = folder / "tiny"
@@ -275,14 +284,8 @@ def main(
                 "random Qwen2-VL-2B, three steps",
                 lambda: train_2b(device, folder, speech),
             ),
-            "update": (
-                f"bench/update.py {' '.join(case)}",
-                lambda: benchmark("update.py", "--device", device, *case),
-            ),
-            "step": (
-                "bench/step.py",
-                lambda: benchmark("step.py", "--device", device, "--tokenizer", str(speech)),
-            ),
+            "update": ("bench/update.py", lambda: benchmark("update.py", update)),
+            "step": ("bench/step.py", lambda: benchmark("step.py", step)),
             "serve": ("a served adapter, asked once", lambda: ask_served(run)),
         }
         for key, (title, work) in steps.items():

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gpu_smoke import benchmarks
 
 from tests.runs import REPOSITORY, environment
 
@@ -59,6 +60,12 @@ def run_script(*arguments: str, timeout: float) -> subprocess.CompletedProcess[s
     )
 
 
+def test_the_smoke_test_gives_its_benchmarks_what_they_take() -> None:
+    for name, arguments in benchmarks("cuda", Path("words")).items():
+        done = run_script(f"bench/{name}", *arguments, "--help", timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
 WITHOUT = """
 import runpy, sys
 for name in ("ray", "vllm", "pydantic", "pyarrow", "typer", "rich", "trl", "datasets"):
@@ -67,6 +74,12 @@ sys.argv = ["bench/gpu_update.py", *sys.argv[1:]]
 sys.path.insert(0, "bench")
 runpy.run_path("bench/gpu_update.py", run_name="__main__")
 """
+
+
+def test_the_update_alone_is_imported_without_the_other_packages() -> None:
+    done = run_script("-c", WITHOUT, "--help", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--device" in done.stdout
 
 
 @pytest.mark.long
