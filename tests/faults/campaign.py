@@ -61,6 +61,7 @@ SETTINGS = [
 ]
 TIMES = ("seconds/",)  # metrics that no run has twice
 EARLY = 0.15  # share of the kills that hit a run which is still recovering
+FEWEST_STEPS = 48  # of fewer the data workers have read all before it is their turn
 PATIENCE = 300  # seconds without a new step or process
 
 
@@ -271,7 +272,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of training; enough for the kills by default")
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     arguments = parser.parse_args()
-    steps = arguments.steps or 3 * arguments.kills
+    steps = arguments.steps or max(FEWEST_STEPS, 3 * arguments.kills)
     started = time.monotonic()
     expected = undisturbed(arguments.out / "undisturbed", steps)
     calm = time.monotonic() - started
