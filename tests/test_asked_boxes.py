@@ -17,8 +17,9 @@ from rarl.data.images import png_bytes
 from rarl.prompts import as_turn, evaluation_prompts, plain_prompt
 from rarl.replies.boxes import STYLES, family_of, write_boxes
 from rarl.schema import Box, Frame
-from rarl.serving.asking import Model, named_boxes, pose
-from rarl.serving.images import data_url
+from rarl.serving.asking import named_boxes
+from rarl.serving.images import data_urls
+from rarl.serving.questions import pose
 from rarl.tiny.dataset import base_model
 from rarl.tiny.pointing import draw_examples
 
@@ -32,12 +33,11 @@ def test_the_question_is_put_as_in_training(processor: Any) -> None:
     [example] = draw_examples("seen", 1, 0, "test")
     config = PromptsConfig()
     family = evaluation_prompts(config).families[config.eval]
-    model = Model("base", "base", None, family, None)
-    posed = pose(example.question, None, model, STYLES[family_of(processor)].asked)
+    posed = pose(example.question, None, family, STYLES[family_of(processor)].asked)
     trained = plain_prompt()(processor, example)
     assert as_turn(processor, posed.text, [""]) == trained.text
     assert posed.options is None
-    bare = pose(example.question, None, model)
+    bare = pose(example.question, None, family)
     assert as_turn(processor, bare.text, [""]) != trained.text
 
 
@@ -48,7 +48,7 @@ def test_boxes_come_in_shares_of_the_sides(
 ) -> None:
     width, height = size
     image = Image.effect_noise(size, 50).convert("RGB")
-    url = data_url(image, processor.image_processor, None)
+    (url,) = data_urls([image], processor.image_processor, None)
     encoded = base64.b64decode(url.partition(",")[2])
     assert encoded != png_bytes(image)
     shown = Image.open(io.BytesIO(encoded)).size

@@ -27,8 +27,15 @@ from rarl.config import IMPORT_PATH
 from rarl.errors import UserError
 from rarl.serving.asking import Engines, answer
 from rarl.serving.guard import Guard, Metrics, read_cluster_metrics
-from rarl.serving.images import png, read_image
-from rarl.serving.requests import AnswerRequest, ChatRequest, PreviewRequest, Refusal, parse
+from rarl.serving.images import png, read_images
+from rarl.serving.requests import (
+    AnswerRequest,
+    ChatRequest,
+    NamedImage,
+    PreviewRequest,
+    Refusal,
+    parse,
+)
 from rarl.serving.settings import DRAIN_SECONDS, ApiKey, ServiceConfig, needed_key, read_settings
 from rarl.system.models import resolve_model
 
@@ -79,11 +86,11 @@ async def answer_question(request: Request, engines: Service) -> Response:
 @routes.post("/preview")
 async def preview(request: Request, engines: Service) -> Response:
     """The image as a PNG that a browser can show."""
-    text = parse(PreviewRequest, await request.body()).image
+    asked = NamedImage("image", parse(PreviewRequest, await request.body()).image)
     limits = engines.config.limits
 
     def shown() -> bytes:
-        image = read_image(text, limits, "image", bare=True)
+        (image,) = read_images([asked], limits, bare=True)
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
         return png(image)
 

@@ -1,8 +1,8 @@
 """A checked request → the engine's reply. The model's name is looked up, images are decoded and
 rebuilt, one engine is asked, and another one when it dies before it said anything.
 
-`Engines.chat` is `POST /v1/chat/completions`. `answer` is `POST /v1/answer`: one question about one
-image → thinking, answer, and how far k samples agree on it.
+`Engines.chat` is `POST /v1/chat/completions`. `answer` is `POST /v1/answer`: one question about any
+number of images → thinking, answer, and how far k samples agree on it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -27,16 +27,23 @@ from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
-from rarl.prompts import Family, evaluation_prompts, question_text
+from rarl.prompts import Family, evaluation_prompts
 from rarl.replies.boxes import STYLES, family_of, read_boxes
-from rarl.replies.grading import is_yes_no, same_answer
+from rarl.replies.grading import same_answer
 from rarl.replies.tags import parse_reply
-from rarl.replies.words import chosen_option, yes_or_no
-from rarl.schema import Example, Frame
+from rarl.replies.words import chosen_option
+from rarl.schema import Frame
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
-from rarl.serving.images import data_url, read_image
-from rarl.serving.requests import AnswerRequest, ChatRequest, Message, Refusal, check_texts
+from rarl.serving.images import data_urls, read_images
+from rarl.serving.questions import PosedQuestion, in_own_words, pose, turn_of
+from rarl.serving.requests import (
+    AnswerRequest,
+    ChatRequest,
+    NamedImage,
+    Refusal,
+    check_texts,
+)
 from rarl.serving.settings import ServiceConfig
 
 # A replica may die, or an adapter be replaced, between our looking it up and the engine's.
@@ -103,13 +110,21 @@ class Engines:
         bounds = [one for one in (run.data.max_pixels, most) if one is not None]
         return Model(name, adapter.version, adapter, family, min(bounds, default=None))
 
-    async def image(self, text: str, max_pixels: int | None, param: str, bare: bool = False) -> str:
-        """Returns the image as the engine gets it: a fresh PNG in a data: URL. Raises Refusal."""
+    async def images(
+        self, named: Sequence[NamedImage], max_pixels: int | None, bare: bool = False
+    ) -> list[str]:
+        """Returns a request's images as the engine gets them: fresh PNGs in data: URLs, at the
+        sizes at which one question shows them. Raises Refusal."""
         limits = self.config.limits
+        if len(named) > limits.images:
+            first = named[limits.images].param
+            raise Refusal("too_many_images", first, number=len(named), most=limits.images)
+        if not named:
+            return []
 
-        def rebuild() -> str:
-            image = read_image(text, limits, param, bare)
-            return data_url(image, self.processor.image_processor, max_pixels)
+        def rebuild() -> list[str]:
+            images = read_images(named, limits, bare)
+            return data_urls(images, self.processor.image_processor, max_pixels)
 
         async with self.decoding:
             return await asyncio.to_thread(rebuild)
@@ -125,16 +140,16 @@ class Engines:
         if tokens > limits.completion_tokens:
             reason = f"at most {limits.completion_tokens} tokens in one reply"
             raise Refusal("invalid_value", "max_tokens", reason=reason)
-        parts = [part for message in request.messages for part in message.content]
-        check_texts([part.text for part in parts if part.text is not None], limits, "messages")
+        parts = request.parts()
+        texts = [part.text for part in parts.values() if part.text is not None]
+        check_texts(texts, limits, "messages")
         if request.prompt == "auto":
-            request.messages = [in_own_words(request.messages, model)]
-        images = [part.image_url for part in parts if part.image_url is not None]
-        if len(images) > 1:
-            raise Refusal("too_many_images", "messages")
-        for image in images:
-            image.url = await self.image(image.url, model.max_pixels, "image_url")
-            image.detail = None
+            request.messages = [in_own_words(request.messages, model.family)]
+        images = {place: part.image_url for place, part in parts.items() if part.image_url}
+        named = [NamedImage(f"{place}.image_url", one.url) for place, one in images.items()]
+        urls = await self.images(named, model.max_pixels)
+        for image, url in zip(images.values(), urls, strict=True):
+            image.url, image.detail = url, None
         unused = {"max_tokens", "prompt", "user"} | (
             set() if request.logprobs else {"top_logprobs"}
         )
@@ -199,51 +214,6 @@ def renamed_line(line: str, model: Model) -> str:
     return ENGINES_OWN.sub("", line).replace(given, own, 1)
 
 
-@dataclass(frozen=True)
-class PosedQuestion:
-    """A question as the model is asked it. `options` is None where training shows none. `reference`
-    is yes or no in its language for a yes/no question, and else empty: the grading goes by it."""
-
-    text: str
-    options: tuple[str, ...] | None
-    reference: str
-
-
-def pose(asked: str, given: list[str] | None, model: Model, boxes: str = "") -> PosedQuestion:
-    """Returns a question, with the options that are given, in the words that the model was trained,
-    or is measured, with. `boxes` is what its family's prompts say of boxes, where it asks for
-    them."""
-    is_closed = {yes_or_no(one, one) for one in given or ()} == {"yes", "no"}
-    # The word tells the language.
-    reference = next(filter(is_yes_no, given or ()), "yes") if is_closed else ""
-    options = tuple(given) if given and not is_closed else None
-    kind: Any = "closed" if is_closed else "choice" if options else "boxes" if boxes else "open"
-    example = Example(
-        id="",
-        images=(),
-        image_id="",
-        question=asked,
-        answer=reference,
-        answer_type=kind,
-        options=options,
-    )
-    text = question_text(example, model.family, model.family.wordings[0], boxes)
-    return PosedQuestion(text, options, reference)
-
-
-def in_own_words(messages: list[Message], model: Model) -> Message:
-    """Returns the one turn of the user with its question as `pose` puts it, behind the image, as in
-    training. Raises Refusal for anything but one question."""
-    parts = sorted(messages[0].content, key=lambda part: part.type)  # "image_url", "text"
-    asked = parts[-1].text if parts else None
-    others = [part for part in parts[:-1] if part.text is not None]
-    if len(messages) > 1 or messages[0].role != "user" or others or not (asked or "").strip():
-        reason = '"auto" takes one message of the user, with one text that is the question alone'
-        raise Refusal("invalid_value", "prompt", reason=reason)
-    parts[-1].text = pose(str(asked), None, model).text
-    return Message(role="user", content=parts)
-
-
 async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict[str, Any]]:
     """Yields {"type": "delta", "text"} of the first sample as it is written, and last {"type":
     "result", …}. Raises Refusal, also where no sample holds an answer."""
@@ -251,21 +221,25 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     samples = request.samples or config.samples
     if samples > limits.replies:
         raise Refusal("invalid_value", "samples", reason=f"at most {limits.replies}")
-    texts = [request.question, *(request.options or []), request.reference or ""]
+    texts = [request.question, *(request.options or []), *(request.image_labels or [])]
+    texts.append(request.reference or "")
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
     style = family_of(engines.processor)
+    images = request.named_images()
     if request.boxes and request.options:
         raise Refusal("invalid_value", "options", reason="a question for boxes has none")
+    if request.boxes and len(images) != 1:
+        reason = f"they are of one image, and there are {len(images)}"
+        raise Refusal("invalid_value", "boxes", reason=reason)
     asked = STYLES[style].asked if request.boxes else ""
-    question = pose(request.question, request.options, model, asked)
-    url = await engines.image(request.image, model.max_pixels, "image", bare=True)
+    question = pose(request.question, request.options, model.family, asked)
+    urls = await engines.images(images, model.max_pixels, bare=True)
+    labels = request.image_labels or [""] * len(images)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
-    image = {"type": "image_url", "image_url": {"url": url}}
-    content = [image, {"type": "text", "text": question.text}]
     body = {
-        "messages": [{"role": "user", "content": content}],
+        "messages": [turn_of(question.text, labels, urls)],
         "n": samples,
         # One sample is the likeliest reply; several are drawn as in training, so that their
         # agreement means something.
@@ -286,7 +260,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
     result, reply = read_answer(replies, question, model)
     if request.boxes:
-        result["boxes"] = named_boxes(result["answer"], style, url)
+        result["boxes"] = named_boxes(result["answer"], style, urls[0])
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:

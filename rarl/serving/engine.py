@@ -114,7 +114,7 @@ def engine_config(config: ServiceConfig, model_path: str) -> LLMConfig:
     }
     # Without the second vLLM samples with the temperature and penalties of the model's
     # generation_config.json.
-    only_images = {"image": 1, "video": 0}
+    only_images = {"image": config.limits.images, "video": 0}
     tree["engine_kwargs"] |= {"limit_mm_per_prompt": only_images, "generation_config": "vllm"}
     if config.adapters is not None:
         tree["engine_kwargs"] |= {

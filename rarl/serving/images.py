@@ -1,8 +1,8 @@
-"""An image as a request brings it → pixels that are safe to hand on.
+"""Images as a request brings them → pixels that are safe to hand on.
 
 Nothing is fetched, and nothing that a client sent reaches the engine: size, type and dimensions are
 checked on the bytes, one decoder is tried, and the engine gets a fresh PNG of the pixels at the
-size that the model was trained on.
+size that the model was trained on. What a request may have, all its images have together.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import base64
 import binascii
 import io
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from PIL import Image
 
-from rarl.data.images import BadImage, decode_image, fit_image
+from rarl.data.images import BadImage, decode_image, fit_images
 from rarl.errors import UserError
 from rarl.prepare.dicom import QUIET, render
-from rarl.serving.requests import Refusal
+from rarl.serving.requests import NamedImage, Refusal
 from rarl.serving.settings import Limits
 
 Kind = Literal["png", "jpeg", "tiff", "dicom"]
@@ -45,13 +47,45 @@ MOST_TAGS = 500  # of one directory; each costs time, and a file may have room f
 DEFLATED_DICOM = b"1.2.840.10008.1.2.1.99"
 
 
-def read_image(text: str, limits: Limits, param: str, bare: bool = False) -> Image.Image:
-    """Returns the image of a data: URL, or with `bare` of base64 alone, in RGB. Slow for large
-    images: call it in a thread. Raises Refusal."""
-    return decode(*read_bytes(text, limits, param, bare), limits, param)
+@dataclass
+class Room:
+    """What the images of a request that were read have taken of what all may have together."""
+
+    limits: Limits
+    bytes: int = 0
+    pixels: int = 0
+
+    def require_bytes(self, count: int, param: str) -> None:
+        """Raises Refusal for a file that is one too many."""
+        if self.bytes + count > self.limits.image_bytes:
+            raise Refusal("image_too_large", param, most=self.limits.image_bytes)
+
+    def require_area(self, width: int, height: int, param: str) -> None:
+        """Raises Refusal. Called with what the file's head says, before its pixels are unpacked."""
+        if self.pixels + width * height > self.limits.image_pixels:
+            raise self.too_many_pixels(f"{width}x{height} pixels are", param)
+
+    def too_many_pixels(self, what: str, param: str) -> Refusal:
+        return Refusal("image_too_many_pixels", param, what=what, most=self.limits.image_pixels)
 
 
-def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tuple[bytes, Kind]:
+def read_images(
+    named: Sequence[NamedImage], limits: Limits, bare: bool = False
+) -> list[Image.Image]:
+    """Returns the images of data: URLs, or with `bare` of base64 alone, in RGB. Slow for large
+    images: call it in a thread. Raises Refusal, which names the image."""
+    room, files, images = Room(limits), [], []
+    for one in named:
+        files.append(read_bytes(one, room, bare))
+        room.bytes += len(files[-1][0])
+    for one, (data, kind) in zip(named, files, strict=True):
+        images.append(decode(data, kind, room, one.param))
+        room.pixels += images[-1].width * images[-1].height
+    return images
+
+
+def read_bytes(image: NamedImage, room: Room, bare: bool = False) -> tuple[bytes, Kind]:
+    text, param = image.text, image.param
     match = DATA_URL.match(text)
     if match is None and (not bare or ":" in text[:64]):
         raise Refusal("unsupported_image_url", param)
@@ -59,8 +93,7 @@ def read_bytes(text: str, limits: Limits, param: str, bare: bool = False) -> tup
     if match is not None and declared is None:
         raise Refusal("image_type", param)
     start = match.end() if match else 0
-    if (len(text) - start) * 3 // 4 > limits.image_bytes + 2:
-        raise Refusal("image_too_large", param, most=limits.image_bytes)
+    room.require_bytes((len(text) - start) * 3 // 4 - 2, param)  # its end may be padding
     try:
         data = base64.b64decode(text[start:].encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
@@ -84,11 +117,11 @@ def kind_of(data: bytes) -> Kind | None:
     return "dicom" if data[128:132] == b"DICM" else None
 
 
-def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
-    most, reason = limits.image_pixels, "it cannot be read; is the file complete?"
+def decode(data: bytes, kind: Kind, room: Room, param: str) -> Image.Image:
+    reason = "it cannot be read; is the file complete?"
     try:
         if kind == "dicom":
-            return decode_dicom(data, most, param)
+            return decode_dicom(data, room, param)
         if not ends_where_it_should(data, kind):
             reason = "there is something else behind the end of the image"
             raise Refusal("invalid_image", param, reason=reason)
@@ -96,24 +129,23 @@ def decode(data: bytes, kind: Kind, limits: Limits, param: str) -> Image.Image:
             require_few_tags(data, data[4:8], param)
         quiet = QUIET if kind == "tiff" else nullcontext()  # libtiff writes to standard error
         with quiet, Image.open(io.BytesIO(data), formats=[kind.upper()]) as head:
-            require_area(head.width, head.height, most, param)
+            room.require_area(head.width, head.height, param)
             if kind == "tiff":
-                require_usual_tiff(head, data, most, param)
+                require_usual_tiff(head, data, room, param)
             return decode_image(data, kind.upper())
     except Refusal:
         raise
     except BadImage:
         reason = "it cannot be decoded; is the file complete?"
     except Image.DecompressionBombError:  # Pillow's own bound, far above ours
-        what = "its head promises"
-        raise Refusal("image_too_many_pixels", param, what=what, most=most) from None
+        raise room.too_many_pixels("what its head promises is", param) from None
     # Decoders raise many kinds for broken files, and their words may hold the file's content.
     except Exception:
         pass
     raise Refusal("invalid_image", param, reason=reason)
 
 
-def decode_dicom(data: bytes, most: int, param: str) -> Image.Image:
+def decode_dicom(data: bytes, room: Room, param: str) -> Image.Image:
     """Returns the first frame. Raises Refusal, or whatever the reader raises."""
     from pydicom import dcmread
 
@@ -124,18 +156,11 @@ def decode_dicom(data: bytes, most: int, param: str) -> Image.Image:
     head = dcmread(io.BytesIO(data), stop_before_pixels=True)
     if "Rows" not in head or "Columns" not in head:
         raise Refusal("invalid_image", param, reason="this DICOM file holds no image")
-    require_area(int(head.Columns), int(head.Rows), most, param)
+    room.require_area(int(head.Columns), int(head.Rows), param)
     try:
         return render(data).convert("RGB")
     except (UserError, ValueError):
         raise Refusal("invalid_image", param, reason=reason) from None
-
-
-def require_area(width: int, height: int, most: int, param: str) -> None:
-    """Raises Refusal. Called with what the file's head says, before its pixels are unpacked."""
-    if width * height > most:
-        what = f"{width}x{height} is"
-        raise Refusal("image_too_many_pixels", param, what=what, most=most)
 
 
 def require_few_tags(data: bytes, place: bytes | int, param: str) -> None:
@@ -146,7 +171,7 @@ def require_few_tags(data: bytes, place: bytes | int, param: str) -> None:
         raise Refusal("invalid_image", param, reason=f"this TIFF has more than {MOST_TAGS} tags")
 
 
-def require_usual_tiff(head: Any, data: bytes, most: int, param: str) -> None:
+def require_usual_tiff(head: Any, data: bytes, room: Room, param: str) -> None:
     """Raises Refusal for a TIFF that is packed in a way that nobody uses, or whose tiles, which are
     unpacked one at a time, are larger than a picture may be."""
     for tag in TIFF_DIRECTORIES:
@@ -158,7 +183,7 @@ def require_usual_tiff(head: Any, data: bytes, most: int, param: str) -> None:
         )
         raise Refusal("invalid_image", param, reason=reason)
     width, length = (int(head.tag_v2.get(side, 1)) for side in (TILE_WIDTH, TILE_LENGTH))
-    require_area(width, length, most, param)
+    room.require_area(width, length, param)
 
 
 def ends_where_it_should(data: bytes, kind: Kind) -> bool:
@@ -177,14 +202,17 @@ def ends_where_it_should(data: bytes, kind: Kind) -> bool:
     return not data[position:].strip(b"\0")
 
 
-def data_url(image: Image.Image, image_processor: Any, max_pixels: int | None) -> str:
-    """Returns the very pixels that training would use, as a PNG. Raises Refusal for an impossible
+def data_urls(
+    images: Sequence[Image.Image], image_processor: Any, max_pixels: int | None
+) -> list[str]:
+    """Returns the very pixels that training would use, as PNGs. Raises Refusal for an impossible
     shape."""
     try:
-        pixels = fit_image(image, image_processor, max_pixels)
+        fitted = fit_images(images, image_processor, max_pixels)
     except BadImage as error:
         raise Refusal("invalid_image", "image", reason=error) from None
-    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
+    files = (png(Image.fromarray(pixels)) for pixels in fitted)
+    return ["data:image/png;base64," + base64.b64encode(file).decode() for file in files]
 
 
 def png(image: Image.Image) -> bytes:

@@ -8,6 +8,7 @@ boolean is no number, and a text is neither.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -76,10 +77,19 @@ Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=200)]
 Words = Annotated[str, Field(max_length=2000), AfterValidator(not_blank)]
 Option = Annotated[str, Field(max_length=200), AfterValidator(not_blank)]
+Label = Annotated[str, Field(max_length=200), AfterValidator(not_blank)]
 Stop = Annotated[str, Field(max_length=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image as a request brings it, and `param`, the place where it stands there."""
+
+    param: str
+    text: str
 
 
 class Strict(BaseModel):
@@ -161,14 +171,25 @@ class ChatRequest(Strict):
     prompt: Literal["auto"] | None = None
     user: Name | None = None
 
+    def parts(self) -> dict[str, Part]:
+        """Returns the parts of all messages by their places in the request, in order."""
+        return {
+            f"messages.{turn}.content.{place}": part
+            for turn, message in enumerate(self.messages)
+            for place, part in enumerate(message.content)
+        }
+
 
 class AnswerRequest(Strict):
-    """POST /v1/answer. `image` is a data: URL, or base64 alone. Two `options` that say yes and no
-    make the question a closed one, asked as training asks those. `adapter` may be the base model's
-    name; None is the server's default. `reference` has the judge compare. `boxes` asks for boxes,
-    as training asks for them."""
+    """POST /v1/answer. `images` are data: URLs, or base64 alone, in the order in which they are
+    shown, each behind its label where there are `image_labels`; `image` is one, and a question of
+    text has none. Two `options` that say yes and no make the question a closed one, asked as
+    training asks those. `adapter` may be the base model's name; None is the server's default.
+    `reference` has the judge compare. `boxes` asks for boxes, as training asks for them."""
 
-    image: str
+    image: str | None = None
+    images: list[str] | None = None
+    image_labels: list[Label] | None = None
     question: Words
     options: Annotated[list[Option], Field(min_length=2, max_length=26)] | None = None
     adapter: Name | None = None
@@ -177,6 +198,19 @@ class AnswerRequest(Strict):
     seed: Seed | None = None
     boxes: bool = False
     stream: bool = False
+
+    def named_images(self) -> list[NamedImage]:
+        """Returns the images with their places in the request. Raises Refusal for an image in two
+        places, and for labels that are not as many."""
+        if self.image is not None and self.images is not None:
+            raise Refusal("invalid_value", "image", reason="give image or images, and not both")
+        named = [NamedImage(f"images.{place}", one) for place, one in enumerate(self.images or ())]
+        named += [NamedImage("image", self.image)] if self.image is not None else []
+        labels = self.image_labels
+        if labels is not None and len(labels) != len(named):
+            reason = f"{len(labels)} labels, and {len(named)} images"
+            raise Refusal("invalid_value", "image_labels", reason=reason)
+        return named
 
 
 class PreviewRequest(Strict):

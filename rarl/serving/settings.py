@@ -16,6 +16,7 @@ from rarl.config import Positive, PromptsConfig, Section
 from rarl.errors import UserError
 from rarl.keys import validated
 from rarl.prompts import Family, evaluation_prompts
+from rarl.schema import MOST_IMAGES
 from rarl.system.ray_internals import served_host
 
 # Seconds that a replica which is to go has for its requests: a little more than one may take.
@@ -30,13 +31,14 @@ class Limits(Section):
     the engine."""
 
     body_bytes: Positive = 12 << 20  # of a request: an image of the size below in base64, and text
-    image_bytes: Positive = 8 << 20  # of one image's file
-    image_pixels: Positive = 40_000_000  # read from the file's head before anything is decoded
+    images: Annotated[int, Field(ge=0)] = MOST_IMAGES  # of one request; 0: questions of text alone
+    image_bytes: Positive = 8 << 20  # of the files of a request's images together
+    image_pixels: Positive = 40_000_000  # of all of them, by their heads, before any is decoded
     prompt_characters: Positive = 8000  # of all texts of a request together
     completion_tokens: Positive = 512  # of one reply; also what a request gets that names none
     replies: Positive = 8  # n, and the samples of an answer
     concurrent: Positive = 64  # requests at work in one ingress replica; more get 429
-    decoding: Positive = 2  # images decoded at once, since each may need 40 million pixels' memory
+    decoding: Positive = 2  # requests whose images are decoded at once, each of 40 million pixels
     body_seconds: Seconds = 10.0  # until a request's body is there
     request_seconds: Seconds = 120.0  # until its reply is complete
 

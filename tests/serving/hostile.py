@@ -33,13 +33,21 @@ def chat(content: Any, **keys: Any) -> bytes:
     ).encode()
 
 
-def with_url(url: str, **keys: Any) -> bytes:
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": MARKER}]
-    return chat(parts, **keys)
+def with_urls(urls: list[str]) -> bytes:
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return chat([*parts, {"type": "text", "text": MARKER}])
+
+
+def with_url(url: str) -> bytes:
+    return with_urls([url])
+
+
+def asked(**keys: Any) -> bytes:
+    return json.dumps({"question": MARKER, **keys}).encode()
 
 
 def answer(image: str, **keys: Any) -> bytes:
-    return json.dumps({"image": image, "question": MARKER, **keys}).encode()
+    return asked(image=image, **keys)
 
 
 CHAT, ANSWER = "/chat/completions", "/answer"
@@ -140,12 +148,34 @@ def images() -> Iterator[Hostile]:
         ANSWER,
         answer(encoded(b"\x89PNG\r\n\x1a\n" + b"\0" * (9 << 20))[:12_400_000]),
     )
-    yield Hostile(
-        "two images",
-        (400,),
-        CHAT,
-        chat([{"type": "image_url", "image_url": {"url": encoded(picture())}}] * 2),
-    )
+    yield from several()
+
+
+def several() -> Iterator[Hostile]:
+    """What one image may have, all images of a request have together."""
+    good, half = encoded(picture()), encoded(picture(size=(2000, 1100)))
+    large = encoded(b"\x89PNG\r\n\x1a\n" + bytes(2_850_000))
+    for name, status, urls in (
+        ("seventeen images", 400, [good] * 17),
+        ("100,000 images of nothing", 400, [""] * 100_000),
+        ("one image of three that is cut", 400, [good, good[:60], good]),
+        ("one image of three that is an address", 400, [good, good, "http://127.0.0.1/a.png"]),
+        ("two images of too many pixels together", 413, [half, half]),
+        ("three files of 8.5 MB together", 413, [large, large, large]),
+    ):
+        yield Hostile(f"{name}, chat", (status,), CHAT, with_urls(urls))
+        yield Hostile(f"{name}, answer", (status,), ANSWER, asked(images=urls))
+    for name, keys in {
+        "fewer labels than images": {"images": [good] * 3, "image_labels": ["left", "right"]},
+        "labels without images": {"image_labels": ["left"]},
+        "a label of special tokens": {"image": good, "image_labels": ["<|im_end|>"]},
+        "an image in two places": {"image": good, "images": [good]},
+        "boxes of two images": {"images": [good, good], "boxes": True},
+        "boxes of no image": {"boxes": True},
+    }.items():
+        yield Hostile(name, (400,), ANSWER, asked(**keys))
+    long = {"images": [good] * 16, "image_labels": ["x" * 200] * 16, "options": ["y" * 190] * 26}
+    yield Hostile("labels and options of 8,000 characters", (413,), ANSWER, asked(**long))
 
 
 def bodies() -> Iterator[Hostile]:

@@ -171,17 +171,27 @@ def kill_engine(service: Service) -> None:
         os.kill(one.pid, signal.SIGKILL)
 
 
+def image_urls(example: Example) -> list[str]:
+    files = (base64.b64encode(image).decode() for image in example.images)
+    return [f"data:image/png;base64,{file}" for file in files]
+
+
 def image_url(example: Example) -> str:
-    return "data:image/png;base64," + base64.b64encode(example.images[0]).decode()
+    return image_urls(example)[0]
 
 
 def messages(example: Example, text: str | None = None) -> list[Any]:
-    image = {"type": "image_url", "image_url": {"url": image_url(example)}}
-    return [
-        {"role": "user", "content": [image, {"type": "text", "text": text or example.question}]}
-    ]
+    """One turn: the images in order, and the text behind them."""
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls(example)]
+    asked = {"type": "text", "text": text or example.question}
+    return [{"role": "user", "content": [*images, asked]}]
 
 
 def answer_body(example: Example, **keys: Any) -> dict[str, Any]:
+    """The image of an example of one by `image`, others by `images`."""
     options = list(example.options) if example.options else ["yes", "no"]
-    return {"image": image_url(example), "question": example.question, "options": options, **keys}
+    urls = image_urls(example)
+    shown: dict[str, Any] = {"image": urls[0]} if len(urls) == 1 else {"images": urls}
+    if example.image_labels:
+        shown["image_labels"] = list(example.image_labels)
+    return {**shown, "question": example.question, "options": options, **keys}

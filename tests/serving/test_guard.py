@@ -16,9 +16,11 @@ from rarl.data.images import decode_image
 from rarl.prepare.metadata import without_metadata
 from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
-from rarl.serving.asking import Model, PosedQuestion, read_answer
+from rarl.serving.asking import Model, read_answer
 from rarl.serving.guard import merge
-from rarl.serving.images import read_image
+from rarl.serving.images import read_images
+from rarl.serving.questions import PosedQuestion
+from rarl.serving.requests import NamedImage
 from tests.serving.door import LIMITS, api, client, post
 from tests.serving.hostile import all_hostile
 from tests.serving.hostile_files import MARKER, encoded, picture
@@ -53,7 +55,7 @@ def test_a_tiff_is_shown_as_rarl_prepare_keeps_it(
     drawn = Image.fromarray(shades).convert(mode)
     drawn.save(file, "TIFF", compression=packed, tiffinfo={274: turned})
     url = encoded(file.getvalue(), "image/tiff")
-    shown = read_image(url, LIMITS, "image")
+    (shown,) = read_images([NamedImage("image", url)], LIMITS)
     assert shown.size == ((30, 40) if turned == 6 else (40, 30))
     assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
 
@@ -65,7 +67,8 @@ def test_a_photograph_is_turned_as_rarl_prepare_turns_it(kind: str, turned: int)
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = turned
     Image.fromarray(shades).save(file, kind, exif=exif)
-    shown = read_image(encoded(file.getvalue(), f"image/{kind}"), LIMITS, "image")
+    url = encoded(file.getvalue(), f"image/{kind}")
+    (shown,) = read_images([NamedImage("image", url)], LIMITS)
     assert shown.size == ((30, 40) if turned >= 5 else (40, 30))
     assert shown.tobytes() == decode_image(without_metadata(file.getvalue())).tobytes()
 

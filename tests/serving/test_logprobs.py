@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 from rarl.data.images import decode_image, fit_image
 from rarl.prompts import PromptsConfig, as_turn, evaluation_prompts
 from rarl.schema import Example
-from rarl.serving.asking import Model, in_own_words, pose
+from rarl.serving.questions import in_own_words, pose
 from rarl.serving.requests import Message
 from tests.serving.service import Service, answer_body, messages, write_adapter, write_run
 
@@ -121,11 +121,10 @@ def test_a_question_is_asked_in_the_words_of_training(
     """`/v1/answer` is given question and options alone, and must arrive at the prompt that training
     made."""
     plan = evaluation_prompts(PromptsConfig(eval="plain"))
-    model = Model("first", "first@0", None, plan.families["plain"], None)
     kinds = set()
     for example in examples:
         body = answer_body(example)
-        question = pose(body["question"], body["options"], model)
+        question = pose(body["question"], body["options"], plan.families["plain"])
         assert as_turn(processor, question.text, images=("",)) == plan(processor, example).text
         kinds.add(example.answer_type)
     assert kinds == {"choice", "closed"}
@@ -137,11 +136,10 @@ def test_auto_asks_a_bare_chat_question_in_the_words_of_training(
 ) -> None:
     """The image comes first, wherever the client has put it."""
     plan = evaluation_prompts(PromptsConfig(eval="structured"))
-    model = Model("first", "first@0", None, plan.families["structured"], None)
     bare = replace(examples[0], options=None, answer="", answer_type="open")
     turn = messages(bare)[0]
     turn["content"] = turn["content"][::-1] if reverse else turn["content"]
-    asked = in_own_words([Message.model_validate(turn)], model)
+    asked = in_own_words([Message.model_validate(turn)], plan.families["structured"])
     assert [part.type for part in asked.content] == ["image_url", "text"]
     text = str(asked.content[1].text)
     assert as_turn(processor, text, images=("",)) == plan(processor, bare).text
@@ -152,8 +150,7 @@ def test_auto_changes_what_the_engine_reads_and_its_absence_nothing(
 ) -> None:
     """With the key, the tokens are those of the question written out by the client."""
     plan = evaluation_prompts(PromptsConfig(eval="plain"))
-    model = Model("first", "first@0", None, plan.families["plain"], None)
-    written_out = pose(examples[0].question, None, model).text
+    written_out = pose(examples[0].question, None, plan.families["plain"]).text
     with service.http() as http:
 
         def prompt_tokens(text: str, **keys: Any) -> int:
