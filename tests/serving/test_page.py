@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
 from rarl.schema import Example
+from rarl.tiny.follow_up import draw_follow_ups, draw_in_words
+from tests.pictures import picture
 from tests.report_page import start_browser
 from tests.serving.hostile_files import dicom
 from tests.serving.service import Service
@@ -28,10 +30,10 @@ pytestmark = pytest.mark.slow
 SECONDS = 90
 
 DROP = """
-const [bytes, name] = arguments;
-const data = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
 const transfer = new DataTransfer();
-transfer.items.add(new File([data], name));
+for (const [bytes, name] of arguments[0]) {
+  transfer.items.add(new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name));
+}
 const target = document.querySelector('.drop');
 for (const type of ['dragover', 'drop']) {
   const options = { dataTransfer: transfer, bubbles: true, cancelable: true };
@@ -89,7 +91,35 @@ class AskingPage:
         return self
 
     def drop(self, data: bytes, name: str) -> None:
-        self.browser.execute_script(DROP, base64.b64encode(data).decode(), name)
+        self.drop_all({name: data})
+
+    def drop_all(self, files: dict[str, bytes]) -> None:
+        """At once, by their names."""
+        held = [(base64.b64encode(data).decode(), name) for name, data in files.items()]
+        self.browser.execute_script(DROP, held)
+
+    def shown(self) -> list[str]:
+        """What is said of the images, in order."""
+        found = self.browser.find_elements(By.CSS_SELECTOR, ".pictures img")
+        return [str(one.get_attribute("alt")) for one in found]
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not what():
+            assert time.monotonic() < deadline, (self.shown(), self.texts("#error"))
+            time.sleep(0.05)
+
+    def press(self, *keys: str) -> str:
+        """Returns what has the focus then, by the name that a screen reader says."""
+        ActionChains(self.browser).send_keys(*keys).perform()
+        name = self.browser.execute_script(
+            "return document.activeElement.ariaLabel ?? document.activeElement.id"
+        )
+        return str(name)
+
+    def asked(self) -> Any:
+        """The last request to `/v1/answer` since BODIES was run."""
+        return json.loads(self.browser.execute_script("return window.bodies")[-1])
 
     def choose(self, name: str, label: str) -> None:
         Select(self.find(f"#{name}")).select_by_visible_text(label)
@@ -130,7 +160,8 @@ def test_an_image_is_dropped_and_two_adapters_answer_as_they_think(
     page = AskingPage(browser, service).sign_in()
     assert "Not for diagnosis" in page.find(".notice").text
     page.drop(examples[0].images[0], "phantom.png")
-    assert "phantom.png" in page.find("#shown").get_attribute("alt")
+    page.find(".pictures img")
+    assert page.shown() == ["Image 1 of 1: phantom.png"]
     page.choose("first", "base")
     page.choose("second", "second")
     page.find("#reference").send_keys(examples[0].answer)
@@ -162,17 +193,17 @@ def test_a_new_image_takes_the_answers_about_the_old_one_away(
     file = io.BytesIO()
     Image.open(io.BytesIO(examples[0].images[0])).save(file, "TIFF")
     page.drop(file.getvalue(), "phantom.tiff")
-    page.find("#shown")
+    page.find(".pictures img")
     page.choose("first", "base")
     page.find("#options").send_keys("left, or right\nnone")
     page.find("#question").send_keys("Where is the lesion?")
     browser.execute_script(BODIES)
     page.find("#ask button[type=submit]").click()
     page.wait_for_replies(1)
-    (body,) = browser.execute_script("return window.bodies")
-    assert json.loads(body)["options"] == ["left, or right", "none"]
+    assert page.asked()["options"] == ["left, or right", "none"]
+    assert len(page.asked()["images"]) == 1 and "image_labels" not in page.asked()
     page.drop(examples[1].images[0], "other.png")
-    page.find("#shown[alt$='other.png']")
+    page.find(".pictures img[alt$='other.png']")
     assert page.texts(".reply") == []
 
 
@@ -190,12 +221,19 @@ def test_bad_files_are_explained(
     while "half.png" not in page.find("#error").text:
         assert time.monotonic() < deadline
     assert "is the file complete?" in page.find("#error").text
-    page.find("#question").send_keys("Is there a lesion?")
-    page.find("#ask button[type=submit]").click()
-    assert page.find("#error").text == "Choose an image first."
-    page.drop(examples[1].images[0], "good.png")
-    page.find("#shown")
+    assert page.shown() == []
+    # One bad file among others is left out, and named.
+    files = {"good.png": examples[0].images[0], "notes.png": b"no picture"}
+    page.drop_all(files | {"also good.png": examples[1].images[0]})
+    page.wait_for(lambda: len(page.shown()) == 2)
+    assert page.shown()[1] == "Image 2 of 2: also good.png"
+    assert "notes.png" in page.find("#error").text
+    page.drop(examples[2].images[0], "third.png")
+    page.wait_for(lambda: len(page.shown()) == 3)
     assert page.texts("#error") == []
+    page.drop_all({f"{number}.png": examples[0].images[0] for number in range(14)})
+    page.wait_for(lambda: len(page.shown()) == 16)
+    assert page.find("#error").text == "13.png: a question may have 16 images here"
 
 
 def test_dicom_is_shown_and_answered(
@@ -207,8 +245,10 @@ def test_dicom_is_shown_and_answered(
     page = AskingPage(browser, service).sign_in()
     page.find("#file").send_keys(str(path))
     assert (
-        browser.execute_script("return document.querySelector('#shown').decode().then(() => true)")
-        if page.find("#shown")
+        browser.execute_script(
+            "return document.querySelector('.pictures img').decode().then(() => true)"
+        )
+        if page.find(".pictures img")
         else False
     )
     page.choose("first", "base")
@@ -234,16 +274,80 @@ def test_all_of_it_by_keyboard(
     """Tab reaches every control in the order in which they are shown, and Enter asks."""
     page = AskingPage(browser, service).sign_in()
     page.drop(examples[2].images[0], "phantom.png")
-    page.find("#shown")
+    page.find(".pictures img")
     browser.execute_script("document.activeElement.blur()")
-    reached = []
-    controls = ["file", "question", "options", "reference", "boxes", "first", "second", "samples"]
-    for _ in controls:
-        ActionChains(browser).send_keys(Keys.TAB).perform()
-        reached.append(browser.execute_script("return document.activeElement.id"))
-    assert reached == controls
+    about = "image 1 of 1, phantom.png"
+    controls = [
+        "file",
+        f"Label of {about}",
+        f"Move to the left: {about}",
+        f"Move to the right: {about}",
+        f"Remove {about}",
+        *("question", "options", "reference", "boxes", "first", "second", "samples"),
+    ]
+    assert [page.press(Keys.TAB) for _ in controls] == controls
     page.find("#question").send_keys(examples[2].question, Keys.ENTER)
     page.wait_for_replies(1)
+
+
+def test_several_images_are_ordered_and_removed_by_keyboard(
+    browser: webdriver.Chrome, service: Service
+) -> None:
+    """They are dropped at once, stand side by side as they were dropped, and are asked in the order
+    that they have then, each behind its label."""
+    example = draw_follow_ups(1, 0, "test")[0]
+    page = AskingPage(browser, service).sign_in()
+    files = {"a.png": example.images[0], "b.png": example.images[1], "c.png": picture(7, "PNG")}
+    page.drop_all(files)
+    page.wait_for(lambda: len(page.shown()) == 3)
+    assert page.shown() == [f"Image {n} of 3: {name}" for n, name in enumerate(files, start=1)]
+    places = browser.execute_script(
+        "return [...document.querySelectorAll('.pictures img')]"
+        ".map((e) => e.getBoundingClientRect())"
+    )
+    assert all(left["right"] <= right["left"] for left, right in pairwise(places)), places
+    browser.execute_script("document.activeElement.blur()")
+    for _ in range(3):
+        page.press(Keys.TAB)
+    # Nothing is to the left of the first; the focus goes with the image that is moved.
+    assert page.press(Keys.ENTER) == "Move to the left: image 1 of 3, a.png"
+    assert page.press(Keys.ARROW_RIGHT) == "Move to the left: image 2 of 3, a.png"
+    assert page.press(Keys.ARROW_RIGHT) == "Move to the left: image 3 of 3, a.png"
+    assert page.press(Keys.SPACE) == "Move to the left: image 2 of 3, a.png"
+    assert page.shown() == ["Image 1 of 3: b.png", "Image 2 of 3: a.png", "Image 3 of 3: c.png"]
+    assert page.texts(".said") == ["a.png is image 2 of 3 now."]
+    for _ in range(6):
+        page.press(Keys.TAB)
+    assert page.press(Keys.ENTER) == "Remove image 2 of 2, a.png"
+    assert page.shown() == ["Image 1 of 2: b.png", "Image 2 of 2: a.png"]
+    page.choose("first", "base")
+    browser.execute_script(BODIES)
+    labels = browser.find_elements(By.CSS_SELECTOR, ".pictures input")
+    labels[0].send_keys("Prior")
+    page.find("#question").send_keys(example.question, Keys.ENTER)
+    assert page.find("#error").text == "Label each of the images, or none."
+    labels[1].send_keys("New")
+    page.find("#question").send_keys(Keys.ENTER)
+    page.wait_for_replies(1)
+    assert page.texts(".reply .answer") and page.texts("#error") == []
+    sent = [base64.b64decode(image) for image in page.asked()["images"]]
+    assert sent == [files["b.png"], files["a.png"]]
+    assert page.asked()["image_labels"] == ["Prior", "New"]
+    page.wait_for(lambda: len(browser.find_elements(By.CSS_SELECTOR, ".history img")) == 2)
+
+
+def test_a_question_without_an_image_is_answered(
+    browser: webdriver.Chrome, service: Service
+) -> None:
+    example = draw_in_words(1, 0, "test")[0]
+    page = AskingPage(browser, service).sign_in()
+    page.choose("first", "base")
+    browser.execute_script(BODIES)
+    page.find("#question").send_keys(example.question.replace("\n", " "))
+    page.find("#ask button[type=submit]").click()
+    page.wait_for_replies(1)
+    assert page.texts(".reply .answer") and page.texts("#error") == []
+    assert page.asked()["images"] == []
 
 
 @pytest.mark.parametrize("width", [360, 1200])
@@ -252,13 +356,16 @@ def test_the_page_fits_its_width_and_its_controls_have_labels(
 ) -> None:
     page = AskingPage(browser, service, width).sign_in()
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    page.drop_all({f"{number}.png": picture(number, "PNG") for number in range(3)})
+    page.wait_for(lambda: len(page.shown()) == 3)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     unlabelled = (
-        "return [...document.querySelectorAll('select, input, textarea')]"
-        ".filter((e) => !e.labels.length).length"
+        "return [...document.querySelectorAll('select, input, textarea, button')]"
+        ".filter((e) => !e.labels.length && !e.ariaLabel && !e.textContent).length"
     )
     assert browser.execute_script(unlabelled) == 0
     tops = browser.execute_script(
-        "return [...document.querySelectorAll('#ask input, #ask textarea, #ask select')]"
+        "return [...document.querySelectorAll('#ask label input, #ask textarea, #ask select')]"
         ".map((e) => e.getBoundingClientRect().top)"
     )
     assert all(b >= a - 60 for a, b in pairwise(tops))

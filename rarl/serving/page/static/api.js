@@ -24,8 +24,7 @@ const posted = (body, signal) =>
 export const about = async (key) => (await request("/about", key)).json();
 
 // The file as base64. The server tells by its content what it is.
-export async function readFile(file, most) {
-  if (most && file.size > most) throw new Error(`larger than ${Math.floor(most / 2 ** 20)} MiB`);
+export async function readFile(file) {
   const url = await new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);

@@ -3,6 +3,7 @@ import { h, render, Component } from "./vendor/preact.mjs";
 import htm from "./vendor/htm.mjs";
 import { about, ask, preview, readFile, thumbnail } from "./api.js";
 import { addToHistory, clearHistory, readHistory } from "./history.js";
+import { Pictures } from "./pictures.js";
 
 const html = htm.bind(h);
 const percent = (share) => `${Math.round(share * 100)} %`;
@@ -11,7 +12,7 @@ class App extends Component {
   constructor() {
     super();
     this.state = {
-      key: sessionStorage.getItem("rarl-key") || "", needsKey: false, service: null, error: "", file: null, shown: "",
+      key: sessionStorage.getItem("rarl-key") || "", needsKey: false, service: null, error: "", pictures: [], loading: 0, said: "",
       question: "", options: "", reference: "", first: "", second: "", samples: 5, replies: [], busy: false,
       over: false, boxes: false, history: readHistory(),
     };
@@ -29,36 +30,79 @@ class App extends Component {
     }
   }
 
-  async choose(file) {
-    if (!file) return;
-    this.stop?.abort(); // what is still being said is about the image before
-    this.setState({ file: null, shown: "", error: "", replies: [] });
-    try {
-      const image = await readFile(file, this.state.service?.limits.image_bytes);
-      this.setState({ shown: await preview(image, this.state.key), file: { name: file.name, image } });
-    } catch (error) {
-      this.setState({ error: `${file.name}: ${error.message}` });
-    }
+  // Another question from now on: what was said, and is still being said, is about the images before.
+  change(pictures, said = "", then = undefined) {
+    this.stop?.abort();
+    this.setState({ pictures, said, replies: [] }, then);
+  }
+
+  // One file after the other, so that the images stand in the order of the files.
+  async add(files) {
+    this.setState(({ loading }) => ({ loading: loading + files.length, error: "" }));
+    this.adding = (this.adding ?? Promise.resolve()).then(async () => {
+      for (const file of files) {
+        try {
+          await this.addOne(file);
+        } catch (error) {
+          this.setState({ error: `${file.name}: ${error.message}` });
+        }
+        await new Promise((done) => this.setState(({ loading }) => ({ loading: loading - 1 }), done));
+      }
+    });
+  }
+
+  async addOne(file) {
+    const { pictures, service } = this.state;
+    const { images, image_bytes: most } = service?.limits ?? {};
+    if (pictures.length >= images) throw new Error(`a question may have ${images} images here`);
+    const size = pictures.reduce((sum, one) => sum + one.size, file.size);
+    if (size > most) throw new Error(`the images are larger than ${Math.floor(most / 2 ** 20)} MiB together`);
+    const image = await readFile(file);
+    const shown = await preview(image, this.state.key);
+    this.added = (this.added ?? 0) + 1;
+    const one = { id: this.added, name: file.name, size: file.size, label: "", image, shown };
+    this.change([...this.state.pictures, one], `${file.name} is image ${this.state.pictures.length + 1}.`);
+  }
+
+  move(place, by) {
+    const pictures = [...this.state.pictures];
+    if (!(place + by in pictures)) return;
+    const focused = document.activeElement?.id; // a browser takes the focus from what is moved
+    const [moved] = pictures.splice(place, 1);
+    pictures.splice(place + by, 0, moved);
+    this.change(pictures, `${moved.name} is image ${place + by + 1} of ${pictures.length} now.`, () => document.getElementById(focused)?.focus());
+  }
+
+  remove(place) {
+    const pictures = this.state.pictures.filter((_, at) => at !== place);
+    const { name, shown } = this.state.pictures[place];
+    const next = pictures[place] ?? pictures[place - 1];
+    URL.revokeObjectURL(shown);
+    this.change(pictures, `${name} is removed.`, () => document.getElementById(next ? `remove-${next.id}` : "file").focus());
   }
 
   async submit(event) {
     event.preventDefault();
-    const { file, question, first, second, key } = this.state;
-    if (!file) return this.setState({ error: "Choose an image first." });
+    const { pictures, question, first, second, key, loading } = this.state;
+    if (loading) return this.setState({ error: "An image is still being read." });
+    const labelled = pictures.filter((one) => one.label.trim()).length;
+    if (labelled && labelled < pictures.length) return this.setState({ error: "Label each of the images, or none." });
     if (!question.trim()) return this.setState({ error: "Write a question first." });
     const names = second ? [first, second] : [first];
     this.stop = new AbortController();
     this.setState({ busy: true, error: "", replies: names.map((name) => ({ name, text: "", result: null, error: "" })) });
-    await Promise.all(names.map((name, index) => this.one(name, index, file, key)));
+    await Promise.all(names.map((name, index) => this.one(name, index, key)));
     this.setState({ busy: false });
-    this.keep(file);
+    this.keep();
   }
 
-  async one(adapter, index, file, key) {
+  async one(adapter, index, key) {
     const change = (changes) =>
       this.setState(({ replies }) => ({ replies: replies.map((r, i) => (i === index ? { ...r, ...changes(r) } : r)) }));
-    const { question, options, reference, samples, boxes } = this.state;
-    const body = { image: file.image, question: question.trim(), adapter, samples: Number(samples), stream: true };
+    const { pictures, question, options, reference, samples, boxes } = this.state;
+    const images = pictures.map((one) => one.image);
+    const body = { images, question: question.trim(), adapter, samples: Number(samples), stream: true };
+    if (pictures.some((one) => one.label.trim())) body.image_labels = pictures.map((one) => one.label.trim());
     const listed = options.split("\n").map((one) => one.trim()).filter(Boolean);
     if (listed.length) body.options = listed;
     if (boxes) body.boxes = true;
@@ -73,11 +117,12 @@ class App extends Component {
     }
   }
 
-  async keep(file) {
+  async keep() {
     const answers = this.state.replies.filter((r) => r.result)
       .map((r) => ({ adapter: r.name, answer: r.result.answer, confidence: r.result.confidence }));
     if (!answers.length) return;
-    const entry = { at: Date.now(), question: this.state.question, answers, picture: await thumbnail(this.state.shown) };
+    const shown = await Promise.all(this.state.pictures.map((one) => thumbnail(one.shown)));
+    const entry = { at: Date.now(), question: this.state.question, answers, pictures: shown };
     this.setState({ history: addToHistory(entry) });
   }
 
@@ -102,22 +147,18 @@ class App extends Component {
       <button type="submit">Continue</button></form>`;
   }
 
-  drop() {
-    const { over, shown, file, replies } = this.state;
-    const take = (event) => { event.preventDefault(); this.setState({ over: false }); this.choose(event.dataTransfer.files[0]); };
-    return html`<label class=${over ? "drop over" : "drop"} onDrop=${take}
-        onDragOver=${(e) => { e.preventDefault(); this.setState({ over: true }); }} onDragLeave=${() => this.setState({ over: false })}>
-      <input id="file" type="file" accept=".png,.jpg,.jpeg,.tif,.tiff,.dcm,image/png,image/jpeg,image/tiff,application/dicom"
-        onChange=${(e) => { this.choose(e.target.files[0]); e.target.value = ""; }} />
-      ${shown ? html`<div class="stack"><img id="shown" src=${shown} alt=${`The chosen image, ${file?.name}`} />
-        <${Boxes} replies=${replies} /></div>` : html`<strong>Drop an image here, or choose one</strong>`}
-      <div>${file ? file.name : "PNG, JPEG, TIFF or DICOM"}</div></label>`;
+  pictures() {
+    const { pictures, replies, loading, over, said } = this.state;
+    return html`<${Pictures} ...${{ pictures, replies, loading, over, said }}
+      onFiles=${(files) => this.add(files)} onOver=${(inside) => this.setState({ over: inside })}
+      onMove=${(place, by) => this.move(place, by)} onRemove=${(place) => this.remove(place)}
+      onLabel=${(place, label) => this.change(pictures.map((one, at) => (at === place ? { ...one, label } : one)))} />`;
   }
 
   form() {
     const { service, busy } = this.state;
     return html`<form id="ask" onSubmit=${(event) => this.submit(event)}><div class="ask">
-      <div>${this.drop()}</div>
+      <div>${this.pictures()}</div>
       <div>
         ${this.field("question", "Question", { maxlength: 2000, placeholder: "Is there a lesion?" })}
         ${this.field("options", "Options, if it has any, one to a line", { rows: 3, placeholder: "left\nright, or both" }, "textarea")}
@@ -146,16 +187,6 @@ class App extends Component {
   }
 }
 
-// The boxes of the replies over the image; the sides of the image are 1.
-function Boxes({ replies }) {
-  const drawn = replies.flatMap(({ result }, index) =>
-    (result?.boxes ?? []).map((box) => html`<rect class=${index ? "second" : "first"} x=${Math.min(box.x1, box.x2)}
-      y=${Math.min(box.y1, box.y2)} width=${Math.abs(box.x2 - box.x1)} height=${Math.abs(box.y2 - box.y1)}
-      vector-effect="non-scaling-stroke"><title>${box.label}</title></rect>`));
-  return drawn.length > 0 && html`<svg class="boxes" viewBox="0 0 1 1" preserveAspectRatio="none" role="img"
-    aria-label=${`${drawn.length} boxes over the image`}>${drawn}</svg>`;
-}
-
 function Reply({ reply }) {
   const { name, text, result, error } = reply;
   const [thinking] = (text.split("<think>")[1] ?? text).split("</think>");
@@ -178,7 +209,7 @@ function Verdict({ verdict }) {
 function History({ entries, onClear }) {
   return html`<section class="history"><h2>Asked before</h2><p>Kept in this browser alone.
     ${" "}<button type="button" class="secondary" onClick=${onClear}>Clear</button></p>
-    <ul>${entries.map((one) => html`<li key=${one.at}>${one.picture && html`<img src=${one.picture} alt="" />`}
+    <ul>${entries.map((one) => html`<li key=${one.at}>${(one.pictures ?? []).map((url) => html`<img src=${url} alt="" />`)}
       ${one.question} – ${one.answers.map((a) => `${a.adapter}: ${a.answer}`).join("; ")}</li>`)}</ul></section>`;
 }
 
