@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from rarl.config import load_config
+from rarl.data.images import BadImage
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.evaluation.lines import Compared, ComparedLine
@@ -25,7 +26,7 @@ from rarl.evaluation.measurements import own_measurement, remember_data
 from rarl.evaluation.probe import Estimates, Pay, Probe, Share, as_json
 from rarl.evaluation.report import write_report
 from rarl.evaluation.report.charts import curves, decimate
-from rarl.evaluation.report.examples import Asked, entry, examples_json, safe_json, thumbnail
+from rarl.evaluation.report.examples import Asked, entry, examples_json, safe_json, thumbnails
 from rarl.evaluation.report.gather import data_cards, gather
 from rarl.evaluation.report.numbers import numbers_of
 from rarl.samples import Sample
@@ -328,12 +329,16 @@ def noisy(seed: int) -> bytes:
 
 
 def test_a_picture_keeps_within_its_bytes_and_192_pixels() -> None:
-    url = thumbnail([noisy(0)])
-    assert url is not None and url.startswith("data:image/webp;base64,")
-    encoded = base64.b64decode(url.partition(",")[2])
-    assert len(encoded) * 500 * 4 / 3 < 11e6
-    assert max(Image.open(io.BytesIO(encoded)).size) <= 192
-    assert thumbnail([b"no picture"]) is None
+    for count, most, side in ((1, 11e6, 192), (3, 33e6, 192), (16, 33e6, 83)):
+        urls = thumbnails([noisy(0)] * count)
+        assert len(urls) == count
+        assert urls[0].startswith("data:image/webp;base64,")
+        encoded = base64.b64decode(urls[0].partition(",")[2])
+        assert len(encoded) * count * 500 * 4 / 3 < most
+        assert max(Image.open(io.BytesIO(encoded)).size) <= side
+    assert thumbnails([]) == []
+    with pytest.raises(BadImage):
+        thumbnails([noisy(0), b"no picture"])
 
 
 @pytest.mark.long

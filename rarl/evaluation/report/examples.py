@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from rarl.data.images import BadImage, decode_image, side_by_side
+from rarl.data.images import BadImage, decode_image
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.measurements import questions_of
@@ -32,6 +32,7 @@ LONGEST_TEXT = 4000  # of one
 CUT = " … [cut here; the whole reply is in evaluation/]"
 THINKING = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 LARGEST_SIDE = 192  # pixels of a picture, which is shown with 176
+LARGE = 3  # pictures of a question that have that size; more have the area of so many together
 QUALITY = 50  # of WebP: 500 pictures of noise, the worst case, come to 10 MB
 
 
@@ -111,6 +112,7 @@ def entry(one: Asked, pictures: dict[tuple[str, str], str], longest: int) -> dic
         "id": known.id,
         "image": pictures[one.data_set, known.image_id],
         "imageId": known.image_id,
+        "labels": [shorten(label, LONGEST_LABEL) for label in known.image_labels or ()],
         "dataSet": one.data_set,
         "type": known.answer_type,
         "question": shorten(known.question, LONGEST_TEXT),
@@ -170,10 +172,10 @@ def drawn_boxes(boxes: Sequence[Box] | None, frame: Frame | None) -> list[list[A
     return found
 
 
-def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str, str]:
-    """Returns data URLs by key. Pictures that cannot be found or decoded any more are left out, and
-    the page says so."""
-    embedded: dict[str, str] = {}
+def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str, list[str]]:
+    """Returns the data URLs of each question's images by key, in order; none for a question of
+    text. What cannot be found or decoded any more is left out, and the page says so."""
+    embedded: dict[str, list[str]] = {}
     for data_set in report.data_sets:
         source = open_rows(report, data_set)
         if source is not None:
@@ -181,8 +183,8 @@ def embed_pictures(report: Report, keys: dict[tuple[str, str], str]) -> dict[str
             wanted = {rows[i]: key for (d, i), key in keys.items() if d == data_set and i in rows}
             # ascending and one at a time: row groups of photographs are large
             for row in sorted(wanted):
-                if url := thumbnail(source.read([row])[0].images):
-                    embedded[wanted[row]] = url
+                with suppress(BadImage):
+                    embedded[wanted[row]] = thumbnails(source.read([row])[0].images)
     return embedded
 
 
@@ -195,18 +197,15 @@ def open_rows(report: Report, data_set: str) -> ParquetRows | None:
     return None
 
 
-def thumbnail(images: Sequence[bytes]) -> str | None:
-    """Returns a question's images, side by side, as one picture of at most LARGEST_SIDE pixels
-    each, as a data URL; None if there is none, or one cannot be decoded."""
-    try:
-        pictures = [decode_image(encoded) for encoded in images]
-    except BadImage:
-        return None
-    if not pictures:
-        return None
-    image = side_by_side(pictures)
-    largest = LARGEST_SIDE * len(pictures), LARGEST_SIDE
-    image.thumbnail(largest, Image.Resampling.LANCZOS)
+def thumbnails(images: Sequence[bytes]) -> list[str]:
+    """Returns a small picture of each image as a data URL. Raises BadImage for one that cannot be
+    decoded."""
+    side = round(LARGEST_SIDE * math.sqrt(min(1.0, LARGE / max(1, len(images)))))
+    return [thumbnail(decode_image(encoded), side) for encoded in images]
+
+
+def thumbnail(image: Image.Image, side: int) -> str:
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -44,6 +44,7 @@ PLACED = (
         "facts",
         "other_facts",
         "boxes",
+        "image_labels",
         "dataset",
         "split",
         # what may tell who the patient is

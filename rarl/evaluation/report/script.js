@@ -21,7 +21,7 @@
   const plain = (text) => text.toLowerCase().replace(/\s+/g, " ").trim();
 
   const haystacks = data.examples.map((one) => plain([
-    one.id, one.question, one.reference, one.rationale, one.known, ...Object.values(one.facts), ...(one.options || []),
+    one.id, one.question, one.reference, one.rationale, one.known, ...one.labels, ...Object.values(one.facts), ...(one.options || []),
     ...one.replies.flatMap((reply) => reply
       ? [reply.answer, reply.thinking, reply.raw, reply.judge && reply.judge.reason] : []),
   ].filter(Boolean).join("\n")));
@@ -53,29 +53,39 @@
     // A modality or an organ tells by itself what it is; other fields of the data are named.
     const facts = Object.entries(one.facts).map(([name, value]) =>
       ["modality", "organ"].includes(name) ? value : `${name.replaceAll("_", " ")}: ${value}`);
-    for (const text of [one.dataSet, one.type, ...facts]) made.append(element("span", "", text));
+    const images = data.images[one.image];
+    const none = images && !images.length ? ["no image"] : [];
+    for (const text of [one.dataSet, one.type, ...none, ...facts]) made.append(element("span", "", text));
     return made;
   }
 
-  function picture(one) {
+  // The images of a question in order, each above its label. Boxes are of the only one.
+  function pictures(one, urls) {
     const frame = element("div", "picture");
-    if (data.images[one.image]) {
+    if (!urls) {
+      frame.append(element("p", "missing", "The picture is not to be had."));
+      return frame;
+    }
+    const shown = [one.facts.modality, one.facts.organ].filter(Boolean).join(", ");
+    urls.forEach((url, place) => {
       const image = element("img");
       image.loading = "lazy";
-      const shown = [one.facts.modality, one.facts.organ].filter(Boolean).join(", ");
-      image.alt = `Image ${one.imageId}` + (shown ? ` (${shown})` : "");
-      image.src = data.images[one.image];
-      const best = one.replies[data.models.indexOf(data.best)];
-      const named = best ? best.boxes : [];
+      const number = urls.length > 1 ? ` ${place + 1} of ${urls.length} of` : "";
+      const label = one.labels[place] || "";
+      image.alt = `Image${number} ${one.imageId}` + (label && `, ${label}`) + (shown && ` (${shown})`);
+      image.src = url;
+      const figure = element("figure");
       const stack = element("div", "stack");
       stack.append(image);
-      if (one.boxes.length || named.length) stack.append(overlay(one.boxes, named));
-      frame.append(stack);
-      if (named.length) frame.append(element("p", "key", `Solid: the reference. Dashed: ${data.best}.`));
-      else if (one.boxes.length) frame.append(element("p", "key", "Solid: the reference."));
-    } else {
-      frame.append(element("p", "missing", "The picture is not to be had."));
-    }
+      figure.append(stack);
+      if (label || urls.length > 1) figure.append(element("figcaption", "", label || `${place + 1}`));
+      frame.append(figure);
+    });
+    const best = one.replies[data.models.indexOf(data.best)];
+    const named = best ? best.boxes : [];
+    if (one.boxes.length || named.length) frame.querySelector(".stack").append(overlay(one.boxes, named));
+    if (named.length) frame.append(element("p", "key", `Solid: the reference. Dashed: ${data.best}.`));
+    else if (one.boxes.length) frame.append(element("p", "key", "Solid: the reference."));
     return frame;
   }
 
@@ -133,7 +143,9 @@
   }
 
   function exampleCard(one) {
-    const card = element("article", "example");
+    const images = data.images[one.image];
+    // One image stands beside its question, several above theirs.
+    const card = element("article", images && images.length !== 1 ? "example wide" : "example");
     const text = element("div", "body");
     const title = element("h3", "", one.question);
     title.dir = "auto";
@@ -153,7 +165,8 @@
     one.replies.forEach((reply, index) => {
       if (reply) replies.append(replyCard(reply, data.models[index]));
     });
-    card.append(picture(one), text, replies);
+    if (!images || images.length) card.append(pictures(one, images));
+    card.append(text, replies);
     return card;
   }
 
