@@ -177,6 +177,29 @@ def test_a_start_whose_rows_do_not_fit_is_refused_at_once_and_leaves_nothing(
     assert str(refused.value) == str(checked.value)
 
 
+def test_a_row_of_several_images_that_does_not_fit_is_named_and_counted(
+    tmp_path: Path, varied: list[Example], checked_here: None
+) -> None:
+    """Before training starts; a bound of the pixels, which all its images share, makes it fit."""
+    pictures = [one.images[0] for one in varied[:3]]
+    several = [
+        replace(varied[0], id=f"of {count}", images=tuple(pictures[:count]))
+        for count in (0, 1, 2, 3)
+    ]
+    few = "data.max_pixels=18816"
+    for bound, fits in (("data.max_pixels=null", False), (few, True)):
+        config = configured(tmp_path, several, bound, "rollout.max_model_length=200")
+        if fits:
+            assert resolve(config)
+            continue
+        with pytest.raises(UserError) as refused:
+            resolve(config)
+        told = str(refused.value)
+        assert f"{config.data.train}: row 3 is the longest: example 'of 3'" in told
+        assert "2 of 7 rows do not fit rollout.max_model_length=200" in told
+        assert "or lower data.max_pixels" in told and "\n" not in told
+
+
 def test_what_is_imitated_counts_as_the_reply(
     tmp_path: Path, varied: list[Example], processor: Any
 ) -> None:

@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from transformers import Qwen2VLConfig
 from typer.testing import CliRunner
 
 from rarl.cli import app
 from rarl.commands.plan_comparison import plan_comparison
 from rarl.config import Config, load_config
+from rarl.data.images import png_bytes
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.data.prepared import prepare_example
 from rarl.errors import UserError
 from rarl.planning.comparison import comparison_lines
 from rarl.planning.data import read_lengths, spread_rows
 from rarl.planning.memory import CARDS, find_card
-from rarl.planning.plan import lines, make_plan
+from rarl.planning.plan import Plan, lines, make_plan
+from rarl.planning.sizes import QWEN2_VL_2B, tower_flops
 from rarl.prompts import plain_prompt
 from rarl.schema import Example
 from tests.runs import DEMO, HUB, QWEN, REPOSITORY, assert_one_line_error, rarl
@@ -131,3 +135,33 @@ def test_questions_that_are_known_are_in_the_plan_of_a_comparison() -> None:
     assert not absent and planned.questions == {"phantoms-seen": 200, "phantoms-unseen": 200}
     expected = sum(2 * 3 * 400 * one.per_question for one in planned.models)
     assert planned.measuring == pytest.approx(expected) and expected > 0
+
+
+def test_several_images_are_planned_with_and_text_needs_no_vision_tower(
+    tmp_path: Path, examples: list[Example], processor: Any
+) -> None:
+    """As many pixels in three images cost less than in one, whose patches all attend to each
+    other; and `data.max_pixels` is for all images of a question together."""
+
+    def planned(images: int, *overrides: str, size: int = 336) -> Plan:
+        noise = [png_bytes(Image.effect_noise((size, size), 40 + n)) for n in range(images)]
+        path = tmp_path / f"{images}-{size}.parquet"
+        several = replace(examples[0], images=tuple(noise), boxes=None)
+        write_examples(path, [several, replace(several, id="again")])
+        data = [f"data.train={path}", f"data.eval={{a: {path}}}", "rollout.max_model_length=2048"]
+        return make_plan(load_config(DEMO, [*data, "data.max_pixels=null", *overrides]))
+
+    three, one = planned(3), planned(1, size=588)
+    assert (three.work.image, three.work.images) == (3 * 144, 3)
+    assert (one.work.image, one.work.images) == (441, 1)
+    shapes = Qwen2VLConfig(**QWEN2_VL_2B)
+    alone = tower_flops(three.work.patches, shapes)
+    assert tower_flops(three.work.patches, shapes, images=3) < 0.98 * alone
+    assert any(f"({three.work.image} of 3.0 images)" in line for line in lines(three))
+    bounded = planned(3, "data.max_pixels=112896")
+    assert 100 < bounded.work.image <= 144 and bounded.step.update < three.step.update
+    text = planned(0)
+    assert (text.work.image, text.work.images, text.work.patches) == (0, 0, 0)
+    assert text.processes is not None and three.processes is not None
+    held, tower = (one.processes["sampler"].added["weights"] for one in (text, three))
+    assert held < tower, "the engine has no vision tower"

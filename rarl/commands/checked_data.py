@@ -18,7 +18,7 @@ from rarl.data.lengths import (
 from rarl.display import Display
 from rarl.files import write_text
 
-SIZES = ("row", *RowLengths._fields)
+SIZES = ("row", "images", *RowLengths._fields)
 
 
 def check_data(
@@ -49,9 +49,11 @@ def check_data(
             display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
         measured = [
-            Measured(data[name], row, RowLengths(*lengths))
+            Measured(data[name], row, RowLengths(*lengths), images)
             for name, one in checked.items()
-            for row, *lengths in zip(*(one.facts[its].to_pylist() for its in SIZES), strict=True)
+            for row, images, *lengths in zip(
+                *(one.facts[its].to_pylist() for its in SIZES), strict=True
+            )
         ]
         require_room(measured, setup.config.rollout.max_model_length)
     return checked

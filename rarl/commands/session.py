@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from rarl.commands.held_out import compare_with_training
 from rarl.commands.resolve import Setup
 from rarl.config import JudgeConfig, RolloutConfig
 from rarl.data.check import CheckedRows
-from rarl.data.parquet import ParquetRows
+from rarl.data.parquet import most_images
 from rarl.data.stream import warm_up
 from rarl.display import Display
 from rarl.judge.client import open_judge
@@ -72,7 +72,7 @@ def open_session(
         pool = _ready_pool.get() if engines else None
         if engines and pool is None:
             wait_for_room(setup, display, trains)
-            pool = launch_pool(setup, most_images(setup, data.values()))
+            pool = launch_pool(setup, most_images(data.values(), setup.config.data.max_images))
             stack.callback(pool.stop)
         judge_engine = None
         own_judge = engines and setup.config.asks_local_judge(trains)
@@ -104,14 +104,6 @@ def open_session(
             judge = open_judge(setup.config.judge, cache, engine=judge_engine)
             stack.callback(judge.close)
         yield Session(pool, judge, checked, judge_engine)
-
-
-def most_images(setup: Setup, paths: Iterable[str]) -> int:
-    """Returns how many images a question may have, as far as the data tell before they are
-    checked: what engines are started for."""
-    told = [ParquetRows(path).most_images for path in paths]
-    limit = setup.config.data.max_images
-    return min(limit, max(limit if one is None else one for one in (1, *told)))
 
 
 def wait_for_room(setup: Setup, display: Display, trains: bool) -> None:

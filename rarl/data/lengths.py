@@ -72,11 +72,12 @@ class LengthRule:
 
 
 class Measured(NamedTuple):
-    """The lengths of one row of a data set."""
+    """The lengths of one row of a data set, and how many images it has."""
 
     path: str
     row: int
     lengths: RowLengths
+    images: int
 
 
 def require_room(rows: Sequence[Measured], limit: int) -> None:

@@ -37,6 +37,13 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
         return write_groups(temporary, row_groups(examples))
 
 
+def most_images(paths: Iterable[str], limit: int) -> int:
+    """Returns how many images a question of these data may have, as far as the files tell, at most
+    `limit`: what engines are started for. For 0 vLLM leaves the vision tower out."""
+    told = [ParquetRows(path).most_images for path in paths]
+    return min(limit, max((limit if one is None else one for one in told), default=1))
+
+
 def write_split(path: Path, examples: Iterable[Example]) -> None:
     """Writes a split that may be large: `path` is one file, or a folder of that name with files
     00000.parquet and so on if the images exceed SHARD_BYTES. Both are read by the same path."""
@@ -66,7 +73,7 @@ def one_shard(groups: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
     """Writes row groups into one file; returns the number of rows. Its columns are those of one
     image each until a group needs those of several: then what was written is written again."""
-    rows, most, schema = 0, 1, ONE_IMAGE
+    rows, most, schema = 0, 0, ONE_IMAGE
     writer = pq.ParquetWriter(path, schema)
     try:
         for group in groups:
@@ -77,6 +84,8 @@ def write_groups(path: Path, groups: Iterable[pa.Table]) -> int:
             rows += len(group)
             if group.schema == SCHEMA:
                 most = max(most, pc.max(pc.list_value_length(group["images"])).as_py())
+            else:
+                most = max(most, 1)
         if schema == SCHEMA:
             writer.add_key_value_metadata({MOST_IMAGES_KEY: str(most)})
     finally:

@@ -23,7 +23,7 @@ from rarl.data.lengths import (
     require_room,
     training_lengths,
 )
-from rarl.data.parquet import ROW_GROUP_ROWS, ParquetRows
+from rarl.data.parquet import ROW_GROUP_ROWS, ParquetRows, most_images
 from rarl.planning.sizes import TEXT_TOKENS
 from rarl.schema import Example
 from rarl.system.imports import quick_imports
@@ -37,12 +37,15 @@ QWEN2_VL_IMAGES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class DataLengths:
-    """Tokens. `prompt` and `image` are means over `looked_at` of the `rows` training rows; `needed`
-    is what the longest row of all data sets, `longest`, takes with its reply. `text_known` is False
+    """Tokens. `prompt` and `image`, those of its images, are means over `looked_at` of the `rows`
+    training rows, as is `images`, their number; `most_images` is the largest of all data sets.
+    `needed` is what the longest row of them, `longest`, takes with its reply. `text_known` is False
     where the tokenizer is not at hand, and the text's length is assumed."""
 
     prompt: float
     image: float
+    images: float
+    most_images: int
     looked_at: int
     rows: int
     needed: int
@@ -63,6 +66,8 @@ def read_lengths(config: Config, model_path: str) -> DataLengths | None:
     return DataLengths(
         prompt=float(np.mean([one.lengths.prompt for one in trained])),
         image=float(np.mean([one.lengths.image for one in trained])),
+        images=float(np.mean([one.images for one in trained])),
+        most_images=most_images_known(config),
         looked_at=len(trained),
         rows=len(ParquetRows(trained[0].path)),
         needed=longest.lengths.needed,
@@ -101,6 +106,15 @@ def measured_rows(
     return [one for path in paths for one in row_lengths(path, rule, processor, most)]
 
 
+def most_images_known(config: Config) -> int:
+    """Returns the largest number of images of a question in all data; as many as there may be where
+    some are not at hand."""
+    paths, limit = [str(config.data.train), *config.data.eval.values()], config.data.max_images
+    if not all(map(is_at_hand, paths)):
+        return limit
+    return most_images([str(Path(path).expanduser()) for path in paths], limit)
+
+
 def is_at_hand(path: str) -> bool:
     return not IMPORT_PATH.match(path) and Path(path).expanduser().exists()
 
@@ -126,7 +140,8 @@ def row_lengths(
         example = source.read([row])[0]
         with suppress(BadImage):
             if text_fault(example) is None:
-                yield Measured(place, row, lengths_of(example, rule, processor))
+                lengths = lengths_of(example, rule, processor)
+                yield Measured(place, row, lengths, len(example.images))
 
 
 def spread_rows(source: ParquetRows) -> list[int]:

@@ -164,16 +164,19 @@ class MemoryPlan:
         return share, max(fitting, default=MICRO_BATCHES[0])
 
 
-def plan_memory(config: Config, model: Any, card_gib: float, work: Work) -> MemoryPlan:
-    """Returns estimates for a transformers model configuration on a card of `card_gib` GiB."""
+def plan_memory(
+    config: Config, model: Any, card_gib: float, work: Work, images: bool = True
+) -> MemoryPlan:
+    """Returns estimates for a transformers model configuration on a card of `card_gib` GiB. Without
+    `images` in any question vLLM has no vision tower."""
     size = model_size(model, config.model.lora.rank)
     weights = 2 * size.total / GIB  # bfloat16
     checkpointing, rollout = config.train.gradient_checkpointing, config.rollout
     share = rollout.gpu_memory_share * card_gib
     tokens_at_once = max(BATCHED_TOKENS, rollout.max_model_length)
     sampler = {
-        "base weights": weights,
-        STARTING: engine_bytes(model, tokens_at_once, rollout.max_sequences) / GIB,
+        "base weights": weights if images else 2 * size.text / GIB,
+        STARTING: engine_bytes(model, tokens_at_once, rollout.max_sequences, images) / GIB,
         GRAPHS: GRAPHS_GIB,
     }
     # keys and values of all sequences that one engine samples at once; a prompt counts once
@@ -305,9 +308,10 @@ class ProcessMemory:
 
 
 def plan_processes(
-    config: Config, model: Any, work: Work, value_bytes: int = 4
+    config: Config, model: Any, work: Work, value_bytes: int = 4, images: bool = True
 ) -> dict[str, ProcessMemory]:
-    """Returns MiB by kind of process, for a run on CPU with weights of `value_bytes` bytes each."""
+    """Returns MiB by kind of process, for a run on CPU with weights of `value_bytes` bytes each.
+    Without `images` in any question vLLM has no vision tower."""
     from rarl.system.placement import REQUESTS_PER_ACTOR  # with Ray, which takes a second
 
     size = model_size(model, config.model.lora.rank)
@@ -326,7 +330,8 @@ def plan_processes(
         ACTIVATIONS: tokens * activations / MIB,
         HEAD: 2 * HEAD_CHUNK_MIB,
     }
-    sampler = {"weights": weights, CACHE: config.rollout.kv_cache_mib}
+    held = weights if images else value_bytes * size.text / MIB
+    sampler = {"weights": held, CACHE: config.rollout.kv_cache_mib}
     # those of the streams, which have checked the data
     readers = max(1, (os.cpu_count() or 1) // 2)
     special: dict[str, tuple[int, dict[str, float]]] = {
@@ -341,7 +346,7 @@ def plan_processes(
         plan[kind] = ProcessMemory(count, libraries, added)
     if config.asks_local_judge():
         judge = {CACHE: float(config.rollout.kv_cache_mib)}
-        if (held := judge_weights(judge_path(config), 4)) is not None:
-            judge["weights"] = held / MIB
+        if (of_judge := judge_weights(judge_path(config), 4)) is not None:
+            judge["weights"] = of_judge / MIB
         plan[JUDGE] = ProcessMemory(1, LIBRARIES["sampler"], judge)
     return plan

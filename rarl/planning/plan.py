@@ -68,7 +68,8 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
     path = config.model.path
     path = str(import_object(path)()) if IMPORT_PATH.match(path) else path
     lengths = read_lengths(config, path)
-    means = None if lengths is None else (lengths.prompt, lengths.image)
+    means = None if lengths is None else (lengths.prompt, lengths.image, lengths.images)
+    images = lengths is None or lengths.most_images > 0
     model, work = model_shapes(path), step_work(config, path, means)
     size = model_size(model, config.model.lora.rank)
     replies = completion_lengths(work, np.random.default_rng(0))
@@ -83,12 +84,12 @@ def make_plan(config: Config, gpu: str | None = None, gpu_gib: float | None = No
     if for_gpu:
         card = find_card(gpu, gpu_gib)
         speeds, value_bytes, crowding = gpu_speeds(card), 2, 1.0
-        memory, processes = plan_memory(config, model, card.memory, work), None
+        memory, processes = plan_memory(config, model, card.memory, work, images), None
     else:
         card, memory, speeds = None, None, CPU
         value_bytes = 2 if config.model.dtype == "bfloat16" else 4
         crowding = samplers / (os.cpu_count() or 1)
-        processes = plan_processes(config, model, work, value_bytes)
+        processes = plan_processes(config, model, work, value_bytes, images)
     if config.method == "sft":
         one = replace(work, group=1, reference=False)
         shares = np.array_split(completion_lengths(one, np.random.default_rng(0)), workers)
@@ -156,7 +157,8 @@ def lines(plan: Plan) -> list[str]:
         found.append(f"{'does not fit' if plan.memory.shortfalls() else 'fits'}; {advice}")
     step, work, steps = plan.step, plan.work, plan.config.train.steps
     measured = "estimate by constants measured on a CPU"
-    prompts = f"prompts of {work.prompt} tokens ({work.image} of the image)"
+    images = "the image" if work.images == 1 else f"{work.images:.1f} images"
+    prompts = f"prompts of {work.prompt} tokens ({work.image} of {images})"
     kind = measured if plan.card is None else "estimate, not measured"
     return [
         *found,

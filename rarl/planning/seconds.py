@@ -137,7 +137,7 @@ def sampler_seconds(
     """Returns the seconds of one engine on (prompts, G) completions of these lengths: prompts once
     each, then one token of every sequence in a decoding step, which reads all weights once and the
     keys and values of every sequence."""
-    operations = 2.0 * size.text * work.prompt + tower_flops(work.patches, model)
+    operations = 2.0 * size.text * work.prompt + tower_flops(work.patches, model, work.images)
     prefill = len(lengths) * (speeds.prompt + operations / speeds.prefill)
     flat, steps = lengths.ravel().astype(np.float64), decode_steps(lengths, work.sequences)
     read = float(steps * value_bytes * size.text)
@@ -160,7 +160,7 @@ def worker_seconds(model: Any, work: Work, lengths: NDArray[np.int64], speeds: S
     """Returns the seconds of one train worker's update on the groups of these lengths."""
     operations = 0.0
     for group in lengths:
-        shape = GroupShape(work.prompt, float(group.mean()), work.group, work.patches)
+        shape = GroupShape(work.prompt, float(group.mean()), work.group, work.patches, work.images)
         operations += update_flops(shape, model)
     passes = work.epochs * (1 + FORWARD * work.checkpointing) + FORWARD * work.reference
     return passes * operations / speeds.update + work.epochs * len(lengths) * speeds.group

@@ -52,10 +52,11 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Work:
-    """One step. Lengths in tokens; `completion` is the mean, `longest` the bound, and `sequences`
-    are sampled by an engine at once. `reference` asks for a pass without gradient, for the KL to
-    the base model. Of each completion, `readings` thinkings go into `questions` prompts without an
-    image, for rewards that ask what follows from it."""
+    """One step. Lengths in tokens; `image` is of the `images` of a prompt, `completion` is the
+    mean, `longest` the bound, and `sequences` are sampled by an engine at once. `reference` asks
+    for a pass without gradient, for the KL to the base model. Of each completion, `readings`
+    thinkings go into `questions` prompts without an image, for rewards that ask what follows from
+    it."""
 
     prompts: int
     group: int
@@ -69,6 +70,7 @@ class Work:
     checkpointing: bool = False
     readings: int = 0
     questions: int = 0
+    images: float = 1.0
 
     @property
     def patches(self) -> int:
@@ -77,13 +79,14 @@ class Work:
 
 @dataclass(frozen=True)
 class GroupShape:
-    """`prompt` tokens with the image's, `completion` tokens each, `group` completions, `patches` of
-    the image."""
+    """`prompt` tokens with the images', `completion` tokens each, `group` completions, `patches` of
+    the `images`."""
 
     prompt: int
     completion: float
     group: int
     patches: int
+    images: float = 1.0
 
 
 def model_shapes(path: str, key: str = "model.path") -> Any:
@@ -146,16 +149,19 @@ def activation_bytes(model: Any, checkpointing: bool, value_bytes: int) -> int:
     return int(layers * layer_bytes(model, value_bytes) + inputs)
 
 
-def step_work(config: Config, model_path: str, lengths: tuple[float, float] | None = None) -> Work:
-    """Returns the work in a step of this configuration. `lengths` are the data's mean tokens of a
-    prompt and of the image in it; without them they are assumed, as those of completions are."""
+def step_work(
+    config: Config, model_path: str, means: tuple[float, float, float] | None = None
+) -> Work:
+    """Returns the work in a step of this configuration. `means` are the data's tokens of a prompt,
+    those of its images, and the number of these; without them they are assumed, as those of
+    completions are."""
     rollout, train = config.rollout, config.train
     room = max(1, rollout.max_model_length - rollout.max_completion_tokens)
     pixels = config.data.max_pixels or processor_pixels(model_path)
     image = min(room, pixels // IMAGE_TOKEN_PIXELS) if pixels else max(0, room - TEXT_TOKENS)
-    prompt = min(room, image + TEXT_TOKENS)
-    if lengths is not None:
-        prompt, image = (round(one) for one in lengths)
+    prompt, images = min(room, image + TEXT_TOKENS), 1.0
+    if means is not None:
+        prompt, image, images = round(means[0]), round(means[1]), means[2]
     return Work(
         prompts=train.prompts_per_step,
         group=rollout.group_size,
@@ -169,6 +175,7 @@ def step_work(config: Config, model_path: str, lengths: tuple[float, float] | No
         checkpointing=train.gradient_checkpointing,
         readings=len(READ_BY & config.rewards.keys()),
         questions=questions_asked(config),
+        images=images,
     )
 
 
@@ -212,7 +219,7 @@ def update_flops(shape: GroupShape, config: Any) -> float:
     pairs = text.num_hidden_layers * shape.group * (shape.completion * p + own)
     pairs += (text.num_hidden_layers - 1) * p * (p + 1) / 2
     products = rows * per_row(text) + p * 4 * keys + 12 * text.hidden_size * pairs
-    return products + head_flops(shape, text) + tower_flops(shape.patches, config)
+    return products + head_flops(shape, text) + tower_flops(shape.patches, config, shape.images)
 
 
 def per_row(text: Any) -> float:
@@ -229,10 +236,11 @@ def head_flops(shape: GroupShape, text: Any) -> float:
     return 4.0 * shape.group * shape.completion * text.hidden_size * text.vocab_size
 
 
-def tower_flops(patches: int, config: Any) -> float:
-    """Returns the operations of the vision tower on one picture, forward."""
+def tower_flops(patches: int, config: Any, images: float = 1.0) -> float:
+    """Returns the operations of the vision tower on the pictures of a prompt, which have so many
+    patches together, forward. Patches attend to those of their own picture."""
     vision = config.vision_config
     block = (4 + 2 * int(vision.mlp_ratio)) * vision.embed_dim**2
     merger = (4 * vision.embed_dim) ** 2 + 4 * vision.embed_dim * vision.hidden_size
     products = patches * (vision.depth * block + PATCH_VALUES * vision.embed_dim + merger / 4)
-    return 2.0 * products + 4.0 * vision.depth * patches**2 * vision.embed_dim
+    return 2.0 * products + 4.0 * vision.depth * patches**2 / max(1.0, images) * vision.embed_dim
