@@ -158,7 +158,7 @@ def several() -> Iterator[Hostile]:
     for name, status, urls in (
         ("seventeen images", 400, [good] * 17),
         ("100,000 images of nothing", 400, [""] * 100_000),
-        ("one image of three that is cut", 400, [good, good[:60], good]),
+        ("one image of three that is cut", 400, [good, encoded(picture()[:60]), good]),
         ("one image of three that is an address", 400, [good, good, "http://127.0.0.1/a.png"]),
         ("two images of too many pixels together", 413, [half, half]),
         ("three files of 8.5 MB together", 413, [large, large, large]),

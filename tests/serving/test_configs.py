@@ -17,6 +17,7 @@ from rarl.config import dump_config, load_config
 from rarl.errors import UserError
 from rarl.judge.app import AppConfig
 from rarl.keys import read_yaml
+from rarl.schema import MOST_IMAGES
 from rarl.serving.settings import ServiceConfig
 from tests.runs import REPOSITORY
 from tests.serving.service import Service
@@ -50,7 +51,7 @@ def test_the_three_applications_can_be_built(file: str) -> None:
     config = ServiceConfig.model_validate(found["inference"].args)
     llm = engine_config(config, "/a/model")
     assert set(llm.engine_kwargs) <= {field.name for field in fields(AsyncEngineArgs)}
-    assert llm.engine_kwargs["limit_mm_per_prompt"] == {"image": 1, "video": 0}
+    assert llm.engine_kwargs["limit_mm_per_prompt"] == {"image": MOST_IMAGES, "video": 0}
     assert llm.engine_kwargs["generation_config"] == "vllm"
     AppConfig.model_validate(found["judge"].args)
 

@@ -27,7 +27,7 @@ from tests.serving.hostile_files import encoded, picture
 from tests.serving.service import Service, answer_body, image_urls, messages
 
 GOOD, LARGE = encoded(picture()), encoded(picture(size=(2000, 1100)))
-CUT, FILE = GOOD[:60], encoded(b"\x89PNG\r\n\x1a\n" + bytes(2_850_000))
+CUT, FILE = encoded(picture()[:60]), encoded(b"\x89PNG\r\n\x1a\n" + bytes(2_850_000))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"image": GOOD, "image_labels": [" "]}, "image_labels.0", "invalid_value", "empty"),
     ({"image": GOOD, "images": [GOOD]}, "image", "invalid_value", "image or images"),
     ({"image": GOOD, "images": []}, "image", "invalid_value", "image or images"),
-    ({"images": GOOD}, "images", "invalid_value", "list"),
+    ({"images": GOOD}, "images", "invalid_value", "array"),
     ({"images": [GOOD, 5]}, "images.1", "invalid_value", "string"),
     ({"images": [GOOD] * 2, "boxes": True}, "boxes", "invalid_value", "there are 2"),
     ({"boxes": True}, "boxes", "invalid_value", "there are 0"),
