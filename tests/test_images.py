@@ -125,7 +125,7 @@ def faults_of(tmp_path: Path, *examples: Example, **check: Any) -> list[str | No
 
 def test_each_fault_of_several_images_names_image_and_reason(tmp_path: Path) -> None:
     three = pictures(0, 1, 2)
-    many = pictures(*range(17))
+    many = pictures(*range(40))
     told = faults_of(
         tmp_path,
         question(0, three, image_labels=LABELS),
@@ -144,15 +144,15 @@ def test_each_fault_of_several_images_names_image_and_reason(tmp_path: Path) -> 
     for place, part in {
         1: "example 'q1': image 2 of 3 cannot be decoded",
         2: "example 'q2': 3 images but 2 image_labels",
-        4: "example 'q4': 17 images are more than 16 (data.max_images)",
+        4: "example 'q4': 40 images are more than 16 (data.max_images)",
         5: "example 'q5': image 3 is the same as image 1",
         7: "example 'q7': a label is empty among ['frontal', ' ', 'prior']",
         8: "example 'q8': an image label has '<|image_pad|>'",
     }.items():
         assert part in str(told[place])
-    assert faults_of(tmp_path, question(0, many), most_images=17) == [None]
+    assert faults_of(tmp_path, question(0, many), most_images=40) == [None]
     report, is_sound = check_datasets([tmp_path / "rows.parquet"])
-    assert not is_sound and "17 images are more than 16" in report
+    assert not is_sound and "40 images are more than 16" in report
 
 
 def test_an_empty_cell_is_no_question_of_text(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_start_whose_rows_do_not_fit_is_refused_at_once_and_leaves_nothing(
 
 
 def test_a_row_of_several_images_that_does_not_fit_is_named_and_counted(
-    tmp_path: Path, varied: list[Example], checked_here: None
+    tmp_path: Path, varied: list[Example], processor: Any, model_path: str
 ) -> None:
     """Before training starts; a bound of the pixels, which all its images share, makes it fit."""
     pictures = [one.images[0] for one in varied[:3]]
@@ -186,18 +186,20 @@ def test_a_row_of_several_images_that_does_not_fit_is_named_and_counted(
         replace(varied[0], id=f"of {count}", images=tuple(pictures[:count]))
         for count in (0, 1, 2, 3)
     ]
-    few = "data.max_pixels=18816"
-    for bound, fits in (("data.max_pixels=null", False), (few, True)):
-        config = configured(tmp_path, several, bound, "rollout.max_model_length=200")
-        if fits:
-            assert resolve(config)
-            continue
-        with pytest.raises(UserError) as refused:
-            resolve(config)
-        told = str(refused.value)
-        assert f"{config.data.train}: row 3 is the longest: example 'of 3'" in told
-        assert "2 of 7 rows do not fit rollout.max_model_length=200" in told
-        assert "or lower data.max_pixels" in told and "\n" not in told
+    few = ["evaluation.max_examples=1", "prompts.train={plain: 1}", "prompts.eval=plain"]
+    config = configured(tmp_path, several, *few)
+    rule, sizes = training_lengths(config, model_path), [(h, w) for w, h in SIZES]
+    needed = [rule.lengths(one, sizes[: len(one.images)], processor).needed for one in several]
+    assert needed == sorted(needed)
+    short = f"rollout.max_model_length={needed[2] - 1}"
+    with pytest.raises(UserError) as refused:
+        resolve(configured(tmp_path, several, *few, short))
+    told = str(refused.value)
+    assert told.startswith(f"{config.data.train}: row 3 is the longest: example 'of 3'")
+    assert f"2 of 5 rows do not fit rollout.max_model_length={needed[2] - 1}" in told
+    assert f"set rollout.max_model_length={needed[3]}, or lower data.max_pixels" in told
+    assert "\n" not in told
+    assert resolve(configured(tmp_path, several, *few, short, "data.max_pixels=9408"))
 
 
 def test_what_is_imitated_counts_as_the_reply(

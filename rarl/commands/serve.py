@@ -60,6 +60,7 @@ def serving_of(run: Path, overrides: list[str]) -> ServiceConfig:
         "prompt": config.prompts.eval,
         "templates": str(templates.resolve()) if templates.is_file() else None,
         "max_pixels": config.data.max_pixels,
+        "limits": {"images": config.data.max_images},
         "llm": engine_of(config, resolve_device(config)),
     }
     return read_settings(tree, overrides)

@@ -93,11 +93,13 @@ def test_a_run_that_is_asked_in_words_of_its_own_can_be_served(tmp_path: Path) -
     (tmp_path / "adapter" / "adapter_model.safetensors").touch()
     (tmp_path / "prompts.yaml").write_text("ours: {form: answer, wordings: [Say it.]}\n")
     asked = [f"prompts.templates={tmp_path / 'prompts.yaml'}", "prompts.eval=ours", "device=cpu"]
+    asked += ["data.max_images=3", "data.max_pixels=20000"]
     (tmp_path / "config.yaml").write_text(
         dump_config(load_config(REPOSITORY / "configs/demo.yaml", asked))
     )
     served = serving_of(tmp_path, ["limits.concurrent=3"])
     assert (served.family.wordings, served.limits.concurrent) == (["Say it."], 3)
+    assert (served.limits.images, served.max_pixels) == (3, 20000), "as it was trained"
     wrong = "override 'limits.concurent=3': unknown key .* did you mean 'limits.concurrent'"
     with pytest.raises(UserError, match=wrong):
         serving_of(tmp_path, ["limits.concurent=3"])
