@@ -20,6 +20,7 @@ from rarl.schema import Box, Frame
 from rarl.serving.asking import named_boxes
 from rarl.serving.images import data_urls
 from rarl.serving.questions import pose
+from rarl.serving.requests import NamedImage
 from rarl.tiny.dataset import base_model
 from rarl.tiny.pointing import draw_examples
 
@@ -48,7 +49,8 @@ def test_boxes_come_in_shares_of_the_sides(
 ) -> None:
     width, height = size
     image = Image.effect_noise(size, 50).convert("RGB")
-    (url,) = data_urls([image], processor.image_processor, None)
+    named = [NamedImage("image", "")]
+    (url,) = data_urls(named, [image], processor.image_processor, None)
     encoded = base64.b64decode(url.partition(",")[2])
     assert encoded != png_bytes(image)
     shown = Image.open(io.BytesIO(encoded)).size

@@ -124,7 +124,7 @@ class Engines:
 
         def rebuild() -> list[str]:
             images = read_images(named, limits, bare)
-            return data_urls(images, self.processor.image_processor, max_pixels)
+            return data_urls(named, images, self.processor.image_processor, max_pixels)
 
         async with self.decoding:
             return await asyncio.to_thread(rebuild)
@@ -221,8 +221,9 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     samples = request.samples or config.samples
     if samples > limits.replies:
         raise Refusal("invalid_value", "samples", reason=f"at most {limits.replies}")
-    texts = [request.question, *(request.options or []), *(request.image_labels or [])]
-    texts.append(request.reference or "")
+    labels = request.image_labels or []
+    check_texts(labels, limits, "image_labels")
+    texts = [request.question, *(request.options or []), *labels, request.reference or ""]
     check_texts(texts, limits, "question")
     model = engines.model(request.adapter)
     style = family_of(engines.processor)
@@ -235,11 +236,10 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     asked = STYLES[style].asked if request.boxes else ""
     question = pose(request.question, request.options, model.family, asked)
     urls = await engines.images(images, model.max_pixels, bare=True)
-    labels = request.image_labels or [""] * len(images)
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
     body = {
-        "messages": [turn_of(question.text, labels, urls)],
+        "messages": [turn_of(question.text, labels or [""] * len(urls), urls)],
         "n": samples,
         # One sample is the likeliest reply; several are drawn as in training, so that their
         # agreement means something.

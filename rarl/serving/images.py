@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from rarl.data.images import BadImage, decode_image, fit_images
+from rarl.data.images import BadImage, decode_image, fit_images, fitted_size
 from rarl.errors import UserError
 from rarl.prepare.dicom import QUIET, render
 from rarl.serving.requests import NamedImage, Refusal
@@ -203,14 +203,19 @@ def ends_where_it_should(data: bytes, kind: Kind) -> bool:
 
 
 def data_urls(
-    images: Sequence[Image.Image], image_processor: Any, max_pixels: int | None
+    named: Sequence[NamedImage],
+    images: Sequence[Image.Image],
+    image_processor: Any,
+    max_pixels: int | None,
 ) -> list[str]:
-    """Returns the very pixels that training would use, as PNGs. Raises Refusal for an impossible
-    shape."""
-    try:
-        fitted = fit_images(images, image_processor, max_pixels)
-    except BadImage as error:
-        raise Refusal("invalid_image", "image", reason=error) from None
+    """Returns the very pixels that training would use, as PNGs, of the images that were read of
+    `named` ones. Raises Refusal for an impossible shape."""
+    for one, image in zip(named, images, strict=True):
+        try:
+            fitted_size(image.height, image.width, image_processor, max_pixels)
+        except BadImage as error:
+            raise Refusal("invalid_image", one.param, reason=error) from None
+    fitted = fit_images(images, image_processor, max_pixels)
     files = (png(Image.fromarray(pixels)) for pixels in fitted)
     return ["data:image/png;base64," + base64.b64encode(file).decode() for file in files]
 

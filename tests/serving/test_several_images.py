@@ -27,6 +27,7 @@ from tests.serving.hostile_files import encoded, picture
 from tests.serving.service import Service, answer_body, image_urls, messages
 
 GOOD, LARGE = encoded(picture()), encoded(picture(size=(2000, 1100)))
+THIN = encoded(picture(size=(3000, 1)))
 CUT, FILE = encoded(picture()[:60]), encoded(b"\x89PNG\r\n\x1a\n" + bytes(2_850_000))
 
 
@@ -43,6 +44,13 @@ def of_none() -> Example:
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"images": [GOOD] * 17}, "images.16", "too_many_images", "17 images, and .* may have 16"),
     ({"images": [GOOD, CUT, GOOD]}, "images.1", "invalid_image", "is the file complete?"),
+    ({"images": [GOOD, THIN]}, "images.1", "invalid_image", "3000x1 pixels"),
+    (
+        {"image": GOOD, "image_labels": ["<|im_end|>"]},
+        "image_labels",
+        "invalid_value",
+        "special tokens",
+    ),
     ({"images": [GOOD, GOOD, "x.png"]}, "images.2", "invalid_image", "base64"),
     ({"images": [GOOD, "http://a.b/c"]}, "images.1", "unsupported_image_url", "no address is"),
     ({"images": [LARGE, LARGE]}, "images.1", "image_too_many_pixels", "4,000,000 pixels together"),
@@ -113,7 +121,7 @@ def test_images_are_shown_together_as_training_shows_them(processor: Any) -> Non
     plan = evaluation_prompts(PromptsConfig(eval="plain"))
     prepared = prepare_example(example, processor, plan, 60_000)
     named = [NamedImage("image", encoded(file)) for file in files]
-    urls = data_urls(read_images(named, LIMITS), processor.image_processor, 60_000)
+    urls = data_urls(named, read_images(named, LIMITS), processor.image_processor, 60_000)
     again = read_images([NamedImage("image", url) for url in urls], LIMITS)
     for shown, trained in zip(again, prepared.pixels, strict=True):
         assert np.array_equal(np.asarray(shown), trained)

@@ -34,7 +34,7 @@ function Picture({ one, place, count, replies, onMove, onRemove, onLabel }) {
   return html`<li>
     <div class="stack"><img src=${one.shown} alt=${`Image ${place + 1} of ${count}: ${one.name}`} /><${Boxes} replies=${replies} /></div>
     <div class="name">${one.name}</div>
-    <input type="text" aria-label=${`Label of ${about}`} placeholder="label, if it has one" maxlength="200" value=${one.label}
+    <input type="text" aria-label=${`Label of ${about}`} placeholder="label" maxlength="200" value=${one.label}
       onInput=${(event) => onLabel(place, event.target.value)} />
     <div class="order" role="group" aria-label=${`Order of ${about}`}>
       ${button("earlier", "←", "Move to the left:", place === 0, () => onMove(place, -1))}
