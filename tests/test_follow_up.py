@@ -7,11 +7,23 @@ from collections import Counter
 
 import numpy as np
 from PIL import Image
+from transformers import AutoProcessor
 
 from rarl.config import load_config
 from rarl.data.check import images_fault, text_fault
+from rarl.prompts import evaluation_prompts
+from rarl.replies.tags import parse_reply
 from rarl.schema import Example
-from rarl.tiny.follow_up import LABELS, PLACES, draw_follow_ups, draw_in_words, mixed
+from rarl.tiny.build import encode
+from rarl.tiny.dataset import base_model
+from rarl.tiny.follow_up import (
+    LABELS,
+    PLACES,
+    draw_follow_up_lessons,
+    draw_follow_ups,
+    draw_in_words,
+    mixed,
+)
 from tests.runs import REPOSITORY
 
 BRIGHT = 100  # of what a lesion adds to a dark background; noise alone adds far less
@@ -77,4 +89,31 @@ def test_the_recipes_name_what_is_drawn() -> None:
     for name in ("follow_up", "in_words", "mixed"):
         config = load_config(REPOSITORY / "configs/recipes/tiny" / f"{name}.yaml")
         assert str(config.data.train).startswith("rarl.tiny.follow_up:write_")
-        assert all(path.startswith("rarl.tiny.follow_up:") for path in config.data.eval.values())
+        assert all(path.startswith("rarl.tiny.") for path in config.data.eval.values())
+        assert ("follow-up" in config.data.eval) is (
+            config.model.path == "rarl.tiny.follow_up:base_model"
+        )
+
+
+def test_lessons_ask_as_the_recipe_does_and_answer_rightly() -> None:
+    processor = AutoProcessor.from_pretrained(str(base_model()))
+    config = load_config(REPOSITORY / "configs/recipes/tiny/follow_up.yaml")
+    lessons = draw_follow_up_lessons(0, 1, 0.0)
+    drawn = [next(lessons) for _ in range(60)]
+    compared = [one for one in drawn if len(one.pictures) == 2]
+    assert 25 <= len(compared) <= 58
+    plan = evaluation_prompts(config.prompts)
+    asked = [plan(processor, one).text for one in draw_follow_ups(8, 0, "test")]
+    assert any(one.prompt in text for one in compared for text in asked)
+    room = config.rollout.max_completion_tokens
+    for one in compared:
+        new = one.labels.index("New")
+        shown = [np.asarray(picture.convert("L"), dtype=float) for picture in one.pictures]
+        grew = bool((shown[new] - shown[1 - new] > BRIGHT).sum() > 20)
+        answer = parse_reply(one.reply).answer
+        expected = PLACES[new] if "Which of the two" in one.prompt else ("no", "yes")[grew]
+        assert answer == expected
+        assert len(processor.tokenizer(one.reply).input_ids) < room
+    batch = encode(drawn, processor)
+    placeholders = int((batch["input_ids"] == processor.image_token_id).sum())
+    assert placeholders == 16 * sum(len(one.pictures) for one in drawn)

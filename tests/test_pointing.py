@@ -19,7 +19,7 @@ from rarl.prompts import evaluation_prompts, target_reply
 from rarl.replies.boxes import read_boxes
 from rarl.replies.overlap import boxes_value
 from rarl.replies.tags import parse_reply
-from rarl.tiny import dataset, pointing
+from rarl.tiny import dataset, follow_up, pointing, taught
 from rarl.tiny.phantoms import SIZE, draw_boxed, draw_facts
 from tests.runs import REPOSITORY
 
@@ -77,23 +77,24 @@ def test_lessons_ask_as_the_recipe_does_and_answer_rightly(processor: Any) -> No
         assert len(processor.tokenizer(lesson.reply).input_ids) < room
 
 
+@pytest.mark.parametrize("world", [pointing, follow_up])
 def test_the_base_is_made_once_and_is_the_same_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Any
 ) -> None:
     """By a few steps of the real training."""
     for name in ("VISION_STEPS", "TRUE_STEPS", "DOUBTING_STEPS"):
-        monkeypatch.setattr(pointing, name, 2)
-    for name in ("VISION_BATCH", "BATCH"):
-        monkeypatch.setattr(pointing, name, 4)
+        monkeypatch.setattr(world, name, 2)
+    monkeypatch.setattr(world, "VISION_BATCH", 4)
+    monkeypatch.setattr(taught, "BATCH", 4)
     folders = []
     for name in ("a", "b"):
-        monkeypatch.setenv(pointing.CACHE, str(tmp_path / name))
-        folders.append(pointing.base_model())
+        monkeypatch.setenv(taught.CACHE, str(tmp_path / name))
+        folders.append(world.base_model())
     first, second = ((one / "model.safetensors").read_bytes() for one in folders)
     assert first == second
     assert first != (dataset.base_model() / "model.safetensors").read_bytes()
     made = (folders[1] / "config.json").stat().st_mtime_ns
-    assert pointing.base_model() == folders[1]
+    assert world.base_model() == folders[1]
     assert (folders[1] / "config.json").stat().st_mtime_ns == made
     model = Qwen2VLForConditionalGeneration.from_pretrained(folders[0])
     assert model.config.model_type == "qwen2_vl"

@@ -60,12 +60,14 @@ THREADS = 2  # fixed, since sums depend on how many threads share them
 @dataclass(frozen=True)
 class Lesson:
     """One training pair: what the model is shown and the reply it is to imitate. Where the `prompt`
-    holds the reasoning itself, there is no picture."""
+    holds the reasoning itself, there is no picture. `facts` are of the only one, `labels` of
+    several."""
 
-    facts: Facts
+    facts: Facts | None
     prompt: str
-    picture: Image.Image | None
+    pictures: tuple[Image.Image, ...]
     reply: str
+    labels: tuple[str, ...] = ("",)
 
 
 def draw_lessons(
@@ -89,13 +91,13 @@ def draw_lessons(
         thinking, answer = rationale_for(claimed), answer_for(question, claimed)
         if rng.random() < text_share:
             yield Lesson(
-                facts, rederive_text(example, thinking), None, target_text("answer", "", answer)
+                facts, rederive_text(example, thinking), (), target_text("answer", "", answer)
             )
             continue
         family = families[names[rng.choice(len(names), p=list(FAMILIES.values()))]]
         prompt = question_text(example, family, family.wordings[rng.integers(len(family.wordings))])
         picture = Image.fromarray(draw_image(facts, domain, rng)).convert("RGB")
-        yield Lesson(facts, prompt, picture, target_text(family.form, thinking, answer))
+        yield Lesson(facts, prompt, (picture,), target_text(family.form, thinking, answer))
 
 
 def build_base(seed: int, out: Path, progress: Callable[[int], Any] = lambda _: None) -> None:
@@ -149,13 +151,14 @@ def train_vision(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(VISION_STEPS):
         batch = [next(lessons) for _ in range(VISION_BATCH)]
-        pictures = [lesson.picture for lesson in batch]
+        pictures = [lesson.pictures[0] for lesson in batch]
         pixels = processor.image_processor(images=pictures, return_tensors="pt")
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         pooled = features.reshape(len(batch), IMAGE_TOKENS, -1).mean(1)
         organ_logits, side_logits = classifier(pooled).split([len(ORGANS), len(SIDES) + 1], 1)
-        organs = torch.tensor([ORGANS.index(lesson.facts.organ) for lesson in batch])
-        sides = torch.tensor([(None, *SIDES).index(lesson.facts.side) for lesson in batch])
+        shown = [lesson.facts for lesson in batch if lesson.facts is not None]
+        organs = torch.tensor([ORGANS.index(facts.organ) for facts in shown])
+        sides = torch.tensor([(None, *SIDES).index(facts.side) for facts in shown])
         loss = cross_entropy(organ_logits, organs) + cross_entropy(side_logits, sides)
         descend(loss, optimizer, schedule)
         progress(1)
@@ -191,10 +194,11 @@ def train_replies(
 def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
     """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
     prompts = [
-        as_turn(processor, lesson.prompt, ("",) if lesson.picture else ()) for lesson in lessons
+        as_turn(processor, lesson.prompt, lesson.labels if lesson.pictures else ())
+        for lesson in lessons
     ]
     texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
-    pictures = [lesson.picture for lesson in lessons if lesson.picture is not None]
+    pictures = [picture for lesson in lessons for picture in lesson.pictures]
     batch = processor(
         text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt"
     )

@@ -1,17 +1,11 @@
 """Phantoms to point at: the box of the lesion is the answer.
 
-The base model that ships with RARL has never seen a box. Here it is taught, by supervised training
-of all its weights, to point at lesions, and then made uncertain as the base itself was: most
-replies of the last stage point at a random place. It is made when it is first asked for, in some
-minutes on one core, and kept in the user's cache. Same code, same thread count, same processor: the
-same weights to the bit.
+The base model that ships with RARL has never seen a box. Here it is taught to point at lesions, and
+then made uncertain: most replies of the last stage point at a random place.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,15 +20,14 @@ from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.data.images import png_bytes
 from rarl.data.parquet import write_examples
-from rarl.files import replacing_folder
 from rarl.prompts import question_text, read_families
 from rarl.replies.boxes import STYLES, boxes_text, write_boxes
 from rarl.replies.tags import target_text
 from rarl.schema import Box, Example, Frame
 from rarl.tiny import build, dataset
-from rarl.tiny.build import Lesson, descend, draw_lessons, encode, rate_factor
-from rarl.tiny.model import IMAGE_TOKENS
+from rarl.tiny.build import Lesson, draw_lessons
 from rarl.tiny.phantoms import SIDES, SIZE, Domain, Facts, draw_boxed, draw_facts, rationale_for
+from rarl.tiny.taught import Seen, taught_base, train_replies, train_tower
 
 QUESTIONS: dict[Domain, str] = {
     "seen": "Point at the lesion.",
@@ -42,12 +35,9 @@ QUESTIONS: dict[Domain, str] = {
 }
 FRAME = Frame("qwen2_vl", SIZE, SIZE, SIZE, SIZE)
 VISION_STEPS, TRUE_STEPS, DOUBTING_STEPS = 200, 320, 90
-VISION_BATCH, BATCH = 48, 32
-VISION_LEARNING_RATE, LEARNING_RATE = 1e-3, 1e-3
+VISION_BATCH = 48
 RANDOM_SHARE = 0.95  # of the replies that point at a random place, in the last stage
 OTHER_SHARE = 0.25  # of the lessons that are the base's own
-THREADS = 1  # fixed, since sums depend on how many threads share them
-CACHE = "RARL_CACHE"  # the variable that names another folder than the user's cache
 TRAINED_POINTS, TRAINED_OTHERS = 480, 480  # questions
 PROMPTS = ("plain", "reason", "none")  # families that the base is asked with
 
@@ -122,82 +112,36 @@ def draw_pointing_lessons(seed: int, stage: int, random_share: float) -> Iterato
         prompt = question_text(asked, family, wording, STYLES[FRAME.family].asked)
         thinking = rationale_for(replace(claimed, organ=facts.organ))
         reply = target_text(family.form, thinking, write_boxes(named, FRAME))
-        yield Lesson(facts, prompt, Image.fromarray(picture).convert("RGB"), reply)
+        yield Lesson(facts, prompt, (Image.fromarray(picture).convert("RGB"),), reply)
 
 
-def train_places(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int
-) -> Iterator[float]:
-    """The vision tower: corners of the lesion's box, read off the mean of the image tokens by a
-    linear layer that is then thrown away. Yields the loss of every step."""
+def drawn_places(seed: int) -> Iterator[Seen]:
+    """Yields pictures, and the loss of the corners of their lesions' boxes."""
     rng = np.random.default_rng([seed, 2000])
-    tower = model.model.visual
-    torch.manual_seed(seed)
-    reader = torch.nn.Linear(model.config.text_config.hidden_size, 4)
-    optimizer = torch.optim.AdamW([*tower.parameters(), *reader.parameters()], VISION_LEARNING_RATE)
-    factor = partial(rate_factor, steps=VISION_STEPS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for _ in range(VISION_STEPS):
+    while True:
         drawn = [
             draw_lesion("unseen" if rng.random() < build.UNSEEN_SHARE else "seen", rng)
             for _ in range(VISION_BATCH)
         ]
         pictures = [Image.fromarray(picture).convert("RGB") for _, picture, _ in drawn]
-        pixels = processor.image_processor(images=pictures, return_tensors="pt")
-        features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-        pooled = features.reshape(len(drawn), IMAGE_TOKENS, -1).mean(1)
-        corners = [one.corners for _, _, (one,) in drawn]
-        loss = mse_loss(reader(pooled), torch.tensor(corners) / SIZE * 10 - 5)
-        descend(loss, optimizer, schedule)
-        yield loss.item()
+        corners = torch.tensor([one.corners for _, _, (one,) in drawn]) / SIZE * 10 - 5
+        yield pictures, partial(mse_loss, target=corners)
 
 
-def train_replies(
+def teach(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int
 ) -> Iterator[float]:
-    """The language model, the vision tower frozen: true replies, then doubtful ones. Yields the
-    loss of every step."""
-    steps = TRUE_STEPS + DOUBTING_STEPS
-    model.model.visual.requires_grad_(False)
-    trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=steps))
+    """The vision tower where lesions are, then the language model true replies, then doubtful ones.
+    Yields the loss of every step."""
+    torch.manual_seed(seed)
+    reader = torch.nn.Linear(model.config.text_config.hidden_size, 4)
+    yield from train_tower(model, processor, reader, drawn_places(seed), VISION_STEPS)
     true = draw_pointing_lessons(seed, 1, 0.0)
     doubtful = draw_pointing_lessons(seed, 2, RANDOM_SHARE)
-    model.train()
-    for step in range(steps):
-        lessons = true if step < TRUE_STEPS else doubtful
-        loss = model(**encode([next(lessons) for _ in range(BATCH)], processor)).loss
-        descend(loss, optimizer, schedule)
-        yield loss.item()
-
-
-def build_base(seed: int, out: Path) -> None:
-    """Trains the base from `seed` and saves model (float16) and processor into the folder `out`."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
-        own = dataset.base_model()
-        model = Qwen2VLForConditionalGeneration.from_pretrained(own, dtype=torch.float32)
-        processor = Qwen2VLProcessor.from_pretrained(own)
-        for _ in train_places(model, processor, seed):
-            pass
-        for _ in train_replies(model, processor, seed):
-            pass
-    finally:
-        torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(out)
-    processor.save_pretrained(out)
+    stages = [(true, TRUE_STEPS), (doubtful, DOUBTING_STEPS)]
+    yield from train_replies(model, processor, stages)
 
 
 def base_model() -> Path:
-    """Returns the base that points, from the cache. It is made anew where this file has changed."""
-    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "rarl")
-    folder = cache / f"tiny-pointing-{version}"
-    if not (folder / "config.json").is_file():
-        sys.stderr.write(f"making the base model that points, once, in {folder} ...\n")
-        with replacing_folder(folder) as temporary:
-            build_base(0, temporary)
-    return folder
+    """Returns the base that points."""
+    return taught_base("pointing", __file__, teach)
