@@ -66,6 +66,19 @@ def test_answers_follow_from_the_pictures_and_their_labels() -> None:
     assert read_off(wrong)[0] != read_off(one)[0]
 
 
+def test_swapped_pairs_are_the_same_in_the_other_order() -> None:
+    """Which picture is the new one is answered otherwise then, and whether the lesion is larger is
+    not."""
+    pairs = zip(
+        draw_follow_ups(40, 3, "test"), draw_follow_ups(40, 3, "test", swapped=True), strict=True
+    )
+    for one, other in pairs:
+        assert one.images == other.images[::-1]
+        assert one.image_labels == (other.image_labels or ())[::-1]
+        assert (one.answer == other.answer) is (one.answer_type == "closed")
+        assert one.image_id != other.image_id and one.id != other.id
+
+
 def test_draws_are_functions_of_seed_and_split() -> None:
     for draw in (draw_follow_ups, draw_in_words, mixed):
         assert draw(30, 1, "train") == draw(30, 1, "train")

@@ -104,15 +104,16 @@ def draw_pair(
     return drawn[first], drawn[second]
 
 
-def draw_follow_ups(count: int, seed: int, split: str) -> list[Example]:
+def draw_follow_ups(count: int, seed: int, split: str, swapped: bool = False) -> list[Example]:
     """Returns as many questions, two about each pair, a pure function of the arguments. Half of the
-    pairs are shown with the new picture first, half of the lesions grew."""
+    pairs are shown with the new picture first, half of the lesions grew. `swapped` are the same
+    questions with both pictures, and their labels, in the other order."""
     rng = np.random.default_rng([seed, *f"follow-up/{split}".encode()])
     examples = []
     for number in range(-(-count // 2)):
         organ, side = str(rng.choice(ORGANS)), str(rng.choice(SIDES))
-        course = Course(organ, bool(number % 2), bool(number // 2 % 2))
-        name = f"follow-up-{split}-{number:05d}"
+        course = Course(organ, bool(number % 2), bool(number // 2 % 2) is not swapped)
+        name = f"follow-up-{split}-{number:05d}{'-swapped' if swapped else ''}"
         pictures = draw_pair(course, rng, side)
         shared: dict[str, Any] = {
             "images": tuple(png_bytes(Image.fromarray(one)) for one in pictures),
@@ -166,6 +167,11 @@ def write_follow_up_train(path: Path, seed: int) -> None:
 
 def write_follow_up_test(path: Path, seed: int) -> None:
     write_examples(path, draw_follow_ups(MEASURED, seed, "test"))
+
+
+def write_swapped_test(path: Path, seed: int) -> None:
+    """Writes half as many: the first of the other test."""
+    write_examples(path, draw_follow_ups(MEASURED // 2, seed, "test", swapped=True))
 
 
 def write_words_train(path: Path, seed: int) -> None:

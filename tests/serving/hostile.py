@@ -165,14 +165,15 @@ def several() -> Iterator[Hostile]:
     ):
         yield Hostile(f"{name}, chat", (status,), CHAT, with_urls(urls))
         yield Hostile(f"{name}, answer", (status,), ANSWER, asked(images=urls))
-    for name, keys in {
+    wrong: dict[str, dict[str, Any]] = {
         "fewer labels than images": {"images": [good] * 3, "image_labels": ["left", "right"]},
         "labels without images": {"image_labels": ["left"]},
         "a label of special tokens": {"image": good, "image_labels": ["<|im_end|>"]},
         "an image in two places": {"image": good, "images": [good]},
         "boxes of two images": {"images": [good, good], "boxes": True},
         "boxes of no image": {"boxes": True},
-    }.items():
+    }
+    for name, keys in wrong.items():
         yield Hostile(name, (400,), ANSWER, asked(**keys))
     long = {"images": [good] * 16, "image_labels": ["x" * 200] * 16, "options": ["y" * 190] * 26}
     yield Hostile("labels and options of 8,000 characters", (413,), ANSWER, asked(**long))
