@@ -23,7 +23,7 @@ from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.data.images import png_bytes
 from rarl.data.parquet import write_examples
-from rarl.prompts import question_text, read_families
+from rarl.prompts import question_text, read_families, rederive_text
 from rarl.replies.tags import target_text
 from rarl.schema import Example
 from rarl.tiny import build
@@ -61,8 +61,10 @@ class Course:
 
     @property
     def rationale(self) -> str:
-        place, change = PLACES[self.order.index(1)], "larger" if self.grew else "smaller"
-        return f"{SIGNS[self.organ]} The {place} image is new. The round spot is {change} there."
+        """What each picture is and shows, from which both answers follow."""
+        sizes = ("small", "large") if self.grew else ("large", "small")
+        first, second = (f"{LABELS[time].lower()}, {sizes[time]} spot" for time in self.order)
+        return f"{SIGNS[self.organ]} First: {first}. Second: {second}."
 
     def questions(self) -> list[dict[str, Any]]:
         """Returns the fields of the two questions: is it larger, and which is the new one?"""
@@ -212,9 +214,14 @@ def draw_follow_up_lessons(seed: int, stage: int, random_share: float) -> Iterat
             claimed = replace(draw_course(rng), organ=course.organ)
         number = int(rng.integers(2))
         asked, told = course.questions()[number], claimed.questions()[number]
+        example = Example(id="", images=(), image_id="", **asked)
+        if rng.random() < build.TEXT_SHARE:
+            # Read from the reasoning, without the pictures.
+            prompt = rederive_text(example, claimed.rationale)
+            yield Lesson(None, prompt, (), target_text("answer", "", told["answer"]))
+            continue
         family = families[names[rng.choice(len(names), p=list(build.FAMILIES.values()))]]
-        wording = family.wordings[rng.integers(len(family.wordings))]
-        prompt = question_text(Example(id="", images=(), image_id="", **asked), family, wording)
+        prompt = question_text(example, family, str(rng.choice(family.wordings)))
         reply = target_text(family.form, claimed.rationale, told["answer"])
         shown = tuple(Image.fromarray(one).convert("RGB") for one in pictures)
         yield Lesson(None, prompt, shown, reply, course.labels)
