@@ -275,7 +275,6 @@ def test_a_model_that_goes_by_the_site_is_caught_by_equal_opportunity() -> None:
     [
         {"A": 100, "B": 100},
         {"A": 400, "B": 60},
-        {"A": 150, "B": 90, "C": 60},
         {"A": 60, "B": 60, "C": 60, "D": 60, "E": 60, "F": 300},
     ],
     ids=lambda sizes: "-".join(map(str, sizes.values())),
@@ -283,16 +282,16 @@ def test_a_model_that_goes_by_the_site_is_caught_by_equal_opportunity() -> None:
 def test_equal_opportunity_is_seldom_called_unequal_where_no_answer_follows_the_site(
     sizes: dict[str, int],
 ) -> None:
-    """Of 400 data sets at least 95 in 100 are not flagged; where the sites lie 20 points apart from
-    one to the next, the same flag is raised."""
+    """Of 100 data sets at least 95 are not flagged; where the sites lie 20 points apart from one to
+    the next, the same flag is raised."""
     rng = np.random.default_rng(5)
 
     def flagged(apart: float) -> bool:
         found = summarise(draw_replies(rng, sizes, apart), ["site"])["groups"]["site"]
         return bool(found["unequal_opportunity"])
 
-    assert np.mean([flagged(0.0) for _ in range(400)]) <= 0.05
-    assert np.mean([flagged(0.2) for _ in range(50)]) >= 0.5
+    assert sum(flagged(0.0) for _ in range(100)) <= 5
+    assert sum(flagged(0.2) for _ in range(20)) >= 10
 
 
 def test_the_terminal_names_the_worst_group_and_says_whether_that_is_chance(

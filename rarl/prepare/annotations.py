@@ -49,21 +49,20 @@ class Mark:
 
 @dataclass
 class Annotations:
-    """The DICOM annotations below a source's folder; each is read once."""
+    """The DICOM annotations below a source's folder. `known` are the marks of each file or folder
+    that a cell has named, by their images: these are read once."""
 
     files: Files
-    known: dict[str, list[Mark]] = field(default_factory=dict)
+    known: dict[str, dict[str, list[Mark]]] = field(default_factory=dict)
 
     def boxes(self, named: str, image: ImageFile) -> tuple[Box, ...]:
         """Returns what a file of annotations, or all files of a folder, mark in an image. Raises
         Fault, also where they mark nothing in it."""
-        (uid, size), names = identity(image), self.names(named)
-        marks = [
-            one
-            for name in names
-            for one in self.marks(name, is_named=len(names) == 1)
-            if one.image == uid and (not one.frames or image.frame + 1 in one.frames)
-        ]
+        uid, size = identity(image)
+        if named not in self.known:
+            self.known[named] = self.read(named)
+        every = self.known[named].get(uid, ())
+        marks = [one for one in every if not one.frames or image.frame + 1 in one.frames]
         where = f"annotations '{named}'"
         for one in marks:
             if one.fault:
@@ -77,37 +76,41 @@ class Annotations:
             )
         return tuple(one.box for one in marks if one.box is not None)
 
-    def names(self, named: str) -> list[str]:
-        """Returns the names of the files that a cell names, itself or by their folder. Raises
-        Fault."""
+    def read(self, named: str) -> dict[str, list[Mark]]:
+        """Returns the marks of a file, or of all files below a folder, by their images. Raises
+        Fault; a folder may hold other files too."""
         folder = PurePosixPath(named.strip().replace("\\", "/")).as_posix()
-        inside = [name for name in self.files.entries if name.startswith(f"{folder}/")]
+        names = sorted(name for name in self.files.entries if name.startswith(f"{folder}/"))
+        found: dict[str, list[Mark]] = {}
         try:
-            return sorted(inside) or [self.files.image(named).path]
+            alone = [] if names else [self.files.image(named).path]
         except Fault:
             raise Fault(
                 f"boxes '{named}' are neither a list nor DICOM annotations: no such file or folder "
                 "is below the source folder"
             ) from None
+        for name in alone or names:
+            for one in read_marks(self.files, name, is_named=bool(alone)):
+                found.setdefault(one.image, []).append(one)
+        return found
 
-    def marks(self, name: str, is_named: bool) -> list[Mark]:
-        """Returns the marks of a file; none of one in a folder that is no annotation. Raises
-        Fault."""
-        if name not in self.known:
-            data = self.files.read(name)
-            if not is_dicom(data) and not is_named:
-                return self.known.setdefault(name, [])
-            try:
-                with careful_reading(data):
-                    dataset = pydicom.dcmread(io.BytesIO(data))
-                    found = marks_of(dataset)
-                    if found is None and is_named:
-                        kind = UID(str(dataset.get("SOPClassUID", ""))).name or "no kind"
-                        raise BadImage(f"is DICOM of the kind {kind}; {READ}")
-                    self.known[name] = list(found or ())
-            except BadImage as error:
-                raise Fault(f"annotations '{name}' {error}") from None
-        return self.known[name]
+
+def read_marks(files: Files, name: str, is_named: bool) -> list[Mark]:
+    """Returns the marks of a file; none of one that is no annotation, unless a cell has named it.
+    Raises Fault."""
+    data = files.read(name)
+    if not is_dicom(data) and not is_named:
+        return []
+    try:
+        with careful_reading(data):
+            dataset = pydicom.dcmread(io.BytesIO(data))
+            found = marks_of(dataset)
+            if found is None and is_named:
+                kind = UID(str(dataset.get("SOPClassUID", ""))).name or "no kind"
+                raise BadImage(f"is DICOM of the kind {kind}; {READ}")
+            return list(found or ())
+    except BadImage as error:
+        raise Fault(f"annotations '{name}' {error}") from None
 
 
 def identity(image: ImageFile) -> tuple[str, tuple[int, int]]:
