@@ -17,7 +17,7 @@ from rarl.data.images import png_bytes
 from rarl.prompts import as_turn, evaluation_prompts, plain_prompt
 from rarl.replies.boxes import STYLES, family_of, write_boxes
 from rarl.schema import Box, Frame
-from rarl.serving.asking import named_boxes
+from rarl.serving.asking import Model, frame_of, named_boxes, read_answer
 from rarl.serving.images import data_urls
 from rarl.serving.questions import pose
 from rarl.serving.requests import NamedImage
@@ -56,7 +56,8 @@ def test_boxes_come_in_shares_of_the_sides(
     shown = Image.open(io.BytesIO(encoded)).size
     box = Box("mass", width / 4, height / 2, width / 2, height * 3 / 4)
     answer = write_boxes([box], Frame(family, width, height, *shown))
-    found = named_boxes(answer, family, url)
+    frame = frame_of(family, url)
+    found = named_boxes(answer, frame)
     assert found is not None
     [one] = found
     assert one["label"] == "mass"
@@ -65,4 +66,17 @@ def test_boxes_come_in_shares_of_the_sides(
     assert one["y1"] == pytest.approx(1 / 2, abs=nearest)
     assert one["x2"] == pytest.approx(1 / 2, abs=nearest)
     assert one["y2"] == pytest.approx(3 / 4, abs=nearest)
-    assert named_boxes("on the left", family, url) is None
+    assert named_boxes("on the left", frame) is None
+
+
+def test_samples_agree_where_they_point_at_the_same() -> None:
+    """Two of three point at the same with other numbers."""
+    config = PromptsConfig()
+    model = Model("base", "base", None, evaluation_prompts(config).families["none"], None)
+    frame = Frame("qwen2_vl", 1, 1, 112, 112)
+    elsewhere, here, near = "(700,700),(900,900)", "(100,100),(300,300)", "(110,95),(300,310)"
+    replies = [f"<answer>mass{corners}</answer>" for corners in (elsewhere, here, near)]
+    question = pose("Where is the mass?", None, model.family, STYLES["qwen2_vl"].asked)
+    result, reply = read_answer(replies, question, model, frame)
+    assert (result["answer"], result["confidence"]) == (f"mass{here}", pytest.approx(2 / 3))
+    assert reply == replies[1]

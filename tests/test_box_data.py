@@ -140,13 +140,14 @@ def test_slake_has_the_boxes_of_its_detections(tmp_path: Path) -> None:
             held = json.dumps([{"Lung": [1.0, 2.0, 10.0, 20.0]}, {"Small_Bowel": [3, 3, 4, 4]}])
             archive.writestr("imgs/x0/detection.json", held)
             archive.writestr("imgs/x1/detection.json", '[{"Lung": [1, 2]}]')
+            archive.writestr("imgs/x2/detection.json", "[]")
 
     slake_zip(add)(tmp_path / "src")
     prepare_dataset("slake", tmp_path / "src", tmp_path / "out")
     rows = ParquetRows(tmp_path / "out" / "train.parquet")
     found = {one.image_id: one.boxes for one in rows.read(range(len(rows)))}
     assert found["x0"] == (Box("Lung", 1, 2, 11, 22), Box("Small Bowel", 3, 3, 7, 7))
-    assert found["x2"] is None
+    assert found["x2"] == ()
     assert "x1" not in found
     assert "detection.json is not a list of" in (tmp_path / "out" / "skipped.jsonl").read_text()
 

@@ -35,14 +35,16 @@ from tests.site_replies import asked, replied, site_replies
 Drawn = tuple[np.ndarray, list[str], list[str]]
 
 
-def draw_replies(rng: np.random.Generator, sizes: dict[str, int]) -> list[Sample]:
+def draw_replies(
+    rng: np.random.Generator, sizes: dict[str, int], apart: float = 0.1
+) -> list[Sample]:
     """Yes/no questions of several sites, each about an image of its own, with replies of which
-    more or fewer are right."""
+    from site to site by `apart` fewer are right."""
     samples: list[Sample] = []
     for place, (site, size) in enumerate(sizes.items()):
         for _ in range(size):
             truth = bool(rng.random() < 0.6)
-            right = rng.random() < 0.9 - 0.1 * place
+            right = rng.random() < 0.9 - apart * place
             says = "yes" if truth == right else "no"
             samples.append(replied(asked(len(samples), site, truth), says))
     return samples
@@ -265,6 +267,31 @@ def test_a_model_that_goes_by_the_site_is_caught_by_equal_opportunity() -> None:
     assert found["equal_opportunity_gap"]["points"] == pytest.approx(100.0)
     assert found["unequal_opportunity"] and not found["more_than_chance"]
     assert "true-positive rate 100.0 points (95 % interval 91" in found["told"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"A": 100, "B": 100},
+        {"A": 400, "B": 60},
+        {"A": 60, "B": 60, "C": 60, "D": 60, "E": 60, "F": 300},
+    ],
+    ids=lambda sizes: "-".join(map(str, sizes.values())),
+)
+def test_equal_opportunity_is_seldom_called_unequal_where_no_answer_follows_the_site(
+    sizes: dict[str, int],
+) -> None:
+    """Of 100 data sets at least 95 are not flagged; where the sites lie 20 points apart from one to
+    the next, the same flag is raised."""
+    rng = np.random.default_rng(5)
+
+    def flagged(apart: float) -> bool:
+        found = summarise(draw_replies(rng, sizes, apart), ["site"])["groups"]["site"]
+        return bool(found["unequal_opportunity"])
+
+    assert sum(flagged(0.0) for _ in range(100)) <= 5
+    assert sum(flagged(0.2) for _ in range(20)) >= 10
 
 
 def test_the_terminal_names_the_worst_group_and_says_whether_that_is_chance(

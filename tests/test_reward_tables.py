@@ -16,7 +16,7 @@ from rarl.rewards.judge import judge_reward
 from rarl.rewards.registry import REWARDS, find_rewards
 from rarl.rewards.thinking import consistency_reward
 from rarl.rewards.total import score_groups
-from rarl.schema import Example, ReplyForm, Verdict
+from rarl.schema import Example, Frame, ReplyForm, Verdict
 from tests.samples import RATIONALE, pay, reply_to
 
 # `radeval` needs a package that is not there; tests/test_radeval.py has a stand-in.
@@ -199,8 +199,18 @@ def test_consistency(
     form: ReplyForm, own: str, again: str | None, options: Any, value: float | None
 ) -> None:
     known: dict[str, Any] = {"answer": "left" if options else "yes", "options": options}
+    known |= {"answer_type": "choice" if options else "closed", "frame": None}
     text = WELL_FORMED.format(own)
     assert pay(consistency_reward, text, form=form, rederived=again, **known) == value
+
+
+def test_consistency_of_boxes_is_their_overlap() -> None:
+    known: dict[str, Any] = {"answer": "", "answer_type": "boxes", "options": None}
+    known |= {"frame": Frame("qwen2_vl", 448, 448, 448, 448), "form": "think"}
+    text = WELL_FORMED.format("mass(100,100),(300,300)")
+    for corners, value in (("(105,100),(300,310)", 1.0), ("(400,400),(600,600)", 0.0)):
+        again = f"<answer>mass{corners}</answer>"
+        assert pay(consistency_reward, text, rederived=again, **known) == value
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ from functools import lru_cache
 from rarl.evaluation.metrics import RELATED, WORDS
 from rarl.prepare.fingerprint import answer_key, text_key
 from rarl.prepare.negatives import near_pairs
+from rarl.replies.answers import answers_alike
 from rarl.replies.concepts import content_words, is_slot, opposites
-from rarl.replies.grading import same_answer
 from rarl.samples import Sample
 from rarl.schema import Example
 
@@ -97,7 +97,14 @@ def answered_alike(first: Sample, second: Sample) -> bool:
     one, other, example = first.reply.answer, second.reply.answer, first.example
     if one is None or other is None:
         return False
-    return same_answer(one, other, example.answer, example.options)
+    return answers_alike(
+        one,
+        other,
+        example.answer,
+        example.answer_type,
+        options=example.options,
+        frame=first.prompt.frame,
+    )
 
 
 def asked_of(sample: Sample) -> tuple[str, str, str, str]:

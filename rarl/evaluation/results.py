@@ -328,11 +328,7 @@ def difference(before: Sequence[Sample], after: Sequence[Sample]) -> dict[str, A
 
 def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
     """Returns the majority's accuracy, the agreement, and what abstaining gains."""
-    questions = []
-    for group in in_groups(samples):
-        answers, example = [one.reply.answer for one in group], group[0].example
-        questions.append(Sampled(answers, example.answer, example.options))
-    found = self_consistency(questions)
+    found = self_consistency([Sampled.of(group) for group in in_groups(samples)])
     curve = found.abstention
     return {
         "n": found.n,

@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rarl.replies.grading import is_correct, same_answer
+from rarl.replies.answers import answers_alike, is_right
+from rarl.samples import Sample
+from rarl.schema import Box, Frame
 
 TENTHS = tuple(range(10, 0, -1))  # coverages of the abstention curve
 
@@ -15,11 +17,34 @@ TENTHS = tuple(range(10, 0, -1))  # coverages of the abstention curve
 @dataclass(frozen=True)
 class Sampled:
     """One question with its k answers in the order given; None is a reply without a readable
-    answer."""
+    answer. The other fields are those of its example and prompt by the same names."""
 
     answers: Sequence[str | None]
     reference: str
     options: Sequence[str] | None = None
+    answer_type: str = "open"
+    also_right: Sequence[str] | None = None
+    boxes: Sequence[Box] | None = None
+    frame: Frame | None = None
+
+    @classmethod
+    def of(cls, group: Sequence[Sample]) -> Sampled:
+        """Returns the question that all these replies are to."""
+        asked, frame = group[0].example, group[0].prompt.frame
+        answers = [one.reply.answer for one in group]
+        known = (asked.options, asked.answer_type, asked.also_right, asked.boxes, frame)
+        return cls(answers, asked.answer, *known)
+
+    def alike(self, first: str, second: str) -> bool:
+        """Whether two answers say the same, right or wrong."""
+        return answers_alike(
+            first,
+            second,
+            self.reference,
+            self.answer_type,
+            options=self.options,
+            frame=self.frame,
+        )
 
 
 @dataclass(frozen=True)
@@ -70,17 +95,24 @@ def vote(question: Sampled) -> Vote:
     if not question.answers:
         raise ValueError("a question without replies has no majority")
     groups: list[list[str]] = []
-    reference, options = question.reference, question.options
     for answer in (one for one in question.answers if one is not None):
         for group in groups:
-            if same_answer(group[0], answer, reference, options):
+            if question.alike(group[0], answer):
                 group.append(answer)
                 break
         else:
             groups.append([answer])
     largest = max(groups, key=len, default=[])  # the first of the largest
     chosen = largest[0] if largest else None
-    correct = is_correct(chosen, reference, options)
+    correct = is_right(
+        chosen,
+        question.reference,
+        question.answer_type,
+        options=question.options,
+        also_right=question.also_right,
+        boxes=question.boxes,
+        frame=question.frame,
+    )
     return Vote(chosen, len(largest) / len(question.answers), correct)
 
 

@@ -92,8 +92,8 @@ def majority_of(samples: Sequence[Sample]) -> list[Sample]:
     their `agreement` among its rewards."""
     chosen = []
     for group in in_groups(samples):
-        answers, asked = [one.reply.answer for one in group], group[0].example
-        found = vote(Sampled(answers, asked.answer, asked.options))
+        asked = Sampled.of(group)
+        found, answers = vote(asked), list(asked.answers)
         one = group[answers.index(found.answer)] if found.answer is not None else group[0]
         rewards = {**one.rewards, "agreement": found.agreement}
         chosen.append(replace(one, number=0, score=Score(0.0, rewards)))

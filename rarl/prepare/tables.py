@@ -3,6 +3,7 @@ the user's editor counts them."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import difflib
 import io
@@ -21,13 +22,14 @@ import pyarrow as pa
 
 from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
-from rarl.prepare.files import MAX_FILE_BYTES, Files
+from rarl.prepare.files import MAX_FILE_BYTES, Fault, Files
 from rarl.prepare.rows import Row, cleaned
 
 TABLE_PATTERNS = ("*.csv", "*.tsv", "*.jsonl", "*.json", "*.parquet", "*.xlsx")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of equally frequent ones, the first
 MAX_CELL = 10_000_000  # characters: a quote that is never closed takes no more
-
+# Texts without a comma between, as NumPy shows them; Python would make one text of them.
+JOINED = re.compile(r"""['"]\s+['"]""")
 
 # What others call a column that RARL reads, beside its own name.
 ALSO_CALLED = {
@@ -136,6 +138,20 @@ class Columns:
         lacking = [theirs for name, theirs in self.mapped.items() if name not in names]
         mended = tuple(f"records have no key '{theirs}', which --map names" for theirs in lacking)
         return Row(where, number, values, fault, line, mended)
+
+
+def read_list(text: str, column: str) -> Any:
+    """Returns what a text that looks like a list holds. Raises Fault, which names the column."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = None if JOINED.search(text) else ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = None
+    if value is None or half_character(value):
+        raise Fault(f"{column} {text!r} look like a JSON or Python list but are none")
+    return value
 
 
 def read_table(

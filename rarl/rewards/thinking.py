@@ -11,9 +11,10 @@ from functools import cached_property
 from itertools import islice
 
 from rarl.replies import findings
+from rarl.replies.answers import answers_alike
 from rarl.replies.concepts import content_words
 from rarl.replies.findings import Claim
-from rarl.replies.grading import attribute_recall, is_yes_no, same_answer
+from rarl.replies.grading import attribute_recall, is_yes_no
 from rarl.replies.lexicon import Lexicon, read_lexicon
 from rarl.replies.matching import conflict, match_claims, support
 from rarl.replies.tags import parse_reply
@@ -22,7 +23,7 @@ from rarl.replies.wording import known_words
 from rarl.replies.words import length_in_words
 from rarl.rewards import Options, per_reply
 from rarl.rewards.form import length_factor
-from rarl.schema import Explained, ReplyForm
+from rarl.schema import AnswerType, Explained, Frame, ReplyForm
 
 Words = frozenset[str]
 # Overlap from which a clause that could be the answer in words is a finding of the rationale.
@@ -35,7 +36,14 @@ SIBLINGS = 3
 
 @per_reply
 def consistency_reward(
-    text: str, *, form: ReplyForm, rederived: str | None, answer: str, options: Options
+    text: str,
+    *,
+    form: ReplyForm,
+    rederived: str | None,
+    answer: str,
+    answer_type: AnswerType,
+    options: Options,
+    frame: Frame | None,
 ) -> float | None:
     """Pays 1 where the policy, shown its thinking in place of the image, gives the same answer
     again, else 0 (CAPO, arXiv 2506.12849); 0 for a malformed reply, None for a prompt without
@@ -52,7 +60,10 @@ def consistency_reward(
     if rederived is None:
         return None
     again = parse_reply(rederived, "answer").answer
-    return float(bool(again) and same_answer(reply.answer, again or "", answer, options))
+    if not again:
+        return 0.0
+    own = reply.answer
+    return float(answers_alike(own, again, answer, answer_type, options=options, frame=frame))
 
 
 @per_reply

@@ -29,7 +29,6 @@ from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
 from rarl.prompts import Family, evaluation_prompts
 from rarl.replies.boxes import STYLES, family_of, read_boxes
-from rarl.replies.grading import same_answer
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option
 from rarl.schema import Frame
@@ -258,9 +257,10 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
             if choice["index"] == 0 and delta:
                 yield {"type": "delta", "text": delta}
     engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
-    result, reply = read_answer(replies, question, model)
-    if request.boxes:
-        result["boxes"] = named_boxes(result["answer"], style, urls[0])
+    frame = frame_of(style, urls[0]) if request.boxes else None
+    result, reply = read_answer(replies, question, model, frame)
+    if frame is not None:
+        result["boxes"] = named_boxes(result["answer"], frame)
     result |= {"adapter": model.name, "version": fingerprint}
     result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
     if request.reference is not None:
@@ -277,11 +277,17 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     yield {"type": "result", **result}
 
 
-def named_boxes(answer: str, family: str, url: str) -> list[dict[str, Any]] | None:
-    """Returns the boxes of an answer with corners in shares of the image's sides; None for what is
-    no boxes."""
+def frame_of(family: str, url: str) -> Frame:
+    """Returns how a model of the family writes places in the image of a data: URL, in shares of the
+    image's sides."""
     height, width = size_of(base64.b64decode(url.partition(",")[2]))
-    found = read_boxes(answer, Frame(family, 1, 1, width, height))
+    return Frame(family, 1, 1, width, height)
+
+
+def named_boxes(answer: str, frame: Frame) -> list[dict[str, Any]] | None:
+    """Returns the boxes of an answer with corners in the frame's unit; None for what is no
+    boxes."""
+    found = read_boxes(answer, frame)
     if found is None:
         return None
     return [asdict(one) for one in found if all(map(math.isfinite, one.corners))]
@@ -301,11 +307,11 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
 
 
 def read_answer(
-    replies: list[str], question: PosedQuestion, model: Model
+    replies: list[str], question: PosedQuestion, model: Model, frame: Frame | None = None
 ) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
-    sample. What is none of the options has no vote beside what is one. Raises Refusal without any
-    answer."""
+    sample. What is none of the options has no vote beside what is one. With a `frame` the answers
+    are boxes. Raises Refusal without any answer."""
     parsed = [parse_reply(text, model.family.form) for text in replies]
     answers = [one.answer or None for one in parsed]
     if options := question.options:
@@ -313,13 +319,13 @@ def read_answer(
             one if one and chosen_option(one, options) is not None else None for one in answers
         ]
         answers = offered if any(offered) else answers
-    voted = vote(Sampled(answers, question.reference, question.options))
+    kind = "open" if frame is None else "boxes"
+    asked = Sampled(answers, question.reference, question.options, kind, frame=frame)
+    voted = vote(asked)
     if voted.answer is None:
         raise Refusal("no_answer", number=len(replies), name=model.name)
     chosen = next(
-        index
-        for index, given in enumerate(answers)
-        if given and same_answer(given, voted.answer, question.reference, question.options)
+        index for index, given in enumerate(answers) if given and asked.alike(given, voted.answer)
     )
     confidence = voted.agreement if len(replies) > 1 else None
     result = {"thinking": parsed[chosen].thinking, "answer": voted.answer, "confidence": confidence}

@@ -6,8 +6,6 @@ further images, `image_labels`, `frame` of a DICOM file with several, and the te
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +17,15 @@ from typing import Any
 from rarl.data.columns import MORE_TEXTS
 from rarl.errors import UserError
 from rarl.prepare import tables
+from rarl.prepare.annotations import Annotations
+from rarl.prepare.boxes import read_boxes
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.people import banded, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
 from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
-from rarl.replies.boxes import MOST_BOXES, boxes_text
-from rarl.schema import MOST_IMAGES, AnswerType, Box
+from rarl.replies.boxes import boxes_text
+from rarl.schema import MOST_IMAGES, AnswerType
 
 IMAGES = ("image", *(f"image_{number}" for number in range(2, MOST_IMAGES + 1)))
 OF_IMAGES = (*IMAGES, "image_labels", "frame", "boxes")
@@ -34,17 +34,11 @@ COLUMNS = (*OF_IMAGES, *OF_TEXT)
 OTHER_WORKBOOKS = ("*.xls", "*.ods")
 TEXTS = str | int | float | bool | date | time | None  # of further columns, those that go along
 TOLD_TYPES: dict[str, AnswerType] = {"boxes": "boxes", "report": "report"}
-BOX_FIELDS = ("label", "x1", "y1", "x2", "y2")
-BOX_SHAPE = 'write [["label", x1, y1, x2, y2], …] in pixels'
-LARGEST = 10**15  # of a corner that is read at all
-SHOWN = 80  # characters of what cannot be read
 # What others call a split.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
 SPLIT_NAMES |= {split: split for split in SPLITS}
 LETTERED = re.compile(r"([A-Za-z])[.)]\s*(\S.*)", re.DOTALL)  # B. Liver, B) Liver
 BEFORE_LETTER = re.compile(r"\s+(?=[A-Za-z][.)]\s*\S)")
-# Texts without a comma between, as NumPy shows them; Python would make one text of them.
-JOINED = re.compile(r"""['"]\s+['"]""")
 # Between two sentences: "No effusion. The heart is normal."
 SENTENCES = re.compile(r"(?<=[^\W\d][.!])\s+(?=[A-Z])")
 LAST_OF_A_SENTENCE = re.compile(r"(and|or)\b", re.IGNORECASE)
@@ -58,7 +52,8 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     name = find_table(files, "beside images")
     images = partial(images_of, files=files, mapped=mapped, slices=choices.slices)
     rows = tables.read_table(files, name, ("image", "question", "answer"), COLUMNS, mapped)
-    yield from each(rows, partial(folder_record, images=images, split=files.split_of(name)))
+    make = partial(folder_record, images=images, split=files.split_of(name))
+    yield from each(rows, partial(make, annotations=Annotations(files)))
 
 
 def read_text(files: Files, choices: Choices) -> Iterator[Item]:
@@ -148,7 +143,7 @@ def images_of(row: Row, files: Files, mapped: Mapping[str, str], slices: str | N
     for name in IMAGES:
         value = row.values.get(name)
         if isinstance(value, str) and value.lstrip().startswith("["):
-            value = listed(value, name)
+            value = tables.read_list(value, name)
         its = value if isinstance(value, list) else [value]
         cells += [one for one in its if held(one) or cleaned(one)]
         names += [mapped.get(name, "")] * (len(cells) - len(names))
@@ -173,7 +168,7 @@ def read_labels(value: Any) -> tuple[str, ...] | None:
     """Returns the labels of a list, or of a text with |, semicolons or commas between them. Raises
     Fault."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = listed(value, "image_labels")
+        value = tables.read_list(value, "image_labels")
     if not isinstance(value, list):
         text = cleaned(value)
         value = text.split(next((mark for mark in "|;," if mark in text), "|")) if text else []
@@ -182,10 +177,17 @@ def read_labels(value: Any) -> tuple[str, ...] | None:
     return tuple(map(cleaned, value)) or None
 
 
-def folder_record(row: Row, images: Callable[[Row], Shown], split: str) -> Record:
-    """`split` is what the table's name tells, for rows that name none."""
+def folder_record(
+    row: Row,
+    images: Callable[[Row], Shown],
+    split: str,
+    annotations: Annotations | None = None,
+) -> Record:
+    """`split` is what the table's name tells, for rows that name none; `annotations` are those that
+    cells of boxes may name."""
     shown, labels, noted = images(row)
-    boxes, answer_type = read_boxes(row.values.get("boxes")), read_type(row)
+    boxes = read_boxes(row.values.get("boxes"), shown, annotations)
+    answer_type = read_type(row)
     if answer_type == "boxes" and boxes is not None:
         given_answer = boxes_text(boxes)  # what stands there says the same to people
     else:
@@ -233,7 +235,7 @@ def read_facts(value: Any) -> tuple[str, ...]:
     between line ends, semicolons or |, else its sentences, so that a report may stand there.
     Raises Fault."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = listed(value, "facts")
+        value = tables.read_list(value, "facts")
     if not isinstance(value, list):
         text = cleaned(value)
         value = next((text.split(mark) for mark in "\n;|" if mark in text), SENTENCES.split(text))
@@ -250,43 +252,6 @@ def read_type(row: Row) -> AnswerType | None:
         return TOLD_TYPES[given]
     asks = cleaned(row.values.get("boxes")) and not cleaned(row.values.get("answer"))
     return "boxes" if asks else None
-
-
-def read_boxes(value: Any) -> tuple[Box, ...] | None:
-    """Returns the boxes of a list, or of a JSON text: of objects with label, x1, y1, x2 and y2, or
-    of lists in that order. Raises Fault."""
-    if value is None or value != value or value == "":
-        return None
-    if isinstance(value, str):
-        value = listed(value, "boxes")
-    if not isinstance(value, list):
-        raise Fault(f"boxes {shortened(value)} are not a list; {BOX_SHAPE}")
-    if len(value) > MOST_BOXES:
-        raise Fault(f"{len(value):,} boxes are more than {MOST_BOXES}")
-    return tuple(map(read_box, value))
-
-
-def read_box(value: Any) -> Box:
-    held = list(map(value.get, BOX_FIELDS)) if isinstance(value, dict) else value
-    if not isinstance(held, list) or len(held) != len(BOX_FIELDS):
-        raise Fault(f"box {shortened(value)} cannot be read; {BOX_SHAPE}")
-    label, *corners = held
-    numbers = [one for one in corners if is_number(one)]
-    if not isinstance(label, str) or len(numbers) < len(corners):
-        raise Fault(f"box {shortened(value)} cannot be read; {BOX_SHAPE}")
-    return Box(label.strip(), *map(float, numbers))
-
-
-def is_number(value: Any) -> bool:
-    """Returns whether it is a number that a float can hold; NaN is one, which the checks find."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, float) or abs(value) < LARGEST
-
-
-def shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def read_options(value: Any, answer: str) -> tuple[str, ...] | None:
@@ -306,7 +271,7 @@ def part_options(text: str, answer: str) -> Any:
     also where commas may be part of an option: unless the answer is one of the texts, or these
     begin with A), B) and so on."""
     if text.lstrip().startswith("["):
-        return listed(text, "options")
+        return tables.read_list(text, "options")
     if "|" in text:
         return text.split("|")
     for separator in ("\n", ";"):
@@ -324,20 +289,6 @@ def part_options(text: str, answer: str) -> Any:
         reason = f"may be parted at commas or not: answer '{answer}' does not tell"
         raise Fault(f"options '{text}' {reason}; separate them by |")
     return parts
-
-
-def listed(text: str, column: str) -> Any:
-    """Returns what a text that looks like a list holds. Raises Fault, which names the column."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            value = None if JOINED.search(text) else ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-    if value is None or tables.half_character(value):
-        raise Fault(f"{column} {text!r} look like a JSON or Python list but are none")
-    return value
 
 
 def without_letters(options: Sequence[str]) -> tuple[str, ...] | None:
