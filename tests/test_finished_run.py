@@ -107,7 +107,7 @@ def test_samples_hold_every_completion_with_its_scores(finished: Path) -> None:
         assert row["example/image_id"].startswith("seen-train-")
         assert row["rollout/adapter_version"] == 2
         family = row["prompt/wording"].split("/")[0]
-        assert family in ("explain", "short", "open", "structured")
+        assert family in ("reason", "explain", "short", "open", "structured")
         assert row["example/question"] in row["prompt/text"]
         reward = {name: row[f"score/rewards/{name}"] for name in NAMES}
         assert (reward["reasoning"] is None) == (family == "short")
