@@ -14,7 +14,6 @@ from rarl.data.check import images_fault, text_fault
 from rarl.prompts import evaluation_prompts
 from rarl.replies.tags import parse_reply
 from rarl.schema import Example
-from rarl.tiny.build import encode
 from rarl.tiny.dataset import base_model
 from rarl.tiny.follow_up import (
     LABELS,
@@ -24,6 +23,7 @@ from rarl.tiny.follow_up import (
     draw_in_words,
     mixed,
 )
+from rarl.tiny.training import encode
 from tests.runs import REPOSITORY
 
 BRIGHT = 100  # of what a lesion adds to a dark background; noise alone adds far less

@@ -118,7 +118,7 @@ def test_the_shipped_base_comes_from_this_code(model_path: str, processor: Any) 
         }
     recorded = json.loads((Path(model_path) / "losses.json").read_text())
     assert len(recorded) == STEPS
-    losses = list(islice(train_vision(model, rebuilt, 0, lambda _: None), 12))
+    losses = list(islice(train_vision(model, rebuilt, 0), 12))
     assert losses == pytest.approx(recorded[:12], rel=0.02)
 
 

@@ -11,10 +11,9 @@ processor: the same weights to the bit.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,16 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.files import write_text
-from rarl.prompts import as_turn, question_text, read_families, rederive_text
+from rarl.prompts import question_text, read_families, rederive_text
 from rarl.replies.tags import target_text
+from rarl.tiny import training
 from rarl.tiny.dataset import make_example
-from rarl.tiny.model import IMAGE_TOKENS, make_config, make_model, make_processor, train_tokenizer
+from rarl.tiny.model import make_config, make_model, make_processor, train_tokenizer
 from rarl.tiny.phantoms import (
     ORGANS,
     SIDES,
     WORLD,
     Domain,
-    Facts,
     answer_for,
     corrupt,
     draw_facts,
@@ -42,12 +41,12 @@ from rarl.tiny.phantoms import (
     questions_for,
     rationale_for,
 )
+from rarl.tiny.training import Lesson, Seen, train_tower
 
 VISION_STEPS, TRUE_STEPS, DOUBTING_STEPS = 300, 400, 150
 STEPS = VISION_STEPS + TRUE_STEPS + DOUBTING_STEPS
-VISION_BATCH, BATCH = 48, 32
-VISION_LEARNING_RATE, LEARNING_RATE = 1e-3, 1.5e-3  # at the peak
-WARMUP_STEPS = 20
+VISION_BATCH = 48
+LEARNING_RATE = 1.5e-3  # of the language model, at the peak
 RANDOM_SHARE = 0.95  # of the replies that claim random facts, in the last stage
 TEXT_SHARE = 0.2
 # where the lesion is, is the hardest to learn, so it is asked this many times as often
@@ -55,19 +54,6 @@ SIDE_WEIGHT = 3
 FAMILIES: dict[str, float] = WORLD["families"]
 UNSEEN_SHARE = 0.4  # of the pictures that come from the unseen domain
 THREADS = 2  # fixed, since sums depend on how many threads share them
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """One training pair: what the model is shown and the reply it is to imitate. Where the `prompt`
-    holds the reasoning itself, there is no picture. `facts` are of the only one, `labels` of
-    several."""
-
-    facts: Facts | None
-    prompt: str
-    pictures: tuple[Image.Image, ...]
-    reply: str
-    labels: tuple[str, ...] = ("",)
 
 
 def draw_lessons(
@@ -110,8 +96,11 @@ def build_base(seed: int, out: Path, progress: Callable[[int], Any] = lambda _: 
     torch.set_num_threads(THREADS)
     try:
         model, processor = untrained(seed)
-        losses = list(train_vision(model, processor, seed, progress))
-        losses += train_replies(model, processor, seed, progress)
+        stages = (train_vision(model, processor, seed), train_replies(model, processor, seed))
+        losses = []
+        for loss in chain(*stages):
+            losses.append(loss)
+            progress(1)
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,94 +123,35 @@ def tokenizer_corpus(seed: int) -> list[str]:
 
 
 def train_vision(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
-    seed: int,
-    progress: Callable[[int], Any],
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int
 ) -> Iterator[float]:
-    """Organ and side of the lesion, read off the mean of the image tokens by a linear layer that is
-    then thrown away: the mean, so that each token tells where the lesion is, which the language
-    model would take long to learn from the tokens' places. Yields the loss of every step."""
-    lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
-    tower = model.model.visual
+    """The vision tower: organ and side of the lesion. Yields the loss of every step."""
     classifier = torch.nn.Linear(model.config.text_config.hidden_size, len(ORGANS) + len(SIDES) + 1)
-    trained = [*tower.parameters(), *classifier.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=VISION_LEARNING_RATE)
-    factor = partial(rate_factor, steps=VISION_STEPS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for _ in range(VISION_STEPS):
+    seen = drawn_findings(seed)
+    yield from train_tower(model, processor, classifier, seen, VISION_STEPS)
+
+
+def drawn_findings(seed: int) -> Iterator[Seen]:
+    """Yields pictures, and the loss of the organ and the side that they show."""
+    lessons = draw_lessons(seed, 1, 0.0, text_share=0.0)
+    while True:
         batch = [next(lessons) for _ in range(VISION_BATCH)]
-        pictures = [lesson.pictures[0] for lesson in batch]
-        pixels = processor.image_processor(images=pictures, return_tensors="pt")
-        features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-        pooled = features.reshape(len(batch), IMAGE_TOKENS, -1).mean(1)
-        organ_logits, side_logits = classifier(pooled).split([len(ORGANS), len(SIDES) + 1], 1)
         shown = [lesson.facts for lesson in batch if lesson.facts is not None]
         organs = torch.tensor([ORGANS.index(facts.organ) for facts in shown])
         sides = torch.tensor([(None, *SIDES).index(facts.side) for facts in shown])
-        loss = cross_entropy(organ_logits, organs) + cross_entropy(side_logits, sides)
-        descend(loss, optimizer, schedule)
-        progress(1)
-        yield loss.item()
+        pictures = [lesson.pictures[0] for lesson in batch]
+        yield pictures, partial(loss_of_findings, organs=organs, sides=sides)
+
+
+def loss_of_findings(read: torch.Tensor, organs: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    organ_logits, side_logits = read.split([len(ORGANS), len(SIDES) + 1], 1)
+    return cross_entropy(organ_logits, organs) + cross_entropy(side_logits, sides)
 
 
 def train_replies(
-    model: Qwen2VLForConditionalGeneration,
-    processor: Qwen2VLProcessor,
-    seed: int,
-    progress: Callable[[int], Any],
+    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int
 ) -> Iterator[float]:
-    """The language model: true replies first, then doubtful ones. Yields the loss of every step.
-
-    The vision tower is frozen: the language model's first, blind gradients would undo what it knows
-    of the side."""
-    steps = TRUE_STEPS + DOUBTING_STEPS
-    model.model.visual.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_factor, steps=steps))
+    """The language model: true replies first, then doubtful ones. Yields the loss of every step."""
     true, doubtful = draw_lessons(seed, 2, 0.0), draw_lessons(seed, 3, RANDOM_SHARE)
-    model.train()
-    for step in range(steps):
-        lessons = true if step < TRUE_STEPS else doubtful
-        batch = encode([next(lessons) for _ in range(BATCH)], processor)
-        loss = model(**batch).loss
-        descend(loss, optimizer, schedule)
-        progress(1)
-        yield loss.item()
-
-
-def encode(lessons: list[Lesson], processor: Qwen2VLProcessor) -> dict[str, torch.Tensor]:
-    """A padded batch with `labels` that are -100 outside the reply and its end-of-turn token."""
-    prompts = [
-        as_turn(processor, lesson.prompt, lesson.labels if lesson.pictures else ())
-        for lesson in lessons
-    ]
-    texts = [p + lesson.reply + "<|im_end|>" for p, lesson in zip(prompts, lessons, strict=True)]
-    pictures = [picture for lesson in lessons for picture in lesson.pictures]
-    batch = processor(
-        text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt"
-    )
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    for row, lesson in enumerate(lessons):
-        reply = len(processor.tokenizer(lesson.reply + "<|im_end|>").input_ids)
-        end = int(batch["attention_mask"][row].sum())
-        labels[row, : end - reply] = -100
-    return {**batch, "labels": labels}
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to a twentieth."""
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    return 0.05 + 0.475 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / (steps - WARMUP_STEPS)))
-
-
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-    """One step along the gradient, whose norm is bounded."""
-    loss.backward()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    schedule.step()
+    stages = [(true, TRUE_STEPS), (doubtful, DOUBTING_STEPS)]
+    yield from training.train_replies(model, processor, stages, LEARNING_RATE)

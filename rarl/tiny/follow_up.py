@@ -27,10 +27,11 @@ from rarl.prompts import question_text, read_families, rederive_text
 from rarl.replies.tags import target_text
 from rarl.schema import Example
 from rarl.tiny import build
-from rarl.tiny.build import Lesson, draw_lessons
+from rarl.tiny.build import draw_lessons
 from rarl.tiny.dataset import draw_examples
 from rarl.tiny.phantoms import ORGANS, SIDES, SIGNS, SIZE, WORLD, ellipse, exposed, outline
-from rarl.tiny.taught import Seen, taught_base, train_replies, train_tower
+from rarl.tiny.taught import taught_base
+from rarl.tiny.training import Lesson, Seen, train_replies, train_tower
 
 LABELS = ("Prior", "New")
 PLACES = ("first", "second")

@@ -25,9 +25,10 @@ from rarl.replies.boxes import STYLES, boxes_text, write_boxes
 from rarl.replies.tags import target_text
 from rarl.schema import Box, Example, Frame
 from rarl.tiny import build, dataset
-from rarl.tiny.build import Lesson, draw_lessons
+from rarl.tiny.build import draw_lessons
 from rarl.tiny.phantoms import SIDES, SIZE, Domain, Facts, draw_boxed, draw_facts, rationale_for
-from rarl.tiny.taught import Seen, taught_base, train_replies, train_tower
+from rarl.tiny.taught import taught_base
+from rarl.tiny.training import Lesson, Seen, train_replies, train_tower
 
 QUESTIONS: dict[Domain, str] = {
     "seen": "Point at the lesion.",
