@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from learning import finished
 from rich.console import Console
 from rich.table import Table
-from runs import RARL, REPOSITORY
+from runs import RARL, REPOSITORY, finished
 
 RECIPES = "follow_up,in_words,mixed"
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +23,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import RARL, REPOSITORY, environment
+from runs import RARL, REPOSITORY, finished
 
 from rarl.config import dump_config, load_config
 
@@ -54,17 +52,6 @@ class Learnt:
     def start(self) -> float:
         """Seconds of the command that are none of its steps'."""
         return self.whole - sum(self.seconds)
-
-
-def finished(command: list[str]) -> tuple[str, float]:
-    """Returns the output and the seconds of a command that must succeed."""
-    started = time.perf_counter()
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: {(done.stderr or done.stdout)[-2000:]}")
-    return done.stdout, time.perf_counter() - started
 
 
 def by_rarl(folder: Path, settings: list[str]) -> Learnt:

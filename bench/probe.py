@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from runs import RARL, REPOSITORY, environment
+from runs import RARL, finished
 
 DEMO = "configs/demo.yaml"
 STEPS, ALL_STEPS, EVERY = 40, 120, 20
@@ -31,18 +28,7 @@ WARM_UP = 4  # steps
 
 def seconds_of(command: str, folder: Path, settings: list[str]) -> float:
     """Runs the command on the demo's configuration; returns its wall seconds."""
-    started = time.perf_counter()
-    done = subprocess.run(
-        [RARL, command, DEMO, f"run_dir={folder}", *settings],
-        cwd=REPOSITORY,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit((done.stderr or done.stdout)[-2000:])
-    return time.perf_counter() - started
+    return finished([RARL, command, DEMO, f"run_dir={folder}", *settings])[1]
 
 
 def cost_of_measuring(folder: Path, settings: list[str]) -> tuple[float, float, float]:

@@ -11,7 +11,6 @@ Facts are the sentences of the rationales, beside other images' facts as `rarl p
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -24,7 +23,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from runs import RARL, REPOSITORY, environment
+from runs import RARL, finished
 
 from rarl.data.parquet import write_examples
 from rarl.evaluation.measurements import finished_measurements, read_finished
@@ -60,13 +59,8 @@ def train_on(reward: str, run: Path, steps: int, seed: int) -> None:
     command = [RARL, "train", "configs/recipes/tiny/rarl.yaml", f"run_dir={run}", weights]
     command += [f"train.steps={steps}", f"train.checkpoint_every={steps}", f"seed={seed}"]
     command += ["data.train=reward_alone:write_with_facts"] if reward == "facts" else []
-    for arguments in (command, [RARL, "eval", str(run), "--control", "blank"]):
-        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
-        done = subprocess.run(
-            arguments, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"{reward}: {(done.stderr or done.stdout)[-2000:]}")
+    finished(command)
+    finished([RARL, "eval", str(run), "--control", "blank"])
 
 
 def row_of(samples: Sequence[Sample]) -> list[str]:

@@ -4,7 +4,7 @@
 
 Plain reinforcement learning on phantoms, alone and with one reward more, which has the weight 0: it
 is computed and logged and changes nothing, so that every run samples and learns the same, and only
-its seconds differ. Each sentence of a phantom's rationale is a fact. Medians of the steps after the
+its seconds differ. Facts are those of `reward_alone.py`. Medians of the steps after the
 first four, over rounds in which the order of the runs is turned round.
 """
 
@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,20 +21,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from runs import RARL, REPOSITORY, environment
-
-from rarl.data.parquet import write_examples
-from rarl.tiny.dataset import draw_examples
+from runs import RARL, finished
 
 ADDED = ["", "facts", "reasoning", "consistency", "explains", "fluency", "judge"]
 PHASES = ("step", "rollout", "reward", "update")
 STEPS, WARM_UP = 16, 4
-
-
-def write_with_facts(path: Path, seed: int) -> None:
-    examples = draw_examples("seen", 960, seed, "train")
-    facts = [tuple((one.rationale or "").split(". ")) for one in examples]
-    write_examples(path, (replace(e, facts=f) for e, f in zip(examples, facts, strict=True)))
 
 
 def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
@@ -45,19 +33,9 @@ def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [RARL, "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}", "data.eval={}"]
-        command += [f"train.steps={STEPS}", "data.train=reward_cost:write_with_facts"]
+        command += [f"train.steps={STEPS}", "data.train=reward_alone:write_with_facts"]
         command += [f"rewards.{reward}=0"] if reward else []
-        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
-        done = subprocess.run(
-            command + overrides,
-            cwd=REPOSITORY,
-            env=own,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            sys.exit(f"{reward}: {(done.stderr or done.stdout)[-2000:]}")
+        finished(command + overrides)
         lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines[WARM_UP:]]
 

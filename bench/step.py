@@ -32,7 +32,7 @@ import typer
 from measure import write_rows
 from rich.console import Console
 from rich.table import Table
-from runs import RARL, REPOSITORY, environment
+from runs import RARL, environment, finished
 
 from rarl.planning.sizes import IMAGE_TOKEN_PIXELS
 from rarl.tiny.dataset import base_model
@@ -83,13 +83,7 @@ def rarl_step(case: StepCase, overrides: list[str], device: str) -> dict[str, An
         command += [f"rollout.max_model_length={case.max_length}"]
         command += ["data.eval={}", "grpo.kl_beta=0", *overrides]
         memory = GpuMemory() if device == "cuda" else None
-        # Where the reward by chance is found.
-        own = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            sys.exit(f"rarl: {(done.stderr or done.stdout)[-2000:]}")
+        finished(command)
         lines = (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines][case.warm_up :]
     keys = [key for key in rows[0] if key.startswith("seconds/")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import RARL, REPOSITORY, environment
+from runs import RARL, finished
 
 SHORT = ["train.steps=10", "data.eval={}"]
 WARM_UP = 2  # steps that are left out of the medians
@@ -30,15 +29,7 @@ def train(workers: int, overrides: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         settings = [f"run_dir={run}", f"train.num_workers={workers}", *SHORT, *overrides]
-        command = [
-            RARL,
-            "train",
-            "configs/demo.yaml",
-            *settings,
-        ]
-        subprocess.run(
-            command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, check=True
-        )
+        finished([RARL, "train", "configs/demo.yaml", *settings])
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

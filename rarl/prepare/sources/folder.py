@@ -52,8 +52,9 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     name = find_table(files, "beside images")
     images = partial(images_of, files=files, mapped=mapped, slices=choices.slices)
     rows = tables.read_table(files, name, ("image", "question", "answer"), COLUMNS, mapped)
-    make = partial(folder_record, images=images, split=files.split_of(name))
-    yield from each(rows, partial(make, annotations=Annotations(files)))
+    split, annotations = files.split_of(name), Annotations(files)
+    make = partial(folder_record, images=images, split=split, annotations=annotations)
+    yield from each(rows, make)
 
 
 def read_text(files: Files, choices: Choices) -> Iterator[Item]:
