@@ -19,7 +19,7 @@ from rarl.prompts import evaluation_prompts, target_reply
 from rarl.replies.boxes import read_boxes
 from rarl.replies.overlap import boxes_value
 from rarl.replies.tags import parse_reply
-from rarl.tiny import dataset, follow_up, pointing, taught
+from rarl.tiny import dataset, follow_up, pointing, taught, training
 from rarl.tiny.phantoms import SIZE, draw_boxed, draw_facts
 from tests.runs import REPOSITORY
 
@@ -85,7 +85,7 @@ def test_the_base_is_made_once_and_is_the_same_again(
     for name in ("VISION_STEPS", "TRUE_STEPS", "DOUBTING_STEPS"):
         monkeypatch.setattr(world, name, 2)
     monkeypatch.setattr(world, "VISION_BATCH", 4)
-    monkeypatch.setattr(taught, "BATCH", 4)
+    monkeypatch.setattr(training, "BATCH", 4)
     folders = []
     for name in ("a", "b"):
         monkeypatch.setenv(taught.CACHE, str(tmp_path / name))
