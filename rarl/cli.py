@@ -120,6 +120,9 @@ def evaluate(
     control: Annotated[
         str, typer.Option(help="Of blank,shuffled,text: without what is to be seen.")
     ] = "",
+    look: Annotated[
+        bool, typer.Option("--look", help="A second look at what the model names; controls.")
+    ] = False,
     samples: Annotated[
         int, typer.Option(min=1, help="Replies per question, for self-consistency.")
     ] = 1,
@@ -142,7 +145,7 @@ def evaluate(
     from rarl.commands.targets import read_target
 
     display = open_display()
-    ways = ways_to_measure(prompt, control, samples, options)
+    ways = ways_to_measure(prompt, control, samples, options, look)
     columns = [f"evaluation.by={json.dumps([one.strip() for one in by.split(',')])}"] if by else []
     asked = read_target(target, [*(rest or []), *columns], judge, out)
     with interruptible():

@@ -21,6 +21,7 @@ from rarl.data.prepared import require_room
 from rarl.errors import UserError
 from rarl.judge.candidate import candidate_of, judged_image
 from rarl.judge.judge import Judge
+from rarl.look import Looker
 from rarl.prompts import without_images
 from rarl.reading import Reader, Reading
 from rarl.rewards import Reward
@@ -35,7 +36,8 @@ from rarl.schema import Example, PreparedExample, Rollout, Verdict
 class Collector:
     """Who is asked: the samplers, the judge (None: nobody judges), and the rewards with their
     settings. `max_model_length` bounds prompt and completion together, in tokens. `siblings` are
-    the training questions by image, for `explains`."""
+    the training questions by image, for `explains`. `looker` asks again after a look (None: looks
+    are not followed)."""
 
     pool: SamplerPool
     rewards: Mapping[str, Reward]
@@ -44,6 +46,7 @@ class Collector:
     model_path: str
     max_model_length: int
     siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
+    looker: Looker | None = None
 
     @classmethod
     def unscored(cls, pool: SamplerPool, model_path: str, max_model_length: int) -> Collector:
@@ -77,9 +80,9 @@ class Collector:
 
     @cached_property
     def reader(self) -> Reader:
-        """Reads the thinkings without the image, where a reward asks for that."""
+        """Reads thinkings without the image, where a reward asks for that, and follows looks."""
         room = self.max_model_length
-        return Reader(self.pool, self.settings, self.model_path, room, self.siblings)
+        return Reader(self.pool, self.settings, self.model_path, room, self.siblings, self.looker)
 
 
 class PendingGroups:
@@ -114,7 +117,8 @@ class PendingGroups:
         """Sends a group to the judge; called from another thread, as soon as it is sampled."""
         self.seconds[index] = time.monotonic() - self.started
         judge, prepared = self.collector.judge, self.prompts[index]
-        if judge is not None:
+        # A look is no answer that could be judged.
+        if judge is not None and prepared.prompt.form != "look":
             image = judged_image(prepared.pixels) if judge.sees else None
             example, prompt = prepared.example, prepared.prompt
             self.verdicts[index] = judge.submit(
@@ -151,6 +155,7 @@ class PendingGroups:
                         prompt=prepared.prompt,
                         rollout=rollout,
                         number=number,
+                        detail=prepared.detail,
                         seconds=self.seconds[index],
                         prepared=prepared,
                     )

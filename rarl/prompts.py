@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,8 @@ BUILT_IN = Path(__file__).with_suffix(".yaml")
 IMAGE_TOKEN = "<|image_pad|>"
 IMAGE_PLACEHOLDER = f"<|vision_start|>{IMAGE_TOKEN}<|vision_end|>"
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
+LOOK = "look"  # the family that a second look begins with
+LOOK_LABELS = ("Whole image", "Detail")  # what is shown after it
 YES_OR_NO = "Answer yes or no."
 FORM_LINES: dict[ReplyForm, str] = {
     "think": "Reply as <think>your reasoning</think><answer>your answer</answer>.",
@@ -32,6 +34,7 @@ FORM_LINES: dict[ReplyForm, str] = {
         "Reply as <think>Findings: ... Impression: ...</think><answer>your answer</answer>."
     ),
     "answer": "Reply as <answer>your answer</answer>.",
+    "look": "Reply as <look>what to see closely</look>.",
 }
 
 
@@ -63,7 +66,7 @@ class PromptPlan:
 
     In training the family is drawn by weight and the wording evenly, as a function of seed, step
     and example alone. Without a step, in evaluation, it is the first wording of the heaviest
-    family.
+    family. Families that ask where to look are for questions about one image.
     """
 
     families: dict[str, Family]
@@ -71,12 +74,13 @@ class PromptPlan:
     seed: int
 
     def __call__(self, processor: Any, example: Example, step: int | None = None) -> Prompt:
-        return self.worded(processor, example, *self.choose(example.id, step))
+        return self.worded(processor, example, *self.choose(example, step))
 
     def worded(self, processor: Any, example: Example, name: str, number: int) -> Prompt:
         """Returns the example's question in one wording of a family."""
         family = self.families[name]
-        asked = STYLES[family_of(processor)].asked if example.answer_type == "boxes" else ""
+        for_boxes = example.answer_type == "boxes" or family.form == "look"
+        asked = STYLES[family_of(processor)].asked if for_boxes else ""
         text = question_text(example, family, family.wordings[number], asked)
         turn = as_turn(processor, text, labels_of(example))
         return Prompt(turn, f"{name}/{number}", family.form)
@@ -84,23 +88,45 @@ class PromptPlan:
     def longest(self, processor: Any, example: Example) -> list[Prompt]:
         """Returns for each family that may be drawn the wording of most tokens."""
         prompts = []
-        for name in (name for name, weight in self.weights.items() if weight):
+        for name in (name for name, weight in self.weights_for(example).items() if weight):
             family = self.families[name]
             counts = [tokens_of(processor.tokenizer, wording) for wording in family.wordings]
             number = int(np.argmax(counts))
             prompts.append(self.worded(processor, example, name, number))
         return prompts
 
-    def choose(self, example_id: str, step: int | None) -> tuple[str, int]:
+    def weights_for(self, example: Example) -> dict[str, float]:
+        """Returns the weights of the families that the example may be asked with."""
+        if can_be_looked_at(example):
+            return self.weights
+        others = {
+            name: weight
+            for name, weight in self.weights.items()
+            if self.families[name].form != "look"
+        }
+        return others if sum(others.values()) > 0 else {"plain": 1.0}
+
+    def choose(self, example: Example, step: int | None) -> tuple[str, int]:
         """Family and number of the wording."""
-        names = sorted(self.weights)
+        known = self.weights_for(example)
+        names = sorted(known)
         if step is None:
-            return max(names, key=lambda name: self.weights[name]), 0
-        digest = hashlib.sha256(f"{self.seed}/{step}/{example_id}".encode()).digest()
+            return max(names, key=lambda name: known[name]), 0
+        digest = hashlib.sha256(f"{self.seed}/{step}/{example.id}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        weights = np.array([self.weights[name] for name in names])
+        weights = np.array([known[name] for name in names])
         name = names[rng.choice(len(names), p=weights / weights.sum())]
         return name, int(rng.integers(len(self.families[name].wordings)))
+
+
+def can_be_looked_at(example: Example) -> bool:
+    """Whether a detail of the image may help with the question."""
+    return len(labels_of(example)) == 1 and example.answer_type not in ("boxes", "report")
+
+
+def with_detail(example: Example) -> Example:
+    """Returns the example as it is asked after a look, with two images that are put in later."""
+    return replace(example, images=(b"", b""), image_labels=LOOK_LABELS)
 
 
 @lru_cache(maxsize=1024)
@@ -160,6 +186,10 @@ def imitation_prompts(config: PromptsConfig, seed: int) -> ImitationPlan:
     none has a weight, `none` is asked. Raises UserError as `training_prompts` does."""
     plan = training_prompts(config, seed)
     families = plan.families
+    if looking := looks_of(plan):
+        raise UserError(
+            f"prompts.train: {looking[0]} asks where to look, which is learnt by method=grpo alone"
+        )
     weights = {
         one: weight for one, weight in plan.weights.items() if families[one].form == "answer"
     }
@@ -172,8 +202,33 @@ def imitation_prompts(config: PromptsConfig, seed: int) -> ImitationPlan:
 
 
 def evaluation_prompts(config: PromptsConfig) -> PromptPlan:
-    """The one prompt of the measurements."""
-    return PromptPlan(training_prompts(config, 0).families, {config.eval: 1.0}, 0)
+    """The one prompt of the measurements. Raises UserError for one that asks for no answer."""
+    families = training_prompts(config, 0).families
+    if families[config.eval].form == "look":
+        raise UserError(
+            f"prompts: {config.eval} asks where to look, and for no answer; `rarl eval --look` "
+            "measures the answer after it"
+        )
+    return PromptPlan(families, {config.eval: 1.0}, 0)
+
+
+def looks_of(plan: PromptPlan) -> list[str]:
+    """Returns the families that ask where to look and may be drawn."""
+    return [
+        name for name in plan.weights if plan.weights[name] and plan.families[name].form == LOOK
+    ]
+
+
+def trains_looks(config: PromptsConfig) -> bool:
+    """Whether training asks where to look."""
+    return bool(looks_of(training_prompts(config, 0)))
+
+
+def looking_prompts(config: PromptsConfig) -> PromptPlan:
+    """Where to look, asked of every question about one image; the others are asked as they are
+    measured."""
+    usual = evaluation_prompts(config)
+    return PromptPlan(usual.families, {LOOK: 1.0, config.eval: 0.5}, 0)
 
 
 def plain_prompt() -> PromptPlan:

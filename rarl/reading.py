@@ -1,5 +1,5 @@
-"""What follows from a reply's thinking alone: it is read without the image, for the rewards that
-ask for that.
+"""What follows from a reply, for the rewards that ask for that. A thinking is read without the
+image; a look is followed by the question.
 
 `consistency` asks the policy for the answer that its own thinking leads to. `explains` asks the
 base model, which can learn no code, how surely the thinking leads to the reference answer, and to
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from rarl.config import RewardConfig
 from rarl.data.parquet import ImageKey, image_key
+from rarl.look import Looker
 from rarl.prompts import as_turn, rederive_text, without_images
 from rarl.replies.grading import is_yes_no
 from rarl.replies.tricks import without_answers
@@ -25,7 +26,7 @@ from rarl.rewards.thinking import SIBLINGS
 from rarl.rollout.pool import PendingRollouts, PendingScores, SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings, ScoreRequest
 from rarl.samples import Sample
-from rarl.schema import Example, Explained
+from rarl.schema import Answered, Detail, Example, Explained, PreparedExample, ReplyForm
 
 REDERIVED_TOKENS = 64  # enough for an answer; a longer one is cut and will not agree
 GREEDY_ANSWER = SamplingSettings(group_size=1, temperature=0.0, max_tokens=REDERIVED_TOKENS)
@@ -40,13 +41,14 @@ MAX_REPLIES = 20  # that compete; vLLM tells the log-probs of no more
 @dataclass(frozen=True)
 class Reader:
     """Who reads, for which rewards. `max_model_length` bounds what is shown and the answer, in
-    tokens. `siblings` are the training questions by image."""
+    tokens. `siblings` are the training questions by image, `looker` asks after a look."""
 
     pool: SamplerPool
     rewards: Mapping[str, RewardConfig]
     model_path: str
     max_model_length: int
     siblings: Mapping[ImageKey, Sequence[Example]] = field(default_factory=dict)
+    looker: Looker | None = None
 
     def start(self, samples: Sequence[Sample], use_adapter: bool) -> list[Reading]:
         """Does not wait. The policy reads as the samplers hold it now."""
@@ -59,6 +61,9 @@ class Reader:
             readings.append(
                 read_language(self.pool, [one for one in samples if one.reply.thinking])
             )
+        looks = [one for one in samples if one.prompt.form == "look"]
+        if self.looker is not None and looks:
+            readings.append(follow_looks(self.pool, self.looker, looks, use_adapter))
         return readings
 
     def rederive(self, samples: Sequence[Sample], use_adapter: bool) -> Rederived:
@@ -204,7 +209,47 @@ class Explanations:
             )
 
 
-Reading = Rederived | Explanations | Language
+@dataclass(frozen=True)
+class Followed:
+    """Answers after looks, in flight: looks at the same detail of a prompt share theirs."""
+
+    looks: list[list[Sample]]
+    forms: list[ReplyForm]
+    pending: PendingRollouts
+
+    def write(self) -> None:
+        """Waits, and writes each answer on the looks that it followed."""
+        answers = zip(self.looks, self.forms, self.pending.result(), strict=True)
+        for looks, form, (rollout,) in answers:
+            for sample in looks:
+                sample.answered = Answered(rollout.text, form)
+
+
+def follow_looks(
+    pool: SamplerPool, looker: Looker, looks: Sequence[Sample], use_adapter: bool
+) -> Followed:
+    """Asks the question greedily after each look that names a place; one that names none is left
+    without an answer. Raises UserError where an image and its detail do not fit the context."""
+    asked: dict[tuple[int, Detail], list[Sample]] = {}
+    prompts: list[PreparedExample] = []
+    for one in looks:
+        first = one.prepared
+        assert first is not None, "the reply was sampled in this process"
+        detail = looker.following(first, one.rollout.text)
+        if detail is None:
+            continue
+        # The same place, however many tokens it took to name it.
+        key = id(first), replace(detail, look_tokens=0)
+        if key not in asked:
+            prompts.append(looker.again(first, detail))
+        asked.setdefault(key, []).append(one)
+    requests = [SampleRequest(one.prompt.text, one.pixels) for one in prompts]
+    sampling = SamplingSettings(1, 0.0, looker.reply_tokens)
+    pending = pool.submit(requests, sampling, use_adapter)
+    return Followed(list(asked.values()), [one.prompt.form for one in prompts], pending)
+
+
+Reading = Rederived | Explanations | Language | Followed
 
 
 def possible_replies(example: Example) -> list[str]:

@@ -30,7 +30,9 @@ from rarl.replies.boxes import read_boxes
 from rarl.replies.tags import Reply, parse_reply
 from rarl.schema import (
     IN_MEMORY,
+    Answered,
     Box,
+    Detail,
     Example,
     Explained,
     PreparedExample,
@@ -48,9 +50,10 @@ class Sample:
     number: the reply's place among the replies to its prompt. rederived: the reply to the thinking
     alone, without the image, which the reward `consistency` compares. explained: what the base
     model reads from the thinking, for the reward `explains`. thinking_logprob: of the thinking's
-    tokens (nats, their mean), as the base model has it without the image, for `fluency`. seconds:
-    from the request of the batch to this reply. prepared: what the models are shown; it is not kept
-    on disk.
+    tokens (nats, their mean), as the base model has it without the image, for `fluency`. answered:
+    the reply to the question after this one, which is a look. detail: what a look before this one
+    had shown. seconds: from the request of the batch to this reply. prepared: what the models are
+    shown; it is not kept on disk.
     """
 
     example: Example
@@ -60,6 +63,8 @@ class Sample:
     rederived: str | None = None
     explained: Explained | None = None
     thinking_logprob: float | None = None
+    answered: Answered | None = None
+    detail: Detail | None = None
     verdict: Verdict | None = None
     score: Score | None = None
     advantage: float | None = None
@@ -68,15 +73,24 @@ class Sample:
 
     @cached_property
     def reply(self) -> Reply:
-        """The thinking and the answer that are read from the completion."""
+        """The thinking and the answer that are read from the completion; of a look, the box."""
         return parse_reply(self.rollout.text, self.prompt.form)
 
     @property
+    def answer(self) -> str | None:
+        """The answer that was given in the end: of a look, in the reply that came after it."""
+        if self.prompt.form != "look":
+            return self.reply.answer
+        if self.answered is None:
+            return None
+        return parse_reply(self.answered.text, self.answered.form).answer
+
+    @property
     def is_right(self) -> bool:
-        """Whether the answer that is read from the completion is exactly right."""
+        """Whether the answer that was given in the end is exactly right."""
         example = self.example
         return is_right(
-            self.reply.answer,
+            self.answer,
             example.answer,
             example.answer_type,
             options=example.options,

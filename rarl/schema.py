@@ -16,8 +16,9 @@ AnswerType = Literal["closed", "choice", "open", "boxes", "report"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 MOST_IMAGES = 16  # of one question, unless data.max_images says otherwise
 # What a prompt asks for: thinking and answer, each in tags; the same with findings and impression
-# as the thinking; or the tagged answer alone.
-ReplyForm = Literal["think", "structured", "answer"]
+# as the thinking; the tagged answer alone; or, before the question is asked, the box of what is to
+# be seen more closely (`rarl/look.py`).
+ReplyForm = Literal["think", "structured", "answer", "look"]
 # Marks a field that is never written to a file of samples.
 IN_MEMORY: dict[str, Any] = {"in_memory": True}
 
@@ -105,7 +106,7 @@ class Example:
 class Prompt:
     """What an example is asked with: `text` with a placeholder for each image, the wording it was
     made from ("family/number") and the form of reply that it asks for. `frame` is how boxes are to
-    be written, where the example has any."""
+    be written, where the example has any or the reply is one."""
 
     text: str
     wording: str
@@ -119,9 +120,30 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What a second look showed beside the whole image: the part of it, in pixels of the image
+    file, and what the first look cost, prompt and reply, in tokens."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    look_tokens: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The reply to the question after a look, and the form that was asked for."""
+
+    text: str
+    form: ReplyForm
+
+
+@dataclass(frozen=True)
 class PreparedExample:
     """An example and its prompt, ready for the models. `example` comes without its image files; the
-    pixels below replace them.
+    pixels below replace them. `original` is the file of the only image where its details may be
+    asked for, and `detail` what of it is shown as the second image.
 
     pixels: (height, width, 3) uint8 of each image in order, already of the size the image processor
     keeps. prompt_token_ids: (P,) int64 with the image placeholders expanded, for the trainer, which
@@ -133,6 +155,8 @@ class PreparedExample:
     pixels: tuple[NDArray[np.uint8], ...]
     prompt_token_ids: NDArray[np.int64]
     patch_rule: PatchRule
+    original: bytes | None = None
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def test_boxes_come_in_shares_of_the_sides(
 def test_samples_agree_where_they_point_at_the_same() -> None:
     """Two of three point at the same with other numbers."""
     config = PromptsConfig()
-    model = Model("base", "base", None, evaluation_prompts(config).families["none"], None)
+    families = evaluation_prompts(config).families
+    model = Model("base", "base", None, families["none"], families["look"], None)
     frame = Frame("qwen2_vl", 1, 1, 112, 112)
     elsewhere, here, near = "(700,700),(900,900)", "(100,100),(300,300)", "(110,95),(300,310)"
     replies = [f"<answer>mass{corners}</answer>" for corners in (elsewhere, here, near)]

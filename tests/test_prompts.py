@@ -19,6 +19,7 @@ from rarl.errors import UserError
 from rarl.prompts import (
     BUILT_IN,
     FORM_LINES,
+    LOOK,
     YES_OR_NO,
     Family,
     evaluation_prompts,
@@ -40,9 +41,18 @@ YES_NO = Example("y", (), "i", "Is it normal?", "No", "closed")
 
 def test_every_family_asks_for_a_reply_that_its_own_form_accepts() -> None:
     families = read_families()
-    assert {"plain", "explain", "short", "open", "structured", "none", "reason", "lettered"} == set(
-        families
-    )
+    known = {
+        "plain",
+        "explain",
+        "short",
+        "open",
+        "structured",
+        "none",
+        "reason",
+        "lettered",
+        "look",
+    }
+    assert known == set(families)
     assert all(
         len(families[name].wordings) > 1 for name in ("explain", "short", "open", "structured")
     )
@@ -71,17 +81,18 @@ def test_options_are_listed_lettered_or_hidden() -> None:
 
 def test_training_draws_by_weight_and_is_a_function_of_seed_step_and_example() -> None:
     plan = training_prompts(DIVERSE, seed=3)
-    drawn = [plan.choose(f"example-{i}", step=i // 16) for i in range(4000)]
+    drawn = [plan.choose(replace(CHOICE, id=f"example-{i}"), step=i // 16) for i in range(4000)]
     again = pickle.loads(pickle.dumps(plan))
-    assert drawn == [again.choose(f"example-{i}", step=i // 16) for i in range(4000)]
+    asked = [replace(CHOICE, id=f"example-{i}") for i in range(4000)]
+    assert drawn == [again.choose(one, step=i // 16) for i, one in enumerate(asked)]
     counts = Counter(name for name, _ in drawn)
     assert counts.keys() == {"explain", "short", "open"}
     assert counts["explain"] / 4000 == pytest.approx(0.5, abs=0.04)  # five standard deviations
     assert {number for name, number in drawn if name == "explain"} == {0, 1, 2}
     assert drawn != [
-        training_prompts(DIVERSE, seed=4).choose(f"example-{i}", i // 16) for i in range(4000)
+        training_prompts(DIVERSE, seed=4).choose(one, i // 16) for i, one in enumerate(asked)
     ]
-    assert len({plan.choose("example-1", step) for step in range(50)}) > 3, (
+    assert len({plan.choose(asked[1], step) for step in range(50)}) > 3, (
         "another prompt in another epoch"
     )
 
@@ -100,7 +111,7 @@ def test_prompt_text_and_token_ids_equal_the_processors_own(
     two steps."""
     families = read_families()
     for example in examples[::5]:
-        for family in families:
+        for family in [name for name in families if name != LOOK]:
             plan = evaluation_prompts(PromptsConfig(eval=family))
             prepared = prepare_example(example, processor, plan)
             image = Image.open(io.BytesIO(example.images[0])).convert("RGB")
@@ -131,7 +142,7 @@ def test_the_reasoning_takes_the_images_place_without_its_tags() -> None:
     [
         (
             "mine:\n  form: thnik\n  wordings: [a]\n",
-            "mine.form: Input should be 'think', 'structured' or 'answer'",
+            "mine.form: Input should be 'think', 'structured', 'answer' or 'look'",
         ),
         (
             "mine:\n  form: think\n  wordings: []\n",
@@ -192,4 +203,4 @@ def test_unknown_families_are_named(config: PromptsConfig, message: str) -> None
 
 def test_the_default_is_one_plain_prompt(processor: Any) -> None:
     assert plain_prompt()(processor, YES_NO).wording == "plain/0"
-    assert training_prompts(PromptsConfig(), 0).choose("x", 5) == ("plain", 0)
+    assert training_prompts(PromptsConfig(), 0).choose(YES_NO, 5) == ("plain", 0)

@@ -16,7 +16,7 @@ import numpy as np
 from rarl.collect import Collector
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
-from rarl.config import Config
+from rarl.config import Config, PromptsConfig
 from rarl.data.images import Control, rows_with_other_images
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
@@ -37,19 +37,23 @@ from rarl.evaluation.measurements import (
 from rarl.evaluation.medevalkit import medevalkit_scores
 from rarl.evaluation.metrics import GRADE_SETTINGS, GRADES
 from rarl.evaluation.results import difference, first_samples, summarise, summary_of
-from rarl.evaluation.ways import Way, floors_of, likeliest_options, training_data
+from rarl.evaluation.ways import Look, Way, floors_of, likeliest_options, training_data
 from rarl.files import write_text
 from rarl.grpo.policy import read_adapter
+from rarl.look import Looker
 from rarl.planning.data import require_room_at_first_sight
-from rarl.prompts import PromptPlan, evaluation_prompts
+from rarl.prompts import LOOK, PromptPlan, evaluation_prompts, looking_prompts
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Sample, flatten
 from rarl.training.log import read_metrics
 
 
-def ways_to_measure(prompts: str, controls: str, samples: int, likelihood: bool) -> list[Way]:
-    """Returns every prompt with the image and with every control, and the samples and the options
-    once for each prompt. Raises UserError for an unknown control."""
+def ways_to_measure(
+    prompts: str, controls: str, samples: int, likelihood: bool, look: bool = False
+) -> list[Way]:
+    """Returns every prompt with the image, with every control and with the second look and its
+    controls, the samples with the image and with the looks, and the options once. Raises UserError
+    for an unknown control."""
     families = [one.strip() for one in prompts.split(",")] if prompts else [None]
     wanted = [one.strip() for one in controls.split(",")] if controls else []
     known = get_args(Control)
@@ -59,7 +63,10 @@ def ways_to_measure(prompts: str, controls: str, samples: int, likelihood: bool)
     ways = [Way(prompt=family) for family in families]
     for family in families:
         ways += [Way(prompt=family, control=one) for one in known if one in wanted]
-        ways += [Way(prompt=family, samples=samples)] if samples > 1 else []
+        looks = get_args(Look) if look else ()
+        ways += [Way(prompt=family, control=one) for one in looks]
+        if samples > 1:
+            ways += [Way(prompt=family, control=one, samples=samples) for one in (None, *looks)]
     return [*ways, Way(prompt="none", options=True)] if likelihood else ways
 
 
@@ -115,6 +122,7 @@ def evaluate_only(
     ]
     begun = all(any(folder.glob(f"**/{FINISHED}")) for folder in folders)
     families = [str(way.prompt) for way in ways]
+    families += [LOOK] if any(way.aim for way in ways) else []
     if not begun:
         require_room_at_first_sight(setup.config, setup.model_path, False, families)
     for engines in [False, True] if begun else [True]:
@@ -173,7 +181,7 @@ def measure_ways(
                     }
                     for model, its in replies[way].items()
                 }
-            if way.control:
+            if way.control and way.samples == 1:
                 with_image = replies[Way(way.prompt)]
                 summary["with_image_minus_this"] = {
                     model: {name: difference(replies[way][model][name], own[name]) for name in own}
@@ -281,11 +289,20 @@ def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
     most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
     temperature = config.rollout.temperature if way.samples > 1 else 0.0
     prompts, sampling = prompts_of(config, way), SamplingSettings(way.samples, temperature, most)
+    looker = None
+    if way.aim is not None:
+        room = config.rollout.max_model_length
+        pixels, path = config.data.max_pixels, setup.model_path
+        looker = Looker(path, prompts, pixels, most, room, way.aim, config.seed)
+        prompts = looking_prompts(asked_in(config, way))
     preparer = setup.preparer(setup.eval_data[name], prompts, way.control == "blank")
-    return Exam(preparer, rows, sampling, config.seed, image_rows, way.control != "text")
+    return Exam(preparer, rows, sampling, config.seed, image_rows, way.control != "text", looker)
 
 
 def prompts_of(config: Config, way: Way) -> PromptPlan:
     """Returns how the questions are asked. Raises UserError for a family that there is not."""
-    asked = {"eval": way.prompt or config.prompts.eval}
-    return evaluation_prompts(config.prompts.model_copy(update=asked))
+    return evaluation_prompts(asked_in(config, way))
+
+
+def asked_in(config: Config, way: Way) -> PromptsConfig:
+    return config.prompts.model_copy(update={"eval": way.prompt or config.prompts.eval})

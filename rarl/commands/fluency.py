@@ -14,6 +14,7 @@ from rarl.display import Display
 from rarl.files import write_text
 from rarl.prompts import training_prompts
 from rarl.reading import read_language
+from rarl.replies.tags import asks_thinking
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import flatten
 
@@ -34,7 +35,7 @@ def fluency_floor(setup: Setup, live: Session, display: Display) -> float | None
     assert data is not None and live.pool is not None, "training has data and engines"
     rows = draw_rows(live.checked["train"].good, QUESTIONS, config.seed)
     prompts = prepare_questions(setup, data, rows, training_prompts(config.prompts, config.seed))
-    thinking = [one for one in prompts if one.prompt.form != "answer"]
+    thinking = [one for one in prompts if asks_thinking(one.prompt.form)]
     rollout = config.rollout
     sampling = SamplingSettings(REPLIES, rollout.temperature, rollout.max_completion_tokens)
     collector = Collector.unscored(live.pool, setup.model_path, rollout.max_model_length)

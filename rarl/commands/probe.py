@@ -18,17 +18,15 @@ from rarl.commands.resolve import Setup, resolve
 from rarl.commands.selecting import DATA, DIFFICULTY, data_hash
 from rarl.commands.session import open_session
 from rarl.config import Config
-from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.evaluation.probe import Probe, agreement_of, as_json, parts_of, pay_of
 from rarl.evaluation.ways import floors_of
 from rarl.files import replacing, write_text
 from rarl.grpo.policy import read_adapter
-from rarl.judge.client import open_judge
 from rarl.prompts import evaluation_prompts, training_prompts
-from rarl.rewards.registry import find_rewards
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, Sample, flatten, write_samples
+from rarl.training.collector import training_collector
 
 TRAIN = "train"
 
@@ -52,24 +50,17 @@ def probe(config: Config, samples: int, questions: int, display: Display) -> tup
         assert live.pool is not None, "a probe asks for engines"
         if setup.start_adapter is not None:
             live.pool.publish(0, *read_adapter(setup.start_adapter))
-        judge = None
-        if "judge" in config.rewards:
-            cache = setup.run_dir.judge_cache_of(rank=0)
-            judge = open_judge(config.judge, cache, engine=live.judge_engine)
-            stack.callback(judge.close)
-        siblings = {}
-        if "explains" in config.rewards:
-            siblings = ParquetRows(sets[TRAIN]).questions_by_image()
-        longest = config.rollout.max_model_length
-        paying = Collector(
-            live.pool,
-            find_rewards(config.rewards),
-            config.rewards,
-            judge,
-            setup.model_path,
-            longest,
-            siblings,
+        paying = stack.enter_context(
+            training_collector(
+                config,
+                live.pool,
+                setup.model_path,
+                sets[TRAIN],
+                setup.run_dir.judge_cache_of(rank=0),
+                judge_engine=live.judge_engine,
+            )
         )
+        longest = config.rollout.max_model_length
         silent = Collector.unscored(live.pool, setup.model_path, longest)
         found: dict[str, Replies] = {}
         for name, path in sets.items():

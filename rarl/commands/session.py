@@ -23,6 +23,7 @@ from rarl.data.stream import warm_up
 from rarl.display import Display
 from rarl.judge.client import open_judge
 from rarl.judge.judge import Judge
+from rarl.prompts import LOOK, LOOK_LABELS, trains_looks
 from rarl.rollout.chat import ChatSettings, chat_engine, wait_for_judge
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplerSettings
@@ -67,12 +68,15 @@ def open_session(
 ) -> Iterator[Session]:
     """Inside, Ray and engines are up and the data is checked; the engines come up meanwhile.
     Without `engines`, neither they nor anything that feeds them starts. `families` are those of the
-    measurements' prompts, by default the configuration's own."""
+    measurements' prompts, by default the configuration's own; with LOOK the engines can be shown a
+    detail beside each image."""
     with setup.run_dir.owned(), ray_session(setup.run_dir.logs), ExitStack() as stack:
         pool = _ready_pool.get() if engines else None
         if engines and pool is None:
             wait_for_room(setup, display, trains)
-            pool = launch_pool(setup, most_images(data.values(), setup.config.data.max_images))
+            images = most_images(data.values(), setup.config.data.max_images)
+            looks = LOOK in families or (trains and trains_looks(setup.config.prompts))
+            pool = launch_pool(setup, max(images, len(LOOK_LABELS)) if looks else images)
             stack.callback(pool.stop)
         judge_engine = None
         own_judge = engines and setup.config.asks_local_judge(trains)

@@ -16,11 +16,15 @@ from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import frame_of, placeholders
 from rarl.errors import UserError
 from rarl.prompts import (
+    LOOK,
     PromptPlan,
+    can_be_looked_at,
     evaluation_prompts,
     imitation_prompts,
     target_reply,
     training_prompts,
+    trains_looks,
+    with_detail,
 )
 from rarl.schema import Example, Frame, Prompt, ReplyForm
 
@@ -40,13 +44,14 @@ class RowLengths(NamedTuple):
 @dataclass(frozen=True)
 class LengthRule:
     """What makes a row long. `reply` is the bound of a reply's tokens, or makes the reply that is
-    imitated from the example, the form of its prompt and the frame. Picklable, if `prompts` and
-    `reply` are."""
+    imitated from the example, the form of its prompt and the frame. `after_look` are the prompts
+    that may follow a look, which show a detail beside the image. Picklable, if these are."""
 
     model_path: str
     max_pixels: int | None
     prompts: PromptsOf
     reply: int | Callable[[Example, ReplyForm, Frame | None], str]
+    after_look: PromptsOf | None = None
 
     def lengths(
         self, example: Example, sizes: Sequence[tuple[int, int]], processor: Any
@@ -56,12 +61,18 @@ class LengthRule:
         each image."""
         shown = fitted_sizes(sizes, processor.image_processor, self.max_pixels)
         image = tokens_of(shown, processor.image_processor)
-        frame = frame_of(example, sizes, shown, processor)
+        frame = None if example.boxes is None else frame_of(sizes, shown, processor)
+        prompts = [(prompt, 1) for prompt in self.prompts(processor, example)]
+        if self.after_look is not None and can_be_looked_at(example):
+            # The detail is a part of the image, and has as many tokens at most.
+            after = self.after_look(processor, with_detail(example))
+            prompts += [(prompt, 2) for prompt in after]
         found = []
-        for prompt in self.prompts(processor, example):
+        for prompt, times in prompts:
             ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
             # In the text one token stands for a whole image.
-            length = len(ids) - len(placeholders(ids, processor, len(sizes))) + image
+            marks = len(placeholders(ids, processor, times * len(sizes)))
+            length = len(ids) - marks + times * image
             reply = self.reply
             if not isinstance(reply, int):
                 text = reply(example, prompt.form, frame)
@@ -104,15 +115,20 @@ def training_lengths(config: Config, model_path: str) -> LengthRule:
         plan = imitation_prompts(config.prompts, config.seed)
         return LengthRule(model_path, pixels, plan.longest, target_reply)
     prompts = training_prompts(config.prompts, config.seed)
-    return LengthRule(model_path, pixels, prompts.longest, most)
+    after = None
+    if trains_looks(config.prompts):
+        after = partial(prompts_of_all, [evaluation_prompts(config.prompts)])
+    return LengthRule(model_path, pixels, prompts.longest, most, after)
 
 
 def measured_lengths(config: Config, model_path: str, families: Sequence[str]) -> LengthRule:
     """Returns the rule for data that are measured with prompts of these families."""
     most = config.evaluation.max_completion_tokens or config.rollout.max_completion_tokens
-    asked = [config.prompts.model_copy(update={"eval": family}) for family in families]
+    usual = [family for family in families if family != LOOK]
+    asked = [config.prompts.model_copy(update={"eval": family}) for family in usual]
     prompts = partial(prompts_of_all, [evaluation_prompts(one) for one in asked])
-    return LengthRule(model_path, config.data.max_pixels, prompts, most)
+    after = prompts if LOOK in families else None
+    return LengthRule(model_path, config.data.max_pixels, prompts, most, after)
 
 
 def prompts_of_all(plans: Sequence[PromptPlan], processor: Any, example: Example) -> list[Prompt]:

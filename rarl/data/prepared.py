@@ -32,7 +32,18 @@ def prepare_example(
     prompt = render(processor, example, step)
     sizes = [(picture.height, picture.width) for picture in pictures]
     shown = [(one.shape[0], one.shape[1]) for one in pixels]
-    prompt = replace(prompt, frame=frame_of(example, sizes, shown, processor))
+    looks = prompt.form == "look"
+    if looks or example.boxes is not None:
+        prompt = replace(prompt, frame=frame_of(sizes, shown, processor))
+    prepared = assemble(example, prompt, pixels, processor)
+    return replace(prepared, original=example.images[0]) if looks else prepared
+
+
+def assemble(
+    example: Example, prompt: Prompt, pixels: tuple[NDArray[np.uint8], ...], processor: Any
+) -> PreparedExample:
+    """Tokenises a prompt with its images, as they are shown. Raises BadImage where the prompt has
+    not a placeholder for each."""
     rule = patch_rule(processor.image_processor)
     # In the text one token stands for a whole image.
     ids = np.array(processor.tokenizer(prompt.text).input_ids, dtype=np.int64)
@@ -50,14 +61,11 @@ def prepare_example(
 
 
 def frame_of(
-    example: Example,
-    sizes: Sequence[tuple[int, int]],
-    shown: Sequence[tuple[int, int]],
-    processor: Any,
+    sizes: Sequence[tuple[int, int]], shown: Sequence[tuple[int, int]], processor: Any
 ) -> Frame | None:
-    """Returns how boxes are written about an example with images of these (height, width), which
-    are shown at others; None where it has no boxes, which are of an only image."""
-    if example.boxes is None or len(sizes) != 1:
+    """Returns how boxes are written about images of these (height, width), which are shown at
+    others; None where it is not an only image, which boxes are of."""
+    if len(sizes) != 1:
         return None
     ((height, width),), ((shown_height, shown_width),) = sizes, shown
     return Frame(family_of(processor), width, height, shown_width, shown_height)

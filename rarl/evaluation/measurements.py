@@ -29,6 +29,7 @@ from rarl.errors import UserError
 from rarl.files import replacing, write_text
 from rarl.judge.candidate import candidate_of, judged_image
 from rarl.judge.judge import Judge
+from rarl.look import Looker
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, Sample, flatten, read_samples, to_table
 from rarl.schema import PreparedExample
@@ -44,8 +45,9 @@ QuestionKey = tuple[str, str, str]  # id, question, reference answer
 @dataclass(frozen=True)
 class Measurement:
     """The key of a measurement. `model` is "base" or "trained"; `prompt` is a family of wordings;
-    `control` is "none", "blank", "shuffled" or "text"; `samples` are the replies to each question,
-    greedy if there is one; `judge` is "none", "rules" or a name, see `judge_name`."""
+    `control` is "none", "blank", "shuffled", "text" or a kind of second look; `samples` are the
+    replies to each question, greedy if there is one; `judge` is "none", "rules" or a name, see
+    `judge_name`."""
 
     model: str
     data: str
@@ -165,8 +167,9 @@ def questions_of(samples: Iterable[Sample]) -> list[QuestionKey]:
 class Exam:
     """What a measurement asks: a data set's usable rows in order, and how replies are drawn.
 
-    `image_rows` are the rows whose images are shown instead, None for the own ones. Seeds are a
-    function of `seed` and a question's place among the rows.
+    `image_rows` are the rows whose images are shown instead, None for the own ones. With a `looker`
+    the preparer asks where to look, and it asks the questions. Seeds are a function of `seed` and a
+    question's place among the rows.
     """
 
     preparer: PreparerSettings
@@ -175,6 +178,7 @@ class Exam:
     seed: int = 0
     image_rows: NDArray[np.int64] | None = None
     show_image: bool = True
+    looker: Looker | None = None
 
     @cached_property
     def questions(self) -> list[QuestionKey]:
@@ -331,6 +335,8 @@ def complete(
         assert collector is not None, "replies are missing, and there is nobody to ask"
         size = REQUESTS_PER_ACTOR * len(collector.pool.actors)
         for places, prepared in exam.batches(progress.missing, size):
+            if exam.looker is not None:
+                prepared = exam.looker.look(collector.pool, prepared, key.model != "base")
             seeds = [sampling_seed(exam.seed, 0, place, key.samples) for place in places]
             asking = (exam.sampling, key.model != "base", exam.show_image)
             pending = collector.submit(prepared, seeds, *asking)

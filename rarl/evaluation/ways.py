@@ -1,13 +1,13 @@
 """The ways to ask the same questions, and the replies to each that a run directory holds: another
-prompt, an image that cannot help, several samples of which the majority counts, the options'
-likelihood."""
+prompt, an image that cannot help, a second look, several samples of which the majority counts, the
+options' likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from rarl.config import IMPORT_PATH, Config
 from rarl.data.images import Control
@@ -22,27 +22,43 @@ from rarl.evaluation.measurements import (
     read_finished,
 )
 from rarl.evaluation.self_consistency import Sampled, vote
+from rarl.look import Aim
 from rarl.prepare.floors import Question, majority_answers, nearest_answers, read_questions
 from rarl.prepare.followed import question_answers
 from rarl.replies.grading import is_correct
 from rarl.samples import Sample
 from rarl.schema import Example, Prompt, Rollout, Score
 
-# What a control shows, in the words of a table's lines.
-CONTROLS = {"blank": "blank image", "shuffled": "another image", "text": "no image"}
+# What is shown in place of the image, or beside it, in the words of a table's lines.
+CONTROLS = {
+    "blank": "blank image",
+    "shuffled": "another image",
+    "text": "no image",
+    "look": "second look",
+    "look-random": "second look at a random part",
+    "look-opposite": "second look at the other half",
+}
+# The place that each kind of second look shows closely.
+AIMS: dict[str, Aim] = {"look": "own", "look-random": "random", "look-opposite": "opposite"}
+Look = Literal["look", "look-random", "look-opposite"]
 FLOORS = ("majority answer", "nearest question", "majority answer by site")
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to measure. `prompt` is a family, None the run's own; several `samples` are drawn at
-    the temperature of training; `options` asks for the likelihood of the options instead of
-    replies."""
+    """One way to measure. `prompt` is a family, None the run's own; `control` is what is shown
+    otherwise than by the question's own images alone; several `samples` are drawn at the
+    temperature of training; `options` asks for the likelihood of the options instead of replies."""
 
     prompt: str | None = None
-    control: Control | None = None
+    control: Control | Look | None = None
     samples: int = 1
     options: bool = False
+
+    @property
+    def aim(self) -> Aim | None:
+        """What a second look shows closely; None where there is one look alone."""
+        return AIMS.get(self.control or "")
 
     @property
     def is_plain(self) -> bool:
@@ -73,7 +89,7 @@ def read_ways(evaluation: Path, model: str, judge: str) -> dict[tuple[str, Way],
     # Another judge has read the same replies: they count where the own one has not.
     keys = sorted(finished_measurements(evaluation), key=lambda key: key.judge != judge)
     for key in (one for one in keys if one.model == model):
-        control = None if key.control == "none" else cast(Control, key.control)
+        control = None if key.control == "none" else cast(Control | Look, key.control)
         way = Way(key.prompt, control, key.samples)
         samples = None if (key.data, way) in found else read_finished(evaluation, key)
         if samples and key.judge != judge:

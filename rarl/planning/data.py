@@ -25,6 +25,7 @@ from rarl.data.lengths import (
 )
 from rarl.data.parquet import ROW_GROUP_ROWS, ParquetRows, most_images
 from rarl.planning.sizes import TEXT_TOKENS
+from rarl.prompts import LOOK_LABELS, trains_looks
 from rarl.schema import Example
 from rarl.system.imports import quick_imports
 
@@ -112,7 +113,8 @@ def most_images_known(config: Config) -> int:
     paths, limit = [str(config.data.train), *config.data.eval.values()], config.data.max_images
     if not all(map(is_at_hand, paths)):
         return limit
-    return most_images([str(Path(path).expanduser()) for path in paths], limit)
+    known = most_images([str(Path(path).expanduser()) for path in paths], limit)
+    return max(known, len(LOOK_LABELS)) if trains_looks(config.prompts) else known
 
 
 def is_at_hand(path: str) -> bool:

@@ -57,7 +57,7 @@ class OwnTeacher(Teacher):
         adapter: bool,
     ) -> None:
         self.sampling = SamplingSettings(1, TEMPERATURE, max_tokens)
-        family, number = plan.choose("", None)
+        (family,), number = plan.weights, 0
         asked = [plan.families[family].model_dump(), number, WORDING["own_hint"], max_pixels]
         words = hashlib.sha256(json.dumps([*asked, max_tokens, TEMPERATURE]).encode()).hexdigest()
         self.identity = (words[:12], "self", *weights)

@@ -19,9 +19,11 @@ Reward = Callable[..., list[float | None]]
 EXAMPLE_COLUMNS = tuple(one.name for one in fields(Example) if one.name != "images")
 # `form`, `wording` and `frame` are the prompt's; `rederived` is the reply to the thinking without
 # the image; `explained` is what the base model reads from it, `thinking_logprob` how likely it
-# finds it (nats a token); `verdict` is the judge's. The last four are None where nobody was asked.
+# finds it (nats a token); `answered` is the reply after one that is a look; `verdict` is the
+# judge's. The last five are None where nobody was asked.
 OF_PROMPT = ("form", "wording", "frame")
-REPLY_COLUMNS = (*OF_PROMPT, "rederived", "explained", "thinking_logprob", "verdict")
+OF_REPLY = ("rederived", "explained", "thinking_logprob", "answered", "verdict")
+REPLY_COLUMNS = (*OF_PROMPT, *OF_REPLY)
 COLUMNS = (*EXAMPLE_COLUMNS, *REPLY_COLUMNS)
 
 

@@ -11,7 +11,7 @@ from rarl.replies.grading import grade_answer, is_yes_no
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import normalise, same_words, visible, words, yes_or_no
 from rarl.rewards import Options, per_reply
-from rarl.schema import AnswerType, Box, Frame, ReplyForm
+from rarl.schema import Answered, AnswerType, Box, Frame, ReplyForm
 
 BARE_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 # A letter that stands for an option: a capital on its own, or any letter in brackets or before ")",
@@ -34,14 +34,18 @@ def accuracy_reward(
     also_right: Options = None,
     boxes: Sequence[Box] | None = None,
     frame: Frame | None = None,
+    answered: Answered | None = None,
 ) -> float | None:
     """Pays 1 or 0 for closed and choice questions, boxes and reports, token F1 for open ones (0 for
     one that says the opposite); 0 where not exactly one answer is tagged. Of several right answers
-    the nearest counts. The option's letter or its text, alone or together, chooses it.
+    the nearest counts. The option's letter or its text, alone or together, chooses it. A look is
+    paid for the answer that came after it, and with 0 where it names no place.
 
     It pays whatever the format: let `format` gate it where a malformed reply is to earn nothing
     (MedVLThinker, arXiv 2508.02669).
     """
+    if form == "look":
+        text, form = (answered.text, answered.form) if answered else ("", "answer")
     given = parse_reply(text, form).answer
     if answer_type in ("boxes", "report"):
         return float(is_right(given, answer, answer_type, boxes=boxes, frame=frame))

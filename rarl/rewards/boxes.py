@@ -26,9 +26,9 @@ def boxes_reward(
     of it that the finding covers. Where there is nothing to point at, 1 for saying so.
 
     0 for an answer that is no boxes in the model family's way, or more than a hundred. None for
-    questions that do not ask for boxes.
+    questions that do not ask for boxes, and for a look where there is nothing to point at.
     """
-    if answer_type != "boxes" or frame is None:
+    if frame is None or (not boxes if form == "look" else answer_type != "boxes"):
         return None
     answer = parse_reply(text, form).answer
     return boxes_value(None if answer is None else read_boxes(answer, frame), boxes or ())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from rarl.replies.lexicon import read_lexicon
 from rarl.replies.matching import FactsValue, facts_values
-from rarl.replies.tags import parse_reply
+from rarl.replies.tags import asks_thinking, parse_reply
 from rarl.replies.tricks import addresses_the_judge
 from rarl.rewards import per_reply
 from rarl.rewards.form import length_factor
@@ -42,7 +42,7 @@ def facts_reward(
     thinking, and without facts. The answer is not looked at: gate it by `format` alone, so that
     groups whose answers are all wrong learn from it too.
     """
-    if form == "answer" or not facts:
+    if not asks_thinking(form) or not facts:
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking or addresses_the_judge(text):

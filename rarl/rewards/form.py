@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rarl.replies.tags import TAG, is_structured, parse_reply
+from rarl.replies.tags import ONE_TAG, TAG, asks_thinking, is_structured, parse_reply
 from rarl.replies.words import is_blank, length_in_words, words
 from rarl.rewards import per_reply
 from rarl.schema import ReplyForm
@@ -19,7 +19,7 @@ def format_reward(text: str, *, form: ReplyForm = "think", partial: bool = False
     meets all of them.
     """
     reply = parse_reply(text, form)
-    readable = form == "answer" or not is_blank(reply.thinking or "")
+    readable = not asks_thinking(form) or not is_blank(reply.thinking or "")
     if reply.well_formed and readable and not is_blank(reply.answer or ""):
         return 1.0
     if not partial:
@@ -31,7 +31,7 @@ def format_reward(text: str, *, form: ReplyForm = "think", partial: bool = False
 def format_conditions(text: str, form: ReplyForm) -> list[bool]:
     """Says whether each tag stands there once; all are in order; nothing is outside; each part has
     words; findings and impression are there where asked for."""
-    names = ["answer"] if form == "answer" else ["think", "answer"]
+    names = [ONE_TAG[form]] if form in ONE_TAG else ["think", "answer"]
     expected = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
     tags = [match[0] for match in TAG.finditer(text)]
     # The tag's name is captured, so every second piece is text between tags.

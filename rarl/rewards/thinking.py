@@ -17,7 +17,7 @@ from rarl.replies.findings import Claim
 from rarl.replies.grading import attribute_recall, is_yes_no
 from rarl.replies.lexicon import Lexicon, read_lexicon
 from rarl.replies.matching import conflict, match_claims, support
-from rarl.replies.tags import parse_reply
+from rarl.replies.tags import asks_thinking, parse_reply
 from rarl.replies.tricks import addresses_the_judge, concludes, states_answer
 from rarl.replies.wording import known_words
 from rarl.replies.words import length_in_words
@@ -52,7 +52,7 @@ def consistency_reward(
     Right or wrong makes no difference: let `accuracy` gate it, or thinking that repeats a guess is
     paid.
     """
-    if form == "answer":
+    if not asks_thinking(form):
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.answer:
@@ -83,7 +83,7 @@ def explains_reward(
     0 for a malformed reply, for one without thinking and for one that speaks to whoever scores it.
     None for a prompt without thinking, and where nobody was asked.
     """
-    if form == "answer":
+    if not asks_thinking(form):
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking or addresses_the_judge(text):
@@ -108,7 +108,7 @@ def fluency_reward(
     others. 0 for a malformed reply and one without thinking. None for a prompt without thinking,
     and where nobody was asked.
     """
-    if form == "answer":
+    if not asks_thinking(form):
         return None
     reply = parse_reply(text, form)
     if not reply.well_formed or not reply.thinking:
@@ -177,7 +177,7 @@ def reasoning_reward(
     speaks to whoever scores it. None for a prompt without thinking, and where nothing is known to
     compare it with.
     """
-    if form == "answer":
+    if not asks_thinking(form):
         return None
     named = [one for one in (organ, modality) if one]
     known = Known(question, answer, rationale, named, read_lexicon(lexicon or None))

@@ -10,7 +10,7 @@ import numpy as np
 
 from rarl.config import RewardConfig
 from rarl.errors import UserError
-from rarl.rewards import EXAMPLE_COLUMNS, OF_PROMPT, Reward
+from rarl.rewards import EXAMPLE_COLUMNS, OF_PROMPT, OF_REPLY, Reward
 from rarl.samples import Group, Sample, flatten
 from rarl.schema import Score
 
@@ -75,10 +75,7 @@ def columns_of(samples: Sequence[Sample]) -> dict[str, list[Any]]:
         "prompts": [one.prompt.text for one in samples],
         "completions": [one.rollout.text for one in samples],
         **{name: [getattr(one.prompt, name) for one in samples] for name in OF_PROMPT},
-        "rederived": [one.rederived for one in samples],
-        "explained": [one.explained for one in samples],
-        "thinking_logprob": [one.thinking_logprob for one in samples],
-        "verdict": [one.verdict for one in samples],
+        **{name: [getattr(one, name) for one in samples] for name in OF_REPLY},
     }
 
 

@@ -8,7 +8,6 @@ number of images → thinking, answer, and how far k samples agree on it.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import math
 import re
@@ -22,19 +21,19 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 
 from rarl.config import load_config
-from rarl.data.images import size_of
 from rarl.distribution import BAN_BIAS, banned_token_ids
 from rarl.errors import UserError
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.judge.candidate import Candidate, ScoreReply, candidate_json
-from rarl.prompts import Family, evaluation_prompts
+from rarl.prompts import LOOK, Family, evaluation_prompts
 from rarl.replies.boxes import STYLES, family_of, read_boxes
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option
 from rarl.schema import Frame
 from rarl.serving.adapters import Adapter, AdapterFolder
 from rarl.serving.guard import Metrics
-from rarl.serving.images import data_urls, read_images
+from rarl.serving.images import data_urls, read_images, shown_size
+from rarl.serving.looking import Looked, look
 from rarl.serving.questions import PosedQuestion, in_own_words, pose, turn_of
 from rarl.serving.requests import (
     AnswerRequest,
@@ -56,12 +55,13 @@ Items = AsyncIterator[dict[str, Any] | list[str]]
 @dataclass(frozen=True)
 class Model:
     """What a request asks: the base (`adapter` None), or an adapter as it was when the request
-    came. `family` is how it was trained to be asked."""
+    came. `family` is how it was trained to be asked, `look` how it is asked where to look."""
 
     name: str
     version: str
     adapter: Adapter | None
     family: Family
+    look: Family
     max_pixels: int | None
 
 
@@ -91,23 +91,25 @@ class Engines:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
-        family, most = self.config.family, self.config.max_pixels
+        families, most = self.config.families, self.config.max_pixels
+        family, look = families[self.config.prompt], families[LOOK]
         if name == self.config.name:
-            return Model(name, name, None, family, most)
+            return Model(name, name, None, family, look, most)
         adapter = self.adapters.find(name)
         if adapter.run is None:
-            return Model(name, adapter.version, adapter, family, most)
+            return Model(name, adapter.version, adapter, family, look, most)
         # As the adapter's run is measured: its prompt, and its bound on images.
         try:
             run = load_config(adapter.run / "config.yaml")
             # The run's own wordings, as they were.
             kept = adapter.run / "prompts.yaml"
             own = run.prompts.model_copy(update={"templates": str(kept)} if kept.is_file() else {})
-            family = evaluation_prompts(own).families[own.eval]
+            families = evaluation_prompts(own).families
         except UserError:
             raise Refusal("run_unreadable", name=name) from None
         bounds = [one for one in (run.data.max_pixels, most) if one is not None]
-        return Model(name, adapter.version, adapter, family, min(bounds, default=None))
+        family, most = families[own.eval], min(bounds, default=None)
+        return Model(name, adapter.version, adapter, family, families[LOOK], most)
 
     async def images(
         self, named: Sequence[NamedImage], max_pixels: int | None, bare: bool = False
@@ -232,13 +234,20 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     if request.boxes and len(images) != 1:
         reason = f"they are of one image, and there are {len(images)}"
         raise Refusal("invalid_value", "boxes", reason=reason)
+    if request.look and (request.boxes or len(images) != 1):
+        reason = "a second look is at the only image of a question that does not ask for boxes"
+        raise Refusal("invalid_value", "look", reason=reason)
     asked = STYLES[style].asked if request.boxes else ""
     question = pose(request.question, request.options, model.family, asked)
-    urls = await engines.images(images, model.max_pixels, bare=True)
+    if request.look:
+        shown = await look(engines, model, request.question, request.options, images[0])
+    else:
+        urls = await engines.images(images, model.max_pixels, bare=True)
+        shown = Looked(urls, labels or [""] * len(urls))
     replies, fingerprint = [""] * samples, model.version
     usage: dict[str, int] = {}
     body = {
-        "messages": [turn_of(question.text, labels or [""] * len(urls), urls)],
+        "messages": [turn_of(question.text, shown.labels, shown.urls)],
         "n": samples,
         # One sample is the likeliest reply; several are drawn as in training, so that their
         # agreement means something.
@@ -257,12 +266,17 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
             if choice["index"] == 0 and delta:
                 yield {"type": "delta", "text": delta}
     engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
-    frame = frame_of(style, urls[0]) if request.boxes else None
+    frame = frame_of(style, shown.urls[0]) if request.boxes else None
     result, reply = read_answer(replies, question, model, frame)
     if frame is not None:
         result["boxes"] = named_boxes(result["answer"], frame)
     result |= {"adapter": model.name, "version": fingerprint}
-    result["tokens"] = {key: usage.get(f"{key}_tokens", 0) for key in ("prompt", "completion")}
+    if request.look:
+        result["look"] = shown.told
+    result["tokens"] = {
+        key: sum(one.get(f"{key}_tokens", 0) for one in (usage, shown.usage))
+        for key in ("prompt", "completion")
+    }
     if request.reference is not None:
         candidate = Candidate(
             question=request.question,
@@ -280,8 +294,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
 def frame_of(family: str, url: str) -> Frame:
     """Returns how a model of the family writes places in the image of a data: URL, in shares of the
     image's sides."""
-    height, width = size_of(base64.b64decode(url.partition(",")[2]))
-    return Frame(family, 1, 1, width, height)
+    return Frame(family, 1, 1, *shown_size(url))
 
 
 def named_boxes(answer: str, frame: Frame) -> list[dict[str, Any]] | None:

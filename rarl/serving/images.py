@@ -16,9 +16,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from rarl.data.images import BadImage, decode_image, fit_images, fitted_size
+from rarl.data.images import BadImage, decode_image, fit_images, fitted_size, size_of
 from rarl.errors import UserError
 from rarl.prepare.dicom import QUIET, render
 from rarl.serving.requests import NamedImage, Refusal
@@ -216,8 +218,18 @@ def data_urls(
         except BadImage as error:
             raise Refusal("invalid_image", one.param, reason=error) from None
     fitted = fit_images(images, image_processor, max_pixels)
-    files = (png(Image.fromarray(pixels)) for pixels in fitted)
-    return ["data:image/png;base64," + base64.b64encode(file).decode() for file in files]
+    return [png_url(pixels) for pixels in fitted]
+
+
+def png_url(pixels: NDArray[np.uint8]) -> str:
+    """Returns pixels (height, width, 3) as a PNG in a data: URL."""
+    return "data:image/png;base64," + base64.b64encode(png(Image.fromarray(pixels))).decode()
+
+
+def shown_size(url: str) -> tuple[int, int]:
+    """Returns (width, height) of the image of a data: URL."""
+    height, width = size_of(base64.b64decode(url.partition(",")[2]))
+    return width, height
 
 
 def png(image: Image.Image) -> bytes:

@@ -185,7 +185,8 @@ class AnswerRequest(Strict):
     shown, each behind its label where there are `image_labels`; `image` is one, and a question of
     text has none. Two `options` that say yes and no make the question a closed one, asked as
     training asks those. `adapter` may be the base model's name; None is the server's default.
-    `reference` has the judge compare. `boxes` asks for boxes, as training asks for them."""
+    `reference` has the judge compare. `boxes` asks for boxes, as training asks for them. `look`
+    asks where to look first, and then the question with that detail beside the image."""
 
     image: str | None = None
     images: list[str] | None = None
@@ -197,6 +198,7 @@ class AnswerRequest(Strict):
     reference: Words | None = None
     seed: Seed | None = None
     boxes: bool = False
+    look: bool = False
     stream: bool = False
 
     def named_images(self) -> list[NamedImage]:

@@ -64,10 +64,15 @@ class ServiceConfig(Section):
     deployment: dict[str, Any] = Field(default_factory=dict)  # options of the ingress deployment
 
     @property
+    def families(self) -> dict[str, Family]:
+        """How the base may be asked. Raises UserError if `prompt` is none of them."""
+        asked = PromptsConfig(eval=self.prompt, templates=self.templates)
+        return evaluation_prompts(asked).families
+
+    @property
     def family(self) -> Family:
         """How the base is asked. Raises UserError for a family that there is not."""
-        asked = PromptsConfig(eval=self.prompt, templates=self.templates)
-        return evaluation_prompts(asked).families[self.prompt]
+        return self.families[self.prompt]
 
     @model_validator(mode="after")
     def consistent(self) -> ServiceConfig:

@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.prompts import as_turn
-from rarl.tiny.model import IMAGE_TOKENS
 from rarl.tiny.phantoms import Facts
 
 BATCH = 32  # of lessons
@@ -46,8 +45,9 @@ def train_tower(
     learning_rate: float = LEARNING_RATE,
 ) -> Iterator[float]:
     """The vision tower: what `reader`, a linear layer that is then thrown away, reads off the mean
-    of each picture's tokens: the mean, so that each token tells where the lesion is, which the
-    language model would take long to learn from the tokens' places. Yields the loss of every step.
+    of each picture's tokens, of which all have as many: the mean, so that each token tells where
+    the lesion is, which the language model would take long to learn from the tokens' places. Yields
+    the loss of every step.
     """
     tower = model.model.visual
     optimizer = torch.optim.AdamW([*tower.parameters(), *reader.parameters()], learning_rate)
@@ -57,7 +57,7 @@ def train_tower(
         pictures, loss_of = next(batches)
         pixels = processor.image_processor(images=pictures, return_tensors="pt")
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
-        loss = loss_of(reader(features.reshape(len(pictures), IMAGE_TOKENS, -1).mean(1)))
+        loss = loss_of(reader(features.reshape(len(pictures), -1, features.shape[-1]).mean(1)))
         descend(loss, optimizer, schedule)
         yield loss.item()
 

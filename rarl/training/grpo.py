@@ -17,17 +17,16 @@ when they part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarl.collect import Collector, PendingGroups
-from rarl.config import Config, RewardConfig
+from rarl.config import Config
 from rarl.data.order import sampling_seed
-from rarl.data.parquet import ParquetRows
 from rarl.grpo.forward import ForwardChoice
 from rarl.grpo.group import TokenGroup, set_advantages
 from rarl.grpo.loss import resolve_loss
@@ -41,12 +40,11 @@ from rarl.grpo.update import (
     update_policy,
 )
 from rarl.grpo.workers import ALONE, Workers
-from rarl.judge.client import open_judge
-from rarl.rewards.registry import find_rewards
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SamplingSettings
 from rarl.samples import Group, flatten, write_samples
 from rarl.schema import PreparedExample
+from rarl.training.collector import training_collector
 from rarl.training.inputs import LoopOutcome, Progress, TrainInputs
 from rarl.training.interim import Interim, ended_early
 from rarl.training.learner import Learner, saving_failures
@@ -69,7 +67,18 @@ def train_grpo(
         with workers.local():
             if workers.rank == 0:
                 inputs.run_dir.drop_samples_from(progress.step + 1)
-            collector = stack.enter_context(opened_collector(inputs, pool, workers))
+            collector = stack.enter_context(
+                training_collector(
+                    config,
+                    pool,
+                    inputs.model_path,
+                    inputs.data_path,
+                    inputs.run_dir.judge_cache_of(workers.rank),
+                    workers=workers.size,
+                    judge_engine=inputs.judge_engine,
+                    fluency_floor=inputs.fluency_floor,
+                )
+            )
             metrics = MetricsLog(inputs.run_dir, config, progress.step + 1, workers.rank == 0)
             log = stack.enter_context(metrics)
             interim = Interim(inputs, pool, workers, progress.step)
@@ -209,46 +218,6 @@ class GroupStream:
         if self.in_flight is not None:
             with self.clock.phase("rollout"):
                 self.in_flight.wait()
-
-
-def with_floor(
-    rewards: Mapping[str, RewardConfig], floor: float | None
-) -> Mapping[str, RewardConfig]:
-    """Returns the settings with the floor of `fluency` that was measured for this run."""
-    if floor is None:
-        return rewards
-    fluency = rewards["fluency"]
-    return {
-        **rewards,
-        "fluency": fluency.model_copy(update={"options": {**fluency.options, "floor": floor}}),
-    }
-
-
-@contextmanager
-def opened_collector(
-    inputs: TrainInputs, pool: SamplerPool, workers: Workers
-) -> Iterator[Collector]:
-    """Inside, the judge is there if a reward needs it."""
-    config = inputs.config
-    judge, siblings = None, {}
-    if "explains" in config.rewards:
-        siblings = ParquetRows(inputs.data_path).questions_by_image()
-    if "judge" in config.rewards:
-        cache = inputs.run_dir.judge_cache_of(workers.rank)
-        judge = open_judge(config.judge, cache, workers.size, inputs.judge_engine)
-    try:
-        yield Collector(
-            pool,
-            find_rewards(with_floor(config.rewards, inputs.fluency_floor)),
-            config.rewards,
-            judge,
-            inputs.model_path,
-            config.rollout.max_model_length,
-            siblings,
-        )
-    finally:
-        if judge is not None:
-            judge.close()
 
 
 def update(

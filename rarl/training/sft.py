@@ -19,6 +19,7 @@ from rarl.grpo.group import TokenGroup
 from rarl.grpo.update import imitate
 from rarl.grpo.workers import ALONE, Workers
 from rarl.prompts import target_reply
+from rarl.replies.tags import asks_thinking
 from rarl.schema import PreparedExample
 from rarl.training.grpo import Batches
 from rarl.training.inputs import LoopOutcome, Progress, TrainInputs
@@ -57,7 +58,7 @@ def train_sft(
                     )
                 learning_rate = learner.step_scheduler()
                 movement = learner.movement.median()
-            thinking = sum(one.prompt.form != "answer" for one in prompts)
+            thinking = sum(asks_thinking(one.prompt.form) for one in prompts)
             completions, rationales = workers.sum([len(groups), thinking])
             row = {
                 "step": step,

@@ -365,7 +365,8 @@ def test_figures_of_several_nodes_are_one_text() -> None:
 def test_what_is_no_option_has_no_vote_beside_one_that_is(
     options: tuple[str, ...] | None, said: list[str], answer: str, confidence: float
 ) -> None:
-    model = Model("base", "1", None, evaluation_prompts(PromptsConfig()).families["plain"], None)
+    families = evaluation_prompts(PromptsConfig()).families
+    model = Model("base", "1", None, families["plain"], families["look"], None)
     replies = [f"<think>So it is.</think><answer>{one}</answer>" for one in said]
     result, reply = read_answer(replies, PosedQuestion("Where?", options, ""), model)
     assert (result["answer"], result["confidence"]) == (answer, pytest.approx(confidence))

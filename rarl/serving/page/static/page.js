@@ -14,7 +14,7 @@ class App extends Component {
     this.state = {
       key: sessionStorage.getItem("rarl-key") || "", needsKey: false, service: null, error: "", pictures: [], loading: 0, said: "",
       question: "", options: "", reference: "", first: "", second: "", samples: 5, replies: [], busy: false,
-      over: false, boxes: false, history: readHistory(),
+      over: false, boxes: false, look: false, history: readHistory(),
     };
   }
 
@@ -99,13 +99,14 @@ class App extends Component {
   async one(adapter, index, key) {
     const change = (changes) =>
       this.setState(({ replies }) => ({ replies: replies.map((r, i) => (i === index ? { ...r, ...changes(r) } : r)) }));
-    const { pictures, question, options, reference, samples, boxes } = this.state;
+    const { pictures, question, options, reference, samples, boxes, look } = this.state;
     const images = pictures.map((one) => one.image);
     const body = { images, question: question.trim(), adapter, samples: Number(samples), stream: true };
     if (pictures.some((one) => one.label.trim())) body.image_labels = pictures.map((one) => one.label.trim());
     const listed = options.split("\n").map((one) => one.trim()).filter(Boolean);
     if (listed.length) body.options = listed;
     if (boxes) body.boxes = true;
+    if (look) body.look = true;
     if (reference.trim()) body.reference = reference.trim();
     try {
       for await (const event of ask(body, key, this.stop.signal)) {
@@ -129,6 +130,12 @@ class App extends Component {
   field(name, label, props = {}, kind = "input") {
     const onInput = (event) => this.setState({ [name]: event.target.value });
     return html`<label for=${name}>${label}<${kind} id=${name} value=${this.state[name]} onInput=${onInput} ...${props} /></label>`;
+  }
+
+  // Turning one on turns the other off.
+  switch(name, label, other) {
+    const onChange = (event) => this.setState({ [name]: event.target.checked, ...(event.target.checked ? { [other]: false } : {}) });
+    return html`<label for=${name}><input id=${name} type="checkbox" role="switch" checked=${this.state[name]} onChange=${onChange} /> ${label}</label>`;
   }
 
   adapterChoice(name, label, none) {
@@ -163,8 +170,8 @@ class App extends Component {
         ${this.field("question", "Question", { maxlength: 2000, placeholder: "Is there a lesion?" })}
         ${this.field("options", "Options, if it has any, one to a line", { rows: 3, placeholder: "left\nright, or both" }, "textarea")}
         ${service?.judge && this.field("reference", "Right answer, to have the judge compare (optional)", { maxlength: 2000 })}
-        <label for="boxes"><input id="boxes" type="checkbox" role="switch" checked=${this.state.boxes}
-          onChange=${(event) => this.setState({ boxes: event.target.checked })} /> Ask for boxes</label>
+        ${this.switch("boxes", "Ask for boxes", "look")}
+        ${this.switch("look", "Look twice: first where, then closely", "boxes")}
         <div class="pair">${this.adapterChoice("first", "Ask")}${this.adapterChoice("second", "Compare with", "nothing")}</div>
         ${this.field("samples", "Samples", { type: "number", min: 1, max: service?.limits.replies })}
         <div class="buttons"><button type="submit" disabled=${busy || !service}>${busy ? "Asking …" : "Ask"}</button>
@@ -194,10 +201,17 @@ function Reply({ reply }) {
     <h2 hidden>${name}</h2>
     <div class="thinking" tabindex="0" aria-label="Thinking">${result?.thinking ?? thinking.replace(/<\/?answer>/g, " ")}</div>
     <div role="status">${error && html`<p class="error">${error}</p>`}
+    ${result && "look" in result && html`<${Look} look=${result.look} />`}
     ${result && html`<p class="answer">Answer: <strong>${result.answer}</strong></p>
       <p class="figures">${result.confidence === null ? "One sample." : `${percent(result.confidence)} of ${result.samples.length} samples agree.`}
       ${" "}${result.tokens.completion} tokens. <span title="Name and content of the adapter">${result.version}</span></p>
       ${result.verdict && html`<${Verdict} verdict=${result.verdict} />`}`}</div></article>`;
+}
+
+function Look({ look }) {
+  if (look === null) return html`<p class="look">It named no place to look at closely.</p>`;
+  return html`<figure class="look"><img src=${look.image} alt="What it looked at closely" />
+    <figcaption>Looked at closely: ${look.box.label}</figcaption></figure>`;
 }
 
 function Verdict({ verdict }) {

@@ -42,10 +42,10 @@ function Picture({ one, place, count, replies, onMove, onRemove, onLabel }) {
       ${button("remove", "✕", "Remove", false, () => onRemove(place))}</div></li>`;
 }
 
-// The boxes of the replies over the image; the sides of the image are 1.
+// The boxes of the replies over the image, and what they looked at closely; the sides of the image are 1.
 function Boxes({ replies }) {
   const drawn = replies.flatMap(({ result }, index) =>
-    (result?.boxes ?? []).map((box) => html`<rect class=${index ? "second" : "first"} x=${Math.min(box.x1, box.x2)}
+    [...(result?.boxes ?? []), ...(result?.look ? [{ ...result.look.detail, label: "looked at closely" }] : [])].map((box) => html`<rect class=${index ? "second" : "first"} x=${Math.min(box.x1, box.x2)}
       y=${Math.min(box.y1, box.y2)} width=${Math.abs(box.x2 - box.x1)} height=${Math.abs(box.y2 - box.y1)}
       vector-effect="non-scaling-stroke"><title>${box.label}</title></rect>`));
   return drawn.length > 0 && html`<svg class="boxes" viewBox="0 0 1 1" preserveAspectRatio="none" role="img"
