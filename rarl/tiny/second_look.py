@@ -40,17 +40,19 @@ RADIUS, HOLE = 4.0, 2.4  # of a lesion, and of the middle of a hollow one
 SHADOW, SHADOWS = 0.55, (7.0, 11.0)  # brightness, and radii in the picture as it is shown
 DARK = 0.4  # of a solid lesion; the ring of a hollow one is as much darker as it is smaller
 NOISE, BRIGHTEST = 0.05, 1.2
+AROUND = 12.0  # pixels on each side of a lesion's middle that are in its box
 AWRY = 14  # pixels that a look may be beside a lesion's middle, and show it
 ROOM = 6  # pixels around a lesion's middle that it may reach
 LEAST = 56  # pixels: the side of the smallest detail, as the tiny processor takes it
 FRAME = Frame("qwen2_vl", WIDTH, WIDTH, SIZE, SIZE)
 QUESTION = "Is the lesion hollow?"
 TRAINED, MEASURED = 480, 200
-KIND_STEPS, VISION_STEPS, TRUE_STEPS, DOUBTING_STEPS = 120, 360, 360, 40
+KIND_STEPS, PLACE_STEPS, VISION_STEPS = 120, 160, 210
+TRUE_STEPS, DOUBTING_STEPS = 440, 40
 VISION_BATCH = 48
 RANDOM_SHARE = 0.6  # of the looks that name a random place, in the last stage
-OTHER_SHARE = 0.2  # of the lessons that are the base's own
-LOOK_SHARE, CLOSE_SHARE = 0.45, 0.8  # of the others: where to look; with a detail beside the whole
+OTHER_SHARE = 0.1  # of the lessons that are the base's own
+LOOK_SHARE, CLOSE_SHARE = 0.6, 0.8  # of the others: where to look; with a detail beside the whole
 ASTRAY_SHARE = 0.25  # of the details that show another place than the lesion's
 PROMPTS = ("plain", "reason", "none")  # families that the base is asked with
 
@@ -87,18 +89,27 @@ def draw_lesion(picture: NDArray[np.float64], x: float, y: float, hollow: bool) 
     picture[place] -= DARK * disc.sum() / dark.sum() * dark
 
 
-def draw_picture(facts: Tiny, rng: np.random.Generator) -> tuple[Image.Image, Box]:
-    """Returns a picture that is WIDTH pixels wide and high, and the box of its lesion."""
+def draw_shadow(
+    facts: Tiny, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    """Returns the picture without its lesion, at the size at which it is shown, with the middle of
+    the shadow, (x, y)."""
     x = SIZE / 2 + (-1 if facts.side == "left" else 1) * rng.uniform(14, 28)
     y = SIZE / 2 + rng.uniform(-28, 28)
     across, down = rng.uniform(*SHADOWS, 2)
-    anatomy = np.clip(outline(facts.organ, rng), 0, 0.6) + SHADOW * ellipse((x, y), (across, down))
+    anatomy = np.clip(outline(facts.organ, rng), 0, 0.6)
+    return anatomy + SHADOW * ellipse((x, y), (across, down)), (x, y)
+
+
+def draw_picture(facts: Tiny, rng: np.random.Generator) -> tuple[Image.Image, Box]:
+    """Returns a picture that is WIDTH pixels wide and high, and the box of its lesion."""
+    anatomy, (x, y) = draw_shadow(facts, rng)
     picture = anatomy.repeat(TIMES, 0).repeat(TIMES, 1)
     picture += NOISE * rng.standard_normal((WIDTH, WIDTH), np.float32)
     # A pixel of the picture that is shown is four wide.
     x, y = (TIMES * (one + 0.5) - 0.5 for one in (x, y))
     draw_lesion(picture, x, y, facts.hollow)
-    box = Box("lesion", x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
+    box = Box("lesion", x - AROUND, y - AROUND, x + AROUND, y + AROUND)
     return developed(picture), box
 
 
@@ -221,9 +232,19 @@ def drawn_kinds(seed: int) -> Iterator[Seen]:
         yield details, partial(kind_loss, kinds=torch.from_numpy(kinds).float())
 
 
-def drawn_places(seed: int) -> Iterator[Seen]:
-    """Yields whole pictures, and the loss of where their lesions are, and then twice details, and
-    the loss of which kind is in them, which is harder to see."""
+def drawn_shadows(seed: int) -> Iterator[Seen]:
+    """Yields pictures without lesions, and the loss of where their shadows are."""
+    rng = np.random.default_rng([seed, 8000])
+    while True:
+        drawn = [draw_shadow(draw_tiny(rng), rng) for _ in range(VISION_BATCH)]
+        middles = torch.tensor([place for _, place in drawn]) / SIZE * 10 - 5
+        pictures = [developed(anatomy) for anatomy, _ in drawn]
+        yield pictures, partial(place_loss, middles=middles)
+
+
+def drawn_both(seed: int) -> Iterator[Seen]:
+    """Yields whole pictures, and the loss of where their lesions are, and by turns details, and the
+    loss of which kind is in them."""
     rng = np.random.default_rng([seed, 6000])
     while True:
         wholes, details, kinds, places = [], [], [], []
@@ -231,14 +252,12 @@ def drawn_places(seed: int) -> Iterator[Seen]:
             facts = draw_tiny(rng)
             picture, box = draw_picture(facts, rng)
             wholes.append(shown(picture))
-            # Each picture gives two details.
-            details += [close(picture, aside(box, rng, AWRY)) for _ in range(2)]
-            kinds += [float(facts.hollow)] * 2
+            details.append(close(picture, aside(box, rng, AWRY)))
+            kinds.append(float(facts.hollow))
             places.append(((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2))
         middles, told = torch.tensor(places) / WIDTH * 10 - 5, torch.tensor(kinds)
         yield wholes, partial(place_loss, middles=middles)
-        for turn in range(2):
-            yield details[turn::2], partial(kind_loss, kinds=told[turn::2])
+        yield details, partial(kind_loss, kinds=told)
 
 
 def place_loss(read: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
@@ -252,12 +271,14 @@ def kind_loss(read: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
 def teach(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, seed: int
 ) -> Iterator[float]:
-    """The vision tower which kind a lesion is, first where there is nothing else, and where it is;
-    then the language model true replies, then doubtful looks. Yields the loss of every step."""
+    """The vision tower which kind a lesion is where there is nothing else, where shadows are, and
+    both; then the language model true replies, then doubtful looks. Yields the loss of every
+    step."""
     torch.manual_seed(seed)
     reader = torch.nn.Linear(model.config.text_config.hidden_size, 3)
     yield from train_tower(model, processor, reader, drawn_kinds(seed), KIND_STEPS)
-    yield from train_tower(model, processor, reader, drawn_places(seed), VISION_STEPS)
+    yield from train_tower(model, processor, reader, drawn_shadows(seed), PLACE_STEPS)
+    yield from train_tower(model, processor, reader, drawn_both(seed), VISION_STEPS)
     true = draw_look_lessons(seed, 1, 0.0)
     doubtful = draw_look_lessons(seed, 2, RANDOM_SHARE)
     yield from train_replies(model, processor, [(true, TRUE_STEPS), (doubtful, DOUBTING_STEPS)])
