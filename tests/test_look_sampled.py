@@ -78,7 +78,11 @@ def test_a_run_trains_on_looks_and_is_measured_with_a_second_look(
     write_examples(train, draw_examples(12, 0, "train"))
     write_examples(held, pictures)
     made = [f"run_dir={run}", f"data.train={train}", f"data.eval={{held: {held}}}", *SHORT]
-    made += ["prompts.train={look: 1, reason: 1}", "prompts.eval=reason", "rewards.boxes=0.5"]
+    made += [
+        "prompts.train={look: 1, reason: 1}",
+        "prompts.eval=reason",
+        "rewards={format: 0.2, accuracy: 1, boxes: 0.5}",
+    ]
     made += ["train.steps=2", "rollout.max_model_length=512"]
     done = rarl_here("train", "configs/demo.yaml", *made, pool=pool)
     assert done.returncode == 0, done.stdout + done.stderr

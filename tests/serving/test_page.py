@@ -283,7 +283,7 @@ def test_all_of_it_by_keyboard(
         f"Move to the left: {about}",
         f"Move to the right: {about}",
         f"Remove {about}",
-        *("question", "options", "reference", "boxes", "first", "second", "samples"),
+        *("question", "options", "reference", "boxes", "look", "first", "second", "samples"),
     ]
     assert [page.press(Keys.TAB) for _ in controls] == controls
     page.find("#question").send_keys(examples[2].question, Keys.ENTER)
