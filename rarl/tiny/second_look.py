@@ -40,7 +40,7 @@ RADIUS, HOLE = 4.0, 2.4  # of a lesion, and of the middle of a hollow one
 SHADOW, SHADOWS = 0.55, (7.0, 11.0)  # brightness, and radii in the picture as it is shown
 DARK = 0.4  # of a solid lesion; the ring of a hollow one is as much darker as it is smaller
 NOISE, BRIGHTEST = 0.05, 1.2
-AROUND = 12.0  # pixels on each side of a lesion's middle that are in its box
+AROUND = 11.2  # pixels on each side of a lesion's middle that are in its box: 25 thousandths
 AWRY = 14  # pixels that a look may be beside a lesion's middle, and show it
 ROOM = 6  # pixels around a lesion's middle that it may reach
 LEAST = 56  # pixels: the side of the smallest detail, as the tiny processor takes it
@@ -48,11 +48,11 @@ FRAME = Frame("qwen2_vl", WIDTH, WIDTH, SIZE, SIZE)
 QUESTION = "Is the lesion hollow?"
 TRAINED, MEASURED = 480, 200
 KIND_STEPS, PLACE_STEPS, VISION_STEPS = 120, 160, 210
-TRUE_STEPS, DOUBTING_STEPS = 440, 40
+TRUE_STEPS, DOUBTING_STEPS = 520, 25
 VISION_BATCH = 48
-RANDOM_SHARE = 0.6  # of the looks that name a random place, in the last stage
+RANDOM_SHARE = 0.4  # of the looks that name a random place, in the last stage
 OTHER_SHARE = 0.1  # of the lessons that are the base's own
-LOOK_SHARE, CLOSE_SHARE = 0.6, 0.8  # of the others: where to look; with a detail beside the whole
+LOOK_SHARE, CLOSE_SHARE = 0.65, 0.85  # of the others: where to look; with a detail beside the whole
 ASTRAY_SHARE = 0.25  # of the details that show another place than the lesion's
 PROMPTS = ("plain", "reason", "none")  # families that the base is asked with
 
@@ -172,6 +172,13 @@ def close(picture: Image.Image, box: Box) -> Image.Image:
     return shown(picture.crop(detail))
 
 
+def on_grid(box: Box) -> Box:
+    """Returns the box moved to the next tens of thousandths: few numbers are learnt sooner."""
+    step = WIDTH / 100
+    x, y = (step * round(one / step) for one in (box.x1, box.y1))
+    return Box(box.label, x, y, x + 2 * AROUND, y + 2 * AROUND)
+
+
 def aside(box: Box, rng: np.random.Generator, most: float) -> Box:
     """Returns the box moved by up to `most` pixels each way, as an uncertain look names it."""
     dx, dy = rng.uniform(-most, most, 2)
@@ -197,7 +204,7 @@ def draw_look_lessons(seed: int, stage: int, random_share: float) -> Iterator[Le
                 _, named = draw_picture(draw_tiny(rng), rng)
             family = families[LOOK]
             prompt = question_text(asked, family, family.wordings[0], STYLES[FRAME.family].asked)
-            reply = target_text("look", "", write_boxes([named], FRAME))
+            reply = target_text("look", "", write_boxes([on_grid(named)], FRAME))
             yield Lesson(None, prompt, (shown(picture),), reply)
             continue
         family = families[str(rng.choice(PROMPTS))]
