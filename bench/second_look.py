@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -25,9 +25,9 @@ from rarl.commands.resolve import Setup, resolve
 from rarl.commands.session import Session, open_session
 from rarl.config import load_config
 from rarl.display import Display
-from rarl.evaluation.measurements import marker_of
+from rarl.evaluation.measurements import in_groups, marker_of
 from rarl.evaluation.self_consistency import Sampled, vote
-from rarl.evaluation.ways import AIMS, Way
+from rarl.evaluation.ways import Look, Way
 from rarl.grpo.policy import read_adapter
 from rarl.prompts import LOOK
 from rarl.samples import Sample
@@ -35,7 +35,7 @@ from rarl.samples import Sample
 RECIPE = "configs/recipes/tiny/second_look.yaml"
 DATA, PROMPT, SAMPLES = "second-look", "reason", 5
 TEST = f"data.eval={{{DATA}: rarl.tiny.second_look:write_test}}"
-WAYS = [None, *AIMS]
+WAYS = (None, *get_args(Look))
 
 
 def trained(seed: str, out: Path, settings: list[str]) -> Path:
@@ -48,8 +48,7 @@ def trained(seed: str, out: Path, settings: list[str]) -> Path:
 
 def agreement(samples: list[Sample]) -> float:
     """Returns the mean share of a question's samples that give the majority's answer."""
-    groups = [samples[start : start + SAMPLES] for start in range(0, len(samples), SAMPLES)]
-    return mean(vote(Sampled.of(group)).agreement for group in groups)
+    return mean(vote(Sampled.of(group)).agreement for group in in_groups(samples))
 
 
 def tokens(sample: Sample) -> int:
@@ -62,12 +61,12 @@ def measured(setup: Setup, live: Session, model: str) -> list[list[str]]:
     """Returns a row of the table for each way."""
     display, rows = Display(), []
     for control in WAYS:
-        way = Way(PROMPT, control)  # type: ignore[arg-type]
+        way = Way(PROMPT, control)
         known = marker_of(setup.evaluation, key_of(setup, model, DATA, way)).exists()
         started = time.perf_counter()
         greedy = measure_all(setup, live, model, display, way)[DATA]
         seconds = (time.perf_counter() - started) / len(greedy)
-        several = Way(PROMPT, control, SAMPLES)  # type: ignore[arg-type]
+        several = Way(PROMPT, control, SAMPLES)
         sampled = measure_all(setup, live, model, display, several)[DATA]
         named = [one for one in greedy if one.detail is not None]
         rows.append(

@@ -27,7 +27,7 @@ from rarl.replies.boxes import read_boxes
 from rarl.replies.tags import parse_reply
 from rarl.rollout.pool import SamplerPool
 from rarl.rollout.sampler import SampleRequest, SamplingSettings
-from rarl.schema import Detail, Frame, PreparedExample
+from rarl.schema import Box, Detail, Frame, PreparedExample
 
 LOOK_TOKENS = 64  # enough for a box; a longer reply is cut, and names none
 MARGIN = 0.5  # of the box's longer side, that is shown around it
@@ -74,10 +74,6 @@ def elsewhere(detail: Corners, width: int, aim: Aim, height: int, seed: str) -> 
     return detail
 
 
-def corners_of(detail: Detail) -> Corners:
-    return int(detail.x1), int(detail.y1), int(detail.x2), int(detail.y2)
-
-
 def shown_detail(
     whole: Image.Image, detail: Corners, shown: tuple[int, int], image_processor: Any
 ) -> NDArray[np.uint8]:
@@ -97,24 +93,28 @@ def least_side(image_processor: Any) -> int:
     return math.isqrt(int(image_processor.size["shortest_edge"]) - 1) + 1
 
 
-def named_detail(text: str, frame: Frame, least: int) -> Corners | None:
-    """Returns what is to be shown closely after a reply to `look`: around the first box that it
-    names; None where it names none."""
+def named_box(text: str, frame: Frame) -> Box | None:
+    """Returns the first box that a reply to `look` names; None where it names none."""
     found = read_boxes(parse_reply(text, "look").answer, frame)
-    if not found:
+    return found[0] if found else None
+
+
+def named_detail(text: str, frame: Frame, least: int) -> Corners | None:
+    """Returns what is to be shown closely after a reply to `look`: around the box that it names;
+    None where it names none."""
+    named = named_box(text, frame)
+    if named is None:
         return None
-    return detail_around(found[0].corners, frame.width, frame.height, least)
+    return detail_around(named.corners, frame.width, frame.height, least)
 
 
 @dataclass(frozen=True)
 class Looker:
     """How looks are followed: `plan` asks the question again, with a reply of at most
-    `reply_tokens`. The whole image may have `max_pixels`, and the detail as many.
-    `max_model_length` bounds prompt and reply."""
+    `reply_tokens`. `max_model_length` bounds prompt and reply."""
 
     model_path: str
     plan: PromptPlan
-    max_pixels: int | None
     reply_tokens: int
     max_model_length: int
     aim: Aim = "own"
@@ -140,13 +140,12 @@ class Looker:
     def again(self, first: PreparedExample, detail: Detail | None) -> PreparedExample:
         """Returns the question once more, with the detail beside the whole image where there is
         one. Raises UserError where both do not fit the context."""
-        assert first.original is not None, "a look keeps the image's file"
-        whole = decode_image(first.original)
-        rule, asked = self.processor.image_processor, replace(first.example, images=(b"",))
-        pixels: tuple[NDArray[np.uint8], ...] = (fit_image(whole, rule, self.max_pixels),)
+        asked, pixels = replace(first.example, images=(b"",)), first.pixels
         if detail is not None:
-            asked, shown = with_detail(first.example), (pixels[0].shape[0], pixels[0].shape[1])
-            pixels = (*pixels, shown_detail(whole, corners_of(detail), shown, rule))
+            assert first.original is not None, "a look keeps the image's file"
+            whole, (height, width, _) = decode_image(first.original), first.pixels[0].shape
+            rule, asked = self.processor.image_processor, with_detail(first.example)
+            pixels = (*pixels, shown_detail(whole, detail.corners, (height, width), rule))
         prompt = self.plan(self.processor, asked)
         # The example stays what it was: what is shown besides is told by `detail`.
         prepared = assemble(first.example, prompt, pixels, self.processor)
@@ -177,7 +176,6 @@ def training_looker(config: Config, model_path: str) -> Looker | None:
     return Looker(
         model_path,
         evaluation_prompts(config.prompts),
-        config.data.max_pixels,
         rollout.max_completion_tokens,
         rollout.max_model_length,
     )

@@ -215,7 +215,7 @@ def evaluation_prompts(config: PromptsConfig) -> PromptPlan:
 def looks_of(plan: PromptPlan) -> list[str]:
     """Returns the families that ask where to look and may be drawn."""
     return [
-        name for name in plan.weights if plan.weights[name] and plan.families[name].form == LOOK
+        name for name in plan.weights if plan.weights[name] and plan.families[name].form == "look"
     ]
 
 

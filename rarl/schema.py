@@ -124,11 +124,15 @@ class Detail:
     """What a second look showed beside the whole image: the part of it, in pixels of the image
     file, and what the first look cost, prompt and reply, in tokens."""
 
-    x1: float
-    y1: float
-    x2: float
-    y2: float
+    x1: int
+    y1: int
+    x2: int
+    y2: int
     look_tokens: int
+
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        return self.x1, self.y1, self.x2, self.y2
 
 
 @dataclass(frozen=True)

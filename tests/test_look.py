@@ -18,7 +18,7 @@ from rarl.data.lengths import measured_lengths, training_lengths
 from rarl.data.prepared import PreparedExample, prepare_example
 from rarl.errors import UserError
 from rarl.evaluation.ways import AIMS, Look, Way
-from rarl.look import Looker, corners_of, detail_around, elsewhere, least_side, named_detail
+from rarl.look import Looker, detail_around, elsewhere, least_side, named_detail
 from rarl.prompts import (
     evaluation_prompts,
     imitation_prompts,
@@ -54,7 +54,7 @@ def first_look(processor: Any, example: Example) -> PreparedExample:
 
 
 def looker(model_path: str, **options: Any) -> Looker:
-    return Looker(model_path, evaluation_prompts(LOOKS), None, 32, 512, **options)
+    return Looker(model_path, evaluation_prompts(LOOKS), 32, 512, **options)
 
 
 @given(SIDES, SIDES, PLACES, PLACES, st.floats(1, 300), st.floats(1, 300))
@@ -184,16 +184,16 @@ def test_the_detail_is_the_files_own_pixels_and_the_whole_is_as_before(
     ours = looker(model_path)
     text = "<look>lesion(500,250),(518,268)</look>"
     detail = ours.following(first, text)
-    assert detail is not None and corners_of(detail) == (200, 88, 256, 144)
+    assert detail is not None and detail.corners == (200, 88, 256, 144)
     said = len(processor.tokenizer(text).input_ids) + 1
     assert detail.look_tokens == len(first.prompt_token_ids) + said
     again = ours.again(first, detail)
     assert np.array_equal(again.pixels[0], first.pixels[0])
     assert np.array_equal(again.pixels[1], enlarged(example, (200, 88, 256, 144), 2))
     large = ours.following(first, "<look>lesion(250,250),(500,500)</look>")
-    assert large is not None and corners_of(large) == (56, 56, 280, 280)
+    assert large is not None and large.corners == (56, 56, 280, 280)
     shown = ours.again(first, large).pixels[1]
-    assert np.array_equal(shown, enlarged(example, corners_of(large), 0.5))
+    assert np.array_equal(shown, enlarged(example, large.corners, 0.5))
     assert "Whole image: " in again.prompt.text and "Detail: " in again.prompt.text
     assert again.prompt.wording == "reason/0" and again.example == first.example
     assert again.prompt_token_ids.tolist().count(processor.image_token_id) == 2 * 16

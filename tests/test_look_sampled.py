@@ -43,7 +43,7 @@ def test_looks_are_followed_by_the_question_with_what_lies_there(
 ) -> None:
     """The answers are those that the engines give when asked directly, one for each place."""
     asked = [prepare_example(one, processor, looking_prompts(LOOKS)) for one in pictures[:2]]
-    looker = Looker(model_path, evaluation_prompts(LOOKS), None, 32, 512)
+    looker = Looker(model_path, evaluation_prompts(LOOKS), 32, 512)
     collector = Collector(pool, {}, {}, None, model_path, 512, looker=looker)
     pending = collector.submit(asked, [0, 4], SamplingSettings(4, 1.0, 32), use_adapter=False)
     looks = flatten(pending.result())

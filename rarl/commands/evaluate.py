@@ -292,8 +292,7 @@ def exam_of(setup: Setup, live: Session, name: str, way: Way) -> Exam:
     looker = None
     if way.aim is not None:
         room = config.rollout.max_model_length
-        pixels, path = config.data.max_pixels, setup.model_path
-        looker = Looker(path, prompts, pixels, most, room, way.aim, config.seed)
+        looker = Looker(setup.model_path, prompts, most, room, way.aim, config.seed)
         prompts = looking_prompts(asked_in(config, way))
     preparer = setup.preparer(setup.eval_data[name], prompts, way.control == "blank")
     return Exam(preparer, rows, sampling, config.seed, image_rows, way.control != "text", looker)

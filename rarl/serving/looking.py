@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from rarl.look import LOOK_TOKENS, Corners, least_side, named_detail, shown_detail
+from rarl.look import LOOK_TOKENS, Corners, least_side, named_box, named_detail, shown_detail
 from rarl.prompts import LOOK_LABELS
-from rarl.replies.boxes import STYLES, family_of, read_boxes
-from rarl.replies.tags import parse_reply
+from rarl.replies.boxes import STYLES, family_of
 from rarl.schema import Frame
 from rarl.serving.images import data_urls, png_url, read_images, shown_size
 from rarl.serving.questions import pose, turn_of
@@ -74,17 +73,15 @@ async def look(
 
     async with engines.decoding:
         close = await asyncio.to_thread(cut)
-    told = {"box": named_box(text, frame), "detail": shares(detail, frame), "image": close}
+    named = named_box(text, frame)
+    assert named is not None, "a detail is around a box"
+    box = {"label": named.label, **shares(named.corners, frame)}
+    told = {"box": box, "detail": shares(detail, frame), "image": close}
     return Looked([url, close], LOOK_LABELS, told, usage)
 
 
-def named_box(text: str, frame: Frame) -> dict[str, Any]:
-    """Returns the box that a reply named first, in shares of the image's sides."""
-    first = (read_boxes(parse_reply(text, "look").answer, frame) or ())[0]
-    return {"label": first.label, **shares(first.corners, frame)}
-
-
 def shares(corners: Corners | tuple[float, ...], frame: Frame) -> dict[str, float]:
+    """Returns a place in shares of the image's sides."""
     x1, y1, x2, y2 = corners
     across, down = frame.width, frame.height
     return {"x1": x1 / across, "y1": y1 / down, "x2": x2 / across, "y2": y2 / down}

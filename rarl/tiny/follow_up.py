@@ -27,10 +27,9 @@ from rarl.prompts import question_text, read_families, rederive_text
 from rarl.replies.tags import target_text
 from rarl.schema import Example
 from rarl.tiny import build
-from rarl.tiny.build import draw_lessons
 from rarl.tiny.dataset import draw_examples
 from rarl.tiny.phantoms import ORGANS, SIDES, SIGNS, SIZE, WORLD, ellipse, exposed, outline
-from rarl.tiny.taught import taught_base
+from rarl.tiny.taught import mixed_lessons, taught_base
 from rarl.tiny.training import Lesson, Seen, train_replies, train_tower
 
 LABELS = ("Prior", "New")
@@ -198,16 +197,11 @@ def draw_course(rng: np.random.Generator) -> Course:
 
 
 def draw_follow_up_lessons(seed: int, stage: int, random_share: float) -> Iterator[Lesson]:
-    """Yields lessons without end, a pure function of the arguments. `random_share` of the replies
-    claim a course by lot, in thinking and answer alike; some lessons are the base's own, as
-    uncertain as there."""
-    rng = np.random.default_rng([seed, 3000 + stage])
-    others = draw_lessons(seed, 3000 + stage, build.RANDOM_SHARE)
+    """Returns lessons without end, a pure function of the arguments. `random_share` of the replies
+    claim a course by lot, in thinking and answer alike; some lessons are the base's own."""
     families, names = read_families(), list(build.FAMILIES)
-    while True:
-        if rng.random() < OTHER_SHARE:
-            yield next(others)
-            continue
+
+    def draw(rng: np.random.Generator) -> Lesson:
         course = draw_course(rng)
         pictures = draw_pair(course, rng, str(rng.choice(SIDES)))
         claimed = course
@@ -219,13 +213,14 @@ def draw_follow_up_lessons(seed: int, stage: int, random_share: float) -> Iterat
         if rng.random() < build.TEXT_SHARE:
             # Read from the reasoning, without the pictures.
             prompt = rederive_text(example, claimed.rationale)
-            yield Lesson(None, prompt, (), target_text("answer", "", told["answer"]))
-            continue
+            return Lesson(None, prompt, (), target_text("answer", "", told["answer"]))
         family = families[names[rng.choice(len(names), p=list(build.FAMILIES.values()))]]
         prompt = question_text(example, family, str(rng.choice(family.wordings)))
         reply = target_text(family.form, claimed.rationale, told["answer"])
         shown = tuple(Image.fromarray(one).convert("RGB") for one in pictures)
-        yield Lesson(None, prompt, shown, reply, course.labels)
+        return Lesson(None, prompt, shown, reply, course.labels)
+
+    return mixed_lessons(draw, seed, 3000 + stage, OTHER_SHARE)
 
 
 def drawn_sizes(seed: int) -> Iterator[Seen]:

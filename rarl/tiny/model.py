@@ -22,7 +22,6 @@ from rarl.tiny.phantoms import WORLD
 SPECIAL_TOKENS: list[str] = WORLD["special_tokens"]
 VOCABULARY = 640
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 112 * 112
-IMAGE_TOKENS = 16  # of a 112 x 112 picture: 8 x 8 patches of 14, merged 2 x 2
 IMAGE_SIZE = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
 
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")

@@ -25,9 +25,8 @@ from rarl.replies.boxes import STYLES, boxes_text, write_boxes
 from rarl.replies.tags import target_text
 from rarl.schema import Box, Example, Frame
 from rarl.tiny import build, dataset
-from rarl.tiny.build import draw_lessons
 from rarl.tiny.phantoms import SIDES, SIZE, Domain, Facts, draw_boxed, draw_facts, rationale_for
-from rarl.tiny.taught import taught_base
+from rarl.tiny.taught import mixed_lessons, taught_base
 from rarl.tiny.training import Lesson, Seen, train_replies, train_tower
 
 QUESTIONS: dict[Domain, str] = {
@@ -93,15 +92,11 @@ def write_unseen_test(path: Path, seed: int) -> None:
 
 
 def draw_pointing_lessons(seed: int, stage: int, random_share: float) -> Iterator[Lesson]:
-    """Yields lessons without end, a pure function of the arguments. `random_share` of the replies
-    point at a random place and say so; some lessons are the base's own, as uncertain as there."""
-    rng = np.random.default_rng([seed, 1000 + stage])
-    others = draw_lessons(seed, 1000 + stage, build.RANDOM_SHARE)
+    """Returns lessons without end, a pure function of the arguments. `random_share` of the replies
+    point at a random place and say so; some lessons are the base's own."""
     families = read_families()
-    while True:
-        if rng.random() < OTHER_SHARE:
-            yield next(others)
-            continue
+
+    def draw(rng: np.random.Generator) -> Lesson:
         domain: Domain = "unseen" if rng.random() < build.UNSEEN_SHARE else "seen"
         facts, picture, boxes = draw_lesion(domain, rng)
         claimed, named = facts, boxes
@@ -113,7 +108,9 @@ def draw_pointing_lessons(seed: int, stage: int, random_share: float) -> Iterato
         prompt = question_text(asked, family, wording, STYLES[FRAME.family].asked)
         thinking = rationale_for(replace(claimed, organ=facts.organ))
         reply = target_text(family.form, thinking, write_boxes(named, FRAME))
-        yield Lesson(facts, prompt, (Image.fromarray(picture).convert("RGB"),), reply)
+        return Lesson(facts, prompt, (Image.fromarray(picture).convert("RGB"),), reply)
+
+    return mixed_lessons(draw, seed, 1000 + stage, OTHER_SHARE)
 
 
 def drawn_places(seed: int) -> Iterator[Seen]:

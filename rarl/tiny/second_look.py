@@ -28,10 +28,8 @@ from rarl.prompts import LOOK, LOOK_LABELS, question_text, read_families
 from rarl.replies.boxes import STYLES, write_boxes
 from rarl.replies.tags import target_text
 from rarl.schema import Box, Example, Frame
-from rarl.tiny import build
-from rarl.tiny.build import draw_lessons
 from rarl.tiny.phantoms import ORGANS, SIDES, SIGNS, SIZE, ellipse, outline
-from rarl.tiny.taught import taught_base
+from rarl.tiny.taught import mixed_lessons, taught_base
 from rarl.tiny.training import Lesson, Seen, train_replies, train_tower
 
 TIMES = 4  # that a picture is as wide as it is shown
@@ -186,15 +184,12 @@ def aside(box: Box, rng: np.random.Generator, most: float) -> Box:
 
 
 def draw_look_lessons(seed: int, stage: int, random_share: float) -> Iterator[Lesson]:
-    """Yields lessons without end, a pure function of the arguments. `random_share` of the looks
-    name a random place. Without the lesion in sight, replies claim either kind."""
-    rng = np.random.default_rng([seed, 5000 + stage])
-    others = draw_lessons(seed, 5000 + stage, build.RANDOM_SHARE)
+    """Returns lessons without end, a pure function of the arguments. `random_share` of the looks
+    name a random place. Without the lesion in sight, replies claim either kind. Some lessons are
+    the base's own."""
     families = read_families()
-    while True:
-        if rng.random() < OTHER_SHARE:
-            yield next(others)
-            continue
+
+    def draw(rng: np.random.Generator) -> Lesson:
         facts = draw_tiny(rng)
         picture, box = draw_picture(facts, rng)
         asked = Example("", (b"",), "", QUESTION, facts.answer, "closed")
@@ -205,8 +200,7 @@ def draw_look_lessons(seed: int, stage: int, random_share: float) -> Iterator[Le
             family = families[LOOK]
             prompt = question_text(asked, family, family.wordings[0], STYLES[FRAME.family].asked)
             reply = target_text("look", "", write_boxes([on_grid(named)], FRAME))
-            yield Lesson(None, prompt, (shown(picture),), reply)
-            continue
+            return Lesson(None, prompt, (shown(picture),), reply)
         family = families[str(rng.choice(PROMPTS))]
         prompt = question_text(asked, family, str(rng.choice(family.wordings)))
         pictures: tuple[Image.Image, ...] = (shown(picture),)
@@ -221,7 +215,9 @@ def draw_look_lessons(seed: int, stage: int, random_share: float) -> Iterator[Le
             pictures, labels = (shown(picture), close(picture, spot)), LOOK_LABELS
         claimed = facts if sees else Tiny(facts.organ, facts.side, bool(rng.random() < 0.5))
         reply = target_text(family.form, claimed.rationale, claimed.answer)
-        yield Lesson(None, prompt, pictures, reply, labels)
+        return Lesson(None, prompt, pictures, reply, labels)
+
+    return mixed_lessons(draw, seed, 5000 + stage, OTHER_SHARE)
 
 
 def drawn_kinds(seed: int) -> Iterator[Seen]:

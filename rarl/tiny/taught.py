@@ -14,17 +14,31 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from rarl.files import replacing_folder
 from rarl.tiny import training
+from rarl.tiny.build import RANDOM_SHARE, draw_lessons
 from rarl.tiny.dataset import base_model as shipped_base
+from rarl.tiny.training import Lesson
 
 THREADS = 1  # fixed, since sums depend on how many threads share them
 CACHE = "RARL_CACHE"  # the variable that names another folder than the user's cache
 # Trains a model, from a seed; yields the loss of every step.
 Teaching = Callable[[Qwen2VLForConditionalGeneration, Qwen2VLProcessor, int], Iterator[float]]
+
+
+def mixed_lessons(
+    draw: Callable[[np.random.Generator], Lesson], seed: int, key: int, others: float
+) -> Iterator[Lesson]:
+    """Yields lessons without end, a pure function of the arguments: those that `draw` draws, and as
+    the share `others` those of the base that ships with RARL, as uncertain as there."""
+    rng = np.random.default_rng([seed, key])
+    known = draw_lessons(seed, key, RANDOM_SHARE)
+    while True:
+        yield next(known) if rng.random() < others else draw(rng)
 
 
 def build_base(teaching: Teaching, seed: int, out: Path) -> None:

@@ -97,7 +97,7 @@ def test_it_looks_as_in_a_measurement(model_path: str, processor: Any, example: 
     text = asked["messages"][0]["content"][-1]["text"]
     assert as_turn(processor, text, [""]) == first.prompt.text
     assert (asked["n"], asked["temperature"], asked["max_completion_tokens"]) == (1, 0.0, 64)
-    looker = Looker(model_path, evaluation_prompts(prompts), 1_003_520, 48, 512)
+    looker = Looker(model_path, evaluation_prompts(prompts), 48, 512)
     detail = looker.following(first, NAMED)
     assert detail is not None
     again = looker.again(first, detail)
@@ -110,7 +110,7 @@ def test_it_looks_as_in_a_measurement(model_path: str, processor: Any, example: 
         "label": "lesion",
         **{"x1": 0.5, "y1": 0.25, "x2": pytest.approx(0.518), "y2": pytest.approx(0.268)},
     }
-    corners = (detail.x1, detail.y1, detail.x2, detail.y2)
+    corners = detail.corners
     assert list(found.told["detail"].values()) == [one / 448 for one in corners]
     assert decode_image(example.images[0]).size == (448, 448)
 
