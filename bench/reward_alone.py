@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,32 +24,12 @@ from rich.progress import track
 from rich.table import Table
 from runs import RARL, finished
 
-from rarl.data.parquet import write_examples
 from rarl.evaluation.measurements import finished_measurements, read_finished
-from rarl.prepare.facts import Question, find_facts
 from rarl.samples import Sample
-from rarl.tiny.dataset import draw_examples
 
 WEIGHTS = {"explains": 2.0, "facts": 1.0, "consistency": 1.0, "reasoning": 1.0, "judge": 1.0}
-TRAINED = 960
 DATA = "phantoms-seen"
 SHOWN = 3  # of the thinkings
-
-
-def write_with_facts(path: Path, seed: int) -> None:
-    """Writes the recipe's training questions with what their rationales say as facts."""
-    examples = draw_examples("seen", TRAINED, seed, "train")
-    told = [
-        Question(
-            *(one.image_id, one.organ, one.question, one.answer),
-            given=tuple(filter(None, (one.rationale or "").split(". "))),
-        )
-        for one in examples
-    ]
-    found = zip(examples, find_facts(told, siblings=False), strict=True)
-    write_examples(
-        path, (replace(one, facts=known.facts, other_facts=known.others) for one, known in found)
-    )
 
 
 def train_on(reward: str, run: Path, steps: int, seed: int) -> None:
@@ -58,7 +37,7 @@ def train_on(reward: str, run: Path, steps: int, seed: int) -> None:
     weights = f"rewards={{format: 0.2, {reward}: {WEIGHTS[reward]}}}"
     command = [RARL, "train", "configs/recipes/tiny/rarl.yaml", f"run_dir={run}", weights]
     command += [f"train.steps={steps}", f"train.checkpoint_every={steps}", f"seed={seed}"]
-    command += ["data.train=reward_alone:write_with_facts"] if reward == "facts" else []
+    command += ["data.train=rarl.tiny.dataset:write_train_with_facts"] if reward == "facts" else []
     finished(command)
     finished([RARL, "eval", str(run), "--control", "blank"])
 

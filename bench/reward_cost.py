@@ -4,7 +4,7 @@
 
 Plain reinforcement learning on phantoms, alone and with one reward more, which has the weight 0: it
 is computed and logged and changes nothing, so that every run samples and learns the same, and only
-its seconds differ. Facts are those of `reward_alone.py`. Medians of the steps after the
+its seconds differ. Facts are the sentences of the rationales. Medians of the steps after the
 first four, over rounds in which the order of the runs is turned round.
 """
 
@@ -33,7 +33,7 @@ def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [RARL, "train", "configs/recipes/tiny/rl.yaml", f"run_dir={run}", "data.eval={}"]
-        command += [f"train.steps={STEPS}", "data.train=reward_alone:write_with_facts"]
+        command += [f"train.steps={STEPS}", "data.train=rarl.tiny.dataset:write_train_with_facts"]
         command += [f"rewards.{reward}=0"] if reward else []
         finished(command + overrides)
         lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rarl.data.parquet import write_examples
+from rarl.prepare.facts import Question, find_facts
 from rarl.schema import AnswerType, Box, Example
 from rarl.tiny.phantoms import (
     ORGANS,
@@ -97,12 +99,29 @@ def draw_examples(
     return examples[:count]
 
 
-# What `configs/demo.yaml` names. 960 training questions: the method is meant for a few hundred to a
-# thousand.
+# What `configs/demo.yaml` names. The method is meant for a few hundred to a thousand questions.
+TRAINED = 960
 
 
 def write_train(path: Path, seed: int) -> None:
-    write_examples(path, draw_examples("seen", 960, seed, "train"))
+    write_examples(path, draw_examples("seen", TRAINED, seed, "train"))
+
+
+def write_train_with_facts(path: Path, seed: int) -> None:
+    """Writes the same questions with the sentences of their rationales as facts, beside those of
+    other images, as `rarl prepare` puts them."""
+    examples = draw_examples("seen", TRAINED, seed, "train")
+    told = [
+        Question(
+            *(one.image_id, one.organ, one.question, one.answer),
+            given=tuple(filter(None, (one.rationale or "").split(". "))),
+        )
+        for one in examples
+    ]
+    found = zip(examples, find_facts(told, siblings=False), strict=True)
+    write_examples(
+        path, (replace(one, facts=known.facts, other_facts=known.others) for one, known in found)
+    )
 
 
 def write_seen_test(path: Path, seed: int) -> None:
