@@ -7,7 +7,7 @@
 #             with `make test` what continuous integration runs
 # make test-long   simulations, rebuilds, a short campaign: what seldom changes; before a release
 # make test-2b  the 2B recipe's first two steps at its true size, with random weights, on RARL_VQA_RAD's images; 16 GB, minutes
-#             where the processor computes in bfloat16 (AVX-512 BF16, AMX), an hour and more where it does not
+#             left out where the processor has no instructions for bfloat16 (AVX-512 BF16, AMX)
 # make check  formatting, lint, types
 # make check test   both, beside each other
 # make docs   docs/configuration.md from the comments beside the keys

@@ -32,6 +32,7 @@ from typing import Annotated
 
 import httpx
 import typer
+from cases import computes_bfloat16
 from serving import free_port
 from step import random_2b
 from tree_memory import kind_of, run_watched
@@ -203,6 +204,8 @@ def train_tiny(device: str, run: Path) -> list[str]:
 
 def train_2b(device: str, folder: Path, tokenizer: Path) -> list[str]:
     """A random model, of which no reply ends by itself: the longest replies, so the most memory."""
+    if device == "cpu" and not computes_bfloat16():
+        raise Skipped("this CPU has no bfloat16 instructions, and would take hours")
     random_2b(folder / "2b", tokenizer, IMAGE_TOKENS[device])
     overrides = [f"model.path={folder / '2b'}", "data.train=rarl.tiny.dataset:write_train"]
     overrides += ["train.steps=3", "train.checkpoint_every=3"]

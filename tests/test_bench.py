@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import computes_bfloat16
 from gpu_smoke import benchmarks
 
 from tests.runs import REPOSITORY, environment
@@ -96,7 +97,8 @@ def test_the_update_alone_needs_pytorch_transformers_and_peft_only(tmp_path: Pat
 @pytest.mark.long
 @pytest.mark.engines
 def test_the_smoke_test_passes_without_a_gpu(tmp_path: Path) -> None:
-    """All its steps but the checks of a GPU: 15 GB, and some minutes."""
+    """All its steps but the checks of a GPU, and the 2B model where the CPU cannot: 15 GB, and some
+    minutes."""
     out = tmp_path / "smoke.txt"
     script = ("bench/gpu_smoke.py", "--device", "cpu", "--out", str(out))
     done = run_script(*script, timeout=3600)
@@ -104,8 +106,9 @@ def test_the_smoke_test_passes_without_a_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, report
     assert report.endswith("PASS\n")
     verdicts = re.findall(r"^(pass|fail|skip)  ", report, flags=re.MULTILINE)
-    assert verdicts == ["pass", "skip", *["pass"] * 5]
-    assert report.count("mismatch of sampler and policy: mean") == 2
+    able = computes_bfloat16()
+    assert verdicts == ["pass", "skip", "pass", "pass" if able else "skip", *["pass"] * 3]
+    assert report.count("mismatch of sampler and policy: mean") == 1 + able
     assert "MiB private, train worker:" in report
 
 

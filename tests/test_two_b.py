@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import computes_bfloat16
 from safetensors.torch import load_file
 from step import random_2b
 from transformers import AutoProcessor, Qwen2TokenizerFast
@@ -41,6 +42,7 @@ OTHER_IMAGES = 2  # beside the first, of a question about three
 
 @pytest.mark.long
 @pytest.mark.engines
+@pytest.mark.skipif(not computes_bfloat16(), reason="this CPU has no bfloat16 instructions")
 def test_the_2b_recipe_trains_on_real_images(
     vqa_rad: Path, model_path: str, tmp_path: Path
 ) -> None:
