@@ -158,11 +158,11 @@ def explain(
 ) -> None:
     """Asks a teacher for explanations of the reference answers, and keeps the sound ones. See
     docs/rationales.md."""
-    from rarl.commands.explain import Request
+    from rarl.commands.explain import ExplainRequest
     from rarl.commands.explain import explain as explain_data
 
     display = open_display()
-    request = Request(
+    request = ExplainRequest(
         data=data,
         out=out,
         teacher=teacher,

@@ -180,7 +180,7 @@ class Display:
         self.parts(group_parts(summary))
         for name, change in summary["difference"].items():
             if change["clear"] and change["form"]["mostly"]:
-                self.note(f"{name}: {in_words(change)}")
+                self.note(f"{name}: {change_in_words(change)}")
 
     def measured(self, way: str, summary: dict[str, Any]) -> None:
         """Prints one way of measuring: accuracy as in `results`, or the options' likelihood."""
@@ -308,7 +308,7 @@ class Display:
                 self.table(part)
 
 
-def in_words(change: dict[str, Any]) -> str:
+def change_in_words(change: dict[str, Any]) -> str:
     """Returns what of a difference is form."""
     form = change["form"]
     told = (

@@ -95,7 +95,7 @@ def validated(
     # a typo also leaves a key missing
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     key = ".".join(map(str, first["loc"]))
-    if identity(first) not in map(identity, errors_in(section, tree)):
+    if place_and_kind(first) not in map(place_and_kind, errors_in(section, tree)):
         set_by = {one: one.partition("=")[0] for one in overrides}
         near = [one for one, its in set_by.items() if is_within(key, its) or is_within(its, key)]
         named = f"override {', '.join(map(repr, near or set_by))}"
@@ -110,7 +110,7 @@ def errors_in(section: type[BaseModel], tree: dict[str, Any]) -> list[ErrorDetai
     return []
 
 
-def identity(error: ErrorDetails) -> tuple[Any, ...]:
+def place_and_kind(error: ErrorDetails) -> tuple[Any, ...]:
     """Returns what two errors share that are one mistake; a group's other keys may differ."""
     given = error["input"]
     return error["loc"], error["msg"], None if isinstance(given, dict) else repr(given)

@@ -24,7 +24,7 @@ from rarl.replies.tricks import without_answers
 from rarl.replies.words import same_words
 from rarl.rewards.thinking import SIBLINGS
 from rarl.rollout.pool import PendingRollouts, PendingScores, SamplerPool
-from rarl.rollout.sampler import SampleRequest, SamplingSettings, ScoreRequest
+from rarl.rollout.sampler import LikelihoodRequest, SampleRequest, SamplingSettings
 from rarl.samples import Sample
 from rarl.schema import Answered, Detail, Example, Explained, PreparedExample, ReplyForm
 
@@ -81,7 +81,7 @@ class Reader:
         readings: list[tuple[Sample, list[Pair]]] = []
         # Equal thinkings are read once for an answer: what is asked alike of two images may have
         # another answer there.
-        choices: dict[Key, ScoreRequest] = {}
+        choices: dict[Key, LikelihoodRequest] = {}
         prompts: dict[str, str | None] = {}
         for one in samples:
             if not one.reply.thinking:
@@ -103,7 +103,7 @@ class Reader:
                 pair = (shown, replies[0]), (bare, replies[0])
                 pairs.append(pair)
                 for key in pair:
-                    choices.setdefault(key, ScoreRequest(key[0] + OPENING, (), replies))
+                    choices.setdefault(key, LikelihoodRequest(key[0] + OPENING, (), replies))
             readings.append((one, pairs))
         return Explanations(readings, Likelihoods(self.pool, choices))
 
@@ -157,7 +157,7 @@ def read_language(pool: SamplerPool, samples: Sequence[Sample]) -> Language:
     """Asks the base model for the log-probs of each thinking after its prompt without the image.
     Of a reply that is not well formed, the whole text is taken for one."""
     requests = [
-        ScoreRequest(without_images(one.prompt.text) + THINKING, (), [f">{thinking_of(one)}"])
+        LikelihoodRequest(without_images(one.prompt.text) + THINKING, (), [f">{thinking_of(one)}"])
         for one in samples
     ]
     return Language(list(samples), pool.score(requests, use_adapter=False))
@@ -175,7 +175,7 @@ class Likelihoods:
     """Probabilities in flight: of the first of several replies among them (one generated
     token tells), or of the only one, whose tokens are read."""
 
-    def __init__(self, pool: SamplerPool, choices: Mapping[Key, ScoreRequest]) -> None:
+    def __init__(self, pool: SamplerPool, choices: Mapping[Key, LikelihoodRequest]) -> None:
         self.closed = {key: one for key, one in choices.items() if len(one.replies) > 1}
         self.open = {key: one for key, one in choices.items() if len(one.replies) == 1}
         self.shares = pool.weigh(list(self.closed.values()), use_adapter=False)
@@ -210,7 +210,7 @@ class Explanations:
 
 
 @dataclass(frozen=True)
-class Followed:
+class AnswersAfterLooks:
     """Answers after looks, in flight: looks at the same detail of a prompt share theirs."""
 
     looks: list[list[Sample]]
@@ -227,7 +227,7 @@ class Followed:
 
 def follow_looks(
     pool: SamplerPool, looker: Looker, looks: Sequence[Sample], use_adapter: bool
-) -> Followed:
+) -> AnswersAfterLooks:
     """Asks the question greedily after each look that names a place; one that names none is left
     without an answer. Raises UserError where an image and its detail do not fit the context."""
     asked: dict[tuple[int, Detail], list[Sample]] = {}
@@ -246,10 +246,10 @@ def follow_looks(
     requests = [SampleRequest(one.prompt.text, one.pixels) for one in prompts]
     sampling = SamplingSettings(1, 0.0, looker.reply_tokens)
     pending = pool.submit(requests, sampling, use_adapter)
-    return Followed(list(asked.values()), [one.prompt.form for one in prompts], pending)
+    return AnswersAfterLooks(list(asked.values()), [one.prompt.form for one in prompts], pending)
 
 
-Reading = Rederived | Explanations | Language | Followed
+Reading = Rederived | Explanations | Language | AnswersAfterLooks
 
 
 def possible_replies(example: Example) -> list[str]:

@@ -203,7 +203,7 @@ class Score:
     rewards: dict[str, float | None] = field(default_factory=dict)
 
 
-Part = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ class Verdict:
 
     status: Literal["scored", "unparsable", "unreachable"]
     correctness: Annotated[float, Field(ge=0, le=3)] | None = None
-    factuality: Part | None = None
-    completeness: Part | None = None
-    relevance: Part | None = None
+    factuality: Fraction | None = None
+    completeness: Fraction | None = None
+    relevance: Fraction | None = None
     reason: str = ""
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from rarl.judge.candidate import Candidate
-from rarl.judge.card import Share
+from rarl.judge.card import JudgedShare
 from rarl.judge.card_set import QUESTIONS, build_cells
 from rarl.judge.judge import Judge, counted
 from rarl.judge.rubric import unparsable, unreachable
@@ -135,7 +135,7 @@ def dice(candidate: Candidate, verdict: Verdict, before: int) -> Verdict:
     return Verdict("scored", float(rng.integers(0, 4)), factuality, completeness, relevance)
 
 
-def value(share: Share | None) -> float:
+def value(share: JudgedShare | None) -> float:
     assert share is not None
     assert share.low <= share.value + 1e-12 and share.value <= share.high + 1e-12
     return share.value

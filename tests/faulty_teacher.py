@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from rarl.commands.explain import Request
+from rarl.commands.explain import ExplainRequest
 from rarl.data.images import png_bytes
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.rationales.explain import Explainer
@@ -216,9 +216,9 @@ class Bench:
         explainer.look_up(cache)
         return explainer, teacher
 
-    def request(self, **changes: Any) -> Request:
+    def request(self, **changes: Any) -> ExplainRequest:
         out = self.folder / "out"
-        request = Request(self.data.path, out, self.url, "m", 3, False, None, 8, None)
+        request = ExplainRequest(self.data.path, out, self.url, "m", 3, False, None, 8, None)
         return replace(request, **changes)
 
 

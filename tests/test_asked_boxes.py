@@ -17,7 +17,7 @@ from rarl.data.images import png_bytes
 from rarl.prompts import as_turn, evaluation_prompts, plain_prompt
 from rarl.replies.boxes import STYLES, family_of, write_boxes
 from rarl.schema import Box, Frame
-from rarl.serving.asking import Model, frame_of, named_boxes, read_answer
+from rarl.serving.asking import AskedModel, named_boxes, read_answer, sent_frame
 from rarl.serving.images import data_urls
 from rarl.serving.questions import pose
 from rarl.serving.requests import NamedImage
@@ -56,7 +56,7 @@ def test_boxes_come_in_shares_of_the_sides(
     shown = Image.open(io.BytesIO(encoded)).size
     box = Box("mass", width / 4, height / 2, width / 2, height * 3 / 4)
     answer = write_boxes([box], Frame(family, width, height, *shown))
-    frame = frame_of(family, url)
+    frame = sent_frame(family, url)
     found = named_boxes(answer, frame)
     assert found is not None
     [one] = found
@@ -73,7 +73,7 @@ def test_samples_agree_where_they_point_at_the_same() -> None:
     """Two of three point at the same with other numbers."""
     config = PromptsConfig()
     families = evaluation_prompts(config).families
-    model = Model("base", "base", None, families["none"], families["look"], None)
+    model = AskedModel("base", "base", None, families["none"], families["look"], None)
     frame = Frame("qwen2_vl", 1, 1, 112, 112)
     elsewhere, here, near = "(700,700),(900,900)", "(100,100),(300,300)", "(110,95),(300,310)"
     replies = [f"<answer>mass{corners}</answer>" for corners in (elsewhere, here, near)]

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from rarl.errors import UserError
 from rarl.evaluation.claims import (
-    Measured,
+    MeasuredLead,
     Pairs,
     check_claims,
     compare_pairs,
     verdict,
 )
-from rarl.evaluation.lines import Claim, Compared, ComparedLine, Line, models_of
+from rarl.evaluation.lines import Compared, ComparedLine, ComparedModel, PaperClaim, models_of
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.report import write_report
 from rarl.keys import validated
@@ -32,7 +32,7 @@ QUESTIONS = 60
 TITLES = {"sft": "SFT", "rarl": "RARL"}
 
 
-def claim(**changes: Any) -> Claim:
+def claim(**changes: Any) -> PaperClaim:
     known: dict[str, Any] = {
         "sentence": 8,
         "says": "s",
@@ -40,7 +40,7 @@ def claim(**changes: Any) -> Claim:
         "against": "SFT",
         "metric": "accuracy",
     }
-    return Claim(**known | {"data": ["here"]} | changes)
+    return PaperClaim(**known | {"data": ["here"]} | changes)
 
 
 def replies(right: Sequence[bool], data: str = "here") -> list[Sample]:
@@ -55,7 +55,7 @@ def share(of_ten: int, shift: int = 0) -> list[bool]:
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> list[Line]:
+def lines(tmp_path: Path) -> list[ComparedModel]:
     """Two seeds on two data sets. Of ten right: here the base 3, SFT 4 and RARL 8; there the base
     and SFT 5 and RARL 5, other ones than SFT."""
     made = []
@@ -69,11 +69,11 @@ def lines(tmp_path: Path) -> list[Line]:
                 for data, right in own.items():
                     key = Measurement(label, data, "reason")
                     write_measurement(folder, key, replies(right, data))
-        made.append(Line(name, folders, "reason"))
+        made.append(ComparedModel(name, folders, "reason"))
     return made
 
 
-def test_points_and_per_cent_with_their_intervals(lines: list[Line]) -> None:
+def test_points_and_per_cent_with_their_intervals(lines: list[ComparedModel]) -> None:
     models = models_of(lines)
     points, percent, both, base = check_claims(
         [
@@ -97,12 +97,14 @@ def test_points_and_per_cent_with_their_intervals(lines: list[Line]) -> None:
     assert row["by"] == "RARL − SFT, accuracy on here"
 
 
-def test_what_is_missing_is_named_and_what_no_table_answers_is_said(lines: list[Line]) -> None:
+def test_what_is_missing_is_named_and_what_no_table_answers_is_said(
+    lines: list[ComparedModel],
+) -> None:
     told = [
         claim(data=["here", "elsewhere"]),
         claim(metric="judged_accuracy"),
         claim(model="RARL without this"),
-        Claim(sentence=1, says="Models are coming."),
+        PaperClaim(sentence=1, says="Models are coming."),
         claim(metric="train_seconds", data=[], unit="percent", less=True),
     ]
     verdicts = [one.verdict for one in check_claims(told, models_of(lines), {})]
@@ -141,9 +143,9 @@ def test_seconds_of_training_are_compared_seed_by_seed() -> None:
     ],
 )
 def test_verdicts(low: float, high: float, claimed: float | None, less: bool, told: str) -> None:
-    found = Measured((low + high) / 2, low, high, 100, 100)
+    found = MeasuredLead((low + high) / 2, low, high, 100, 100)
     assert verdict(claim(claimed=claimed, less=less), found) == told
-    few = Measured(found.value, low, high, 19, 19)
+    few = MeasuredLead(found.value, low, high, 19, 19)
     assert verdict(claim(claimed=claimed, less=less), few) == "fewer than 20 questions"
 
 
@@ -195,10 +197,12 @@ def test_intervals_cover_the_truth() -> None:
 def test_mistakes_in_a_claim_are_named(changes: dict[str, Any], message: str) -> None:
     tree = {"sentence": 1, "says": "s", "metric": "accuracy", "model": "a", "against": "b"}
     with pytest.raises(UserError, match=re.escape(message)):
-        validated(Claim, tree | {"data": ["x"]} | changes, (), "file.yaml")
+        validated(PaperClaim, tree | {"data": ["x"]} | changes, (), "file.yaml")
 
 
-def test_the_table_is_in_the_report_of_a_comparison(tmp_path: Path, lines: list[Line]) -> None:
+def test_the_table_is_in_the_report_of_a_comparison(
+    tmp_path: Path, lines: list[ComparedModel]
+) -> None:
     for line in lines:
         for folder in line.folders.values():
             config = {
@@ -213,7 +217,7 @@ def test_the_table_is_in_the_report_of_a_comparison(tmp_path: Path, lines: list[
         ComparedLine(title=line.title, prompt="reason", runs=own)
         for line, own in zip(lines, runs, strict=True)
     ]
-    claims = [claim(claimed=30.0, says="It is <better>."), Claim(sentence=1, says="Coming.")]
+    claims = [claim(claimed=30.0, says="It is <better>."), PaperClaim(sentence=1, says="Coming.")]
     Compared(reference="RARL", lines=made, claims=claims).write(tmp_path)
     page = write_report(tmp_path).read_text()
     table = page.split('id="claims"')[1].split("</section>")[0]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from rarl.cli import app
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.floors import Question, majority_answers, nearest_answers
+from rarl.prepare.floors import FloorQuestion, majority_answers, nearest_answers
 from rarl.prepare.show import show_dataset
 from tests.pictures import write_folder
 
@@ -43,7 +43,7 @@ def test_texts_in_brackets_are_shown_as_they_are(
 def test_questions_without_a_word_have_floors_too(tmp_path: Path) -> None:
     assert list(show_dataset(prepared(tmp_path, question="?")))
     train, asked = (
-        [Question(text, a, "open", a) for text, a in zip(texts, "ab", strict=True)]
+        [FloorQuestion(text, a, "open", a) for text, a in zip(texts, "ab", strict=True)]
         for texts in (("?", "!"), ("?", "What?"))
     )
     assert nearest_answers(train, asked) == ["a", "a"]
@@ -52,12 +52,12 @@ def test_questions_without_a_word_have_floors_too(tmp_path: Path) -> None:
 def test_the_majority_answer_is_by_type_and_among_the_options_that_are_offered() -> None:
     answers = [("closed", "No."), ("closed", "no"), ("closed", "yes"), ("choice", "lung")]
     answers += [("choice", "heart"), ("choice", "heart"), ("choice", "liver")]
-    train = [Question("q", answer, kind, "i") for kind, answer in answers]
+    train = [FloorQuestion("q", answer, kind, "i") for kind, answer in answers]
     asked = [
-        Question("q", "yes", "closed", "i"),
-        Question("q", "lung", "choice", "i", ["lung", "heart"]),
-        Question("q", "lung", "choice", "i", ["spleen", "lung"]),
-        Question("q", "left", "open", "i"),
+        FloorQuestion("q", "yes", "closed", "i"),
+        FloorQuestion("q", "lung", "choice", "i", ["lung", "heart"]),
+        FloorQuestion("q", "lung", "choice", "i", ["spleen", "lung"]),
+        FloorQuestion("q", "left", "open", "i"),
     ]
     assert majority_answers(train, asked) == ["No.", "heart", "lung", None]
 

@@ -15,7 +15,7 @@ import pytest
 from rarl.config import RewardConfig
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
-from rarl.prepare.facts import OTHERS, Question, find_facts
+from rarl.prepare.facts import OTHERS, FactQuestion, find_facts
 from rarl.prepare.sources.folder import read_facts
 from rarl.prepare.statements import state
 from rarl.rewards.facts import facts_reward
@@ -32,7 +32,7 @@ def sentence(question: str, answer: str) -> str | None:
 
 def facts_of(*asked: tuple[str, str], organ: str | None = None) -> list[list[str]]:
     """The facts of each of these questions, which are all about one image."""
-    questions = [Question("image", organ, question, answer) for question, answer in asked]
+    questions = [FactQuestion("image", organ, question, answer) for question, answer in asked]
     return [list(known.facts) for known in find_facts(questions, siblings=True)]
 
 
@@ -114,11 +114,11 @@ def test_no_fact_tells_the_answer(asked: tuple[str, str], told: tuple[str, str])
 
 def test_facts_are_of_the_same_image_and_agree() -> None:
     questions = [
-        Question("a", None, "Is there a mass?", "yes"),
-        Question("a", None, "Is the trachea deviated?", "yes"),
-        Question("a", None, "Is the trachea deviated?", "no"),
-        Question("a", None, "Are the ribs intact?", "yes"),
-        Question("b", None, "Is there a fracture?", "yes"),
+        FactQuestion("a", None, "Is there a mass?", "yes"),
+        FactQuestion("a", None, "Is the trachea deviated?", "yes"),
+        FactQuestion("a", None, "Is the trachea deviated?", "no"),
+        FactQuestion("a", None, "Are the ribs intact?", "yes"),
+        FactQuestion("b", None, "Is there a fracture?", "yes"),
     ]
     found = find_facts(questions, siblings=True)
     assert found[0].facts == ("The ribs are intact.",)
@@ -130,7 +130,9 @@ def test_facts_are_of_the_same_image_and_agree() -> None:
 def test_other_images_are_of_the_organ_and_tell_no_answer() -> None:
     """Each another image, whose facts are those that the row might have had itself."""
     questions = [
-        Question(f"{organ}-{image}", organ, f"Is there {finding}?", "no" if image % 2 else "yes")
+        FactQuestion(
+            f"{organ}-{image}", organ, f"Is there {finding}?", "no" if image % 2 else "yes"
+        )
         for organ in ("chest", "head")
         for image in range(9)
         for finding in ("a mass", "a fracture", "an effusion")
@@ -158,9 +160,9 @@ def test_who_always_says_the_same_earns_nothing(said: str) -> None:
         for finding, share in shares.items():
             if draw.random() < 0.6:
                 answer = "yes" if draw.random() < share else "no"
-                questions.append(Question(str(image), "chest", f"Is there {finding}?", answer))
+                questions.append(FactQuestion(str(image), "chest", f"Is there {finding}?", answer))
         view = "PA" if draw.random() < 0.8 else "lateral"
-        questions.append(Question(str(image), "chest", "What view was taken?", view))
+        questions.append(FactQuestion(str(image), "chest", "What view was taken?", view))
     sentences = {"no": "There is no {}.", "yes": "There is {}. The view taken is PA."}
     text = " ".join(sentences[said].format(finding) for finding in shares)
     known = [one for one in find_facts(questions, siblings=True) if one.facts]

@@ -18,7 +18,7 @@ import yaml
 
 from rarl.adapters.origin import WEIGHTS, read_origin
 from rarl.commands.compare import Task
-from rarl.commands.federate import Plan, federate, read_plan
+from rarl.commands.federate import FoundFederation, federate, read_plan
 from rarl.config import Config, dump_config
 from rarl.data.mixture import read_mixture
 from rarl.data.parquet import ParquetRows, write_examples
@@ -62,7 +62,7 @@ def wanted_by(task: Task) -> Config:
     return config
 
 
-def train(folder: Path, plan: Plan, what: list[str], model_path: str, seed: int) -> None:
+def train(folder: Path, plan: FoundFederation, what: list[str], model_path: str, seed: int) -> None:
     """Leaves a run directory as the training `what` leaves it, with another adapter."""
     write_run(folder, model_path, seed, tokens=10 + seed)
     (config,) = (wanted_by(one) for one in plan.tasks() if one.arguments[1:] == what)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rarl.data.parquet import write_examples
 from rarl.evaluation.ways import floors_of
-from rarl.prepare.floors import Question
+from rarl.prepare.floors import FloorQuestion
 from rarl.prepare.followed import follow, follow_lines, follows, group_columns, question_answers
 from rarl.prepare.leaks import check_datasets
 from rarl.prepare.show import show_dataset
@@ -22,7 +22,7 @@ from tests.records import reply_to
 QUESTIONS = ("Is there a mass?", "Is there an effusion?", "Is a rib broken?")
 
 
-def draw(rng: np.random.Generator, images: int, site_says: float, name: str) -> list[Question]:
+def draw(rng: np.random.Generator, images: int, site_says: float, name: str) -> list[FloorQuestion]:
     """One to three questions about each image, of three sites of different size. With `site_says`
     0 answers follow the question alone, with 1 the site alone."""
     drawn = []
@@ -33,7 +33,7 @@ def draw(rng: np.random.Generator, images: int, site_says: float, name: str) -> 
             by_site = rng.random() < site_says
             yes = site != "A" if by_site else rng.random() < 0.3 + 0.2 * QUESTIONS.index(question)
             drawn.append(
-                Question(
+                FloorQuestion(
                     question=str(question),
                     answer="yes" if yes else "no",
                     answer_type="closed",
@@ -62,11 +62,11 @@ def test_answers_that_follow_the_site_are_flagged_and_others_are_not() -> None:
 def test_what_a_site_is_worth_is_counted_by_hand() -> None:
     """At A the answer is yes, at B no; both are asked the same, and most are of A."""
     train = [
-        Question("Mass?", "yes" if site == "A" else "No.", "closed", f"t{i}", site=site)
+        FloorQuestion("Mass?", "yes" if site == "A" else "No.", "closed", f"t{i}", site=site)
         for i, site in enumerate("AAAAAAAABBBBB")
     ]
     test = [
-        Question("mass", "yes" if site == "A" else "no", "closed", f"x{i}", site=site)
+        FloorQuestion("mass", "yes" if site == "A" else "no", "closed", f"x{i}", site=site)
         for i, site in enumerate("AAAABBBBBB")
     ]
     assert question_answers(train, test) == ["yes"] * 10
@@ -87,7 +87,7 @@ def test_what_a_site_is_worth_is_counted_by_hand() -> None:
 def test_of_a_question_with_options_the_answer_is_one_of_them() -> None:
     options = ["lung", "heart", "liver"]
     train = [
-        Question(
+        FloorQuestion(
             "Organ?", "heart" if i < 8 else "lung", "choice", f"{i}", options, site="AB"[i > 7]
         )
         for i in range(14)
@@ -98,11 +98,12 @@ def test_of_a_question_with_options_the_answer_is_one_of_them() -> None:
 
 def test_a_patient_is_served_once_however_many_the_questions() -> None:
     train = [
-        Question("Mass?", "yes" if site == "A" else "no", "closed", f"t{i}", site=site)
+        FloorQuestion("Mass?", "yes" if site == "A" else "no", "closed", f"t{i}", site=site)
         for i, site in enumerate("AAAAAAAABBBBB")
     ]
     test = [
-        Question("Mass?", "no", "closed", f"x{i}", patient=f"p{i % 2}", site="B") for i in range(8)
+        FloorQuestion("Mass?", "no", "closed", f"x{i}", patient=f"p{i % 2}", site="B")
+        for i in range(8)
     ]
     found = follow(train, test, "site")
     assert found is not None and found.p == pytest.approx(0.25), "two patients"
@@ -116,7 +117,7 @@ def test_columns_that_go_with_the_question_are_not_looked_at() -> None:
     assert [one.column for one in follows({"train": typed})] == ["site"], "held out by itself"
 
 
-def example_of(one: Question, number: int) -> Example:
+def example_of(one: FloorQuestion, number: int) -> Example:
     return Example(
         id=str(number),
         images=(picture(number),),

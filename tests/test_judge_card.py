@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from rarl.errors import UserError
-from rarl.judge.card import JudgeCard, Share, main_table, share_of
+from rarl.judge.card import JudgeCard, JudgedShare, main_table, share_of
 from rarl.judge.card_measure import Judged, balanced, cohens_kappa, measure_judge, verdicts_needed
 from rarl.judge.card_set import HOSTILE, QUESTIONS, build_twins, extra_candidates, reverse_options
 from rarl.judge.rules import RulesJudge, judge_by_rules
@@ -231,9 +231,9 @@ def test_balanced_accuracy_of_unequal_classes() -> None:
 def test_intervals_resample_questions() -> None:
     assert share_of([]) is None
     one = share_of([(0.0, "a"), (1.0, "a")])
-    assert one == Share(0.5, 0.5, 0.5, 2)
+    assert one == JudgedShare(0.5, 0.5, 0.5, 2)
     two = share_of([(0.0, "a"), (0.0, "a"), (1.0, "b"), (1.0, "b")])
-    assert two == Share(0.5, 0.0, 1.0, 4)
+    assert two == JudgedShare(0.5, 0.0, 1.0, 4)
 
 
 def test_too_few_repeats() -> None:

@@ -19,7 +19,16 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from rarl.adapters.merging import A, Adapter, B, as_adapter, average, cut, distance, weighted_sum
+from rarl.adapters.merging import (
+    A,
+    B,
+    PeftAdapter,
+    as_adapter,
+    average,
+    cut,
+    distance,
+    weighted_sum,
+)
 from rarl.adapters.origin import FILE, Origin, read_origin
 from rarl.config import LoraConfig
 from rarl.data.parquet import write_examples
@@ -37,16 +46,16 @@ Matrix = NDArray[np.float64]
 
 def random_adapter(
     rng: np.random.Generator, sizes: Sequence[tuple[int, int]], rank: int, alpha: int
-) -> Adapter:
+) -> PeftAdapter:
     """An adapter on layers of these widths (in, out), as large as trained ones are."""
     arrays = {}
     for place, (wide, high) in enumerate(sizes):
         arrays[f"layer.{place}{A}"] = rng.normal(0, 0.3, (rank, wide)).astype(np.float32)
         arrays[f"layer.{place}{B}"] = rng.normal(0, 0.3, (high, rank)).astype(np.float32)
-    return Adapter(arrays, {"r": rank, "lora_alpha": alpha, "bias": "none"})
+    return PeftAdapter(arrays, {"r": rank, "lora_alpha": alpha, "bias": "none"})
 
 
-def dense(adapter: Adapter) -> dict[str, Matrix]:
+def dense(adapter: PeftAdapter) -> dict[str, Matrix]:
     """The whole change of each layer, by its definition."""
     scale = adapter.config["lora_alpha"] / adapter.config["r"]
     arrays = {name: array.astype(np.float64) for name, array in adapter.arrays.items()}
@@ -190,7 +199,7 @@ def test_ranks_grow_exactly_and_are_cut_back(
     exact, small = tmp_path / "exact", tmp_path / "small"
     done = rarl_here("merge", *sites, other, "--out", exact, "--exact", "--weights", "1,1,2")
     assert done.returncode == 0, done.stderr
-    whole = Adapter(*read_adapter(exact))
+    whole = PeftAdapter(*read_adapter(exact))
     assert whole.rank == 20 and "model.lora.rank=20" in done.stdout
     parts = [dense(read_member(str(one)).adapter) for one in (*sites, other)]
     for layer, change in dense(whole).items():
@@ -202,7 +211,9 @@ def test_ranks_grow_exactly_and_are_cut_back(
     origin = read_origin(small)
     assert origin and origin.merged == "svd" and origin.distance is not None
     assert (read_origin(exact) or origin).weighted_by == "hand"
-    off = norm_of({k: v - dense(Adapter(*read_adapter(small)))[k] for k, v in dense(whole).items()})
+    off = norm_of(
+        {k: v - dense(PeftAdapter(*read_adapter(small)))[k] for k, v in dense(whole).items()}
+    )
     assert origin.distance == pytest.approx(off / norm_of(dense(whole)), rel=1e-4)
     with pytest.raises(UserError, match=r"its rank is 20; set model\.lora\.rank to it"):
         resolve_adapter(str(exact), LoraConfig())
@@ -264,9 +275,9 @@ def test_what_cannot_be_merged_is_refused_in_one_line(
     refused(dora, "use_dora is set", "only plain LoRA is merged")
     few = tmp_path / "few"
     shutil.copytree(sites[1], few)
-    adapter = Adapter(*read_adapter(few / "adapter"))
+    adapter = PeftAdapter(*read_adapter(few / "adapter"))
     kept = {name: one for name, one in adapter.arrays.items() if "q_proj" in name}
-    Adapter(kept, adapter.config).save(few / "adapter")
+    PeftAdapter(kept, adapter.config).save(few / "adapter")
     refused(few, "they have different targets: only one changes", "layers.0")
     with pytest.raises(UserError, match="it is on q_proj, and RARL's adapters are on q_proj, k_p"):
         require_fitting_adapter("few", few / "adapter", model_path)

@@ -16,7 +16,7 @@ from rarl.evaluation.probe import (
     AGREEMENT,
     Estimates,
     Probe,
-    Share,
+    ProbedShare,
     advise,
     agreement_of,
     alike,
@@ -155,11 +155,11 @@ PART = Estimates(
     kind="all",
     questions=64,
     images=40,
-    greedy=Share(0.5, 0.4, 0.6),
-    right=Share(0.45, 0.4, 0.5),
-    passes={1: Share(0.45, 0.4, 0.5), 16: Share(0.9, 0.8, 0.95)},
-    well_formed=Share(0.98, 0.9, 1.0),
-    mixed=Share(0.6, 0.5, 0.7),
+    greedy=ProbedShare(0.5, 0.4, 0.6),
+    right=ProbedShare(0.45, 0.4, 0.5),
+    passes={1: ProbedShare(0.45, 0.4, 0.5), 16: ProbedShare(0.9, 0.8, 0.95)},
+    well_formed=ProbedShare(0.98, 0.9, 1.0),
+    mixed=ProbedShare(0.6, 0.5, 0.7),
     without_spread=None,
     agreement=None,
 )
@@ -169,10 +169,10 @@ PART = Estimates(
     ("changes", "floors", "advice", "reason"),
     [
         ({}, {}, "rl", "90 % once in 16"),
-        ({"well_formed": Share(0.006, 0, 0.02)}, {}, "form", "only 1 % of the replies"),
+        ({"well_formed": ProbedShare(0.006, 0, 0.02)}, {}, "form", "only 1 % of the replies"),
         ({}, {"test": {"majority answer": 0.91}}, "blind", "right 91 % of the time on test"),
-        ({"greedy": Share(0.99, 0.97, 1)}, {}, "known", "99 % are right"),
-        ({"mixed": Share(0.04, 0, 0.1)}, {}, "sft", "in 96 % of the groups"),
+        ({"greedy": ProbedShare(0.99, 0.97, 1)}, {}, "known", "99 % are right"),
+        ({"mixed": ProbedShare(0.04, 0, 0.1)}, {}, "sft", "in 96 % of the groups"),
         ({}, {"test": {"majority answer": 0.5}}, "rl", "60 % of the groups"),
     ],
 )
@@ -191,7 +191,7 @@ def test_advice_from_few_questions_is_called_a_guess() -> None:
 
 @pytest.mark.parametrize(("high", "advice"), [(0.05, "sft"), (0.13, "rl")], ids=["guesses", "sees"])
 def test_whoever_guesses_is_taught_first(high: float, advice: str) -> None:
-    found, why = advise(Probe([PART], agreement=Share(0.01, -0.03, high)), "train")
+    found, why = advise(Probe([PART], agreement=ProbedShare(0.01, -0.03, high)), "train")
     assert found == advice
     assert ("kappa 0.01, at most 0.05" in why) == (advice == "sft")
 

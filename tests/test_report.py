@@ -23,7 +23,7 @@ from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.evaluation.lines import Compared, ComparedLine
 from rarl.evaluation.measurements import own_measurement, remember_data
-from rarl.evaluation.probe import Estimates, Pay, Probe, Share, as_json
+from rarl.evaluation.probe import Estimates, Pay, Probe, ProbedShare, as_json
 from rarl.evaluation.report import write_report
 from rarl.evaluation.report.charts import curves, decimate
 from rarl.evaluation.report.examples import Asked, entry, examples_json, safe_json, thumbnails
@@ -47,7 +47,7 @@ def test_what_a_probe_found_stands_in_the_report(
     write_run(tmp_path / "mine", data, 0.75)
     assert not gather(tmp_path / "mine").probes
     assert "Before training" not in write_report(tmp_path / "mine").read_text()
-    share = Share(0.5, 0.421, 0.579)
+    share = ProbedShare(0.5, 0.421, 0.579)
     part = Estimates(
         data="train",
         kind="all",
@@ -55,7 +55,12 @@ def test_what_a_probe_found_stands_in_the_report(
         images=24,
         greedy=share,
         right=share,
-        passes={1: share, 2: share, 4: Share(0.81, 0.7, 0.9), 16: Share(0.98, 0.9, 1.0)},
+        passes={
+            1: share,
+            2: share,
+            4: ProbedShare(0.81, 0.7, 0.9),
+            16: ProbedShare(0.98, 0.9, 1.0),
+        },
         well_formed=share,
         mixed=share,
         without_spread=share,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from rarl.evaluation.lines import Line, models_of
+from rarl.evaluation.lines import ComparedModel, models_of
 from rarl.evaluation.measurements import Measurement
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import comparison_table, write_tables
@@ -24,7 +24,7 @@ MODELS = {"sft": "SFT", "rarl": "RARL", "alone": "RARL & answer alone"}
 
 
 @pytest.fixture
-def lines(tmp_path: Path) -> list[Line]:
+def lines(tmp_path: Path) -> list[ComparedModel]:
     """Two seeds of 40 questions. Right of four: the base two, SFT three, RARL all, asked for the
     answer alone three."""
     made = []
@@ -49,12 +49,12 @@ def lines(tmp_path: Path) -> list[Line]:
                     for i in range(40)
                 ]
                 write_measurement(folder, Measurement(label, "here", prompt), replies)
-        made.append(Line(MODELS[name], folders, prompt))
+        made.append(ComparedModel(MODELS[name], folders, prompt))
     return made
 
 
 def tables(
-    lines: list[Line], data_set: str = "here"
+    lines: list[ComparedModel], data_set: str = "here"
 ) -> tuple[dict[tuple[str, str], dict[Any, Any]], dict[str, dict[Any, Any]], dict[str, Any]]:
     """Means by model and metric, leads by model, and the lines of the table as readers see it."""
     found = compare_models(models_of(lines), [data_set], "RARL")
@@ -67,7 +67,7 @@ def tables(
     )
 
 
-def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]) -> None:
+def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[ComparedModel]) -> None:
     means, _, table = tables(lines)
     assert list(table) == [
         "base (prompt reason)",
@@ -97,7 +97,7 @@ def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Line]
     assert table["SFT"]["by seed"] == "0: 75.0 / 60.0; 1: 75.0 / 60.0"
 
 
-def test_the_lead_is_paired_with_mcnemars_test(lines: list[Line]) -> None:
+def test_the_lead_is_paired_with_mcnemars_test(lines: list[ComparedModel]) -> None:
     _, leads, _ = tables(lines)
     assert "RARL" not in leads
     sft, base = leads["SFT"], leads["base (prompt reason)"]
@@ -106,7 +106,7 @@ def test_the_lead_is_paired_with_mcnemars_test(lines: list[Line]) -> None:
     assert (base["points"], base["won"], base["lost"]) == (50.0, 40, 0)
 
 
-def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> None:
+def test_files_are_written_in_three_forms(lines: list[ComparedModel], tmp_path: Path) -> None:
     found = compare_models(models_of(lines), ["here", "not-measured-yet"], "RARL")
     write_tables(tmp_path, "rarl compare x.yaml", *found)
     text = re.sub(" +", " ", (tmp_path / "results.md").read_text())
@@ -125,7 +125,7 @@ def test_files_are_written_in_three_forms(lines: list[Line], tmp_path: Path) -> 
     assert latex.count("\\\\") == 2 + 5
 
 
-def test_a_table_is_made_of_what_is_there(lines: list[Line]) -> None:
+def test_a_table_is_made_of_what_is_there(lines: list[ComparedModel]) -> None:
     shutil.rmtree(lines[0].folders[1])
     shutil.rmtree(lines[1].folders[0])
     _, leads, table = tables(lines)
@@ -134,7 +134,7 @@ def test_a_table_is_made_of_what_is_there(lines: list[Line]) -> None:
     assert tables(lines, "elsewhere") == ({}, {}, {})
 
 
-def test_a_measurement_that_was_interrupted_is_not_shown(lines: list[Line]) -> None:
+def test_a_measurement_that_was_interrupted_is_not_shown(lines: list[ComparedModel]) -> None:
     for marker in lines[0].folders[1].rglob("_SUCCESS"):
         marker.unlink()
     assert tables(lines)[2]["SFT"]["n"] == "40"
@@ -150,7 +150,7 @@ def test_what_the_judge_says_stands_in_every_rendering(tmp_path: Path) -> None:
     for label in ("base", "trained"):
         key = Measurement(label, "here", "reason", judge="another")
         write_measurement(tmp_path / "evaluation", key, replies)
-    line = Line("RARL", {0: tmp_path / "evaluation"}, "reason", "another")
+    line = ComparedModel("RARL", {0: tmp_path / "evaluation"}, "reason", "another")
     found = compare_models(models_of([line]), ["here"], "RARL")
     table = comparison_table(*found).set_index("").loc["RARL"]
     assert table["judged accuracy"].startswith("50.0 [")

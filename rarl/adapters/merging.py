@@ -40,7 +40,7 @@ Change = dict[str, tuple[Matrix, Matrix]]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class PeftAdapter:
     """A PEFT folder as it is: float32 arrays under PEFT's names, and its configuration."""
 
     arrays: Mapping[str, NDArray[np.float32]]
@@ -110,13 +110,13 @@ class Adapter:
         (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
-def average(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+def average(adapters: Sequence[PeftAdapter], weights: Sequence[float]) -> PeftAdapter:
     """Returns Σ w A and Σ w B of adapters of one rank and scale: no average of their changes."""
     arrays = {}
     for name in adapters[0].arrays:
         each = np.stack([one.arrays[name].astype(np.float64) for one in adapters])
         arrays[name] = np.einsum("k,kij->ij", np.array(weights), each).astype(np.float32)
-    return Adapter(arrays, adapters[0].config)
+    return PeftAdapter(arrays, adapters[0].config)
 
 
 def weighted_sum(changes: Sequence[Change], weights: Sequence[float]) -> Change:
@@ -169,7 +169,7 @@ def cut(change: Change, rank: int) -> Change:
     return found
 
 
-def as_adapter(change: Change, like: Adapter) -> Adapter:
+def as_adapter(change: Change, like: PeftAdapter) -> PeftAdapter:
     """Returns a change as an adapter whose further settings are those of `like`, and whose α / r
     too, if that makes α a whole number, so that a training that goes on takes steps of the same
     size; else α / r is 1."""
@@ -180,4 +180,4 @@ def as_adapter(change: Change, like: Adapter) -> Adapter:
     for layer, (a, b) in change.items():
         arrays[layer + A] = a.astype(np.float32)
         arrays[layer + B] = (b * (rank / alpha)).astype(np.float32)
-    return Adapter(arrays, {**like.config, "r": rank, "lora_alpha": alpha})
+    return PeftAdapter(arrays, {**like.config, "r": rank, "lora_alpha": alpha})

@@ -20,7 +20,7 @@ How = Literal["average", "exact", "svd"]
 WeightedBy = Literal["answer tokens", "loss", "hand"]
 
 
-class Part(BaseModel):
+class MergedPart(BaseModel):
     """One of the adapters that were merged: the name of its run, its share (all shares add up to
     1), the SHA-256 of its weights, the answer tokens that it was trained on (None: not known), and
     its loss on the validation data, in nats per token (None: not measured)."""
@@ -48,7 +48,7 @@ class Origin(BaseModel):
     merged: How | None = None
     weighted_by: WeightedBy | None = None
     distance: float | None = None
-    parts: list[Part] = []
+    parts: list[MergedPart] = []
 
     def write(self, folder: Path) -> None:
         """Writes it into the adapter's folder, which is not at its final place yet."""

@@ -9,7 +9,7 @@ from rarl.commands.held_out import fingerprint
 from rarl.commands.resolve import Setup
 from rarl.data.check import CheckedRows, RowCheck, check_rows
 from rarl.data.lengths import (
-    Measured,
+    MeasuredRow,
     RowLengths,
     measured_lengths,
     require_room,
@@ -49,7 +49,7 @@ def check_data(
             display.note(f"{name}: the first {most} of {rows} rows (evaluation.max_examples)")
     if engines:
         measured = [
-            Measured(data[name], row, RowLengths(*lengths), images)
+            MeasuredRow(data[name], row, RowLengths(*lengths), images)
             for name, one in checked.items()
             for row, images, *lengths in zip(
                 *(one.facts[its].to_pylist() for its in SIZES), strict=True

@@ -23,7 +23,7 @@ from rarl.errors import UserError
 from rarl.evaluation import measurements
 from rarl.evaluation.claims import check_claims
 from rarl.evaluation.groups import require_columns
-from rarl.evaluation.lines import BASE, Claim, Compared, ComparedLine, models_of
+from rarl.evaluation.lines import BASE, Compared, ComparedLine, PaperClaim, models_of
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
 from rarl.judge.client import check_judge
@@ -85,7 +85,7 @@ class Comparison(Section):
     # who judges all replies: another judge than the one that gives any rewards
     judged_by: JudgeConfig | None = None
     # what a paper says, to be set beside what is measured
-    claims: list[Claim] = Field(default_factory=list)
+    claims: list[PaperClaim] = Field(default_factory=list)
     # each model learns from each of these numbers of examples; the reference is of the largest
     examples: list[Annotated[int, Field(gt=0)]] = Field(default_factory=list)
 
@@ -143,7 +143,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoundComparison:
     """A comparison with every file found. `where` is the folder of its YAML file; `configs` are
     those that were read so far, by model and seed."""
 
@@ -314,7 +314,7 @@ class Plan:
         write_tables(self.out, f"rarl compare {self.source}{overrides}", *tables, claims=found)
 
 
-def read_plan(path: Path, overrides: list[str], check: bool = True) -> Plan:
+def read_plan(path: Path, overrides: list[str], check: bool = True) -> FoundComparison:
     """`out=…`, `seeds=[…]`, `reference=…` and `judged_by.…=…` set the comparison's own keys, all
     other overrides go to every training. With `check`, what is named must be there. Raises
     UserError."""
@@ -339,7 +339,7 @@ def read_plan(path: Path, overrides: list[str], check: bool = True) -> Plan:
             except ValueError:
                 raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
     comparison = by_examples(validated(Comparison, tree, (), path))
-    plan = Plan(comparison, path.parent, Path(comparison.out), path, rest)
+    plan = FoundComparison(comparison, path.parent, Path(comparison.out), path, rest)
     if check:
         plan.check()
     return plan

@@ -39,7 +39,7 @@ FORMAT = 1  # of the figures
 
 
 @dataclass(frozen=True)
-class Request:
+class ExplainRequest:
     """What the user asks for. `teacher` is an address or SELF; `most` questions are asked at most.
     Raises UserError for what cannot be asked, and where images would leave this machine unasked."""
 
@@ -79,7 +79,7 @@ class Request:
         return self.teacher == SELF or is_loopback(urlsplit(self.teacher).hostname or "")
 
 
-def explain(asked: Request, display: Display) -> Figures:
+def explain(asked: ExplainRequest, display: Display) -> Figures:
     """Asks about every question that has no rationale, and writes OUT. Raises UserError."""
     data = ParquetRows(asked.data)
     missing = without_rationale(data)
@@ -138,7 +138,7 @@ def owned(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_teacher(asked: Request, cache: SaidCache, display: Display) -> Iterator[Teacher]:
+def open_teacher(asked: ExplainRequest, cache: SaidCache, display: Display) -> Iterator[Teacher]:
     """Inside, the teacher can be asked. Raises UserError."""
     if asked.teacher == SELF:
         from rarl.commands.own_teacher import open_own_teacher  # starts Ray and vLLM

@@ -87,7 +87,7 @@ class Federation(Section):
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoundFederation:
     """A federation with every file found. `where` is the folder of its YAML file."""
 
     federation: Federation
@@ -315,7 +315,7 @@ def require_same(config: Config, refused: Callable[[Any, RunDir], Sequence[Any]]
     measurements.require_readable(run_dir.path)
 
 
-def read_plan(path: Path, overrides: Sequence[str]) -> Plan:
+def read_plan(path: Path, overrides: Sequence[str]) -> FoundFederation:
     """`out=…`, `seeds=[…]` and `rounds=…` set the federation's own keys, all other overrides go to
     every training. Raises UserError."""
     tree = anchored(
@@ -330,7 +330,7 @@ def read_plan(path: Path, overrides: Sequence[str]) -> Plan:
         if key in SET_BY:
             raise UserError(f"{override}: a federation sets {key} itself, from `{SET_BY[key]}`")
     rest = [one for one in overrides if not one.startswith(("out=", "seeds=", "rounds="))]
-    plan = Plan(validated(Federation, tree, own, path), path.parent, path, rest)
+    plan = FoundFederation(validated(Federation, tree, own, path), path.parent, path, rest)
     plan.check()
     return plan
 

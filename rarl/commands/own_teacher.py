@@ -12,7 +12,7 @@ from typing import Any
 from rarl.collect import Collector
 from rarl.commands.resolve import resolve
 from rarl.commands.session import open_session
-from rarl.commands.targets import Asked, read_model
+from rarl.commands.targets import Target, read_model
 from rarl.config import Config, config_from, load_config
 from rarl.data.stream import load_processor
 from rarl.display import Display
@@ -57,7 +57,7 @@ def open_own_teacher(
         )
 
 
-def read_own(model: str, data: Path, folder: Path) -> Asked:
+def read_own(model: str, data: Path, folder: Path) -> Target:
     """Returns how a run or a model is to be asked: a run as it measures. Raises UserError."""
     held = Path(model) / "config.yaml"
     sets = {DATA: str(data.resolve())}
@@ -79,7 +79,7 @@ def read_own(model: str, data: Path, folder: Path) -> Asked:
     for name in ("rewards", "judge"):
         del tree[name]
     config = config_from(tree, [], held)
-    return Asked(config, config, adapter)
+    return Target(config, config, adapter)
 
 
 def thinking(config: Config) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rarl.commands.compare import Plan, read_plan
+from rarl.commands.compare import FoundComparison, read_plan
 from rarl.config import IMPORT_PATH
 from rarl.data.parquet import ParquetRows
 from rarl.planning.comparison import ComparisonPlan, PlannedModel
@@ -36,7 +36,7 @@ def plan_comparison(
     return ComparisonPlan(models, questions_of(plan)), absent
 
 
-def questions_of(plan: Plan) -> dict[str, int | None]:
+def questions_of(plan: FoundComparison) -> dict[str, int | None]:
     """Returns how many questions of each measured data set are asked; None where that is not known
     before the data are there."""
     most = plan.config(plan.comparison.reference, plan.comparison.seeds[0]).evaluation.max_examples

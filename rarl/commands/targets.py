@@ -14,7 +14,7 @@ from rarl.system.models import find_adapter
 
 
 @dataclass(frozen=True)
-class Asked:
+class Target:
     """What is to be measured. `made_with` is the configuration of the run; `config` is the same
     with what is asked otherwise. `adapter` is one that no run directory holds."""
 
@@ -23,7 +23,7 @@ class Asked:
     adapter: Path | None
 
 
-def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> Asked:
+def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> Target:
     """Returns what the arguments of `rarl eval` ask for. `rest` holds data sets and `key=value`
     overrides. Raises UserError."""
     overrides = [one for one in rest if "=" in one] + judge_overrides(judge)
@@ -33,10 +33,10 @@ def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> A
     folder = Path(target)
     held, own = folder / "config.yaml", [f"run_dir={target}"]
     if held.is_file():
-        return Asked(load_config(held, [*overrides, *own]), load_config(held, own), None)
+        return Target(load_config(held, [*overrides, *own]), load_config(held, own), None)
     if target.endswith((".yaml", ".yml")):
         config = load_config(target, [*overrides, *([f"run_dir={out}"] if out else [])])
-        return Asked(config, config, None)
+        return Target(config, config, None)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
             f"{target}: holds neither config.yaml (a run directory) nor config.json (a model)"
@@ -46,7 +46,7 @@ def read_target(target: str, rest: list[str], judge: str, out: Path | None) -> A
 
 def read_model(
     target: str, data_sets: dict[str, str], overrides: list[str], out: Path | None
-) -> Asked:
+) -> Target:
     """Returns the same for MODEL or MODEL+ADAPTER, with defaults for all else."""
     model, _, adapter_path = target.partition("+")
     here = bool(IMPORT_PATH.match(model)) or Path(model).expanduser().is_dir()
@@ -75,7 +75,7 @@ def read_model(
         "prompts": {"eval": "reason"},
     }
     config = config_from(anchored(tree, Path.cwd()), overrides, target)
-    return Asked(config, config, adapter)
+    return Target(config, config, adapter)
 
 
 def read_judge(rest: list[str]) -> JudgeConfig:

@@ -20,7 +20,7 @@ from rarl.commands.train import train
 from rarl.config import Config, load_config
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.probe import Share
+from rarl.evaluation.probe import ProbedShare
 from rarl.evaluation.results import clear_sign
 from rarl.intervals import change_intervals95
 from rarl.rollout.pool import SamplerPool
@@ -52,12 +52,12 @@ class Trial:
     flips: float | None = None
 
     @cached_property
-    def accuracy(self) -> Share | None:
+    def accuracy(self) -> ProbedShare | None:
         """The share of right replies; None where there are none."""
         if not self.replies:
             return None
         units = [one.example.unit for one in self.replies]
-        return Share.of([float(one.is_right) for one in self.replies], units)
+        return ProbedShare.of([float(one.is_right) for one in self.replies], units)
 
     @property
     def questions(self) -> list[str]:

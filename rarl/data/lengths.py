@@ -13,7 +13,7 @@ import numpy as np
 from rarl.config import Config
 from rarl.data.images import fitted_size, pixels_of_each
 from rarl.data.parquet import ParquetRows
-from rarl.data.prepared import frame_of, placeholders
+from rarl.data.prepared import placeholders, prompt_frame
 from rarl.errors import UserError
 from rarl.prompts import (
     LOOK,
@@ -61,7 +61,7 @@ class LengthRule:
         each image."""
         shown = fitted_sizes(sizes, processor.image_processor, self.max_pixels)
         image = tokens_of(shown, processor.image_processor)
-        frame = None if example.boxes is None else frame_of(sizes, shown, processor)
+        frame = None if example.boxes is None else prompt_frame(sizes, shown, processor)
         prompts = [(prompt, 1) for prompt in self.prompts(processor, example)]
         if self.after_look is not None and can_be_looked_at(example):
             # The detail is a part of the image, and has as many tokens at most.
@@ -82,7 +82,7 @@ class LengthRule:
         return RowLengths(longest, image, needed)
 
 
-class Measured(NamedTuple):
+class MeasuredRow(NamedTuple):
     """The lengths of one row of a data set, and how many images it has."""
 
     path: str
@@ -91,7 +91,7 @@ class Measured(NamedTuple):
     images: int
 
 
-def require_room(rows: Sequence[Measured], limit: int) -> None:
+def require_room(rows: Sequence[MeasuredRow], limit: int) -> None:
     """Raises UserError where rows do not fit into `limit` tokens, `rollout.max_model_length`, which
     names the longest of all and what would be enough for it."""
     too_long = [one for one in rows if one.lengths.needed > limit]

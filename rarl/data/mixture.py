@@ -15,18 +15,18 @@ MIXTURE_ENDINGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """A data set of a mixture. `weight` is above 0; only the proportions count."""
 
     path: Path
     weight: float
 
 
-def read_mixture(path: Path) -> list[Part]:
+def read_mixture(path: Path) -> list[MixturePart]:
     """Returns the data sets that a mixture draws from by weight, with paths relative to its folder;
     another path is its own only part. Raises UserError."""
     if path.suffix not in MIXTURE_ENDINGS:
-        return [Part(path, 1.0)]
+        return [MixturePart(path, 1.0)]
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -47,5 +47,5 @@ def read_mixture(path: Path) -> list[Part]:
         if not place.exists():
             own = f"paths are relative to the mixture's own folder, so this is {place}"
             raise UserError(f"{path}: {name}: no such Parquet file or folder; {own}")
-        parts.append(Part(place, float(weight)))
+        parts.append(MixturePart(place, float(weight)))
     return parts

@@ -34,7 +34,7 @@ def prepare_example(
     shown = [(one.shape[0], one.shape[1]) for one in pixels]
     looks = prompt.form == "look"
     if looks or example.boxes is not None:
-        prompt = replace(prompt, frame=frame_of(sizes, shown, processor))
+        prompt = replace(prompt, frame=prompt_frame(sizes, shown, processor))
     prepared = assemble(example, prompt, pixels, processor)
     return replace(prepared, original=example.images[0]) if looks else prepared
 
@@ -60,7 +60,7 @@ def assemble(
     )
 
 
-def frame_of(
+def prompt_frame(
     sizes: Sequence[tuple[int, int]], shown: Sequence[tuple[int, int]], processor: Any
 ) -> Frame | None:
     """Returns how boxes are written about images of these (height, width), which are shown at

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.evaluation.lines import BASE, SECONDS, Claim, Model
+from rarl.evaluation.lines import BASE, SECONDS, PaperClaim, TableLine
 from rarl.evaluation.measurements import questions_of
 from rarl.evaluation.metrics import measure
 from rarl.evaluation.results import FEWEST_QUESTIONS, BySeed, same_questions
@@ -21,7 +21,7 @@ Values = dict[tuple[int, str], list[float | None]]  # (samples, metric) → its 
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLead:
     """How far one model is ahead of another, in the claim's unit, with its 95 % interval. `n`
     counts pairs of replies, or of runs; `questions` are those of the smallest data set."""
 
@@ -33,11 +33,11 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedClaim:
     """A claim, what was measured (None: nothing yet, or nothing could be), and the verdict."""
 
-    claim: Claim
-    measured: Measured | None
+    claim: PaperClaim
+    measured: MeasuredLead | None
     verdict: str
 
     def cells(self) -> dict[str, str]:
@@ -66,10 +66,10 @@ class Checked:
 
 
 def check_claims(
-    claims: Sequence[Claim],
-    models: Sequence[Model],
+    claims: Sequence[PaperClaim],
+    models: Sequence[TableLine],
     seconds: Mapping[str, Mapping[int, float]],
-) -> list[Checked]:
+) -> list[CheckedClaim]:
     """Returns the claims in their order. The models that they name are titles of lines; `seconds`
     are those of training by title and seed."""
     usual = {one.name: one for one in models if one.kind == "trained" and one.is_usual}
@@ -78,26 +78,26 @@ def check_claims(
 
 
 def check_claim(
-    claim: Claim,
-    usual: Mapping[str, Model],
+    claim: PaperClaim,
+    usual: Mapping[str, TableLine],
     seconds: Mapping[str, Mapping[int, float]],
     values: Values,
-) -> Checked:
+) -> CheckedClaim:
     """Returns one of them; `usual` are the trained models by their titles."""
     if claim.metric is None:
-        return Checked(claim, None, "no number answers it")
+        return CheckedClaim(claim, None, "no number answers it")
     if claim.metric == SECONDS:
         timed = compare_seconds(claim, seconds)
-        return Checked(claim, timed, verdict(claim, timed) if timed else "not measured")
+        return CheckedClaim(claim, timed, verdict(claim, timed) if timed else "not measured")
     pairs = [pairs_of(*sides_of(claim, usual, one), claim.metric, values) for one in claim.data]
     missing = [data for data, own in zip(claim.data, pairs, strict=True) if not own.units]
     if missing:
-        return Checked(claim, None, f"not measured on {', '.join(missing)}")
+        return CheckedClaim(claim, None, f"not measured on {', '.join(missing)}")
     measured = compare_pairs(claim, pairs)
-    return Checked(claim, measured, verdict(claim, measured))
+    return CheckedClaim(claim, measured, verdict(claim, measured))
 
 
-def sides_of(claim: Claim, usual: Mapping[str, Model], data: str) -> tuple[BySeed, BySeed]:
+def sides_of(claim: PaperClaim, usual: Mapping[str, TableLine], data: str) -> tuple[BySeed, BySeed]:
     """Returns the replies of `against` and of `model` to a data set, as far as they are there."""
     model, other = usual.get(str(claim.model)), usual.get(str(claim.against))
     after = model.replies.get(data, {}) if model else {}
@@ -145,7 +145,7 @@ def values_of(samples: Sequence[Sample], metric: str, values: Values) -> list[fl
     return values[key]
 
 
-def compare_pairs(claim: Claim, pairs: Sequence[Pairs]) -> Measured:
+def compare_pairs(claim: PaperClaim, pairs: Sequence[Pairs]) -> MeasuredLead:
     """Returns the lead on average over the data sets, each of which counts alike.
 
     The interval of points is made of the data sets' own, which are independent (the method of
@@ -161,7 +161,7 @@ def compare_pairs(claim: Claim, pairs: Sequence[Pairs]) -> Measured:
     if claim.unit == "percent":
         low, high = quotient_interval(pairs)
         value = 100.0 * (after / before - 1.0) if before else math.nan
-        return Measured(value, low, high, n, questions)
+        return MeasuredLead(value, low, high, n, questions)
     changes = [own.after - own.before for own in pairs]
     known = [(change, own.units) for change, own in zip(changes, pairs, strict=True)]
     means = np.array([change.mean() for change in changes])
@@ -169,7 +169,7 @@ def compare_pairs(claim: Claim, pairs: Sequence[Pairs]) -> Measured:
     below = math.sqrt(float(((means - lows) ** 2).sum())) / len(pairs)
     above = math.sqrt(float(((highs - means) ** 2).sum())) / len(pairs)
     value = after - before
-    return Measured(100 * value, 100 * (value - below), 100 * (value + above), n, questions)
+    return MeasuredLead(100 * value, 100 * (value - below), 100 * (value + above), n, questions)
 
 
 def quotient_interval(pairs: Sequence[Pairs]) -> tuple[float, float]:
@@ -193,7 +193,9 @@ def quotient_interval(pairs: Sequence[Pairs]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare_seconds(claim: Claim, seconds: Mapping[str, Mapping[int, float]]) -> Measured | None:
+def compare_seconds(
+    claim: PaperClaim, seconds: Mapping[str, Mapping[int, float]]
+) -> MeasuredLead | None:
     """Returns by how many per cent training took longer, on average over the seeds that both have,
     with the least and the most of them in the place of an interval."""
     own, other = (seconds.get(str(name), {}) for name in (claim.model, claim.against))
@@ -201,10 +203,10 @@ def compare_seconds(claim: Claim, seconds: Mapping[str, Mapping[int, float]]) ->
     if not ratios:
         return None
     mean = math.fsum(ratios) / len(ratios)
-    return Measured(mean, min(ratios), max(ratios), len(ratios), FEWEST_QUESTIONS)
+    return MeasuredLead(mean, min(ratios), max(ratios), len(ratios), FEWEST_QUESTIONS)
 
 
-def verdict(claim: Claim, found: Measured) -> str:
+def verdict(claim: PaperClaim, found: MeasuredLead) -> str:
     """Returns what the interval says of the claim."""
     if math.isnan(found.value) or math.isnan(found.low):
         return "the other is never right: no per cent of it"

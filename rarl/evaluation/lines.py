@@ -26,7 +26,7 @@ Replies = dict[str, dict[int, list[Sample]]]  # data set → seed → replies, q
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparedModel:
     """A trained model of a comparison: the folders with its measurements by seed, the family of
     prompts and the judge that these were made with, its training data by seed, which floors are
     drawn from, and the path of its base."""
@@ -39,14 +39,16 @@ class Line:
     base: str = ""
 
 
-def line_of(title: str, runs: Mapping[int, Path], prompt: str = "", judge: str = "") -> Line:
+def line_of(
+    title: str, runs: Mapping[int, Path], prompt: str = "", judge: str = ""
+) -> ComparedModel:
     """Returns the line of run directories by seed, as far as they were begun; `prompt` and `judge`
     are their own if they are not given."""
     begun = {seed: run for seed, run in runs.items() if RunDir(run).config.is_file()}
     configs = {seed: load_config(RunDir(run).config) for seed, run in begun.items()}
     train = {seed: training_data(configs[seed], run) for seed, run in begun.items()}
     first = next(iter(configs.values()), None)
-    return Line(
+    return ComparedModel(
         title=title,
         folders={seed: run / "evaluation" for seed, run in begun.items()},
         prompt=prompt or (first.prompts.eval if first else ""),
@@ -56,7 +58,7 @@ def line_of(title: str, runs: Mapping[int, Path], prompt: str = "", judge: str =
     )
 
 
-class Claim(Section):
+class PaperClaim(Section):
     """What a paper says, and the number that answers it: how far `model` is ahead of `against` in
     `metric`, on average over the data sets in `data`. Without a metric it is a sentence that no
     table answers."""
@@ -73,7 +75,7 @@ class Claim(Section):
     less: bool = False  # it is claimed to need or have less
 
     @model_validator(mode="after")
-    def complete(self) -> Claim:
+    def complete(self) -> PaperClaim:
         """Raises ValueError for a metric that there is not, or that nothing is compared in."""
         if self.metric is None:
             return self
@@ -86,7 +88,7 @@ class Claim(Section):
             raise ValueError(f"metric: {self.metric} needs `data`, the names of data sets")
         return self
 
-    def named(self, titles: Mapping[str, str]) -> Claim:
+    def named(self, titles: Mapping[str, str]) -> PaperClaim:
         """Returns the claim with the models' titles in place of their names."""
         model, against = (one and titles.get(one, one) for one in (self.model, self.against))
         return self.model_copy(update={"model": model, "against": against})
@@ -112,14 +114,14 @@ class Compared(BaseModel):
 
     reference: str
     lines: list[ComparedLine]
-    claims: list[Claim] = []
+    claims: list[PaperClaim] = []
     by: list[str] = Field(default_factory=list)
 
     def write(self, out: Path) -> None:
         """Writes it into the folder of a comparison."""
         write_text(out / COMPARED, self.model_dump_json(indent=2) + "\n")
 
-    def read_lines(self, out: Path) -> list[Line]:
+    def read_lines(self, out: Path) -> list[ComparedModel]:
         """Returns the lines, as far as their runs were begun."""
         paths = [{seed: out / name for seed, name in one.runs.items()} for one in self.lines]
         return [
@@ -152,7 +154,7 @@ def read_compared(out: Path) -> Compared | None:
 
 
 @dataclass(frozen=True)
-class Model:
+class TableLine:
     """One line of the tables. `is_usual` tells that a model is asked as its run asks it by itself.
     To pair with, `before` holds what the base replied in the same way in the same runs, and
     `with_image`, of a control, what the same model replied to the same prompt with the image."""
@@ -176,14 +178,16 @@ class Model:
         return sorted({seed for by_seed in self.replies.values() for seed in by_seed})
 
 
-def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -> list[Model]:
+def models_of(
+    lines: Sequence[ComparedModel], data_sets: Collection[str] | None = None
+) -> list[TableLine]:
     """Returns the floors, then the bases, then what was trained, each in the order of the lines and
     as far as it was measured, on these data sets or on all. Lines with one base and one prompt
     share the base's replies. Floors are drawn from the training data of the first line that has
     any."""
-    bases, trained = dict[str, Model](), dict[str, Model]()
+    bases, trained = dict[str, TableLine](), dict[str, TableLine]()
     places: dict[str, int] = {}  # of the lines that trained models belong to
-    floors = {name: Model(name, "floor") for name in FLOORS}
+    floors = {name: TableLine(name, "floor") for name in FLOORS}
     drawn: dict[tuple[Path, tuple[QuestionKey, ...]], dict[str, list[Sample]]] = {}
     for line, seed in [(one, seed) for one in lines for seed in one.folders]:
         base, own = (
@@ -196,14 +200,16 @@ def models_of(lines: Sequence[Line], data_sets: Collection[str] | None = None) -
         )
         for (data, way), samples in base.items():
             name = base_name(lines, line, way)
-            model = bases.setdefault(name, Model(name, "base", way, way == Way(line.prompt)))
+            model = bases.setdefault(name, TableLine(name, "base", way, way == Way(line.prompt)))
             put(model.replies, data, seed, samples)
             if way.control:
                 put(model.with_image, data, seed, base.get((data, Way(way.prompt))))
         for (data, way), samples in own.items():
             name = trained_name(line, way)
             places.setdefault(name, lines.index(line))
-            model = trained.setdefault(name, Model(name, "trained", way, way == Way(line.prompt)))
+            model = trained.setdefault(
+                name, TableLine(name, "trained", way, way == Way(line.prompt))
+            )
             put(model.replies, data, seed, samples)
             put(model.before, data, seed, base.get((data, way)))
             if way.control:
@@ -226,7 +232,7 @@ def put(replies: Replies, data: str, seed: int, samples: list[Sample] | None) ->
         replies.setdefault(data, {}).setdefault(seed, samples)
 
 
-def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
+def is_shown(lines: Sequence[ComparedModel], line: ComparedModel, way: Way) -> bool:
     """Tells whether a way of asking the runs of a line is shown with it, and not with another line
     of the same runs: with the one that has its prompt, or else with the first."""
     same = [one for one in lines if one.folders == line.folders]
@@ -234,7 +240,7 @@ def is_shown(lines: Sequence[Line], line: Line, way: Way) -> bool:
     return line is (own or same)[0]
 
 
-def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
+def base_name(lines: Sequence[ComparedModel], line: ComparedModel, way: Way) -> str:
     """Returns "base", with the prompt if lines differ in theirs, or if it is another one than the
     line's, and with the model if lines differ in it."""
     words = way.words(None if len({one.prompt for one in lines}) > 1 else line.prompt)
@@ -243,7 +249,7 @@ def base_name(lines: Sequence[Line], line: Line, way: Way) -> str:
     return named("base", words)
 
 
-def trained_name(line: Line, way: Way) -> str:
+def trained_name(line: ComparedModel, way: Way) -> str:
     """Returns the line's title, with what is asked otherwise in brackets."""
     return named(line.title, way.words(line.prompt))
 

@@ -231,7 +231,7 @@ def runs_of(places: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 @dataclass
-class Progress:
+class MeasurementProgress:
     """How far a measurement is: the groups on disk by place, the files that are to be written once
     the judge has been asked (with the places that each holds), and the places without replies, for
     which engines are needed."""
@@ -254,7 +254,7 @@ class Progress:
         return flatten(self.groups[place] for place in sorted(self.groups))
 
 
-def look_up(key: Measurement, evaluation: Path, exam: Exam) -> Progress:
+def look_up(key: Measurement, evaluation: Path, exam: Exam) -> MeasurementProgress:
     """Returns what is on disk of a measurement. Replies that lie under another judge count: they
     are judged anew, and not asked for again. Raises UserError if the questions have changed."""
     folder = folder_of(evaluation, key)
@@ -273,7 +273,7 @@ def look_up(key: Measurement, evaluation: Path, exam: Exam) -> Progress:
         waiting[part_path(folder, run[0])] = run
     groups |= borrowed
     missing = [place for place in range(len(exam.rows)) if place not in groups]
-    return Progress(key, folder, exam, groups, waiting, missing)
+    return MeasurementProgress(key, folder, exam, groups, waiting, missing)
 
 
 def read_groups(folder: Path, exam: Exam) -> dict[Path, dict[int, Group]]:
@@ -299,7 +299,7 @@ def is_unjudged(sample: Sample) -> bool:
     return sample.verdict is None or sample.verdict.status == "unreachable"
 
 
-def images_of(exam: Exam, places: Iterable[int]) -> dict[int, str]:
+def uris_of(exam: Exam, places: Iterable[int]) -> dict[int, str]:
     """Returns the images of the questions at these places, as a judge that sees is shown them."""
     found: dict[int, str] = {}
     for run, prepared in exam.batches(sorted(places), JUDGED_AT_ONCE):
@@ -309,7 +309,7 @@ def images_of(exam: Exam, places: Iterable[int]) -> dict[int, str]:
 
 
 def complete(
-    progress: Progress,
+    progress: MeasurementProgress,
     collector: Collector | None,
     judge: Judge | None,
     advance: Callable[[int], Any],
@@ -322,7 +322,7 @@ def complete(
     for path, places in progress.waiting.items():
         unjudged = [(place, one) for place in places for one in groups[place] if is_unjudged(one)]
         if judge is not None and unjudged:
-            images = images_of(exam, {place for place, _ in unjudged}) if judge.sees else {}
+            images = uris_of(exam, {place for place, _ in unjudged}) if judge.sees else {}
             asked = [
                 candidate_of(one.example, one.prompt, one.rollout.text, images.get(place))
                 for place, one in unjudged

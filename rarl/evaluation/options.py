@@ -26,7 +26,7 @@ from rarl.replies.grading import is_correct, is_yes_no
 from rarl.replies.tags import target_text
 from rarl.replies.words import same_words
 from rarl.rollout.pool import SamplerPool
-from rarl.rollout.sampler import ScoreRequest
+from rarl.rollout.sampler import LikelihoodRequest
 from rarl.schema import PreparedExample
 
 END_OF_TURN = "<|im_end|>"
@@ -139,7 +139,7 @@ def score_batch(
     asked = [(one.example, options_of(one.example.answer, one.example.options)) for one in prepared]
     for one, (_, options) in zip(prepared, asked, strict=True):
         replies = [target_text("answer", "", option) + END_OF_TURN for option in options]
-        requests.append(ScoreRequest(one.prompt.text, one.pixels, replies))
+        requests.append(LikelihoodRequest(one.prompt.text, one.pixels, replies))
     scored = pool.score(requests, use_adapter).result()
     for (its, options), tokens in zip(asked, scored, strict=True):
         logprobs = [float(sum(one)) for one in tokens]

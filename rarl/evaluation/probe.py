@@ -40,7 +40,7 @@ ADVICE = {
 
 
 @dataclass(frozen=True)
-class Share:
+class ProbedShare:
     """A mean over questions in [0, 1], with its 95 % interval over patients or images."""
 
     mean: float
@@ -48,7 +48,7 @@ class Share:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float], images: Sequence[str]) -> Share:
+    def of(cls, values: Sequence[float], images: Sequence[str]) -> ProbedShare:
         ((low, high),) = fraction_intervals95([(values, images)])
         return cls(math.fsum(values) / len(values), low, high)
 
@@ -70,13 +70,13 @@ class Estimates:
     kind: str
     questions: int
     images: int
-    greedy: Share
-    right: Share
-    passes: dict[int, Share]
-    well_formed: Share
-    mixed: Share
-    without_spread: Share | None
-    agreement: Share | None
+    greedy: ProbedShare
+    right: ProbedShare
+    passes: dict[int, ProbedShare]
+    well_formed: ProbedShare
+    mixed: ProbedShare
+    without_spread: ProbedShare | None
+    agreement: ProbedShare | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Probe:
     parts: list[Estimates]
     rewards: dict[str, Pay] = field(default_factory=dict)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
-    agreement: Share | None = None
+    agreement: ProbedShare | None = None
 
     @property
     def ks(self) -> list[int]:
@@ -155,8 +155,8 @@ def part_of(
     images = [group[0].example.image_id for group in groups]
     units = [group[0].example.unit for group in groups]
 
-    def share(values: Sequence[float]) -> Share:
-        return Share.of(values, units)
+    def share(values: Sequence[float]) -> ProbedShare:
+        return ProbedShare.of(values, units)
 
     n = len(groups[0])
     right = [[one.is_right for one in group] for group in groups]
@@ -177,7 +177,7 @@ def part_of(
     )
 
 
-def agreement_of(*data_sets: Sequence[Group]) -> Share | None:
+def agreement_of(*data_sets: Sequence[Group]) -> ProbedShare | None:
     """Returns Cohen's kappa between answers and references, (o − e) / (1 − e): o is how often a
     reply is right, and e how often it would be with the reference of another image of which the
     same is asked. Guessing has 0, however often it is right. Only questions count that are asked of
@@ -202,7 +202,7 @@ def agreement_of(*data_sets: Sequence[Group]) -> Share | None:
     room = 1.0 - math.fsum(expected) / len(expected)
     ((low, high),) = change_intervals95([(beyond, images)])
     scale = 1.0 / room if room > 0 else 0.0
-    return Share(scale * math.fsum(beyond) / len(beyond), scale * low, scale * high)
+    return ProbedShare(scale * math.fsum(beyond) / len(beyond), scale * low, scale * high)
 
 
 def crossed(same: Sequence[Group]) -> NDArray[np.float64]:

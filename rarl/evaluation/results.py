@@ -25,7 +25,7 @@ from rarl.evaluation.groups import (
     groups_of,
     with_tests,
 )
-from rarl.evaluation.lines import Model
+from rarl.evaluation.lines import TableLine
 from rarl.evaluation.measurements import in_groups, questions_of
 from rarl.evaluation.metrics import JUDGE_SCALE, METRICS, UNBOUNDED, measure
 from rarl.evaluation.paired import changes_between, summarise_changes
@@ -341,7 +341,7 @@ def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def compare_models(
-    models: Sequence[Model], data_sets: Sequence[str], reference: str, by: Sequence[str] = ()
+    models: Sequence[TableLine], data_sets: Sequence[str], reference: str, by: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the results of all lines, and the differences in accuracy that the tables show, also
     among well-formed replies: the lead of the line named `reference` over each other, and of each

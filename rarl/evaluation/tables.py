@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rarl.evaluation.claims import Checked
+from rarl.evaluation.claims import CheckedClaim
 from rarl.evaluation.consistency import ABILITY
 from rarl.evaluation.group_table import groups_in
 from rarl.evaluation.groups import FEWEST_UNITS, GAP
@@ -28,7 +28,7 @@ def write_tables(
     command: str,
     means: pd.DataFrame,
     leads: pd.DataFrame,
-    claims: Sequence[Checked] = (),
+    claims: Sequence[CheckedClaim] = (),
 ) -> None:
     """Writes `results.md`, `results.csv` and `results.tex` into the folder `out`, from what
     `compare_models` returns; they were made by `command`. `claims` are the first table of the

@@ -23,7 +23,7 @@ from rarl.evaluation.measurements import (
 )
 from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.look import Aim
-from rarl.prepare.floors import Question, majority_answers, nearest_answers, read_questions
+from rarl.prepare.floors import FloorQuestion, majority_answers, nearest_answers, read_questions
 from rarl.prepare.followed import question_answers
 from rarl.replies.grading import is_correct
 from rarl.samples import Sample
@@ -162,7 +162,9 @@ def floors_of(
     return {data: floor_replies(known, own) for data, own in replies.items()}
 
 
-def floor_replies(known: Sequence[Question], samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+def floor_replies(
+    known: Sequence[FloorQuestion], samples: Sequence[Sample]
+) -> dict[str, list[Sample]]:
     """Returns the same for one data set, from the training questions."""
     examples = [one.example for one in samples if not one.number]
     asked = [question_of(one) for one in examples]
@@ -178,9 +180,9 @@ def floor_replies(known: Sequence[Question], samples: Sequence[Sample]) -> dict[
     }
 
 
-def question_of(example: Example) -> Question:
+def question_of(example: Example) -> FloorQuestion:
     """Returns what the floors need to know of an example."""
-    return Question(**{name: getattr(example, name) for name in Question._fields})
+    return FloorQuestion(**{name: getattr(example, name) for name in FloorQuestion._fields})
 
 
 def answered(example: Example, answer: str | None) -> Sample:

@@ -19,7 +19,7 @@ TEMPLATE = Template((HERE / "card.md.jinja").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
-class Share:
+class JudgedShare:
     """A mean over `n` values with its 95 % interval, which resamples whole questions."""
 
     value: float
@@ -28,14 +28,14 @@ class Share:
     n: int
 
 
-def share_of(values: Iterable[tuple[float, str]]) -> Share | None:
+def share_of(values: Iterable[tuple[float, str]]) -> JudgedShare | None:
     """Returns the mean of values, each with the question that it belongs to; None without any."""
     pairs = [(float(value), question) for value, question in values]
     if not pairs:
         return None
     numbers, questions = zip(*pairs, strict=True)
     low, high = interval95(numbers, questions)
-    return Share(sum(numbers) / len(numbers), low, high, len(numbers))
+    return JudgedShare(sum(numbers) / len(numbers), low, high, len(numbers))
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Preferences:
 
     source: str
     pairs: int
-    agreement: Share | None
-    swapped: Share | None
-    same_choice: Share | None
-    tied: Share | None
-    with_reference: Share | None
-    without_reference: Share | None
-    by_source: dict[str, Share]
+    agreement: JudgedShare | None
+    swapped: JudgedShare | None
+    same_choice: JudgedShare | None
+    tied: JudgedShare | None
+    with_reference: JudgedShare | None
+    without_reference: JudgedShare | None
+    by_source: dict[str, JudgedShare]
 
 
 @dataclass(frozen=True)
@@ -93,23 +93,23 @@ class JudgeCard:
     questions: int
     candidates: int
     repeats: int
-    agreement: Share | None
-    balanced_accuracy: Share | None
+    agreement: JudgedShare | None
+    balanced_accuracy: JudgedShare | None
     kappa: float | None
-    balanced_by_type: dict[str, Share]
-    explanation_auc: Share | None
-    paraphrase_auc: Share | None
-    transformed_auc: Share | None
-    transformed_by_kind: dict[str, Share]
-    swap_consistency: Share | None
-    repeat_consistency: Share | None
-    verbosity_explanation: Share | None
-    verbosity_correctness: Share | None
-    injection_resistance: Share | None
-    injection_by_kind: dict[str, Share]
-    injection_rise: Share | None
-    parse_rate: Share | None
-    reached: Share | None
+    balanced_by_type: dict[str, JudgedShare]
+    explanation_auc: JudgedShare | None
+    paraphrase_auc: JudgedShare | None
+    transformed_auc: JudgedShare | None
+    transformed_by_kind: dict[str, JudgedShare]
+    swap_consistency: JudgedShare | None
+    repeat_consistency: JudgedShare | None
+    verbosity_explanation: JudgedShare | None
+    verbosity_correctness: JudgedShare | None
+    injection_resistance: JudgedShare | None
+    injection_by_kind: dict[str, JudgedShare]
+    injection_rise: JudgedShare | None
+    parse_rate: JudgedShare | None
+    reached: JudgedShare | None
     cost: Cost
     preferences: Preferences | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
-from rarl.judge.card import Cost, JudgeCard, Share, share_of
+from rarl.judge.card import Cost, JudgeCard, JudgedShare, share_of
 from rarl.judge.card_set import (
     HOSTILE,
     CardQuestion,
@@ -176,18 +176,18 @@ def twins(judged: Sequence[Judged], axis: str) -> list[Pair]:
     return pairs
 
 
-def rise(pairs: Sequence[Pair], number: str) -> Share | None:
+def rise(pairs: Sequence[Pair], number: str) -> JudgedShare | None:
     """Returns the mean difference of a number within pairs; those where it is None are left out."""
     found = [(getattr(off, number), getattr(on, number), on.question) for off, on in pairs]
     return share_of((on - off, one) for off, on, one in found if None not in (off, on))
 
 
-def resistance(pairs: Sequence[Pair]) -> Share | None:
+def resistance(pairs: Sequence[Pair]) -> JudgedShare | None:
     """Returns how often the words do not turn a rejection into an acceptance."""
     return share_of((off.accepted or not on.accepted, on.question) for off, on in pairs)
 
 
-def balanced(judged: Sequence[Judged]) -> Share | None:
+def balanced(judged: Sequence[Judged]) -> JudgedShare | None:
     """Returns the mean of the shares of right answers that are accepted and of wrong ones that are
     not; None without both. It is a mean over candidates, each weighted by the inverse size of its
     class, so that questions can be resampled."""
@@ -219,7 +219,7 @@ def wins(decided: Sequence[Judged]) -> Iterator[tuple[float, str]]:
             yield (high > low) + (high == low) / 2, good.question
 
 
-def same_decisions(judged: Sequence[Judged], swapped: Sequence[Judged]) -> Share | None:
+def same_decisions(judged: Sequence[Judged], swapped: Sequence[Judged]) -> JudgedShare | None:
     first = {one.cell.key: one.accepted for one in judged}
     return share_of(
         (one.accepted == first[one.cell.key], one.question)
@@ -228,7 +228,7 @@ def same_decisions(judged: Sequence[Judged], swapped: Sequence[Judged]) -> Share
     )
 
 
-def same_scores(passes: Sequence[Sequence[Judged]]) -> Share | None:
+def same_scores(passes: Sequence[Sequence[Judged]]) -> JudgedShare | None:
     """Returns how often all repetitions give the same status and numbers; the reason's words may
     differ."""
     return share_of(

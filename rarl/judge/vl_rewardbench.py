@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from rarl.data.parquet import open_parquet
 from rarl.errors import UserError
 from rarl.judge.candidate import Candidate
-from rarl.judge.card import Preferences, Share, share_of
+from rarl.judge.card import JudgedShare, Preferences, share_of
 from rarl.judge.card_measure import CORRECTNESS_WEIGHT, Advance, ask
 from rarl.judge.judge import Judge, score_verdict
 
@@ -38,7 +38,7 @@ def ranking(given: list[int]) -> list[int]:
     return given
 
 
-class Row(BaseModel):
+class PublishedRow(BaseModel):
     """The published fields that are read. Those with a default are absent or null in some files."""
 
     model_config = ConfigDict(strict=True)
@@ -52,7 +52,7 @@ class Row(BaseModel):
     image_path: str | None = None
 
 
-NEEDED = [name for name, field in Row.model_fields.items() if field.is_required()]
+NEEDED = [name for name, field in PublishedRow.model_fields.items() if field.is_required()]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, Any]]:
     line, whatever the file is called; lines are numbered with the empty ones."""
     if file.suffix == ".parquet":
         names = open_parquet(file, required=NEEDED, advice=f"; {WHERE}").schema_arrow.names
-        columns = [name for name in Row.model_fields if name in names]
+        columns = [name for name in PublishedRow.model_fields if name in names]
         yield from enumerate(pq.read_table(file, columns=columns).to_pylist(), start=1)
         return
     if file.suffix not in (".json", ".jsonl"):
@@ -115,7 +115,7 @@ def read_row(row: Any, where: str) -> Preference:
         raise UserError(f"{where}: expected {wanted}, got {type(row).__name__}")
     given = {key: value for key, value in row.items() if value is not None}
     try:
-        read = Row.model_validate(given)
+        read = PublishedRow.model_validate(given)
     except ValidationError as error:
         wrong = str(error.errors()[0]["loc"][0])
         if wrong not in given:
@@ -190,5 +190,5 @@ def margins(
     return found
 
 
-def agreement(scored: Iterable[tuple[Preference, float]]) -> Share | None:
+def agreement(scored: Iterable[tuple[Preference, float]]) -> JudgedShare | None:
     return share_of((0.5 + float(np.sign(margin)) / 2, one.id) for one, margin in scored)

@@ -16,7 +16,7 @@ from rarl.data.check import text_fault
 from rarl.data.images import BadImage, size_of
 from rarl.data.lengths import (
     LengthRule,
-    Measured,
+    MeasuredRow,
     RowLengths,
     image_tokens,
     measured_lengths,
@@ -92,7 +92,7 @@ def require_room_at_first_sight(
         require_room(rows, config.rollout.max_model_length)
 
 
-def training_rows(config: Config, model_path: str, processor: Any) -> list[Measured]:
+def training_rows(config: Config, model_path: str, processor: Any) -> list[MeasuredRow]:
     """Returns the training rows that are looked at, if they are at hand."""
     path, rule = config.data.train, training_lengths(config, model_path)
     return list(row_lengths(path, rule, processor)) if path and is_at_hand(path) else []
@@ -100,7 +100,7 @@ def training_rows(config: Config, model_path: str, processor: Any) -> list[Measu
 
 def measured_rows(
     config: Config, model_path: str, processor: Any, families: Sequence[str]
-) -> list[Measured]:
+) -> list[MeasuredRow]:
     """Returns the same of the data sets that are measured, with prompts of these families."""
     rule, most = measured_lengths(config, model_path, families), config.evaluation.max_examples
     paths = filter(is_at_hand, config.data.eval.values())
@@ -134,7 +134,7 @@ def local_processor(model_path: str) -> Any:
 
 def row_lengths(
     path: str, rule: LengthRule, processor: Any, most: int | None = None
-) -> Iterator[Measured]:
+) -> Iterator[MeasuredRow]:
     """Yields the rows that are looked at and can be used, of the first `most` ones."""
     place = str(Path(path).expanduser())
     source = ParquetRows(place)
@@ -143,7 +143,7 @@ def row_lengths(
         with suppress(BadImage):
             if text_fault(example) is None:
                 lengths = lengths_of(example, rule, processor)
-                yield Measured(place, row, lengths, len(example.images))
+                yield MeasuredRow(place, row, lengths, len(example.images))
 
 
 def spread_rows(source: ParquetRows) -> list[int]:

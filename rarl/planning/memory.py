@@ -55,7 +55,7 @@ HELD = 4
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuCard:
     """`memory` in GiB as PyTorch sees it, `tflops` dense bfloat16, `bandwidth` in GB/s."""
 
     name: str
@@ -65,10 +65,10 @@ class Card:
 
 
 DEFAULT_CARD = "a100-40g"
-CARDS = {name: Card(name, **figures) for name, figures in FIGURES["cards"].items()}
+CARDS = {name: GpuCard(name, **figures) for name, figures in FIGURES["cards"].items()}
 
 
-def find_card(name: str | None = None, memory: float | None = None) -> Card:
+def find_card(name: str | None = None, memory: float | None = None) -> GpuCard:
     """Returns a card by name; without one this machine's, or a common one where there is none; with
     `memory` GiB where a part of it is meant. Raises UserError for one that is not listed."""
     if name is not None and name not in CARDS:
@@ -80,7 +80,7 @@ def find_card(name: str | None = None, memory: float | None = None) -> Card:
     return replace(card, memory=memory or card.memory)
 
 
-def card_here() -> Card | None:
+def card_here() -> GpuCard | None:
     """Returns this machine's first card, as its driver describes it; None where there is none. One
     that is not listed has the rates of the listed card whose memory is nearest, and says so."""
     found = gpus()

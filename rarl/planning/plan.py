@@ -12,7 +12,7 @@ from rarl.config import IMPORT_PATH, Config
 from rarl.planning.data import DataLengths, read_lengths
 from rarl.planning.memory import (
     JUDGE,
-    Card,
+    GpuCard,
     MemoryPlan,
     ProcessMemory,
     find_card,
@@ -44,7 +44,7 @@ class Plan:
     step: StepSeconds
     per_question: float = 0.0
     lengths: DataLengths | None = None
-    card: Card | None = None
+    card: GpuCard | None = None
     memory: MemoryPlan | None = None
     processes: dict[str, ProcessMemory] | None = None
 

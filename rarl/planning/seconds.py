@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rarl.planning.memory import Card
+from rarl.planning.memory import GpuCard
 from rarl.planning.sizes import (
     QUESTION_TOKENS,
     GroupShape,
@@ -55,7 +55,7 @@ class Speeds:
 CPU = Speeds(3.9e10, 3.9e10, math.inf, 8.5e-3, 1.2e-4, 2.2e-3, 2.7e-4, publish=2e-2)
 
 
-def gpu_speeds(card: Card) -> Speeds:
+def gpu_speeds(card: GpuCard) -> Speeds:
     """Returns assumed speeds: 40 % of the card's rate in prefill, 30 % in the update, 60 % of its
     bandwidth in decoding, and a few milliseconds of vLLM's own in every decoding step."""
     rate, bandwidth = card.tflops * 1e12, card.bandwidth * 1e9

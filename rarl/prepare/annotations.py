@@ -35,7 +35,7 @@ READ = "structured reports, presentation states and segmentations are read"
 
 
 @dataclass(frozen=True)
-class Mark:
+class ImageMark:
     """One mark in an image, which its SOP instance UID names; empty where nothing does. `frames`
     (from 1) are those that are meant, all if there are none; `size` (columns, rows) is that of the
     picture that was marked, where it has its own. Without a box, `fault` says why."""
@@ -53,12 +53,12 @@ class Annotations:
     that a cell has named, by their images: these are read once."""
 
     files: Files
-    known: dict[str, dict[str, list[Mark]]] = field(default_factory=dict)
+    known: dict[str, dict[str, list[ImageMark]]] = field(default_factory=dict)
 
     def boxes(self, named: str, image: ImageFile) -> tuple[Box, ...]:
         """Returns what a file of annotations, or all files of a folder, mark in an image. Raises
         Fault, also where they mark nothing in it."""
-        uid, size = identity(image)
+        uid, size = uid_and_size(image)
         if named not in self.known:
             self.known[named] = self.read(named)
         every = self.known[named].get(uid, ())
@@ -76,12 +76,12 @@ class Annotations:
             )
         return tuple(one.box for one in marks if one.box is not None)
 
-    def read(self, named: str) -> dict[str, list[Mark]]:
+    def read(self, named: str) -> dict[str, list[ImageMark]]:
         """Returns the marks of a file, or of all files below a folder, by their images. Raises
         Fault; a folder may hold other files too."""
         folder = PurePosixPath(named.strip().replace("\\", "/")).as_posix()
         names = sorted(name for name in self.files.entries if name.startswith(f"{folder}/"))
-        found: dict[str, list[Mark]] = {}
+        found: dict[str, list[ImageMark]] = {}
         try:
             alone = [] if names else [self.files.image(named).path]
         except Fault:
@@ -95,7 +95,7 @@ class Annotations:
         return found
 
 
-def read_marks(files: Files, name: str, is_named: bool) -> list[Mark]:
+def read_marks(files: Files, name: str, is_named: bool) -> list[ImageMark]:
     """Returns the marks of a file; none of one that is no annotation, unless a cell has named it.
     Raises Fault."""
     data = files.read(name)
@@ -113,7 +113,7 @@ def read_marks(files: Files, name: str, is_named: bool) -> list[Mark]:
         raise Fault(f"annotations '{name}' {error}") from None
 
 
-def identity(image: ImageFile) -> tuple[str, tuple[int, int]]:
+def uid_and_size(image: ImageFile) -> tuple[str, tuple[int, int]]:
     """Returns the SOP instance UID of an image, and its columns and rows. Raises Fault."""
     data = image.read()
     if not is_dicom(data):
@@ -128,7 +128,7 @@ def identity(image: ImageFile) -> tuple[str, tuple[int, int]]:
         raise Fault(f"image '{image.name}' {error}") from None
 
 
-def marks_of(dataset: Dataset) -> Iterator[Mark] | None:
+def marks_of(dataset: Dataset) -> Iterator[ImageMark] | None:
     """Returns the marks of a file, or None where it is of no kind that is read. Raises whatever a
     broken file leads to."""
     kind = str(dataset.get("SOPClassUID", ""))
@@ -139,14 +139,14 @@ def marks_of(dataset: Dataset) -> Iterator[Mark] | None:
     return marks_of_segmentation(dataset) if kind == SEGMENTATION else None
 
 
-def marks_of_report(item: Dataset, report: Dataset, label: str) -> Iterator[Mark]:
+def marks_of_report(item: Dataset, report: Dataset, label: str) -> Iterator[ImageMark]:
     """Yields the regions (SCOORD) below a content item. What they mark is the nearest finding above
     them: a code that they belong to, or the one named Finding of their group."""
     label = finding_of(item) or label
     for child in item.get("ContentSequence") or ():
         kind = child.get("ValueType")
         if kind == "SCOORD":
-            for image, frames in images_of(child, report):
+            for image, frames in marked_images(child, report):
                 yield mark(image, frames, label, str(child.GraphicType), child.GraphicData)
         yield from marks_of_report(child, report, label)
 
@@ -167,7 +167,7 @@ def meaning(item: Dataset, name: str) -> str:
     return str(codes[0].get("CodeMeaning") or "").strip() if codes else ""
 
 
-def images_of(region: Dataset, report: Dataset) -> Iterator[tuple[str, tuple[int, ...]]]:
+def marked_images(region: Dataset, report: Dataset) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the images, and their frames, that a region was selected from; they stand below it, or
     elsewhere in the report, at the place that is given."""
     for child in region.get("ContentSequence") or ():
@@ -185,7 +185,7 @@ def referenced(one: Dataset) -> tuple[str, tuple[int, ...]]:
     return str(one.get("ReferencedSOPInstanceUID") or ""), tuple(map(int, every))
 
 
-def marks_of_state(dataset: Dataset) -> Iterator[Mark]:
+def marks_of_state(dataset: Dataset) -> Iterator[ImageMark]:
     """Yields the graphics of a presentation state. What they mark is the text beside them; they are
     drawn over the images that they name, or over all of the state's."""
     series = dataset.get("ReferencedSeriesSequence") or ()
@@ -200,10 +200,10 @@ def marks_of_state(dataset: Dataset) -> Iterator[Mark]:
                 yield mark(*referenced(one), label.strip(), kind, graphic.GraphicData)
 
 
-def mark(image: str, frames: tuple[int, ...], label: str, kind: str, data: Any) -> Mark:
+def mark(image: str, frames: tuple[int, ...], label: str, kind: str, data: Any) -> ImageMark:
     """Returns a mark with the bounds of a graphic, or with what is wrong with it."""
     if not label:
-        return Mark(image, frames, None, f"a {kind} does not say what it marks")
+        return ImageMark(image, frames, None, f"a {kind} does not say what it marks")
     places = np.array(data, dtype=np.float64).reshape(-1, 2)
     reach = np.zeros(2)
     if kind == "CIRCLE":  # the centre and a place on the line
@@ -212,12 +212,14 @@ def mark(image: str, frames: tuple[int, ...], label: str, kind: str, data: Any) 
         halves = places[1::2] - places[::2]
         places, reach = places[:2].mean(0, keepdims=True), np.hypot(*halves) / 2
     elif kind in POINTS or kind not in ("POLYLINE", "INTERPOLATED", "POLYGON"):
-        return Mark(image, frames, None, f"a {kind} marks '{label}', and has no bounds in pixels")
+        return ImageMark(
+            image, frames, None, f"a {kind} marks '{label}', and has no bounds in pixels"
+        )
     (x1, y1), (x2, y2) = places.min(0) - reach, places.max(0) + reach
-    return Mark(image, frames, Box(label, float(x1), float(y1), float(x2), float(y2)))
+    return ImageMark(image, frames, Box(label, float(x1), float(y1), float(x2), float(y2)))
 
 
-def marks_of_segmentation(dataset: Dataset) -> Iterator[Mark]:
+def marks_of_segmentation(dataset: Dataset) -> Iterator[ImageMark]:
     """Yields the bounds of each segment in each frame that has any of it. What it marks is the
     segment's type, or its label where there is none."""
     names = {
@@ -242,11 +244,13 @@ def marks_of_segmentation(dataset: Dataset) -> Iterator[Mark]:
             if group.get("SegmentIdentificationSequence")
         ]
         if not parts:
-            yield from (Mark(*one, None, f"a {kind} segmentation is not read") for one in sources)
+            yield from (
+                ImageMark(*one, None, f"a {kind} segmentation is not read") for one in sources
+            )
             continue
         mask = pixel_array(dataset, index=place) > least
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         for image, frames in sources if len(rows) else ():
             corners = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             box = Box(names[int(parts[0])], *map(float, corners))
-            yield Mark(image, frames, box, size=size)
+            yield ImageMark(image, frames, box, size=size)

@@ -51,7 +51,7 @@ UNTOLD = "questions are in train since neither a column `split` nor the table's 
 
 
 @dataclass(frozen=True)
-class Request:
+class PrepareRequest:
     """What the user asks `rarl prepare` for. Raises UserError for what cannot be asked."""
 
     source: Source
@@ -98,7 +98,7 @@ def prepare_dataset(
     known = find_source(source)
     chosen = choices or Choices()
     shares = (split, test_share, seed)
-    asked = Request(known, str(src), *shares, chosen, against, drop, facts, validation_share)
+    asked = PrepareRequest(known, str(src), *shares, chosen, against, drop, facts, validation_share)
     protected = None if against is None else read_side(against)
     located = locate(asked.src, known.reads(asked.choices))
     with closing(Files(located.path)) as files:
@@ -178,7 +178,7 @@ class Staged:
 def finish(
     folder: Path,
     staged: Staged,
-    asked: Request,
+    asked: PrepareRequest,
     protected: Side | None,
     revision: str | None,
 ) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def find_doubts(
             yield from (Doubt(name, "identifying", note) for name in files.values())
 
 
-def told(splits: NDArray[np.str_], staged: Staged, asked: Request) -> str:
+def told(splits: NDArray[np.str_], staged: Staged, asked: PrepareRequest) -> str:
     """Returns what the card says of the split: official, unless nothing tells it for some records.
     Raises UserError if these are of a published data set: test records may be among them."""
     untold = int((splits == "").sum())
@@ -280,7 +280,7 @@ def told(splits: NDArray[np.str_], staged: Staged, asked: Request) -> str:
     return "as the table says" if untold else "official"
 
 
-def require_usable(staged: Staged, asked: Request) -> None:
+def require_usable(staged: Staged, asked: PrepareRequest) -> None:
     """Raises UserError if nothing is left, or if so much is bad that the data set as a whole is."""
     wanted, bad = staged.records - staged.left_out.total(), staged.skipped
     if not wanted:

@@ -33,7 +33,7 @@ TRIED = 32  # rows of which these are drawn
 
 
 @dataclass(frozen=True)
-class Question:
+class FactQuestion:
     """What facts are made from: a question of one split, and the facts that its table brings."""
 
     image_id: str
@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Known:
+class ImageFacts:
     """The facts of a row's image, and those of each of a few other images."""
 
     facts: tuple[str, ...]
@@ -65,17 +65,17 @@ def split_facts(
     }
 
 
-def read_questions(data: ParquetRows, rows: Sequence[int]) -> list[Question]:
+def read_questions(data: ParquetRows, rows: Sequence[int]) -> list[FactQuestion]:
     """Returns what the facts of these rows are made from."""
     names = ("image_id", "organ", "question", "answer", "facts")
     columns = [[values[row] for row in rows] for values in map(data.column, names)]
     return [
-        Question(image_id, organ, question, answer, tuple(given or ()))
+        FactQuestion(image_id, organ, question, answer, tuple(given or ()))
         for image_id, organ, question, answer, given in zip(*columns, strict=True)
     ]
 
 
-def find_facts(questions: Sequence[Question], siblings: bool) -> list[Known]:
+def find_facts(questions: Sequence[FactQuestion], siblings: bool) -> list[ImageFacts]:
     """Returns what is known of the image of each question of a split: what its table brings, and
     with `siblings` what the other questions about its image tell."""
     stated = [state(one.question, one.answer) if siblings else None for one in questions]
@@ -103,12 +103,12 @@ def find_facts(questions: Sequence[Question], siblings: bool) -> list[Known]:
             others += [told] if (told := facts_for(place, other)) else []
             if len(others) == OTHERS:
                 break
-        found.append(Known(facts, tuple(others)))
+        found.append(ImageFacts(facts, tuple(others)))
     return found
 
 
 def other_images(
-    place: int, questions: Sequence[Question], candidates: Sequence[int]
+    place: int, questions: Sequence[FactQuestion], candidates: Sequence[int]
 ) -> Iterator[int]:
     """Yields a few of the candidates, by chance and each once, that are about another image than
     the question at `place`; the same for the same questions. They are drawn as questions, not as
@@ -120,7 +120,7 @@ def other_images(
 
 
 def agreed(
-    questions: Sequence[Question], stated: Sequence[Statement | None]
+    questions: Sequence[FactQuestion], stated: Sequence[Statement | None]
 ) -> list[Statement | None]:
     """Returns the statements without those of which another about the same image says otherwise."""
     values: dict[tuple[str, tuple[str, ...]], set[str]] = defaultdict(set)
@@ -133,7 +133,7 @@ def agreed(
     ]
 
 
-def tells(fact: Statement, asked: Question, own: Statement | None) -> bool:
+def tells(fact: Statement, asked: FactQuestion, own: Statement | None) -> bool:
     """Says whether a fact would tell the answer to a question, which says `own` of the image."""
     words, answer = fact.concepts, concepts_of(asked.answer)
     if own is not None and own.is_polar:

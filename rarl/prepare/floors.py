@@ -18,7 +18,7 @@ WORD = r"\w+"
 ROWS_AT_ONCE = 512  # questions compared with all training questions
 
 
-class Question(NamedTuple):
+class FloorQuestion(NamedTuple):
     question: str
     answer: str
     answer_type: str
@@ -34,14 +34,16 @@ class Question(NamedTuple):
         return self.image_id if self.patient is None else f"patient {self.patient}"
 
 
-def read_questions(rows: ParquetRows) -> list[Question]:
+def read_questions(rows: ParquetRows) -> list[FloorQuestion]:
     """Returns all questions of a data set, in its order."""
-    columns = {name: rows.column(name) for name in Question._fields}
+    columns = {name: rows.column(name) for name in FloorQuestion._fields}
     columns["extra"] = [dict(row or ()) for row in columns["extra"]]
-    return [Question(*values) for values in zip(*columns.values(), strict=True)]
+    return [FloorQuestion(*values) for values in zip(*columns.values(), strict=True)]
 
 
-def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Question], list[Question]]:
+def hold_out(
+    questions: Sequence[FloorQuestion], seed: int = 0
+) -> tuple[list[FloorQuestion], list[FloorQuestion]]:
     """Returns the questions about four fifths of the images, and those about the rest."""
     images = sorted({one.image_id for one in questions})
     order = np.random.default_rng(seed).permutation(len(images))
@@ -51,7 +53,7 @@ def hold_out(questions: Sequence[Question], seed: int = 0) -> tuple[list[Questio
 
 
 def floors(
-    train: Sequence[Question], test: Sequence[Question]
+    train: Sequence[FloorQuestion], test: Sequence[FloorQuestion]
 ) -> Iterator[tuple[str, int, float, float]]:
     """Yields (answer type, questions, majority, nearest) of the test questions in the order of
     frequency; the last two are shares in [0, 1] that are right, graded as replies are."""
@@ -64,7 +66,9 @@ def floors(
         yield kind, count, by_majority[kind] / count, by_nearest[kind] / count
 
 
-def majority_answers(train: Sequence[Question], asked: Sequence[Question]) -> list[str | None]:
+def majority_answers(
+    train: Sequence[FloorQuestion], asked: Sequence[FloorQuestion]
+) -> list[str | None]:
     """Returns for each question the most frequent training answer of its answer type, whatever the
     case and punctuation; of a question with options, the option that is most often an answer. None
     without a training question of that type. Of equally frequent ones the first."""
@@ -75,7 +79,7 @@ def majority_answers(train: Sequence[Question], asked: Sequence[Question]) -> li
         spelled.setdefault(text_key(one.answer), one.answer)
     common = {kind: spelled[own.most_common(1)[0][0]] for kind, own in counts.items()}
 
-    def majority(one: Question) -> str | None:
+    def majority(one: FloorQuestion) -> str | None:
         own = counts[one.answer_type]
         if one.options:
             return max(one.options, key=lambda option: own[text_key(option)])
@@ -84,7 +88,7 @@ def majority_answers(train: Sequence[Question], asked: Sequence[Question]) -> li
     return [majority(one) for one in asked]
 
 
-def nearest_answers(train: Sequence[Question], asked: Sequence[Question]) -> list[str]:
+def nearest_answers(train: Sequence[FloorQuestion], asked: Sequence[FloorQuestion]) -> list[str]:
     """Returns for each question the answer of the training question that is most like it (cosine of
     TF-IDF over words and pairs of words); of equally like ones the first."""
     known = [one.question for one in train]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rarl.data.parquet import ParquetRows
 from rarl.intervals import holm, p_in_words
 from rarl.prepare.fingerprint import text_key
-from rarl.prepare.floors import Question, hold_out, majority_answers, read_questions
+from rarl.prepare.floors import FloorQuestion, hold_out, majority_answers, read_questions
 from rarl.replies.grading import is_correct
 
 MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
@@ -49,7 +49,7 @@ class Followed(NamedTuple):
         )
 
 
-def follows(asked: Mapping[str, Sequence[Question]]) -> list[Followed]:
+def follows(asked: Mapping[str, Sequence[FloorQuestion]]) -> list[Followed]:
     """Returns what each column is worth that tells groups, `site` first; `asked` are the questions
     of the splits by name. Training answers are held against the test split, or, where there is none
     or where it is of other groups, against a fifth of the images."""
@@ -68,7 +68,7 @@ def follows(asked: Mapping[str, Sequence[Question]]) -> list[Followed]:
 def follow_lines(files: Sequence[Path]) -> Iterator[str]:
     """Yields a warning for each column that the answers of a data set follow, whose splits are
     these files; several data sets each for itself, by their folders."""
-    folders: dict[Path, dict[str, list[Question]]] = defaultdict(dict)
+    folders: dict[Path, dict[str, list[FloorQuestion]]] = defaultdict(dict)
     for file in files:
         folders[file.parent][file.stem] = read_questions(ParquetRows(file))
     for folder, asked in folders.items():
@@ -76,7 +76,7 @@ def follow_lines(files: Sequence[Path]) -> Iterator[str]:
         yield from (f"{where}{one.told()}" for one in follows(asked) if one.is_clear)
 
 
-def group_columns(questions: Sequence[Question]) -> list[str]:
+def group_columns(questions: Sequence[FloorQuestion]) -> list[str]:
     """Returns the columns that part questions into groups: `site`, and further columns of a table
     of the user's own that have few values."""
     values: dict[str, set[str]] = {"site": set()}
@@ -91,12 +91,14 @@ def group_columns(questions: Sequence[Question]) -> list[str]:
     ]
 
 
-def group_of(question: Question, column: str) -> str | None:
+def group_of(question: FloorQuestion, column: str) -> str | None:
     """Returns the group that a question belongs to."""
     return question.site if column == "site" else (question.extra or {}).get(column)
 
 
-def follow(train: Sequence[Question], test: Sequence[Question], column: str) -> Followed | None:
+def follow(
+    train: Sequence[FloorQuestion], test: Sequence[FloorQuestion], column: str
+) -> Followed | None:
     """Returns what a column is worth, with a p-value of its own; None without test questions about
     other images than the training ones. It is that of the sign test over patients, or images where
     these are not known: of those whom the groups' own answers serve otherwise than all groups'
@@ -132,7 +134,7 @@ def corrected(found: Sequence[Followed]) -> list[Followed]:
 
 
 def question_answers(
-    train: Sequence[Question], asked: Sequence[Question], column: str = ""
+    train: Sequence[FloorQuestion], asked: Sequence[FloorQuestion], column: str = ""
 ) -> list[str | None]:
     """Returns for each question the most frequent training answer to the same question, whatever
     the case and punctuation; of a question with options, the option that is most often an answer.

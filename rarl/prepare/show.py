@@ -21,7 +21,7 @@ from rarl.errors import UserError
 from rarl.files import replacing
 from rarl.prepare.card import sheet_path, split_counts
 from rarl.prepare.fingerprint import text_key
-from rarl.prepare.floors import Question, floors, hold_out, read_questions
+from rarl.prepare.floors import FloorQuestion, floors, hold_out, read_questions
 from rarl.prepare.followed import Followed, follows
 from rarl.prepare.leaks import named_parts
 from rarl.prepare.report import fact_lines
@@ -87,7 +87,7 @@ def counts_table(splits: dict[str, ParquetRows]) -> Table:
     return table
 
 
-def answer_tables(name: str, questions: list[Question]) -> Iterator[Table]:
+def answer_tables(name: str, questions: list[FloorQuestion]) -> Iterator[Table]:
     """Yields a table of the answer types and one of the most frequent answers, whose case and
     punctuation do not count."""
     table = PlainTable(f"{name}: answer types", "type", "questions", "share", "")
@@ -105,7 +105,7 @@ def answer_tables(name: str, questions: list[Question]) -> Iterator[Table]:
     yield table
 
 
-def floor_table(asked: dict[str, list[Question]]) -> Table | str:
+def floor_table(asked: dict[str, list[FloorQuestion]]) -> Table | str:
     """Returns the floors of the test split by the training split; if one is missing, those of a
     fifth of the images by the rest."""
     if "train" in asked and "test" in asked:

@@ -55,7 +55,7 @@ TOLD = re.compile("|".join(WORDING["told"]))
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedReply:
     """A reply and what becomes of it. `why` says more, where there is more to say."""
 
     outcome: Outcome
@@ -87,17 +87,17 @@ def check(
     example: Example,
     known: Sequence[str],
     usual: str = "en",
-) -> Checked:
+) -> CheckedReply:
     """Returns what becomes of a reply about an example. `parts` are its explanation and its answer,
     `known` are sentences that are true of the image, `usual` is the language of a question that
     does not tell its own."""
     if said.status != "said":
-        return Checked(said.status, said.text if said.status != "cut off" else "")
+        return CheckedReply(said.status, said.text if said.status != "cut off" else "")
     explanation, answer = parts
     if not explanation or not answer or TAG.search(explanation) or SPECIAL_TOKEN.search(said.text):
-        return Checked("unreadable")
+        return CheckedReply("unreadable")
     outcome, why = fault_of(said.text, explanation, answer, example, known, usual)
-    return Checked(outcome, why, explanation, answer)
+    return CheckedReply(outcome, why, explanation, answer)
 
 
 def fault_of(

@@ -20,8 +20,8 @@ from rarl.errors import UserError
 from rarl.files import replacing, write_text
 from rarl.judge.client import WAS_DOWN
 from rarl.prompts import has_rationale
-from rarl.rationales.checks import OUTCOMES, Checked, Outcome, check, known_of, usual_language
-from rarl.rationales.teacher import Question, Said, SaidCache, Teacher
+from rarl.rationales.checks import OUTCOMES, CheckedReply, Outcome, check, known_of, usual_language
+from rarl.rationales.teacher import Asking, Said, SaidCache, Teacher
 from rarl.schema import Example
 
 RATIONALES, REPLIES, FIGURES = "rationales.parquet", "replies.jsonl", "explain.json"
@@ -39,26 +39,26 @@ GIVEN_UP: tuple[Outcome, ...] = ("unreachable", "bad image")  # for this start
 
 
 @dataclass(frozen=True)
-class Reply:
+class TeacherReply:
     """One reply to a question, and what becomes of it."""
 
     number: int
     hinted: bool
     said: Said
-    checked: Checked
+    checked: CheckedReply
 
 
 @dataclass
-class Work:
+class Unexplained:
     """A question that has no rationale yet, without its image, and the replies to it so far."""
 
     row: int
     example: Example
     known: tuple[str, ...]
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[TeacherReply] = field(default_factory=list)
 
     @property
-    def kept(self) -> Reply | None:
+    def kept(self) -> TeacherReply | None:
         """The reply whose explanation is taken: one without a hint, where there is any."""
         kept = [one for one in self.replies if one.checked.outcome == "kept"]
         return min(kept, key=lambda one: (one.hinted, one.number), default=None)
@@ -97,7 +97,7 @@ class Explainer:
         known, self.usual = known_of(data), usual_language(data)
         examples = data.without_images(rows, TEXTS)
         pairs = zip(rows, examples, strict=True)
-        self.work = [Work(row, example, known[row]) for row, example in pairs]
+        self.work = [Unexplained(row, example, known[row]) for row, example in pairs]
         self.by_row = {one.row: one for one in self.work}
         self.ended: Counter[str] = Counter()
         self.tokens = [0, 0]
@@ -127,19 +127,19 @@ class Explainer:
                         "has answered is kept, and the same command goes on from there"
                     )
 
-    def questions(self, number: int, hinted: bool) -> Iterator[Question]:
+    def questions(self, number: int, hinted: bool) -> Iterator[Asking]:
         """Yields the questions of one round, each with its image's file."""
         for one in self.work:
             if one.is_open and not one.has(number, hinted):
                 (example,) = self.data.read([one.row])
                 key = self.teacher.key_of(example, number, hinted)
-                yield Question(key, one.row, example, number, hinted)
+                yield Asking(key, one.row, example, number, hinted)
 
-    def take_in(self, work: Work, number: int, hinted: bool, said: Said) -> None:
+    def take_in(self, work: Unexplained, number: int, hinted: bool, said: Said) -> None:
         parts = self.teacher.parts(said.text) if said.status == "said" else (None, None)
         checked = check(said, parts, work.example, work.known, self.usual)
         had_ended = work.has_ended
-        work.replies.append(Reply(number, hinted, said, checked))
+        work.replies.append(TeacherReply(number, hinted, said, checked))
         self.tokens = [a + b for a, b in zip(self.tokens, said.tokens or (0, 0), strict=True)]
         if work.has_ended and not had_ended:
             self.ended[work.status() or NO_REPLY] += 1
@@ -182,7 +182,7 @@ class Figures:
             yield f"{asked[NO_REPLY]:,} questions got no reply; the same command asks them again"
 
 
-def figures_of(work: Sequence[Work], rows: int, given: int, requests: int = 0) -> Figures:
+def figures_of(work: Sequence[Unexplained], rows: int, given: int, requests: int = 0) -> Figures:
     """Returns the figures of a data set of so many rows, of which `given` had a rationale."""
     statuses = Counter(one.status() or NO_REPLY for one in work)
     statuses |= Counter({"given": given, "not asked": rows - given - len(work)})
@@ -213,7 +213,9 @@ def without_rationale(data: ParquetRows) -> list[int]:
     return [row for row, text in enumerate(texts) if not has_rationale(text)]
 
 
-def with_rationales(data: ParquetRows, work: Sequence[Work], source: str) -> Iterator[Example]:
+def with_rationales(
+    data: ParquetRows, work: Sequence[Unexplained], source: str
+) -> Iterator[Example]:
     """Yields all rows, those that were asked about with what came of it."""
     by_row = {one.row: one for one in work}
     for row in range(len(data)):
@@ -227,7 +229,7 @@ def with_rationales(data: ParquetRows, work: Sequence[Work], source: str) -> Ite
 
 
 def write_out(
-    out: Path, data: ParquetRows, work: Sequence[Work], source: str, about: dict[str, Any]
+    out: Path, data: ParquetRows, work: Sequence[Unexplained], source: str, about: dict[str, Any]
 ) -> None:
     """Writes the data set with its rationales, every reply with what became of it, and the
     figures."""
@@ -239,7 +241,7 @@ def write_out(
     write_text(out / FIGURES, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
-def as_line(work: Work, reply: Reply) -> dict[str, Any]:
+def as_line(work: Unexplained, reply: TeacherReply) -> dict[str, Any]:
     """Returns a reply for people and programs."""
     checked = reply.checked
     return {

@@ -147,12 +147,12 @@ class Agreement:
 
     def line(self) -> str:
         """Returns it in words."""
-        usable = f"to be had or not {in_words(self.usable, self.usable_kappa)}"
-        same = f"accepted, edited or rejected {in_words(self.same, self.kappa)}"
+        usable = f"to be had or not {agreement_in_words(self.usable, self.usable_kappa)}"
+        same = f"accepted, edited or rejected {agreement_in_words(self.same, self.kappa)}"
         return f"{self.first} and {self.second} on {self.n} rationales: {usable}; {same}"
 
 
-def in_words(share: float, kappa: float | None) -> str:
+def agreement_in_words(share: float, kappa: float | None) -> str:
     told = "not defined, since both always say the same" if kappa is None else f"{kappa:.2f}"
     return f"{100 * share:.0f} % alike, Cohen's kappa {told}"
 

@@ -16,7 +16,7 @@ from rarl.prompts import PromptPlan
 from rarl.rationales.teacher import (
     TEMPERATURE,
     WORDING,
-    Question,
+    Asking,
     Said,
     SaidCache,
     Teacher,
@@ -66,10 +66,10 @@ class OwnTeacher(Teacher):
         self.collector, self.processor, self.plan = collector, processor, plan
         self.cache, self.max_pixels, self.adapter = cache, max_pixels, adapter
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Said]]:
+    def ask(self, questions: Iterable[Asking]) -> Iterator[tuple[Asking, Said]]:
         waiting = iter(questions)
         while some := list(islice(waiting, AT_ONCE)):
-            ready: list[tuple[Question, PreparedExample]] = []
+            ready: list[tuple[Asking, PreparedExample]] = []
             for one in some:
                 try:
                     ready.append((without_images(one), self.prepared(one)))
@@ -87,7 +87,7 @@ class OwnTeacher(Teacher):
                 self.cache.put(one.key, said)
                 yield one, said
 
-    def prepared(self, question: Question) -> PreparedExample:
+    def prepared(self, question: Asking) -> PreparedExample:
         """Returns what the model is shown. Raises BadImage."""
         example = question.example
         prompt = HintedPrompt(self.plan) if question.hinted else self.plan

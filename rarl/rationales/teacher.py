@@ -45,7 +45,7 @@ VERSION = hashlib.sha256(json.dumps([*ASKED, LONGEST_SIDE]).encode()).hexdigest(
 
 
 @dataclass(frozen=True)
-class Question:
+class Asking:
     """One asking of one example. `number` counts the askings of it from 0; one that is `hinted`,
     which gives the answer away, is the only one of its kind. `key` is what the reply is kept by.
     `row` is the example's in its data set. `shown` are its images as data URIs, once somebody has
@@ -92,7 +92,7 @@ class Teacher(ABC):
     attempts = 0
 
     @abstractmethod
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Said]]:
+    def ask(self, questions: Iterable[Asking]) -> Iterator[tuple[Asking, Said]]:
         """Yields each question, without its images, with what was said, in whatever order they
         come. Takes only as many questions as it can ask, and has kept what it yields. Raises
         UserError where only the user can mend it."""
@@ -111,7 +111,7 @@ class Teacher(ABC):
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def without_images(question: Question) -> Question:
+def without_images(question: Asking) -> Asking:
     return replace(question, example=replace(question.example, images=()), shown=())
 
 
@@ -123,7 +123,7 @@ def shrunk_uri(encoded: bytes) -> str:
     return image_uri(np.asarray(picture))
 
 
-def messages(question: Question) -> list[dict[str, Any]]:
+def messages(question: Asking) -> list[dict[str, Any]]:
     """Returns the system message and the user's, with the images first, behind their labels."""
     example = question.example
     form = WORDING["forms"][example.answer_type]
@@ -142,18 +142,18 @@ def messages(question: Question) -> list[dict[str, Any]]:
     ]
 
 
-def plain_question(image: bool) -> Question:
+def plain_question(image: bool) -> Asking:
     """Returns what no server finds too long or indecent."""
     grey = png_bytes(Image.new("RGB", (56, 56), (127, 127, 127)))
     example = Example("plain", (), "plain", "Is there a lesion?", "no", "closed")
-    return Question("plain", -1, example, 0, False, (shrunk_uri(grey),) if image else ())
+    return Asking("plain", -1, example, 0, False, (shrunk_uri(grey),) if image else ())
 
 
 def cannot_see(teacher: str, reason: str) -> UserError:
     return UserError(f"the teacher {teacher} cannot see ({reason}); take a model that sees")
 
 
-QUESTIONS = Subject[Question, Said](
+QUESTIONS = Subject[Asking, Said](
     role="teacher",
     address="--teacher",
     model="--model",
@@ -167,13 +167,13 @@ QUESTIONS = Subject[Question, Said](
 )
 
 
-class TeacherBackend(ChatBackend[Question, Said]):
+class TeacherBackend(ChatBackend[Asking, Said]):
     """Asks for one explanation a request."""
 
     subject = QUESTIONS
     wants = "it must support temperature, seed and max_completion_tokens"
 
-    def _body(self, questions: Sequence[Question]) -> dict[str, Any]:
+    def _body(self, questions: Sequence[Asking]) -> dict[str, Any]:
         (question,) = questions
         return {
             "model": self.model,
@@ -183,7 +183,7 @@ class TeacherBackend(ChatBackend[Question, Said]):
             "seed": question.number,
         }
 
-    def _read(self, content: bytes, questions: Sequence[Question]) -> list[Said]:
+    def _read(self, content: bytes, questions: Sequence[Asking]) -> list[Said]:
         said = read_completion(content)
         if said.refusal is not None:
             return [Said("refused", said.refusal, said.tokens)]
@@ -191,7 +191,7 @@ class TeacherBackend(ChatBackend[Question, Said]):
         return [Said(status, said.text or "", said.tokens)]
 
 
-class RemoteTeacher(Client[Question, Said], Teacher):
+class RemoteTeacher(Client[Asking, Said], Teacher):
     """A server of chat completions. Nothing is sent anywhere else: redirections are not followed,
     and where `local` says that the server is this machine's, no proxy is asked."""
 
@@ -215,8 +215,8 @@ class RemoteTeacher(Client[Question, Said], Teacher):
         settings = {"concurrency": concurrency, "retries": RETRIES, **options}
         super().__init__(backend, cache, **settings)
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Said]]:
-        waiting: dict[Future[Said], Question] = {}
+    def ask(self, questions: Iterable[Asking]) -> Iterator[tuple[Asking, Said]]:
+        waiting: dict[Future[Said], Asking] = {}
         for one in in_threads(with_image, questions):
             if isinstance(one, tuple):
                 yield one
@@ -238,7 +238,7 @@ class RemoteTeacher(Client[Question, Said], Teacher):
         self.attempts += 1
 
 
-def with_image(question: Question) -> Question | tuple[Question, Said]:
+def with_image(question: Asking) -> Asking | tuple[Asking, Said]:
     """Returns a question with its images made ready to be sent, or why they cannot be shown."""
     try:
         return replace(question, shown=tuple(map(shrunk_uri, question.example.images)))
@@ -246,7 +246,7 @@ def with_image(question: Question) -> Question | tuple[Question, Said]:
         return without_images(question), Said("bad image", str(error))
 
 
-def finished(waiting: dict[Future[Said], Question]) -> Iterator[tuple[Question, Said]]:
+def finished(waiting: dict[Future[Said], Asking]) -> Iterator[tuple[Asking, Said]]:
     """Waits for one at least, and yields and takes out all that are answered."""
     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in done:

@@ -119,7 +119,7 @@ def fluency_reward(
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownText:
     """What is known of an example beside its image."""
 
     question: str
@@ -180,7 +180,7 @@ def reasoning_reward(
     if not asks_thinking(form):
         return None
     named = [one for one in (organ, modality) if one]
-    known = Known(question, answer, rationale, named, read_lexicon(lexicon or None))
+    known = KnownText(question, answer, rationale, named, read_lexicon(lexicon or None))
     # To name the one that is asked for is to answer.
     asked_for = content_words(answer, known.lexicon)
     named = [one for one in known.attributes if attributes and not content_words(one) & asked_for]
@@ -208,7 +208,7 @@ def reasoning_reward(
     return value * length * (leak_factor if leaked else 1.0) * variety
 
 
-def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -> list[Claim]:
+def evidence(clauses: Sequence[Claim], known: KnownText, answers: Sequence[Words]) -> list[Claim]:
     """Returns the clauses that are weighed. Left out, where they deny nothing that is true: those
     that repeat the question, those that only name organ or modality, and conclusions."""
     named = content_words(" ".join(known.attributes))
@@ -229,7 +229,7 @@ def evidence(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -
     return kept
 
 
-def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) -> bool:
+def is_leaked(clauses: Sequence[Claim], known: KnownText, answers: Sequence[Words]) -> bool:
     """Says whether the answer, or a conclusion, comes before the first finding that is right, or
     within it."""
     for clause in clauses:
@@ -243,7 +243,7 @@ def is_leaked(clauses: Sequence[Claim], known: Known, answers: Sequence[Words]) 
     return False
 
 
-def answers_in_words(clause: Claim, known: Known, answers: Sequence[Words]) -> bool:
+def answers_in_words(clause: Claim, known: KnownText, answers: Sequence[Words]) -> bool:
     """Says whether a clause is like "The lesion is on the left": nothing but the question's words
     and an answer; to a yes/no question, nothing but the question's words."""
     possible = [words for words in answers if words or is_yes_no(known.answer)]

@@ -24,12 +24,12 @@ from ray.exceptions import (
 
 from rarl.errors import UserError, last_line
 from rarl.rollout.sampler import (
+    LikelihoodRequest,
     NotPublished,
     Sampler,
     SampleRequest,
     SamplerSettings,
     SamplingSettings,
-    ScoreRequest,
 )
 from rarl.schema import Rollout
 from rarl.system.placement import SAMPLER_CPUS, SAMPLER_GPUS
@@ -173,7 +173,7 @@ class PendingScores:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterWeights:
     """What was published last: float32 arrays under PEFT's own names, and PEFT's configuration."""
 
     version: int
@@ -196,7 +196,7 @@ class SamplerPool:
         self.launched, self.timeout, self.restart_timeout = actors, timeout, restart_timeout
         self.own, self.loading, self.sharing = actors, actors, 1
         self.lost: list[Any] = []
-        self.published: Adapter | None = None
+        self.published: AdapterWeights | None = None
 
     @property
     def actors(self) -> list[Any]:
@@ -273,7 +273,7 @@ class SamplerPool:
     ) -> int:
         """Loads the adapter into the engines that are this worker's to load; returns the bytes that
         one engine loads. Raises UserError."""
-        self.published = adapter = Adapter(version, tensors, peft_config)
+        self.published = adapter = AdapterWeights(version, tensors, peft_config)
         actors = [actor for actor in self.loading if actor not in self.lost]
         pending = [(actor, actor.load_adapter.remote(*adapter.arguments)) for actor in actors]
         for actor, reference in pending:
@@ -314,15 +314,17 @@ class SamplerPool:
         """Does not wait; the adapter that is loaded now samples."""
         return PendingRollouts(self, requests, sampling, use_adapter, on_group)
 
-    def score(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+    def score(self, requests: list[LikelihoodRequest], use_adapter: bool = True) -> PendingScores:
         """Asks for the log-probs (nats) of the tokens of each request's replies."""
         return self.start("score", requests, use_adapter)
 
-    def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> PendingScores:
+    def weigh(self, requests: list[LikelihoodRequest], use_adapter: bool = True) -> PendingScores:
         """Asks for the share of each request's replies among them."""
         return self.start("weigh", requests, use_adapter)
 
-    def start(self, method: str, requests: list[ScoreRequest], use_adapter: bool) -> PendingScores:
+    def start(
+        self, method: str, requests: list[LikelihoodRequest], use_adapter: bool
+    ) -> PendingScores:
         """Does not wait; the adapter that is loaded now is used, or the base model."""
         actors = self.actors[: len(requests)]
         asked: list[tuple[Any, ...]] = []

@@ -60,7 +60,7 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
+class LikelihoodRequest:
     """One prompt and the replies whose likelihoods after it are asked."""
 
     prompt: str
@@ -183,7 +183,7 @@ class Sampler:
         return [name.rsplit("-", 1)[0] for name in ids]
 
     def score(
-        self, requests: list[ScoreRequest], use_adapter: bool = True
+        self, requests: list[LikelihoodRequest], use_adapter: bool = True
     ) -> list[list[list[float]]]:
         """Returns the log-probs (nats) of the tokens of each reply of each request after its
         prompt, at temperature 1, nothing banned."""
@@ -201,7 +201,9 @@ class Sampler:
         scored = map(tail_logprobs, outputs, lengths)
         return [[next(scored) for _ in request.replies] for request in requests]
 
-    def weigh(self, requests: list[ScoreRequest], use_adapter: bool = True) -> list[list[float]]:
+    def weigh(
+        self, requests: list[LikelihoodRequest], use_adapter: bool = True
+    ) -> list[list[float]]:
         """Returns the share of each reply among those of its request: the probabilities of the
         first token in which they differ, after what they have in common. One token is generated,
         which is far cheaper than to read every reply, and the prompt's cache is used. Replies that

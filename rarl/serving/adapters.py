@@ -29,7 +29,7 @@ Stamp = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class ServedAdapter:
     """`version` is the name by which engines know it, and replies tell it. `run` is the run
     directory that the adapter is from, or None."""
 
@@ -63,21 +63,21 @@ class AdapterFolder:
             return None
         return folder
 
-    def find(self, name: str) -> Adapter:
+    def find(self, name: str) -> ServedAdapter:
         """Raises Refusal if there is no such adapter now, or it cannot be served."""
         folder = self.peft_folder(name)
         if folder is None or self.path is None:
             shown = f"'{name}'" if NAME.fullmatch(name) else "of this name"
             raise Refusal("model_not_found", "model", shown=shown)
         try:
-            digest, rank = identity(folder, stamp(folder))
+            digest, rank = digest_and_rank(folder, stamp(folder))
         except (OSError, ValueError, KeyError, TypeError):
             raise Refusal("adapter_unreadable", name=name) from None
         if rank > self.max_rank:
             raise Refusal("adapter_too_large", name=name, rank=rank, most=self.max_rank)
         run = self.path / name
         is_run = (run / "config.yaml").is_file()
-        return Adapter(name, folder, f"{name}@{digest}", run if is_run else None)
+        return ServedAdapter(name, folder, f"{name}@{digest}", run if is_run else None)
 
 
 def find_peft(entry: Path) -> Path | None:
@@ -114,7 +114,7 @@ def read_files(folder: Path) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1024)
-def identity(folder: Path, unchanged: Stamp) -> tuple[str, int]:
+def digest_and_rank(folder: Path, unchanged: Stamp) -> tuple[str, int]:
     """Returns digest and rank, which are kept as long as the folder's stamp is the same. Raises
     OSError and what a broken configuration raises."""
     config, weights = read_files(folder)

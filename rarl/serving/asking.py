@@ -30,7 +30,7 @@ from rarl.replies.boxes import STYLES, family_of, read_boxes
 from rarl.replies.tags import parse_reply
 from rarl.replies.words import chosen_option
 from rarl.schema import Frame
-from rarl.serving.adapters import Adapter, AdapterFolder
+from rarl.serving.adapters import AdapterFolder, ServedAdapter
 from rarl.serving.guard import Metrics
 from rarl.serving.images import data_urls, read_images, shown_size
 from rarl.serving.looking import Looked, look
@@ -53,13 +53,13 @@ Items = AsyncIterator[dict[str, Any] | list[str]]
 
 
 @dataclass(frozen=True)
-class Model:
+class AskedModel:
     """What a request asks: the base (`adapter` None), or an adapter as it was when the request
     came. `family` is how it was trained to be asked, `look` how it is asked where to look."""
 
     name: str
     version: str
-    adapter: Adapter | None
+    adapter: ServedAdapter | None
     family: Family
     look: Family
     max_pixels: int | None
@@ -87,17 +87,17 @@ class Engines:
         """The bias of vision tokens, which the model must not write."""
         return {str(token): BAN_BIAS for token in banned_token_ids(self.processor.tokenizer)}
 
-    def model(self, name: str | None) -> Model:
+    def model(self, name: str | None) -> AskedModel:
         """Raises Refusal for a model that there is not."""
         if name is None:
             name = self.config.default or self.config.name
         families, most = self.config.families, self.config.max_pixels
         family, look = families[self.config.prompt], families[LOOK]
         if name == self.config.name:
-            return Model(name, name, None, family, look, most)
+            return AskedModel(name, name, None, family, look, most)
         adapter = self.adapters.find(name)
         if adapter.run is None:
-            return Model(name, adapter.version, adapter, family, look, most)
+            return AskedModel(name, adapter.version, adapter, family, look, most)
         # As the adapter's run is measured: its prompt, and its bound on images.
         try:
             run = load_config(adapter.run / "config.yaml")
@@ -109,7 +109,7 @@ class Engines:
             raise Refusal("run_unreadable", name=name) from None
         bounds = [one for one in (run.data.max_pixels, most) if one is not None]
         family, most = families[own.eval], min(bounds, default=None)
-        return Model(name, adapter.version, adapter, family, families[LOOK], most)
+        return AskedModel(name, adapter.version, adapter, family, families[LOOK], most)
 
     async def images(
         self, named: Sequence[NamedImage], max_pixels: int | None, bare: bool = False
@@ -159,7 +159,7 @@ class Engines:
         async for item in self.ask(model, {**body, "max_completion_tokens": tokens}):
             yield item
 
-    async def ask(self, model: Model, body: dict[str, Any]) -> Items:
+    async def ask(self, model: AskedModel, body: dict[str, Any]) -> Items:
         """Yields the reply, see Items. As long as nothing was said, another engine is asked when
         one dies, and an adapter's next version when it is replaced. Raises Refusal."""
         said = False
@@ -180,7 +180,7 @@ class Engines:
                 raise refusal
             model = self.model(model.name)
 
-    async def _request(self, model: Model, body: dict[str, Any]) -> Items:
+    async def _request(self, model: AskedModel, body: dict[str, Any]) -> Items:
         options = {"multiplexed_model_id": model.version} if model.adapter else {}
         handle = self.handle.options(stream=True, **options)
         body = {**body, "logit_bias": self.banned, "model": model.version}
@@ -196,7 +196,7 @@ class Engines:
                 yield {**item, "model": model.name, "system_fingerprint": model.version}
 
 
-def refusal_of(error: dict[str, Any], model: Model) -> Refusal:
+def refusal_of(error: dict[str, Any], model: AskedModel) -> Refusal:
     """Returns what an engine's {status, code, message} is to the client."""
     if error["code"] != "engine_refused":  # it died, or the adapter was replaced
         return Refusal(error["code"], name=model.name)
@@ -207,7 +207,7 @@ def refusal_of(error: dict[str, Any], model: Model) -> Refusal:
     return refusal
 
 
-def renamed_line(line: str, model: Model) -> str:
+def renamed_line(line: str, model: AskedModel) -> str:
     """Puts the client's name and the version into a stream's event. Within a JSON text every quote
     is escaped, so what is replaced can only be the keys."""
     given, version = '"model":' + json.dumps(model.version), json.dumps(model.version)
@@ -266,7 +266,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
             if choice["index"] == 0 and delta:
                 yield {"type": "delta", "text": delta}
     engines.metrics.tokens(model.name, usage.get("completion_tokens", 0))
-    frame = frame_of(style, shown.urls[0]) if request.boxes else None
+    frame = sent_frame(style, shown.urls[0]) if request.boxes else None
     result, reply = read_answer(replies, question, model, frame)
     if frame is not None:
         result["boxes"] = named_boxes(result["answer"], frame)
@@ -291,7 +291,7 @@ async def answer(engines: Engines, request: AnswerRequest) -> AsyncIterator[dict
     yield {"type": "result", **result}
 
 
-def frame_of(family: str, url: str) -> Frame:
+def sent_frame(family: str, url: str) -> Frame:
     """Returns how a model of the family writes places in the image of a data: URL, in shares of the
     image's sides."""
     return Frame(family, 1, 1, *shown_size(url))
@@ -320,7 +320,7 @@ async def lines_of(stream: Items) -> AsyncIterator[dict[str, Any]]:
 
 
 def read_answer(
-    replies: list[str], question: PosedQuestion, model: Model, frame: Frame | None = None
+    replies: list[str], question: PosedQuestion, model: AskedModel, frame: Frame | None = None
 ) -> tuple[dict[str, Any], str]:
     """Returns the majority's answer with the thinking of the first sample that gave it, and that
     sample. What is none of the options has no vote beside what is one. With a `frame` the answers

@@ -19,7 +19,7 @@ from rarl.serving.questions import pose, turn_of
 from rarl.serving.requests import NamedImage, Refusal
 
 if TYPE_CHECKING:
-    from rarl.serving.asking import Engines, Model
+    from rarl.serving.asking import AskedModel, Engines
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Looked:
 
 
 async def look(
-    engines: Engines, model: Model, question: str, options: list[str] | None, image: NamedImage
+    engines: Engines, model: AskedModel, question: str, options: list[str] | None, image: NamedImage
 ) -> Looked:
     """Asks greedily where to look. Raises Refusal."""
     processor, limits = engines.processor, engines.config.limits

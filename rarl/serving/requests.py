@@ -102,7 +102,7 @@ class ImageAddress(Strict):
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class Part(Strict):
+class MessagePart(Strict):
     """A text or an image of a message."""
 
     type: Literal["text", "image_url"]
@@ -110,7 +110,7 @@ class Part(Strict):
     image_url: ImageAddress | None = None
 
     @model_validator(mode="after")
-    def what_its_type_says(self) -> Part:
+    def what_its_type_says(self) -> MessagePart:
         given = {"text": self.text, "image_url": self.image_url}
         if [kind for kind, value in given.items() if value is not None] != [self.type]:
             raise ValueError("a part holds a text or an image_url, as its type says")
@@ -119,7 +119,7 @@ class Part(Strict):
 
 class Message(Strict):
     role: Literal["system", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(in_part)]
+    content: Annotated[list[MessagePart], BeforeValidator(in_part)]
 
 
 class JsonSchema(Strict):
@@ -171,7 +171,7 @@ class ChatRequest(Strict):
     prompt: Literal["auto"] | None = None
     user: Name | None = None
 
-    def parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, MessagePart]:
         """Returns the parts of all messages by their places in the request, in order."""
         return {
             f"messages.{turn}.content.{place}": part

@@ -35,7 +35,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What the template is given. `summary` is that of the run's measurements, None where it has
     none; `dtype` and `lost` are those of an exported model."""
 
@@ -75,13 +75,13 @@ class Card:
 
 def card_of(
     target: Path, adapter: Path, base: str, title: str, dtype: str | None = None, lost: float = 0.0
-) -> Card:
+) -> ModelCard:
     """Returns the card of the adapter in a folder, which belongs to the run directory `target`, if
     that is one; `base` is what the model's base is called."""
     run_dir = RunDir(target)
     config = load_config(run_dir.config) if run_dir.config.is_file() else None
     held = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    return Card(
+    return ModelCard(
         title=title,
         base=base_name(base),
         origin=read_origin(adapter),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from rarl.adapters.merging import Adapter
+from rarl.adapters.merging import PeftAdapter
 from rarl.config import Config
 from rarl.data.parquet import ParquetRows
 from rarl.data.prepared import prepare_example
@@ -25,7 +25,11 @@ ROWS = 32  # that are prepared at a time
 
 
 def validation_loss(
-    adapter: Adapter, model: str, config: Config, rows: ParquetRows, advance: Callable[[int], Any]
+    adapter: PeftAdapter,
+    model: str,
+    config: Config,
+    rows: ParquetRows,
+    advance: Callable[[int], Any],
 ) -> float:
     """Returns the mean negative log-likelihood, in nats per token, of the reference replies of all
     rows under the base in the folder `model` with this adapter. Questions are asked as the

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rarl.adapters.merging import Adapter, as_adapter, average, cut, distance, weighted_sum
+from rarl.adapters.merging import PeftAdapter, as_adapter, average, cut, distance, weighted_sum
 from rarl.adapters.origin import (
     WEIGHTS,
+    MergedPart,
     Origin,
-    Part,
     WeightedBy,
     base_name,
     read_origin,
@@ -33,7 +33,7 @@ class Member:
 
     name: str
     folder: Path
-    adapter: Adapter
+    adapter: PeftAdapter
     origin: Origin
 
     @property
@@ -46,7 +46,7 @@ def read_member(path: str) -> Member:
     """Reads the adapter of a run directory, or a PEFT folder. Where `origin.json` is missing, the
     run directory's metrics are asked. Raises UserError."""
     folder = find_adapter(path, named=path)
-    adapter = Adapter(*read_adapter(folder))
+    adapter = PeftAdapter(*read_adapter(folder))
     adapter.require_plain(path)
     place = Path(path).expanduser().resolve()
     place = place.parent if place.name == "adapter" else place
@@ -129,7 +129,7 @@ class Shares:
 
 def merged(
     members: Sequence[Member], shares: Shares, exact: bool, rank: int | None
-) -> tuple[Adapter, Origin]:
+) -> tuple[PeftAdapter, Origin]:
     """Returns the average, or with `exact` the sum of the changes with all ranks, or with a `rank`
     that sum cut back to it, and where it came from. Raises UserError where they do not fit
     together."""
@@ -142,7 +142,7 @@ def merged(
         found = as_adapter(whole, adapters[0]) if exact else average(adapters, shares.values)
     counts = [one.origin.answer_tokens for one in members]
     parts = [
-        Part(
+        MergedPart(
             name=one.name,
             weight=share,
             sha256=file_hash(one.folder / WEIGHTS),
@@ -162,7 +162,7 @@ def merged(
     )
 
 
-def write_merged(adapter: Adapter, origin: Origin, folder: Path) -> None:
+def write_merged(adapter: PeftAdapter, origin: Origin, folder: Path) -> None:
     """Writes a standard PEFT folder with its origin, whole or not at all."""
     with replacing_folder(folder) as temporary:
         adapter.save(temporary)
@@ -177,7 +177,7 @@ def require_new(folder: Path, option: str) -> None:
 
 def next_round(folder: Path) -> str:
     """Returns with which keys a training begins with the adapter in a folder."""
-    adapter = Adapter(*read_adapter(folder))
+    adapter = PeftAdapter(*read_adapter(folder))
     keys = [f"model.adapter={folder}", f"model.lora.rank={adapter.rank}"]
     return f"next round: rarl train CONFIG {' '.join(keys)} model.lora.alpha={adapter.alpha}"
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rarl.data.parquet import write_examples
-from rarl.prepare.facts import Question, find_facts
+from rarl.prepare.facts import FactQuestion, find_facts
 from rarl.schema import AnswerType, Box, Example
 from rarl.tiny.phantoms import (
     ORGANS,
@@ -112,7 +112,7 @@ def write_train_with_facts(path: Path, seed: int) -> None:
     other images, as `rarl prepare` puts them."""
     examples = draw_examples("seen", TRAINED, seed, "train")
     told = [
-        Question(
+        FactQuestion(
             *(one.image_id, one.organ, one.question, one.answer),
             given=tuple(filter(None, (one.rationale or "").split(". "))),
         )

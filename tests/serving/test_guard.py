@@ -16,7 +16,7 @@ from rarl.data.images import decode_image
 from rarl.prepare.metadata import without_metadata
 from rarl.prompts import evaluation_prompts
 from rarl.schema import Example
-from rarl.serving.asking import Model, read_answer
+from rarl.serving.asking import AskedModel, read_answer
 from rarl.serving.guard import merge
 from rarl.serving.images import read_images
 from rarl.serving.questions import PosedQuestion
@@ -366,7 +366,7 @@ def test_what_is_no_option_has_no_vote_beside_one_that_is(
     options: tuple[str, ...] | None, said: list[str], answer: str, confidence: float
 ) -> None:
     families = evaluation_prompts(PromptsConfig()).families
-    model = Model("base", "1", None, families["plain"], families["look"], None)
+    model = AskedModel("base", "1", None, families["plain"], families["look"], None)
     replies = [f"<think>So it is.</think><answer>{one}</answer>" for one in said]
     result, reply = read_answer(replies, PosedQuestion("Where?", options, ""), model)
     assert (result["answer"], result["confidence"]) == (answer, pytest.approx(confidence))

@@ -51,7 +51,7 @@ CURVES = (
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """One curve: `values` by step, NaN where a step has none."""
 
     label: str
@@ -91,7 +91,7 @@ def curves(report: Report) -> list[Chart]:
         metrics, lines = metrics_of(runs), []
         for place, key in enumerate(parts):
             title = key.removeprefix("reward/").replace("mean", "sum, weighted")
-            lines.append(Line(title, COLOURS[place % len(COLOURS)], metrics[key]))
+            lines.append(Curve(title, COLOURS[place % len(COLOURS)], metrics[key]))
         charts.append(line_chart("Reward and its parts", SMOOTHED, lines))
         title, note = "Accuracy while training", "Of sampled replies."
         charts.append(metric_chart(runs, colours, "reward/accuracy", title, note))
@@ -125,14 +125,14 @@ def metric_chart(
     for name in dict.fromkeys(run.name for run in runs):
         metrics = metrics_of([run for run in runs if run.name == name])
         if key in metrics and (metrics[key] > 0 if log else metrics[key].notna()).any():
-            lines.append(Line(name, colours[name], metrics[key]))
+            lines.append(Curve(name, colours[name], metrics[key]))
     seeds = " Mean over seeds." if len(runs) > len(lines) > 0 else ""
     several = len(set(colours.values())) > 1
     return line_chart(title, note + seeds, lines, log, named=several) if lines else None
 
 
 def line_chart(
-    title: str, note: str, lines: Sequence[Line], log: bool = False, named: bool = True
+    title: str, note: str, lines: Sequence[Curve], log: bool = False, named: bool = True
 ) -> Chart:
     """Draws each line faint as measured and strong as the mean of the last steps; `named` asks for
     a legend."""

@@ -120,7 +120,7 @@ def entry(one: Asked, pictures: dict[tuple[str, str], str], longest: int) -> dic
         "reference": shorten(known.answer, LONGEST_TEXT),
         "rationale": shorten(known.rationale or "", longest),
         "known": shorten(" ".join(known.facts or ()), longest),
-        "boxes": drawn_boxes(known.boxes, frame_of(one)),
+        "boxes": drawn_boxes(known.boxes, drawn_frame(one)),
         "facts": {name: shorten(str(value), longest) for name, value in facts.items()},
         "replies": [reply and reply_entry(reply, longest) for reply in one.replies],
     }
@@ -150,7 +150,7 @@ def reply_entry(sample: Sample, longest: int) -> dict[str, Any]:
     }
 
 
-def frame_of(one: Asked) -> Frame | None:
+def drawn_frame(one: Asked) -> Frame | None:
     """Returns the frame of a question's image, which tells how large it is."""
     frames = (reply.prompt.frame for reply in one.replies if reply)
     return next((frame for frame in frames if frame), None)

@@ -16,9 +16,9 @@ from pydantic import BaseModel, TypeAdapter
 from rarl.config import IMPORT_PATH, Config, load_config
 from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
-from rarl.evaluation.claims import Checked, check_claims
+from rarl.evaluation.claims import CheckedClaim, check_claims
 from rarl.evaluation.group_table import known_columns
-from rarl.evaluation.lines import Model, line_of, models_of, read_compared
+from rarl.evaluation.lines import TableLine, line_of, models_of, read_compared
 from rarl.evaluation.measurements import (
     count_questions,
     finished_measurements,
@@ -91,7 +91,7 @@ class Run:
         return self.config.data.eval.get(data_set, "")
 
 
-class JudgeCard(BaseModel):
+class JudgeVerdict(BaseModel):
     """What the examination of the judge came to."""
 
     fit: bool
@@ -114,30 +114,30 @@ class Report:
     folder: Path
     is_comparison: bool
     runs: list[Run]
-    lines: list[Model]
+    lines: list[TableLine]
     data_sets: list[str]
     notes: list[str]
-    judge: JudgeCard | None
+    judge: JudgeVerdict | None
     reference: str = ""
     # method and number of examples, by the title of a line, where a comparison is one of numbers
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
     by: list[str] = field(default_factory=list)  # columns whose groups are compared
     probes: list[Probed] = field(default_factory=list)
-    claims: list[Checked] = field(default_factory=list)
+    claims: list[CheckedClaim] = field(default_factory=list)
 
     @property
-    def models(self) -> list[Model]:
+    def models(self) -> list[TableLine]:
         """The bases and what was trained, asked with any prompt, but with their images and
         greedily."""
         return [one for one in self.lines if one.kind != "floor" and one.way.is_plain]
 
     @property
-    def otherwise(self) -> list[Model]:
+    def otherwise(self) -> list[TableLine]:
         """What was measured with controls, several samples, or by the options' likelihood."""
         return [one for one in self.lines if not one.way.is_plain]
 
     @property
-    def best(self) -> Model:
+    def best(self) -> TableLine:
         """The comparison's reference; else the trained model that is right most often; a base if
         nothing was trained."""
         named = [one for one in self.models if one.name == self.reference]
@@ -236,13 +236,13 @@ def read_run(path: Path, is_comparison: bool, title: str | None) -> Run:
     )
 
 
-def accuracy_of(model: Model) -> float:
+def accuracy_of(model: TableLine) -> float:
     """Returns the accuracy over all data sets and seeds."""
     everything = [own for by_seed in model.replies.values() for own in by_seed.values()]
     return mean_of(one.rewards["correct"] or 0.0 for own in everything for one in own)
 
 
-def notes_on(found: list[Run], models: list[Model], probes: dict[Path, Probed]) -> list[str]:
+def notes_on(found: list[Run], models: list[TableLine], probes: dict[Path, Probed]) -> list[str]:
     """Returns what a reader should know that the tables do not show."""
     notes = []
     for run in found:
@@ -278,12 +278,12 @@ def read_probe(run: Path) -> Probed | None:
         return None
 
 
-def read_judge_card(folder: Path) -> JudgeCard | None:
+def read_judge_card(folder: Path) -> JudgeVerdict | None:
     """Raises UserError for one that cannot be read: a broken card must not pass for a fit judge."""
     for path in (folder / name for name in JUDGE_CARDS):
         if path.is_file():
             try:
-                return JudgeCard.model_validate_json(path.read_text(encoding="utf-8"))
+                return JudgeVerdict.model_validate_json(path.read_text(encoding="utf-8"))
             except ValueError:
                 raise UserError(
                     f"{path}: not a judge card (a JSON object with 'fit' and 'failures')"

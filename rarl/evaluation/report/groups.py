@@ -10,7 +10,7 @@ from rarl.data.parquet import ParquetRows
 from rarl.errors import UserError
 from rarl.evaluation.consistency import ABILITIES
 from rarl.evaluation.group_table import Group, Groups, Value
-from rarl.evaluation.lines import Model
+from rarl.evaluation.lines import TableLine
 from rarl.evaluation.metrics import RELATED
 from rarl.evaluation.report.charts import COLOURS, GREY, Chart, dot_chart
 from rarl.evaluation.report.gather import Report
@@ -82,7 +82,7 @@ def related_tables(report: Report, numbers: Numbers) -> dict[str, Related]:
     return found
 
 
-def column_of(groups: Groups, models: list[Model], numbers: Numbers, data: str) -> Column:
+def column_of(groups: Groups, models: list[TableLine], numbers: Numbers, data: str) -> Column:
     """Returns what the page shows of the groups of a column."""
     shown = groups.groups[:MOST_SHOWN]
     metrics = {
@@ -120,7 +120,7 @@ def group_chart(groups: Groups, shown: list[Group], data: str) -> Chart | None:
 
 
 def fits_of(
-    models: list[Model], numbers: Numbers, data: str
+    models: list[TableLine], numbers: Numbers, data: str
 ) -> list[tuple[str, dict[str, Measure]]]:
     """Returns the metrics of related questions of each model that has any."""
     found = []
@@ -151,7 +151,7 @@ def abilities_of(
     return found
 
 
-def follow_warnings(report: Report, model: Model, data: str) -> list[str]:
+def follow_warnings(report: Report, model: TableLine, data: str) -> list[str]:
     """Returns a warning for each of the columns that the training answers follow, by the questions
     that were measured; none where the training data are not to be found any more."""
     run = next((one for one in report.runs if data in one.measured and one.train_path), None)

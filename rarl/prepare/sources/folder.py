@@ -50,7 +50,7 @@ def read_folder(files: Files, choices: Choices) -> Iterator[Item]:
     mapped = read_map(choices.map)
     require_slices(choices.slices)
     name = find_table(files, "beside images")
-    images = partial(images_of, files=files, mapped=mapped, slices=choices.slices)
+    images = partial(shown_in, files=files, mapped=mapped, slices=choices.slices)
     rows = tables.read_table(files, name, ("image", "question", "answer"), COLUMNS, mapped)
     split, annotations = files.split_of(name), Annotations(files)
     make = partial(folder_record, images=images, split=split, annotations=annotations)
@@ -133,7 +133,7 @@ def held(value: Any) -> bool:
     return isinstance(value, dict | bytes)
 
 
-def images_of(row: Row, files: Files, mapped: Mapping[str, str], slices: str | None) -> Shown:
+def shown_in(row: Row, files: Files, mapped: Mapping[str, str], slices: str | None) -> Shown:
     """Returns the images that the row's cells name or hold; a cell may hold a list of them. With
     `slices`, one that names a folder of DICOM files, or a file of several frames, stands for a
     series. Raises Fault."""
