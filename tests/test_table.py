@@ -78,7 +78,7 @@ def test_rows_are_bases_by_prompt_and_models_with_pooled_means(lines: list[Compa
     ]
     assert [row["n"] for row in table.values()] == ["80"] * 5
     titles = ["accuracy", "closed", "reasoning", "well formed", "tokens"]
-    rest = ["by seed", "RARL − this", "won / lost", "p"]
+    rest = ["by seed", "RARL − this", "won / lost", "p", "RARL − this, reasoning"]
     assert list(table["SFT"]) == ["", "n", *titles, *rest], "columns without values are left out"
     names = ("accuracy", "closed", "reasoning", "format", "completion_tokens")
     found = {
@@ -112,13 +112,15 @@ def test_files_are_written_in_three_forms(lines: list[ComparedModel], tmp_path: 
     text = re.sub(" +", " ", (tmp_path / "results.md").read_text())
     assert "`rarl compare x.yaml`" in text and "## here" in text and "not-measured-yet" not in text
     [row] = [line for line in text.splitlines() if line.startswith("| SFT |")]
-    assert "| +25.0 [" in row and row.endswith("| 20 / 0 | < 0.001 |")
+    assert "| +25.0 [" in row and "| 20 / 0 | < 0.001 | +20.0 [" in row
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     [cell] = [r for r in rows if r["model"] == "SFT" and r["metric"] == "reasoning"]
     assert (cell["data_set"], cell["mean"]) == ("here", "60.0")
     [lead] = [r for r in rows if r["model"] == "SFT" and r["metric"] == "RARL - this"]
     assert (lead["mean"], lead["won"], lead["lost"]) == ("25.0", "20", "0")
+    [lead] = [r for r in rows if r["metric"] == "RARL - this, reasoning" and r["model"] == "SFT"]
+    assert (lead["mean"], lead["p"]) == ("20.0", ""), "scores that are not whole have no p"
     latex = (tmp_path / "results.tex").read_text()
     assert latex.startswith("\\begin{tabular}{lrrr}")
     assert "RARL \\& answer alone & 80 & 75.0" in latex

@@ -343,8 +343,8 @@ def summarise_samples(samples: Sequence[Sample]) -> dict[str, Any]:
 def compare_models(
     models: Sequence[TableLine], data_sets: Sequence[str], reference: str, by: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the results of all lines, and the differences in accuracy that the tables show, also
-    among well-formed replies: the lead of the line named `reference` over each other, and of each
+    """Returns the results of all lines, and the differences in accuracy (also among well-formed
+    replies) and in reasoning that the tables show: the lead of the line named `reference` over each other, and of each
     line over its own controls. `by` names the columns whose groups are compared."""
     replies: dict[tuple[str, str], BySeed] = {}
     pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
@@ -358,4 +358,4 @@ def compare_models(
                 best = named[reference].replies.get(data) if reference in named else None
                 if best and model.name != reference:
                     pairs[reference, model.name, data] = (own, best)
-    return results(replies, ("all", ABILITY), by), differences(pairs, ("accuracy", IN_FORM))
+    return results(replies, ("all", ABILITY), by), differences(pairs)

@@ -21,6 +21,8 @@ from rarl.files import write_text
 from rarl.intervals import FEWEST_VALUES, p_in_words
 
 OF_GROUPS: dict[str, str] = WORDS["of_groups"]  # further ones, in the tables of groups
+# How the column of a difference ends, by its metric.
+OF_LEADS = {"accuracy": "", IN_FORM: ", both well formed", "reasoning": ", reasoning"}
 
 
 def write_tables(
@@ -153,14 +155,11 @@ def comparison_table(means: pd.DataFrame, leads: pd.DataFrame) -> pd.DataFrame:
         points, low, high = lead[["points", "low", "high"]]
         n = "" if str(lead["n"]) == table.loc[lead["against"], "n"] else f" (n={lead['n']})"
         text = cell("{:+.1f} [{:+.1f}, {:+.1f}]", lead["n"], points, low, high) + n
-        column = f"{lead['model']} − this"
-        if lead["metric"] == IN_FORM:
-            # where all replies have their form it would say the same again
-            if lead["n"] < whole[lead["model"], lead["against"]]:
-                table.loc[lead["against"], f"{column}, both well formed"] = text
+        # where all replies have their form it would say the same again
+        if lead["metric"] == IN_FORM and lead["n"] == whole[lead["model"], lead["against"]]:
             continue
-        table.loc[lead["against"], column] = text
-        if lead["model"] != WITH_IMAGE:
+        table.loc[lead["against"], f"{lead['model']} − this{OF_LEADS[lead['metric']]}"] = text
+        if lead["metric"] == "accuracy" and lead["model"] != WITH_IMAGE:
             p = f"{lead['p']:.3f}" if lead["p"] >= 0.001 else "< 0.001"
             table.loc[lead["against"], ["won / lost", "p"]] = (f"{lead['won']} / {lead['lost']}", p)
     return table.fillna("").rename_axis(index="", columns=None).reset_index()
@@ -170,9 +169,9 @@ def to_csv(means: pd.DataFrame, leads: pd.DataFrame) -> str:
     """Returns one line for each number: data set, model, metric, n, mean and interval; where groups
     were compared, also the column and the group, and how likely chance alone would bring it so far
     from the others."""
-    ends = leads["metric"].map({"accuracy": " - this", IN_FORM: " - this, both well formed"})
-    ahead = leads.assign(metric=leads["model"] + ends, model=leads["against"])
-    ahead["p"] = [f"{p:.4g}" for p in leads["p"]]
+    named = leads["model"] + " - this" + leads["metric"].map(OF_LEADS)
+    ahead = leads.assign(metric=named, model=leads["against"])
+    ahead["p"] = ["" if pd.isna(p) else f"{p:.4g}" for p in leads["p"]]
     told = shown(means, COLUMNS | OF_GROUPS | RELATED)
     told["p"] = ["" if pd.isna(p) else f"{p:.4g}" for p in told["p"]]
     table = pd.concat([told, ahead.rename(columns={"points": "mean"})])
