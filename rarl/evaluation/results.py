@@ -344,8 +344,9 @@ def compare_models(
     models: Sequence[TableLine], data_sets: Sequence[str], reference: str, by: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Returns the results of all lines, and the differences in accuracy (also among well-formed
-    replies) and in reasoning that the tables show: the lead of the line named `reference` over each other, and of each
-    line over its own controls. `by` names the columns whose groups are compared."""
+    replies) and in reasoning that the tables show: the lead of the line named `reference` over each
+    other, and of each line over its own controls. `by` names the columns whose groups are
+    compared."""
     replies: dict[tuple[str, str], BySeed] = {}
     pairs: dict[tuple[str, str, str], tuple[BySeed, BySeed]] = {}
     named = {one.name: one for one in models}
