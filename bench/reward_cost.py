@@ -1,6 +1,6 @@
 """What each reward for the reasoning adds to the seconds of a training step.
 
-    python bench/reward_cost.py [key=value …] [--rounds 2]
+    python bench/reward_cost.py [key=value …] [--rounds 2] [--only facts,explains]
 
 Plain reinforcement learning on phantoms, alone and with one reward more, which has the weight 0: it
 is computed and logged and changes nothing, so that every run samples and learns the same, and only
@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 from runs import RARL, finished
 
-ADDED = ["", "facts", "reasoning", "consistency", "explains", "fluency", "judge"]
+ADDED = ["facts", "reasoning", "consistency", "explains", "fluency", "judge"]
 PHASES = ("step", "rollout", "reward", "update")
 STEPS, WARM_UP = 16, 4
 
@@ -40,18 +40,23 @@ def steps_with(reward: str, overrides: list[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[WARM_UP:]]
 
 
-def main(overrides: Annotated[list[str] | None, typer.Argument()] = None, rounds: int = 2) -> None:
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument()] = None,
+    rounds: int = 2,
+    only: Annotated[str, typer.Option(help="rewards, with commas")] = ",".join(ADDED),
+) -> None:
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    orders = [ADDED if turn % 2 == 0 else ADDED[::-1] for turn in range(rounds)]
+    asked = ["", *only.split(",")]
+    orders = [asked if turn % 2 == 0 else asked[::-1] for turn in range(rounds)]
     for reward in track([one for order in orders for one in order], "runs"):
         rows[reward] += steps_with(reward, overrides or [])
     medians = {
         reward: [statistics.median(row[f"seconds/{phase}"] for row in rows[reward])
                  for phase in PHASES]
-        for reward in ADDED
+        for reward in asked
     }  # fmt: skip
     table = Table("rewards", *PHASES, "more, %", "loss of the last step", title="median seconds")
-    for reward in ADDED:
+    for reward in asked:
         more = 100 * (medians[reward][0] / medians[""][0] - 1)
         cells = [f"{seconds:.3f}" for seconds in medians[reward]]
         loss = f"{rows[reward][-1]['loss']:.6f}"

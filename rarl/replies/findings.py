@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
@@ -113,7 +114,7 @@ def split_clauses(
             break
         if not (sentence := sentence.strip()):
             continue
-        read = read_sentence(sentence, lexicon)
+        read = [*read_sentence(sentence, lexicon)]
         if end == "?":
             clauses += [replace(one, words=frozenset(), status="question") for one in read]
             continue
@@ -140,7 +141,8 @@ def split_clauses(
     return clauses if doubt == 1.0 else [replace(c, trust=c.trust * doubt) for c in clauses]
 
 
-def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
+@lru_cache(maxsize=16384)
+def read_sentence(sentence: str, lexicon: Lexicon) -> tuple[Claim, ...]:
     """Returns the clauses of a sentence with their concepts and polarity, all asserted."""
     introduced = DENIES_SENTENCE.match(sentence)
     head = sentence[: introduced.end()] if introduced else ""
@@ -167,7 +169,7 @@ def read_sentence(sentence: str, lexicon: Lexicon) -> list[Claim]:
         else:
             claims.append(read_claim(clause, False, lexicon))
     claims = in_context(claims, place, lexicon)
-    return [replace(one, negated=not one.negated) for one in claims] if denied else claims
+    return tuple(replace(one, negated=not one.negated) if denied else one for one in claims)
 
 
 def place_words(heading: str, lexicon: Lexicon) -> frozenset[str]:

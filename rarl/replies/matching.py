@@ -104,27 +104,33 @@ def facts_values(
     `known` are further texts whose words may be said, such as the question. Only what is asserted
     counts. One claim that cannot be true beside a fact contradicts it, whatever else is said.
     """
-    words = known_words(known, *dict.fromkeys(chain.from_iterable(sets)))
-    given = split_claims(thinking, words, lexicon)[:MAX_CLAIMS]
+    return [*said_of(thinking, tuple(map(tuple, sets)), known, lexicon)]
+
+
+@lru_cache(maxsize=4096)
+def said_of(
+    thinking: str, sets: tuple[tuple[str, ...], ...], known: str, lexicon: Lexicon
+) -> tuple[FactsValue, ...]:
+    """Returns `facts_values`, remembered: replies of a group often think the same."""
+    facts = dict.fromkeys(chain.from_iterable(sets))
+    given = split_claims(thinking, known_words(known, *facts), lexicon)[:MAX_CLAIMS]
     asserted = list(dict.fromkeys(claim for claim in given if claim.asserted))
-    return [verdicts_on(facts, asserted, lexicon) for facts in sets]
+    verdicts = {fact: verdict_on(fact, asserted, lexicon) for fact in facts}
+    return tuple(FactsValue(tuple(verdicts[fact] for fact in own)) for own in sets)
 
 
-def verdicts_on(facts: Sequence[str], asserted: Sequence[Claim], lexicon: Lexicon) -> FactsValue:
-    """Returns what the asserted claims say of one set of facts."""
-    verdicts = []
-    for fact in facts:
-        wanted = references_of(fact, lexicon)
-        against = any(conflict(claim, one, lexicon) for claim in asserted for one in wanted)
-        earned = [
-            max(
-                (support(pool, one, lexicon) * pool.trust for pool in pools(asserted, one)),
-                default=0.0,
-            )
-            for one in wanted
-        ]
-        verdicts.append(-1.0 if against else sum(earned) / len(earned) if earned else 0.0)
-    return FactsValue(tuple(verdicts))
+def verdict_on(fact: str, asserted: Sequence[Claim], lexicon: Lexicon) -> float:
+    """Returns what the asserted claims say of one fact."""
+    wanted = references_of(fact, lexicon)
+    if any(conflict(claim, one, lexicon) for claim in asserted for one in wanted):
+        return -1.0
+    earned = [
+        max(
+            (support(pool, one, lexicon) * pool.trust for pool in pools(asserted, one)), default=0.0
+        )
+        for one in wanted
+    ]
+    return sum(earned) / len(earned) if earned else 0.0
 
 
 @lru_cache(maxsize=4096)
