@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from rarl.replies.concepts import content_words
+from rarl.replies.facts import facts_value
 from rarl.replies.findings import split_claims
 from rarl.replies.lexicon import SHIPPED, stems
-from rarl.replies.matching import compare_findings, conflict, facts_value
+from rarl.replies.matching import compare_findings, conflict
 
 SWAPS = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 SWAPS |= {"upper": "lower", "lower": "upper", "anterior": "posterior", "posterior": "anterior"}

@@ -12,10 +12,11 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.judge.card_set import QUESTIONS
+from rarl.replies.facts import facts_value
 from rarl.replies.findings import split_claims
 from rarl.replies.grading import grade_answer, is_correct
 from rarl.replies.lexicon import SHIPPED, read_lexicon
-from rarl.replies.matching import compare_findings, facts_value
+from rarl.replies.matching import compare_findings
 from rarl.rewards.facts import facts_reward
 from rarl.tiny.phantoms import ORGANS, SIDES, Facts, rationale_for
 

@@ -14,7 +14,7 @@ from rarl.config import load_config
 from rarl.data.parquet import ParquetRows
 from rarl.prepare.convert import prepare_dataset
 from rarl.reading import Reader
-from rarl.replies.matching import facts_value
+from rarl.replies.facts import facts_value
 from rarl.replies.tags import target_text
 from rarl.rewards.copies import negated, shuffled
 from rarl.rewards.registry import find_rewards

@@ -20,9 +20,9 @@ from rarl.prepare.statements import state
 from rarl.prompts import SPECIAL_TOKEN
 from rarl.rationales.teacher import WORDING, Said
 from rarl.replies.concepts import content_words
+from rarl.replies.facts import facts_value
 from rarl.replies.findings import split_clauses
 from rarl.replies.grading import MODALITIES, is_correct, names_any, read_text
-from rarl.replies.matching import facts_value
 from rarl.replies.tags import TAG
 from rarl.replies.tricks import addresses_the_judge, without_answers
 from rarl.replies.words import fold, length_in_words

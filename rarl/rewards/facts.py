@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rarl.replies.facts import FactsValue, facts_values
 from rarl.replies.lexicon import read_lexicon
-from rarl.replies.matching import FactsValue, facts_values
 from rarl.replies.tags import asks_thinking, parse_reply
 from rarl.replies.tricks import addresses_the_judge
 from rarl.rewards import per_reply
