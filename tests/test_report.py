@@ -22,7 +22,8 @@ from rarl.data.images import BadImage
 from rarl.data.parquet import write_examples
 from rarl.errors import UserError
 from rarl.evaluation.lines import Compared, ComparedLine
-from rarl.evaluation.measurements import own_measurement, remember_data
+from rarl.evaluation.measured_data import remember_data
+from rarl.evaluation.measurements import own_measurement
 from rarl.evaluation.probe import Estimates, Pay, Probe, ProbedShare, as_json
 from rarl.evaluation.report import write_report
 from rarl.evaluation.report.charts import curves, decimate
@@ -118,7 +119,8 @@ def test_the_pictures_of_data_that_were_measured_later_are_found(
     measured = [reply_to(replace(one, images=()), one.answer) for one in data["unseen"]]
     own = own_measurement(config, "trained", "other")
     write_measurement(folder / "evaluation", own, measured)
-    remember_data(folder / "evaluation", {"other": str(tmp_path / "elsewhere/other.parquet")})
+    elsewhere = {"other": str(tmp_path / "elsewhere/other.parquet")}
+    remember_data(folder / "evaluation", elsewhere, {})
     shown = examples_json(gather(folder))
     images = {one["image"] for one in shown["examples"] if one["dataSet"] == "other"}
     assert images and images <= shown["images"].keys()

@@ -24,6 +24,7 @@ from rarl.errors import UserError
 from rarl.evaluation import options
 from rarl.evaluation.groups import without_values
 from rarl.evaluation.lines import named
+from rarl.evaluation.measured_data import remember_data
 from rarl.evaluation.measurements import (
     FINISHED,
     Exam,
@@ -31,7 +32,6 @@ from rarl.evaluation.measurements import (
     complete,
     folder_of,
     look_up,
-    remember_data,
     require_readable,
 )
 from rarl.evaluation.medevalkit import medevalkit_scores
@@ -207,7 +207,8 @@ def other_prompts(
 
 
 def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str]) -> bool:
-    """Tells whether engines are needed."""
+    """Tells whether engines are needed. Raises UserError where the replies are of other data."""
+    remember_data(setup.evaluation, setup.eval_data, live.checked)
     for way, model, name in product(ways, models, setup.eval_data):
         exam = exam_of(setup, live, name, way)
         if way.options:
@@ -230,7 +231,7 @@ def measure_all(
     """Returns the replies of "base" or "trained" by data set, from disk as far as they are there.
     The adapter is the one that the engines hold."""
     way, collector, replies = way or Way(), None, {}
-    remember_data(setup.evaluation, setup.eval_data)
+    remember_data(setup.evaluation, setup.eval_data, live.checked)
     if live.pool is not None:
         path, longest = setup.model_path, setup.config.rollout.max_model_length
         collector = Collector(live.pool, GRADES, GRADE_SETTINGS, live.judge, path, longest)

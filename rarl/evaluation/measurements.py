@@ -6,9 +6,8 @@ each finished batch. To continue one is to ask for what is not there.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +37,6 @@ from rarl.system.placement import REQUESTS_PER_ACTOR
 JUDGED_AT_ONCE = 256  # replies that were made before
 QUESTIONS_PER_FILE = 64  # what a stop loses at most, and the longest of their replies decides when
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
-DATA = "_data.json"  # in evaluation/; names with an underscore are no measurement to pyarrow
 QuestionKey = tuple[str, str, str]  # id, question, reference answer
 
 
@@ -106,21 +104,6 @@ def read_finished(evaluation: Path, key: Measurement) -> list[Sample] | None:
     if not marker.exists():
         return None
     return [sample for part in parts_of(marker.parent) for sample in read_samples(part)]
-
-
-def remember_data(evaluation: Path, data: Mapping[str, str]) -> None:
-    """Writes down where the measured data sets are, by name, beside those of earlier calls: the
-    report looks there for their pictures."""
-    known = known_data(evaluation)
-    if not data.items() <= known.items():
-        write_text(evaluation / DATA, json.dumps({**known, **data}, indent=2) + "\n")
-
-
-def known_data(evaluation: Path) -> dict[str, str]:
-    """Returns where the measured data sets are, or were, by name."""
-    path = evaluation / DATA
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return known
 
 
 def count_questions(evaluation: Path, key: Measurement) -> int:

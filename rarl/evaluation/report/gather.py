@@ -19,10 +19,10 @@ from rarl.errors import UserError
 from rarl.evaluation.claims import CheckedClaim, check_claims
 from rarl.evaluation.group_table import known_columns
 from rarl.evaluation.lines import TableLine, line_of, models_of, read_compared
+from rarl.evaluation.measured_data import known_data
 from rarl.evaluation.measurements import (
     count_questions,
     finished_measurements,
-    known_data,
     own_measurement,
     require_readable,
 )
