@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow.dataset import dataset as dataset_of
 
 from rarl.commands.evaluate import evaluate_only, ways_to_measure
-from rarl.commands.held_out import fingerprint
 from rarl.commands.session import Session, Setup
 from rarl.commands.targets import read_target
 from rarl.config import Config, JudgeConfig, load_config
-from rarl.data.check import FACTS, CheckedRows, RowCheck
-from rarl.data.parquet import ParquetRows, write_examples
+from rarl.data.check import CheckedRows
+from rarl.data.parquet import write_examples
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.measured_data import known_data, remember_data
+from rarl.evaluation import options
 from rarl.evaluation.measurements import (
+    FINISHED,
     Exam,
     Measurement,
     complete,
@@ -35,7 +33,9 @@ from rarl.evaluation.measurements import (
     judge_name,
     look_up,
     own_measurement,
+    part_path,
     parts_of,
+    read_finished,
     write_part,
 )
 from rarl.evaluation.medevalkit import medevalkit_scores
@@ -47,13 +47,6 @@ from tests.records import KEY, answers, exam, graded, read_measurement, reply_to
 from tests.runs import REPOSITORY
 
 RULES = Measurement("base", "d", "plain", judge="rules")
-
-
-def checked(path: Path) -> CheckedRows:
-    """All rows with what is known of them, without Ray."""
-    rows = list(range(len(ParquetRows(path))))
-    facts = list(RowCheck(fingerprint).facts_in(str(path), rows))
-    return CheckedRows(np.array(rows), [], pa.Table.from_pylist(facts, schema=FACTS))
 
 
 def rules() -> Judge:
@@ -161,6 +154,49 @@ def test_questions_with_one_id_are_told_apart_by_their_order(
     progress = look_up(KEY, tmp_path, exam(dataset, "no model", range(3)))
     assert progress.missing == [2]
     assert [one.reply.answer for one in progress.samples] == ["first", "second"]
+
+
+def test_replies_stay_when_the_data_have_further_rows_before_theirs(
+    tmp_path: Path, examples: list[Example], dataset: Path
+) -> None:
+    folder = folder_of(tmp_path, KEY)
+    bare = [replace(one, images=()) for one in examples[:6]]
+    for first in (0, 3):
+        write_part(part_path(folder, first), [reply_to(one, one.id) for one in bare[first:][:3]])
+    (folder / FINISHED).write_text("")
+    # One row before them all, and one between two of one file.
+    new = [replace(examples[0], id=name) for name in ("top", "middle")]
+    write_examples(dataset, [new[0], *examples[:2], new[1], *examples[2:6]])
+    progress = look_up(KEY, tmp_path, exam(dataset, "no model", range(8)))
+    assert progress.missing == [0, 3]
+    assert read_finished(tmp_path, KEY) is None, "not all that the data ask is answered"
+    names = [int(part.stem) for part in parts_of(folder)]
+    assert names == [1, 4] and not set(names) & set(progress.missing)
+    for place, one in zip(progress.missing, new, strict=True):
+        write_part(part_path(folder, place), [reply_to(replace(one, images=()), one.id)])
+    progress = look_up(KEY, tmp_path, exam(dataset, "no model", range(8)))
+    complete(progress, None, None, lambda _: None)
+    asked = ["top", *(one.id for one in bare[:2]), "middle", *(one.id for one in bare[2:])]
+    stored = read_measurement(tmp_path, KEY)
+    assert [one.example.id for one in stored] == [one.reply.answer for one in stored] == asked
+
+
+def test_scores_of_options_stay_when_the_data_have_further_rows_before_theirs(
+    tmp_path: Path, examples: list[Example], dataset: Path
+) -> None:
+    folder = folder_of(tmp_path / options.FOLDER, options.OptionsKey("base", "d"))
+    asked = [replace(one, answer="a", options=("a", "b")) for one in examples[:4]]
+    kept = [
+        options.OptionScores(one.id, one.image_id, one.question, "a", ["a", "b"], [-1.0, -2.0], 0)
+        for one in asked
+    ]
+    options.write_scores(part_path(folder, 0), kept)
+    write_examples(dataset, [replace(asked[0], id="top"), *asked])
+    key, new = options.OptionsKey("base", "d"), exam(dataset, "no model", range(5))
+    assert options.missing_options(key, tmp_path, new) == [0]
+    assert not part_path(folder, 0).exists(), "where the missing ones will lie"
+    assert options.read_scores(folder, new) == dict(enumerate(kept, start=1))
+    assert pq.read_table(part_path(folder, 1))["margin"].to_pylist() == [1.0] * 4
 
 
 class EnginesStarted(Exception):
@@ -323,39 +359,3 @@ def test_a_run_of_an_earlier_version_is_measured_again_and_says_so(
     with pytest.raises(EnginesStarted):
         evaluate(tmp_path, model_path, dataset)
     assert "measured by an earlier version of RARL" in capfd.readouterr().out
-
-
-def test_another_data_set_of_the_same_name_is_not_taken_for_the_one_that_was_measured(
-    tmp_path: Path, dataset: Path, examples: list[Example]
-) -> None:
-    evaluation = tmp_path / "evaluation"
-    remember_data(evaluation, {"d": str(dataset)}, {"d": checked(dataset)})
-    write_measurement(evaluation, KEY, [reply_to(replace(examples[0], images=()), "yes")])
-    moved, other = tmp_path / "moved.parquet", tmp_path / "noisy" / "examples.parquet"
-    # Further rows change nothing of what was measured, nor does another place.
-    write_examples(moved, [replace(examples[0], id="new"), *examples])
-    for _ in range(2):
-        remember_data(evaluation, {"d": str(moved)}, {"d": checked(moved)})
-    assert known_data(evaluation) == {"d": str(moved)}
-    for changed in (
-        replace(examples[0], images=examples[-1].images),
-        replace(examples[0], options=(examples[0].answer, "x"), answer_type="choice"),
-    ):
-        write_examples(other, [changed, *examples[1:]])
-        with pytest.raises(UserError, match=rf"called 'd'.* of {moved}, .*data\.eval\.d-2={other}"):
-            remember_data(evaluation, {"d": str(other)}, {"d": checked(other)})
-        assert known_data(evaluation) == {"d": str(moved)}
-    remember_data(evaluation, {"d-2": str(other)}, {"d-2": checked(other)})
-    shutil.rmtree(evaluation / "model=base")
-    remember_data(evaluation, {"d": str(other)}, {"d": checked(other)})
-
-
-def test_a_folder_that_kept_no_content_goes_on(
-    tmp_path: Path, dataset: Path, examples: list[Example]
-) -> None:
-    write_measurement(tmp_path, KEY, [reply_to(replace(examples[0], images=()), "yes")])
-    (tmp_path / "_data.json").write_text(json.dumps({"d": "gone.parquet"}))
-    remember_data(tmp_path, {"d": str(dataset)}, {"d": checked(dataset)})
-    write_examples(dataset, [replace(examples[0], images=examples[-1].images)])
-    with pytest.raises(UserError, match="showed other images"):
-        remember_data(tmp_path, {"d": str(dataset)}, {"d": checked(dataset)})

@@ -7,7 +7,7 @@ each finished batch. To continue one is to ask for what is not there.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from rarl.data.order import sampling_seed
 from rarl.data.parquet import ParquetRows
 from rarl.data.stream import PreparerSettings, ordered_stream, unpack
 from rarl.errors import UserError
-from rarl.files import replacing, write_text
+from rarl.files import replacing, replacing_folder, write_text
 from rarl.judge.candidate import candidate_of, judged_image
 from rarl.judge.judge import Judge
 from rarl.look import Looker
@@ -239,11 +239,16 @@ class MeasurementProgress:
 
 def look_up(key: Measurement, evaluation: Path, exam: Exam) -> MeasurementProgress:
     """Returns what is on disk of a measurement. Replies that lie under another judge count: they
-    are judged anew, and not asked for again. Raises UserError if the questions have changed."""
+    are judged anew, and not asked for again. Files whose questions have other places by now, since
+    the data have further ones, are laid anew. Raises UserError if the questions have changed."""
     folder = folder_of(evaluation, key)
     groups: dict[int, Group] = {}
     waiting: dict[Path, list[int]] = {}
-    for path, part in read_groups(folder, exam).items():
+    stored = read_groups(folder, exam)
+    if not are_in_place(stored):
+        lay_anew(folder, {place: one for part in stored.values() for place, one in part.items()})
+        stored = read_groups(folder, exam)
+    for path, part in stored.items():
         groups |= part
         if key.judge != "none" and any(is_unjudged(one) for one in flatten(part.values())):
             waiting[path] = list(part)
@@ -265,6 +270,25 @@ def read_groups(folder: Path, exam: Exam) -> dict[Path, dict[int, Group]]:
     first = [group[0] for groups in parts.values() for group in groups]
     places = iter(exam.places_of(questions_of(first), folder))
     return {path: {next(places): group for group in groups} for path, groups in parts.items()}
+
+
+def are_in_place(parts: Mapping[Path, Iterable[int]]) -> bool:
+    """Tells whether every file is named after the place of its first question, and its others
+    follow that without a gap: then no file's name is in the way of replies that are missing, and
+    the files' order is that of the questions."""
+    listed = {path: list(places) for path, places in parts.items()}
+    return all(
+        list(range(int(path.stem), int(path.stem) + len(places))) == places
+        for path, places in listed.items()
+    )
+
+
+def lay_anew(folder: Path, groups: Mapping[int, Group]) -> None:
+    """Writes all replies of a measurement to files of their places, in the place of the old ones.
+    It is not finished then, since questions may be missing."""
+    with replacing_folder(folder) as laid:
+        for run in runs_of(sorted(groups), QUESTIONS_PER_FILE):
+            write_part(part_path(laid, run[0]), flatten(groups[place] for place in run))
 
 
 def in_groups(samples: Iterable[Sample]) -> list[Group]:
@@ -301,6 +325,9 @@ def complete(
     questions. `advance(n)` is called for every n questions done. The collector may be None if no
     reply is missing; the adapter is the one that its samplers hold."""
     key, exam, groups = progress.key, progress.exam, progress.groups
+    # The data may have further questions than those that were finished.
+    marker = progress.folder / FINISHED
+    marker.unlink(missing_ok=True)
     advance(len(groups) - sum(map(len, progress.waiting.values())))
     for path, places in progress.waiting.items():
         unjudged = [(place, one) for place in places for one in groups[place] if is_unjudged(one)]
@@ -331,5 +358,5 @@ def complete(
                 write_part(part_path(progress.folder, its[0]), flatten(new))
                 advance(len(its))
                 places = places[len(its) :]
-    write_text(progress.folder / FINISHED, "")
+    write_text(marker, "")
     return progress.samples

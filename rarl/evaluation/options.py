@@ -19,8 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rarl.data.parquet import ParquetRows
-from rarl.evaluation.measurements import FINISHED, Exam, folder_of, part_path, parts_of
-from rarl.files import replacing, write_text
+from rarl.evaluation.measurements import (
+    FINISHED,
+    QUESTIONS_PER_FILE,
+    Exam,
+    are_in_place,
+    folder_of,
+    part_path,
+    parts_of,
+    runs_of,
+)
+from rarl.files import replacing, replacing_folder, write_text
 from rarl.intervals import fraction_intervals95, interval95
 from rarl.replies.grading import is_correct, is_yes_no
 from rarl.replies.tags import target_text
@@ -82,16 +91,35 @@ def options_of(answer: str, options: Sequence[str] | None) -> list[str]:
 
 def stored_scores(folder: Path) -> list[OptionScores]:
     """Returns the scores on disk, in the order of the questions."""
+    return [one for part in parts_of(folder) for one in scores_in(part)]
+
+
+def scores_in(part: Path) -> list[OptionScores]:
+    """Returns the scores of a file."""
     names = [one.name for one in fields(OptionScores)]
-    tables = [pq.ParquetFile(part).read(columns=names) for part in parts_of(folder)]
-    return [OptionScores(**row) for table in tables for row in table.to_pylist()]
+    return [OptionScores(**row) for row in pq.ParquetFile(part).read(columns=names).to_pylist()]
+
+
+def write_scores(path: Path, scores: Sequence[OptionScores]) -> None:
+    """Writes scores, whole or not at all, with what is computed of them as further columns."""
+    told = [{"margin": one.margin, "probability": one.probability} for one in scores]
+    rows = [vars(one) | more for one, more in zip(scores, told, strict=True)]
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
-    """Returns the scores on disk by place. Raises UserError if the questions have changed."""
-    stored = stored_scores(folder)
-    places = exam.places_of([(one.id, one.question, one.answer) for one in stored], folder)
-    return dict(zip(places, stored, strict=True))
+    """Returns the scores on disk by place, and lays files anew whose questions have other places by
+    now, as `look_up` does. Raises UserError if the questions have changed."""
+    stored = {part: scores_in(part) for part in parts_of(folder)}
+    whole = [one for part in stored.values() for one in part]
+    places = exam.places_of([(one.id, one.question, one.answer) for one in whole], folder)
+    scores, ordered = dict(zip(places, whole, strict=True)), iter(places)
+    if not are_in_place({path: [next(ordered) for _ in part] for path, part in stored.items()}):
+        with replacing_folder(folder) as laid:
+            for run in runs_of(sorted(places), QUESTIONS_PER_FILE):
+                write_scores(part_path(laid, run[0]), [scores[place] for place in run])
+    return scores
 
 
 def missing_options(key: OptionsKey, evaluation: Path, exam: Exam) -> list[int]:
@@ -119,12 +147,10 @@ def score_options(
     advance(len(exam.rows) - len(missing))
     if missing:
         assert pool is not None, "scores are missing, and there is nobody to ask"
+        (folder / FINISHED).unlink(missing_ok=True)
         for places, prepared in exam.batches(missing, QUESTIONS_PER_ACTOR * len(pool.actors)):
             new = score_batch(prepared, pool, key.model != "base")
-            told = [{"margin": one.margin, "probability": one.probability} for one in new]
-            rows = [vars(one) | more for one, more in zip(new, told, strict=True)]
-            with replacing(part_path(folder, places[0])) as temporary:
-                pq.write_table(pa.Table.from_pylist(rows), temporary)
+            write_scores(part_path(folder, places[0]), new)
             scores |= zip(places, new, strict=True)
             advance(len(places))
     write_text(folder / FINISHED, "")
