@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from rarl.commands import checked_data, held_out
-from rarl.commands.held_out import compare_with_training, fingerprint
+from rarl.commands.held_out import compare_with_training, fingerprint, trained_on
 from rarl.commands.resolve import Setup, resolve
 from rarl.commands.targets import read_target
 from rarl.config import load_config
@@ -226,3 +226,19 @@ def test_nothing_is_trained_without_training_data_and_none_is_called_train(tmp_p
         setup_of(tmp_path, "data.train=null")
     with pytest.raises(UserError, match=r"data\.eval\.train: this is what the training data are"):
         setup_of(tmp_path, f"data.eval.train={tmp_path}/test.parquet")
+    setup_of(tmp_path)
+    asked = read_target(
+        str(tmp_path / "run"), [f"data.eval={{train: {tmp_path}/test.parquet}}"], "", None
+    )
+    with pytest.raises(UserError, match=r"data\.eval\.train: this is what the training data are"):
+        resolve(asked.config, asked.made_with)
+
+
+def test_what_a_run_was_trained_on_is_kept_only_with_its_own_data(tmp_path: Path) -> None:
+    compared(setup_of(tmp_path / "first"))
+    second = setup_of(tmp_path / "second")
+    start = tmp_path / "first" / "run" / "adapter"
+    second = replace(second, start_adapter=start, train_data=None)
+    table = trained_on(second, Told(), check(str(tmp_path / "second" / "test.parquet")))
+    assert table is not None and len(table) == len(TRAIN), "what the first was trained on"
+    assert not second.run_dir.trained_on.exists()

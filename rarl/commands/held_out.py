@@ -56,15 +56,15 @@ def trained_on(setup: Setup, display: Display, rows: CheckedRows | None) -> pa.T
             return None
         with display.working("checking train data"):
             rows = check_rows(path, "skip", RowCheck(fingerprint))
-    if rows is not None and path is not None:
-        tables.append(with_texts(path, rows.facts))
+    own = [] if rows is None or path is None else [with_texts(path, rows.facts)]
+    tables += own
     if setup.start_adapter is not None:
         earlier = RunDir(setup.start_adapter.parent).trained_on
         if earlier.is_file():
             tables.append(pq.read_table(earlier))
     # An earlier version's has no patients.
     whole = pa.concat_tables(tables, promote_options="default") if tables else None
-    if whole is not None and rows is not None:
+    if whole is not None and own:
         with replacing(run_dir.trained_on) as temporary:
             pq.write_table(whole, temporary)
     return whole

@@ -109,6 +109,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     made with, if it is only to be measured: the training data may then be gone. Raises
     UserError."""
     own = made_with or config
+    if "train" in config.data.eval:
+        raise UserError("data.eval.train: this is what the training data are called; rename it")
     if made_with is not None:
         require_same_run(config, made_with)
     find_rewards(config.rewards)
@@ -133,8 +135,6 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
         if config.data.train is None:
             raise UserError("data.train=null: there is nothing to train on; name a data set")
         require_interim(config)
-        if "train" in config.data.eval:
-            raise UserError("data.eval.train: this is what the training data are called; rename it")
         sources["data.train"] = config.data.train
     for key, path in sources.items():
         find_data(key, path)
