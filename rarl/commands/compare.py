@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from rarl.commands.resolve import find_data, require_other_judge
+from rarl.commands.resolve import find_data, require_one_path, require_other_judge
 from rarl.config import IMPORT_PATH, Config, JudgeConfig, Section, load_config
 from rarl.errors import UserError
 from rarl.evaluation import measurements
@@ -255,6 +255,7 @@ class FoundComparison:
             listed = ", ".join(f"{key}={path}" for key, path in absent.items())
             what = "no such files or folders" if len(absent) > 1 else "no such file or folder"
             raise UserError(f"{listed}: {what}; make a data set with `rarl prepare`")
+        require_one_path(self.measured())
         for key, path in self.data_named().items():
             find_data(key, path)
         paths = {f"data.eval.{name}": path for name, path in self.data_sets().items()}
@@ -270,6 +271,15 @@ class FoundComparison:
                     held = f"holds a run of another configuration ({refused[0]})"
                     raise UserError(f"{run_dir.path}: {held}; delete it, or set another `out`")
                 measurements.require_readable(run_dir.path)
+
+    def measured(self) -> list[tuple[str, str, str]]:
+        """Returns key, name and path of every data set that a model is measured on."""
+        named = [
+            (f"{model}: data.eval.{name}", name, path)
+            for model in self.comparison.models
+            for name, path in self.config(model, self.comparison.seeds[0]).data.eval.items()
+        ]
+        return named + [(f"data.{one}", one, path) for one, path in self.comparison.data.items()]
 
     def data_named(self) -> dict[str, str]:
         """Returns the paths of all data sets by their keys, those that are trained on, too."""

@@ -4,6 +4,7 @@ Everything that can fail before Ray starts fails here."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,6 +257,26 @@ def find_data(key: str, path: str) -> None:
         for part in read_mixture(place) if key == "data.train" else ():
             require_no_held_out_split(f"{key}={path}", part.path)
         ParquetRows(place)
+
+
+def require_one_path(measured: Iterable[tuple[str, str, str]]) -> None:
+    """Raises UserError where one name stands for two data sets, which one table would mix.
+    `measured` has a key, a name and a path of each."""
+    first: dict[str, tuple[str, str]] = {}
+    for key, name, path in measured:
+        if name == "train":
+            raise UserError(f"{key}: this is what the training data are called; rename it")
+        other_key, other = first.setdefault(name, (key, path))
+        if place_of(path) != place_of(other):
+            raise UserError(
+                f"{key}={path}: {other_key} is {other}, and both would be one data set of the "
+                "tables; give one of them another name"
+            )
+
+
+def place_of(path: str) -> str:
+    """Returns what two ways to write one path have in common; a function's name as it is."""
+    return path if IMPORT_PATH.match(path) else str(Path(path).expanduser().resolve())
 
 
 def require_no_held_out_split(named: str, folder: Path) -> None:
