@@ -29,6 +29,7 @@ from rarl.samples import Sample
 from tests.records import example, reply_to, write_measurement
 
 QUESTIONS = 60
+PERCENT = {"unit": "percent"}
 TITLES = {"sft": "SFT", "rarl": "RARL"}
 
 
@@ -95,6 +96,25 @@ def test_points_and_per_cent_with_their_intervals(lines: list[ComparedModel]) ->
     row = points.cells()
     assert (row["claimed"], row["measured"], row["n"]) == ("+30 points", "+40.0 points", "120")
     assert row["by"] == "RARL − SFT, accuracy on here"
+
+
+def test_what_is_no_fraction_is_compared_in_its_own_unit(tmp_path: Path) -> None:
+    made = []
+    for name, tokens in (("SFT", 100), ("RARL", 250)):
+        folder = tmp_path / name
+        asked = [example(i, image_id=f"image-{i}") for i in range(QUESTIONS)]
+        samples = [reply_to(one, "yes", tokens=tokens + i % 5) for i, one in enumerate(asked)]
+        for label in ("base", "trained"):
+            write_measurement(folder, Measurement(label, "here", "reason"), samples)
+        made.append(ComparedModel(name, {0: folder}, "reason"))
+    claims = [claim(metric="completion_tokens", claimed=100.0, **more) for more in ({}, PERCENT)]
+    longer, percent = check_claims(claims, models_of(made), {})
+    assert longer.measured is not None
+    ends = (longer.measured.value, longer.measured.low, longer.measured.high)
+    assert ends == pytest.approx((150.0, 150.0, 150.0))
+    row = longer.cells()
+    assert (row["claimed"], row["measured"]) == ("+100 tokens", "+150.0 tokens")
+    assert percent.cells()["measured"] == "+147.1 %"
 
 
 def test_what_is_missing_is_named_and_what_no_table_answers_is_said(

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from rarl.evaluation.lines import BASE, SECONDS, PaperClaim, TableLine
 from rarl.evaluation.measurements import questions_of
-from rarl.evaluation.metrics import measure
+from rarl.evaluation.metrics import UNBOUNDED, measure
 from rarl.evaluation.results import FEWEST_QUESTIONS, BySeed, same_questions
-from rarl.intervals import bootstrap_means, change_intervals95, tail
+from rarl.intervals import bootstrap_means, change_intervals95, intervals95, tail
 from rarl.samples import Sample
 
 Values = dict[tuple[int, str], list[float | None]]  # (samples, metric) → its values
@@ -43,7 +43,9 @@ class CheckedClaim:
     def cells(self) -> dict[str, str]:
         """Returns its row of the table, by the columns' titles."""
         claim, found = self.claim, self.measured
-        unit = "%" if claim.unit == "percent" or claim.metric == SECONDS else "points"
+        unit = UNBOUNDED.get(str(claim.metric), "points")
+        if claim.unit == "percent" or claim.metric == SECONDS:
+            unit = "%"
         claimed = "" if claim.metric is None else "< 0" if claim.less else "> 0"
         if claim.claimed is not None:
             claimed = f"{claim.claimed:+g} {unit}"
@@ -150,7 +152,8 @@ def compare_pairs(claim: PaperClaim, pairs: Sequence[Pairs]) -> MeasuredLead:
 
     The interval of points is made of the data sets' own, which are independent (the method of
     variance estimates recovery; Zou and Donner 2008); that of per cent is a bootstrap of the
-    quotient of the two averages, by whole images.
+    quotient of the two averages, by whole images. What is no fraction is compared in its own unit
+    in the place of points.
     """
     n = sum(len(own.units) for own in pairs)
     questions = min(own.questions for own in pairs)
@@ -165,11 +168,14 @@ def compare_pairs(claim: PaperClaim, pairs: Sequence[Pairs]) -> MeasuredLead:
     changes = [own.after - own.before for own in pairs]
     known = [(change, own.units) for change, own in zip(changes, pairs, strict=True)]
     means = np.array([change.mean() for change in changes])
-    lows, highs = np.array(change_intervals95(known)).T
+    counted = claim.metric in UNBOUNDED
+    scale, intervals = (1.0, intervals95) if counted else (100.0, change_intervals95)
+    lows, highs = np.array(intervals(known)).T
     below = math.sqrt(float(((means - lows) ** 2).sum())) / len(pairs)
     above = math.sqrt(float(((highs - means) ** 2).sum())) / len(pairs)
     value = after - before
-    return MeasuredLead(100 * value, 100 * (value - below), 100 * (value + above), n, questions)
+    low, high = scale * (value - below), scale * (value + above)
+    return MeasuredLead(scale * value, low, high, n, questions)
 
 
 def quotient_interval(pairs: Sequence[Pairs]) -> tuple[float, float]:

@@ -69,7 +69,8 @@ class PaperClaim(Section):
     model: str | None = None  # of the comparison
     against: str | None = None  # the same, or "base": the model before training, asked alike
     data: tuple[str, ...] = ()  # names of data sets, each of which counts alike
-    # points: of the mean, in per cent; percent: of the other's mean
+    # points: of the mean, in per cent, or tokens or nats where the metric has these; percent: of
+    # the other's mean
     unit: Literal["points", "percent"] = "points"
     claimed: float | None = None  # in `unit`; null: more than 0, or with `less` less
     less: bool = False  # it is claimed to need or have less

@@ -87,7 +87,8 @@ IN_TERMINAL = (
     *("box_iou", "box_ap_30", "box_ap_50", "pointing", "report_labels"),
     *("judged_accuracy", "judge_correctness"),
 )
-UNBOUNDED = ("completion_tokens", "option_margin")  # those that are no fractions
+# Those that are no fractions, with their units.
+UNBOUNDED = {"completion_tokens": "tokens", "option_margin": "nats"}
 
 
 def measure(sample: Sample) -> dict[str, float]:

@@ -94,7 +94,7 @@ def results(
     table = pd.DataFrame(rows, columns=TABLE).astype({"low": float, "high": float, "p": float})
     table["ranked"] = table["ranked"].eq(True)
     is_mean = (table["group"] != GAP).to_numpy()
-    counted = table["metric"].isin(UNBOUNDED).to_numpy()
+    counted = table["metric"].isin(list(UNBOUNDED)).to_numpy()
     places = np.cumsum(is_mean) - 1  # of a row of means among the columns
     for chosen, intervals in ((counted, intervals95), (~counted, fraction_intervals95)):
         its = chosen & is_mean

@@ -60,7 +60,7 @@ def shown(means: pd.DataFrame, titles: Mapping[str, str] = COLUMNS) -> pd.DataFr
     """Returns the rows of these metrics, in per cent but for tokens and nats, with the titles of
     their metrics."""
     rows = means[means["metric"].isin(titles.keys())].copy()
-    scale = np.where(rows["metric"].isin(UNBOUNDED), 1.0, 100.0)
+    scale = np.where(rows["metric"].isin(list(UNBOUNDED)), 1.0, 100.0)
     for name in ("mean", "low", "high"):
         rows[name] *= scale
     return rows.assign(metric=rows["metric"].map(titles))
