@@ -44,6 +44,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+def listed_numbers(override: str) -> list[int]:
+    """Returns the whole numbers of `key=0,1,2` or `key=[0, 1, 2]`. Raises UserError."""
+    key, _, value = override.partition("=")
+    try:
+        return [int(one) for one in value.strip("[]").split(",")]
+    except ValueError:
+        raise UserError(f"{override}: expected numbers, such as {key}=0,1,2") from None
+
+
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets one dotted key in place."""
     key, equals, value = override.partition("=")

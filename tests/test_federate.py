@@ -19,7 +19,7 @@ import yaml
 from rarl.adapters.origin import WEIGHTS, read_origin
 from rarl.commands.compare import Task
 from rarl.commands.federate import FoundFederation, federate, read_plan
-from rarl.config import Config, dump_config
+from rarl.config import Config, dump_config, load_config
 from rarl.data.mixture import read_mixture
 from rarl.data.parquet import ParquetRows, write_examples
 from rarl.errors import UserError
@@ -107,6 +107,25 @@ def test_each_round_begins_where_the_one_before_ended(small: Path, tmp_path: Pat
     measuring = tasks["merged, round 2, seed 0: measuring"]
     assert measuring.arguments == ["eval", str(out / "round-2-merged-0")]
     assert configs[measuring.title].data.train is None
+
+
+def test_seeds_are_a_list_or_numbers_with_commas(small: Path) -> None:
+    for override in ("seeds=0,1", "seeds=[0, 1]"):
+        assert read_plan(small, [override]).federation.seeds == [0, 1]
+    with pytest.raises(UserError, match="seeds=a: expected numbers, such as seeds=0,1,2"):
+        read_plan(small, ["seeds=a"])
+
+
+def test_a_merged_folder_without_an_adapter_follows_what_is_measured_now(
+    small: Path, tmp_path: Path
+) -> None:
+    title = "merged, round 1, seed 0: measuring"
+    for names in (["both"], ["both", "other"]):
+        plan = read_plan(write(tmp_path, eval=dict.fromkeys(names, "both.parquet")), [])
+        [task] = [one for one in plan.tasks() if one.title == title]
+        task.prepare()
+        config = load_config(RunDir(Path(task.arguments[1])).config)
+        assert list(config.data.eval) == names
 
 
 @pytest.mark.parametrize(

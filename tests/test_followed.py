@@ -11,7 +11,7 @@ from rich.console import Console
 
 from rarl.data.parquet import write_examples
 from rarl.evaluation.ways import floors_of
-from rarl.prepare.floors import FloorQuestion
+from rarl.prepare.floors import FloorQuestion, floors
 from rarl.prepare.followed import follow, follow_lines, follows, group_columns, question_answers
 from rarl.prepare.leaks import check_datasets
 from rarl.prepare.show import show_dataset
@@ -82,6 +82,19 @@ def test_what_a_site_is_worth_is_counted_by_hand() -> None:
     assert question_answers(train, new, "site") == ["yes", "yes"]
     own = [one._replace(image_id="t0") for one in test]
     assert follow(train, own, "site") is None, "images that are trained on tell nothing"
+
+
+def test_floors_are_graded_as_replies_are() -> None:
+    asked = "Write the report."
+    train = [FloorQuestion(asked, "No acute cardiopulmonary process.", "report", "t")]
+    test = [FloorQuestion(asked, "Normal chest.", "report", "x")]
+    assert [one[1:] for one in floors(train, test)] == [(1, 1.0, 1.0)]
+    train = [FloorQuestion("Which sequence?", "t2", "open", "t")]
+    test = [FloorQuestion("Which sequence?", "mr - t2 weighted", "open", "x", also_right=("t2",))]
+    assert [one[1:] for one in floors(train, test)] == [(1, 1.0, 1.0)]
+    assert [one[1:] for one in floors(train, [test[0]._replace(also_right=None)])] == [
+        (1, 0.0, 0.0)
+    ]
 
 
 def test_of_a_question_with_options_the_answer_is_one_of_them() -> None:

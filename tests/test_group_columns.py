@@ -14,10 +14,11 @@ from rarl.config import load_config
 from rarl.data.parquet import write_examples
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.evaluation.groups import require_columns
+from rarl.evaluation.groups import grouping_columns, groups_of, require_columns
 from rarl.evaluation.results import summarise
 from tests.report_runs import write_sites
 from tests.runs import REPOSITORY
+from tests.samples import reply_to
 from tests.site_replies import asked, site_replies
 
 
@@ -45,6 +46,17 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(
     listed = str(caught.value).partition("there are ")[2].split(", ")
     assert listed == ["question", "answer", "answer_type", "site", "sex"]
     require_columns(["sex", "site", "answer_type"], {"test": str(path)})
+
+
+def test_a_column_of_the_users_own_is_meant_also_where_its_name_means_something_here() -> None:
+    rows = [
+        asked(i, None, patient=f"p{i}", extra={"unit": "AB"[i % 2], "dataset": "CD"[i % 2]})
+        for i in range(4)
+    ]
+    replies = [reply_to(one, "<answer>yes</answer>") for one in rows]
+    assert groups_of(replies, "unit") == ["A", "B", "A", "B"]
+    assert groups_of(replies, "dataset") == ["C", "D", "C", "D"]
+    assert grouping_columns(replies) == ["unit", "dataset"]
 
 
 def test_a_column_of_one_data_set_is_enough(tmp_path: Path) -> None:

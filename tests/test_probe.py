@@ -101,6 +101,25 @@ def test_a_guess_agrees_with_nothing_and_a_look_does() -> None:
     assert agreement_of(guessed[:3]) is None
 
 
+def test_reports_agree_by_what_they_say_and_boxes_are_not_asked_about() -> None:
+    told = ("Normal chest.", "There is a pleural effusion.")
+    said = ("No acute cardiopulmonary process.", "Left pleural effusion is seen.")
+    groups = [
+        [
+            replace(one, example=replace(one.example, answer_type="report"))
+            for one in asked(number, told[number % 2], [said[number % 2]] * 3 + [told[0]])
+        ]
+        for number in range(40)
+    ]
+    found = agreement_of(groups)
+    assert found is not None and found.low > 0.5
+    places = [
+        [replace(one, example=replace(one.example, answer_type="boxes")) for one in group]
+        for group in groups
+    ]
+    assert agreement_of(places) is None
+
+
 def test_who_always_says_the_same_is_known_to_guess() -> None:
     """Whatever the references are, and however often that is right: in two of three."""
     always = [asked(number, "no" if number % 3 else "yes", ["no"] * 8) for number in range(120)]

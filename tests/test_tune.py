@@ -14,8 +14,10 @@ from rarl.commands.tune import (
     choice_in_words,
     combinations,
     trial_config,
+    tune,
 )
 from rarl.config import load_config
+from rarl.display import Display
 from rarl.errors import UserError
 from rarl.rollout.pool import SamplerPool
 from rarl.schema import Example
@@ -35,6 +37,23 @@ def test_every_combination_is_a_trial_with_a_folder_of_its_own() -> None:
     assert {(one.seed, one.train.steps, one.evaluation.every) for one in configs} == {(5, 30, 30)}
     assert configs[3].train.learning_rate == 1e-3 and configs[3].grpo.kl_beta == 0.01
     assert around(base) == ["train.learning_rate=0.0002,0.001,0.005"]
+
+
+def test_values_may_be_lists_and_mappings() -> None:
+    assert combinations(["data.select.difficulty=[0.1, 0.9],[0.2,0.8]"]) == [
+        ("data.select.difficulty=[0.1, 0.9]",),
+        ("data.select.difficulty=[0.2,0.8]",),
+    ]
+    assert combinations(["rewards.facts={weight: 1, gate: format},null"]) == [
+        ("rewards.facts={weight: 1, gate: format}",),
+        ("rewards.facts=null",),
+    ]
+
+
+def test_what_is_not_rewarded_is_not_tuned() -> None:
+    recipe = REPOSITORY / "configs/recipes/tiny/sft.yaml"
+    with pytest.raises(UserError, match=r"sft\.yaml: method=sft: trials are compared by rewards"):
+        tune(recipe, [], [], 3, Display())
 
 
 @pytest.mark.parametrize(

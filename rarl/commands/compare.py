@@ -27,7 +27,13 @@ from rarl.evaluation.lines import BASE, Compared, ComparedLine, PaperClaim, mode
 from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
 from rarl.judge.client import check_judge
-from rarl.keys import anchored_override, apply_override, read_yaml, validated
+from rarl.keys import (
+    anchored_override,
+    apply_override,
+    listed_numbers,
+    read_yaml,
+    validated,
+)
 from rarl.paths import anchored
 from rarl.system.processes import run_to_its_end
 from rarl.training.run_dir import RunDir, changes_of, refused_of
@@ -344,10 +350,7 @@ def read_plan(path: Path, overrides: list[str], check: bool = True) -> FoundComp
         elif key.split(".")[0] == "judged_by":
             apply_override(tree, override)
         elif key == "seeds":
-            try:
-                tree["seeds"] = [int(one) for one in value.strip("[]").split(",")]
-            except ValueError:
-                raise UserError(f"{override}: expected numbers, such as seeds=0,1,2") from None
+            tree["seeds"] = listed_numbers(override)
     comparison = by_examples(validated(Comparison, tree, (), path))
     plan = FoundComparison(comparison, path.parent, Path(comparison.out), path, rest)
     if check:

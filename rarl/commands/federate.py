@@ -31,7 +31,7 @@ from rarl.evaluation.results import compare_models
 from rarl.evaluation.tables import write_tables
 from rarl.evaluation.ways import training_data
 from rarl.files import file_hash, replacing_folder, write_text
-from rarl.keys import anchored_override, read_yaml, validated
+from rarl.keys import anchored_override, listed_numbers, read_yaml, validated
 from rarl.paths import anchored
 from rarl.training.run_dir import RunDir, changes_of, refused_of
 
@@ -206,7 +206,7 @@ class FoundFederation:
         run_dir = RunDir(Path(config.run_dir))
         if config.data.train == str(self.mixture(seed)):
             self.write_mixture(seed)
-        if not run_dir.config.exists():
+        if not run_dir.holds_steps():
             write_text(run_dir.config, dump_config(config))
         own = run_dir.evaluation / "model=base"
         for other in sorted(self.out.glob(f"*-{seed}")):
@@ -324,7 +324,7 @@ def read_plan(path: Path, overrides: Sequence[str]) -> FoundFederation:
     if "sites" not in tree:
         raise UserError(f"{path}: has no `sites`; configs/federate/tiny.yaml is a federation")
     own = [one for one in overrides if one.startswith(("out=", "seeds=", "rounds="))]
-    own = [anchored_out(one) for one in own]
+    own = [own_override(one) for one in own]
     for override in overrides:
         key = override.partition("=")[0]
         if key in SET_BY:
@@ -335,12 +335,13 @@ def read_plan(path: Path, overrides: Sequence[str]) -> FoundFederation:
     return plan
 
 
-def anchored_out(override: str) -> str:
-    """Returns `out=…` relative to the current folder, and other overrides as they are."""
+def own_override(override: str) -> str:
+    """Returns `out=…` relative to the current folder, `seeds=0,1` as a list, and other overrides as
+    they are. Raises UserError for seeds that are no numbers."""
     key, _, value = override.partition("=")
-    return (
-        f"out={json.dumps(str(Path(value).expanduser().absolute()))}" if key == "out" else override
-    )
+    if key == "out":
+        return f"out={json.dumps(str(Path(value).expanduser().absolute()))}"
+    return f"seeds={listed_numbers(override)}" if key == "seeds" else override
 
 
 def federate(

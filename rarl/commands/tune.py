@@ -33,6 +33,8 @@ from rarl.training.run_dir import RunDir
 OF_ENGINES = ("model.", "rollout.num_actors", "rollout.max_model_length", "device", "judge")
 AROUND = (0.2, 1.0, 5.0)  # times the configured learning rate, where nothing is named
 FOLDER = "tune"
+# The values of a list with commas, which may be lists and mappings themselves.
+VALUE = re.compile(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\})+")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ def tune(
     "train.learning_rate=1e-5,5e-5", in the run directory's folder `tune`. One that is there already
     is not made again. Raises UserError."""
     base = load_config(path, list(overrides))
+    if base.method != "grpo":
+        raise UserError(
+            f"{path}: method={base.method}: trials are compared by rewards and by what is measured "
+            "on the way, which supervised training has not; train with each value in a run directory "
+            "of its own, and set them side by side with `rarl compare`"
+        )
     configs = {
         settings: trial_config(path, overrides, settings, steps, base)
         for settings in combinations(sets or around(base))
@@ -134,7 +142,7 @@ def combinations(sets: Sequence[str]) -> list[tuple[str, ...]]:
             raise UserError(
                 f"--set {one}: the trials share their engines, which {key} would change"
             )
-        choices.append([f"{key}={value.strip()}" for value in values.split(",")])
+        choices.append([f"{key}={value.strip()}" for value in VALUE.findall(values)])
     return list(product(*choices))
 
 

@@ -56,8 +56,10 @@ def groups_of(samples: Sequence[Sample], name: str) -> list[str | None]:
 
 
 def value_of(example: Example, name: str) -> str | None:
-    """Returns what an example has in a column, its own or one of the user's table."""
-    value = getattr(example, name, None) or example.extra.get(name)
+    """Returns what an example has in a column, one of the user's table or its own."""
+    value = example.extra.get(name)
+    if value is None and name in COLUMNS:
+        value = getattr(example, name) or None
     if value is None and name == ABILITY:
         return ability_of(example)
     return None if value is None else str(value)
@@ -73,7 +75,7 @@ def grouping_columns(samples: Sequence[Sample]) -> list[str]:
     values: dict[str, set[str]] = {}
     for sample in samples:
         for name, value in sample.example.extra.items():
-            if value is not None and not hasattr(sample.example, name) and name != "all":
+            if value is not None and name not in ("all", ABILITY):
                 values.setdefault(name, set()).add(value)
     return [name for name, known in values.items() if 2 <= len(known) <= MOST_GROUPS]
 

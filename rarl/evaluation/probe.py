@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rarl.intervals import change_intervals95, fraction_intervals95
-from rarl.replies.grading import is_correct
+from rarl.replies.answers import is_right
 from rarl.samples import Group, Sample
 
 ROUNDED = 6  # digits of a total: rewards that differ by less are the same
@@ -181,11 +181,13 @@ def agreement_of(*data_sets: Sequence[Group]) -> ProbedShare | None:
     """Returns Cohen's kappa between answers and references, (o − e) / (1 − e): o is how often a
     reply is right, and e how often it would be with the reference of another image of which the
     same is asked. Guessing has 0, however often it is right. Only questions count that are asked of
-    several images of a data set and are not answered rightly already; None where there are none."""
+    several images of a data set and are not answered rightly already, and not those that ask for
+    boxes, which are places in one image; None where there are none."""
     asked: dict[tuple[int, str], list[Group]] = defaultdict(list)
     for number, groups in enumerate(data_sets):
         for group in groups:
-            asked[number, group[0].example.question].append(group)
+            if group[0].example.answer_type != "boxes":
+                asked[number, group[0].example.question].append(group)
     beyond: list[float] = []
     expected: list[float] = []
     images: list[str] = []
@@ -208,10 +210,19 @@ def agreement_of(*data_sets: Sequence[Group]) -> ProbedShare | None:
 def crossed(same: Sequence[Group]) -> NDArray[np.float64]:
     """Returns how often the replies of each group (row) would be right with the reference of each
     (column), shape (groups, groups). All were asked the same."""
-    references = [(group[0].example.answer, group[0].example.options) for group in same]
+    examples = [group[0].example for group in same]
+    references = [(one.answer, one.answer_type, one.options, one.also_right) for one in examples]
     known = {one: column for column, one in enumerate(dict.fromkeys(references))}
-    matches = cache(lambda answer: np.array([is_correct(answer, *one) for one in known], float))
-    replies = [Counter(one.reply.answer for one in group) for group in same]
+
+    @cache
+    def matches(given: str | None) -> NDArray[np.float64]:
+        rights = [
+            is_right(given, reference, kind, options=options, also_right=also_right)
+            for reference, kind, options, also_right in known
+        ]
+        return np.array(rights, float)
+
+    replies = [Counter(one.answer for one in group) for group in same]
     rights = np.array(
         [
             sum(times * matches(answer) for answer, times in own.items()) / own.total()

@@ -25,7 +25,6 @@ from rarl.evaluation.self_consistency import Sampled, vote
 from rarl.look import Aim
 from rarl.prepare.floors import FloorQuestion, majority_answers, nearest_answers, read_questions
 from rarl.prepare.followed import question_answers
-from rarl.replies.grading import is_correct
 from rarl.samples import Sample
 from rarl.schema import Example, Prompt, Rollout, Score
 
@@ -188,7 +187,7 @@ def question_of(example: Example) -> FloorQuestion:
 def answered(example: Example, answer: str | None) -> Sample:
     """Returns an answer that no model has written, as a reply: it has no tokens and no form."""
     text = "" if answer is None else f"<answer>{answer}</answer>"
-    right = is_correct(answer, example.answer, example.options, example.also_right)
+    right = question_of(example).is_answered_by(answer)
     rewards = {"correct": float(right), "well_formed": None, "reasoning": None}
     prompt, rollout = Prompt("", "none/0", "answer"), Rollout(text, [], "stop", -1)
     return Sample(example, prompt, rollout, score=Score(0.0, rewards))

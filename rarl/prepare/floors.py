@@ -12,7 +12,7 @@ import numpy as np
 
 from rarl.data.parquet import ParquetRows
 from rarl.prepare.fingerprint import text_key
-from rarl.replies.grading import is_correct
+from rarl.replies.answers import is_right
 
 WORD = r"\w+"
 ROWS_AT_ONCE = 512  # questions compared with all training questions
@@ -27,6 +27,17 @@ class FloorQuestion(NamedTuple):
     patient: str | None = None
     site: str | None = None
     extra: Mapping[str, str | None] | None = None
+    also_right: Sequence[str] | None = None
+
+    def is_answered_by(self, given: str | None) -> bool:
+        """Whether an answer is right, graded as a reply's is."""
+        return is_right(
+            given,
+            self.answer,
+            self.answer_type,
+            options=self.options,
+            also_right=self.also_right,
+        )
 
     @property
     def unit(self) -> str:
@@ -60,8 +71,8 @@ def floors(
     by_majority, by_nearest = Counter[str](), Counter[str]()
     answers = zip(majority_answers(train, test), nearest_answers(train, test), strict=True)
     for one, (common, near) in zip(test, answers, strict=True):
-        by_majority[one.answer_type] += is_correct(common, one.answer, one.options)
-        by_nearest[one.answer_type] += is_correct(near, one.answer, one.options)
+        by_majority[one.answer_type] += one.is_answered_by(common)
+        by_nearest[one.answer_type] += one.is_answered_by(near)
     for kind, count in Counter(one.answer_type for one in test).most_common():
         yield kind, count, by_majority[kind] / count, by_nearest[kind] / count
 

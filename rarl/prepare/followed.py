@@ -12,7 +12,6 @@ from rarl.data.parquet import ParquetRows
 from rarl.intervals import holm, p_in_words
 from rarl.prepare.fingerprint import text_key
 from rarl.prepare.floors import FloorQuestion, hold_out, majority_answers, read_questions
-from rarl.replies.grading import is_correct
 
 MOST_GROUPS = 12  # of a further column, such as wards; more are no groups, such as ages
 # Training answers to a question in a group, from which its most frequent one there counts.
@@ -113,8 +112,7 @@ def follow(
         return None
     answers = [question_answers(train, test), question_answers(train, test, column)]
     right = [
-        [is_correct(given, one.answer, one.options) for given, one in zip(own, test, strict=True)]
-        for own in answers
+        [one.is_answered_by(given) for given, one in zip(own, test, strict=True)] for own in answers
     ]
     moved: dict[str, int] = defaultdict(int)
     for one, before, after in zip(test, *right, strict=True):
