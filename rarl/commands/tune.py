@@ -93,8 +93,8 @@ def tune(
     if base.method != "grpo":
         raise UserError(
             f"{path}: method={base.method}: trials are compared by rewards and by what is measured "
-            "on the way, which supervised training has not; train with each value in a run directory "
-            "of its own, and set them side by side with `rarl compare`"
+            "on the way, which supervised training has not; train with each value in a run "
+            "directory of its own, and set them side by side with `rarl compare`"
         )
     configs = {
         settings: trial_config(path, overrides, settings, steps, base)
