@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from rarl.errors import UserError
 from rarl.paths import anchored
 
+MERGE_KEY = "tag:yaml.org,2002:merge"
 AnySection = TypeVar("AnySection", bound=BaseModel)
 # What an override of one entry is added to, where the recipe does not name the group.
 ADDED_TO: dict[str, dict[str, float]] = {
@@ -25,9 +26,24 @@ ADDED_TO: dict[str, dict[str, float]] = {
 }
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key that a mapping has twice, of which else the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises yaml.YAMLError."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != MERGE_KEY:
+                if key.value in seen:
+                    fault = f"the key '{key.value}' is there twice; put both into one"
+                    raise yaml.constructor.ConstructorError(None, None, fault, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except FileNotFoundError:
         advice = "configurations are YAML files such as configs/demo.yaml"
         raise UserError(f"{path.absolute()}: no such file; {advice}") from None

@@ -106,6 +106,7 @@ def test_a_mistake_is_named_with_the_file_or_the_override_that_holds_it(
         (b"\xff\xfe\x00", "cannot be read"),
         (b"- a\n- b\n", "expected keys and values at the top level, found list"),
         (b"run_dir: x\nmodel: {path: a/b}\n", "key 'data' is missing"),
+        (b"data: {train: a}\ndata: {eval: {}}\n", "the key 'data' is there twice"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from rarl.cli import app
+from rarl.commands.compare import read_plan
 from rarl.config import load_config
 from tests.runs import DEMO, REPOSITORY
 
@@ -89,13 +90,14 @@ def test_every_key_is_there_and_takes_its_value(page: Path) -> None:
 
 def test_the_configuration_of_the_first_real_run_loads(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    whole, *further = (block for block in blocks_of(REPOSITORY / "docs/first-real-run.md", "yaml"))
+    whole, compared = blocks_of(REPOSITORY / "docs/first-real-run.md", "yaml")
     mine = tmp_path / "mine.yaml"
     mine.write_text(re.sub(r"^ {3}", "", whole, flags=re.M), encoding="utf-8")
     first = load_config(mine)
-    assert first.data.eval and first.train.steps == 200
-    assert further
-    for number, block in enumerate(further):
-        path = tmp_path / f"more-{number}.yaml"
-        path.write_text(f"extends: mine.yaml\nrun_dir: more\n{block}", encoding="utf-8")
-        assert load_config(path) != first
+    assert first.train.steps == 200
+    assert first.evaluation.validation == "validation" and "elsewhere" in first.data.eval
+    several = tmp_path / "compare-mine.yaml"
+    several.write_text(re.sub(r"^ {2}", "", compared, flags=re.M), encoding="utf-8")
+    plan = read_plan(several, [], check=False)
+    assert list(plan.comparison.models) == ["sft", "rl", "rarl"]
+    assert set(plan.data_sets()) == {"mine", "elsewhere"}
