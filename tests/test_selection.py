@@ -12,15 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from rarl.commands.held_out import fingerprint
-from rarl.commands.selecting import select
+from rarl.commands.selecting import require_same_data, select, training_order
 from rarl.config import load_config
-from rarl.data.check import RowCheck, check_rows
+from rarl.data.check import CheckedRows, RowCheck, check_rows
 from rarl.data.order import CYCLE, CurriculumOrder, Selection, StepOrder, selected_order
 from rarl.data.parquet import write_examples
+from rarl.display import Display
 from rarl.errors import UserError
 from rarl.prepare.negatives import BITS, hard_negatives, other_answer_distances
 from rarl.rollout.pool import SamplerPool
 from rarl.tiny.dataset import draw_examples
+from rarl.training.run_dir import RunDir
 from tests.runs import SHORT, assert_one_line_error, rarl_here
 
 DEMO = "configs/demo.yaml"
@@ -118,6 +120,32 @@ def test_fewer_examples_are_among_more(ray_cluster: None, tmp_path: Path) -> Non
         assert len(rows) == count and rows == sorted(rows)
         taken[seed, count] = set(rows)
     assert taken[0, 10] < taken[0, 30] != taken[1, 30]
+
+
+def test_a_run_is_not_continued_on_other_training_data(tmp_path: Path) -> None:
+    data, run_dir = tmp_path / "train.parquet", RunDir(tmp_path / "run")
+    write_examples(data, draw_examples("seen", 6, 0, "train"))
+    for begun in (False, True):
+        require_same_data(run_dir, str(data), begun)
+    write_examples(data, draw_examples("seen", 6, 1, "train"))
+    with pytest.raises(
+        UserError, match=r"steps on other data .*; bring those data back, or choose"
+    ):
+        require_same_data(run_dir, str(data), begun=True)
+    run_dir.training_data.unlink()
+    require_same_data(run_dir, str(data), begun=True)
+
+
+def test_a_selection_of_rows_that_are_gone_is_an_error(tmp_path: Path) -> None:
+    data, run_dir = tmp_path / "train.parquet", RunDir(tmp_path / "run")
+    write_examples(data, draw_examples("seen", 6, 0, "train"))
+    run_dir.adapter.mkdir(parents=True)
+    columns = {"row": [2, 6], "right": [0.5, 0.5], "hard": [False] * 2, "taken": [True] * 2}
+    pq.write_table(pa.table(columns), run_dir.selection)
+    config = load_config(DEMO, ["data.select.examples=2", f"data.train={data}"])
+    setup = SimpleNamespace(config=config, train_data=str(data), run_dir=run_dir)
+    with pytest.raises(UserError, match=r"selection\.parquet: chose rows .* bring those data back"):
+        training_order(setup, CheckedRows(np.arange(6), []), Display())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

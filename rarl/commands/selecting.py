@@ -20,18 +20,37 @@ from rarl.data.order import Selection, StepOrder, selected_order, step_order
 from rarl.data.parquet import ParquetRows
 from rarl.display import Display
 from rarl.errors import UserError
-from rarl.files import file_hash, replacing
+from rarl.files import file_hash, replacing, write_text
 from rarl.prepare.negatives import hard_negatives
 from rarl.training.checkpoint import find_checkpoint
 from rarl.training.run_dir import RunDir
 
 DIFFICULTY = "difficulty.parquet"  # in a probe's folder
+CHANGED = "bring those data back, or choose another run_dir to begin anew"
 DATA = b"rarl.data"  # in its metadata: the hash of the training data that were asked
 
 
 def data_hash(path: str) -> str:
     """Returns what tells two training data apart: the hashes of all their files."""
     return " ".join(map(file_hash, files_of(path)))
+
+
+def is_begun(run_dir: RunDir) -> bool:
+    """Tells whether a run has steps to go on from, or has made all of them."""
+    return run_dir.adapter.is_dir() or find_checkpoint(run_dir.checkpoints).path is not None
+
+
+def require_same_data(run_dir: RunDir, data: str, begun: bool) -> None:
+    """Keeps what tells the training data of a run that begins from others. Raises UserError where
+    one that is continued has made its steps on others, as far as an earlier version kept that."""
+    file, own = run_dir.training_data, data_hash(data)
+    if not begun:
+        write_text(file, own + "\n")
+    elif file.is_file() and file.read_text(encoding="utf-8").strip() != own:
+        raise UserError(
+            f"data.train={data}: {run_dir.path} has made its steps on other data of that place; "
+            f"{CHANGED}"
+        )
 
 
 def difficulty_file(config: Config) -> Path:
@@ -55,6 +74,8 @@ def training_order(setup: Setup, checked: CheckedRows, display: Display) -> Step
     """Returns the order of the training data's usable rows, or of those of them that are selected.
     A run that begins selects; one that is continued has selected. Raises UserError."""
     config, data = setup.config, str(setup.train_data)
+    begun = is_begun(setup.run_dir)
+    require_same_data(setup.run_dir, data, begun)
     parts, seed = ParquetRows(data).parts, config.seed
     asked, prompts = config.data.select, config.train.prompts_per_step
     if not asked.selects:
@@ -62,13 +83,14 @@ def training_order(setup: Setup, checked: CheckedRows, display: Display) -> Step
     if len(parts) > 1:
         raise UserError("data.select: selects from one data set; data.train is a mixture")
     file = setup.run_dir.selection
-    begun = setup.run_dir.adapter.is_dir() or find_checkpoint(setup.run_dir.checkpoints).path
     if not (begun and file.is_file()):
         table = select(setup, checked)
         with replacing(file) as temporary:
             pq.write_table(table, temporary)
     table = pq.read_table(file)
     taken = table.filter(table["taken"])
+    if not np.isin(taken["row"].to_numpy(), checked.good).all():
+        raise UserError(f"{file}: chose rows that {data} does not have any more; {CHANGED}")
     chosen = Selection(
         rows=taken["row"].to_numpy(),
         right=taken["right"].to_numpy(),

@@ -87,6 +87,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.failures = path / "failures"
         self.adapter = path / "adapter"
+        self.training_data = path / "training-data.txt"
         self.trained_on = path / "trained-on.parquet"
         self.leaks = path / "leaks.json"
         self.probe = path / "probe"
