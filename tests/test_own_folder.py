@@ -380,3 +380,15 @@ def test_a_source_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }.items():
         with pytest.raises(UserError, match=message):
             prepare_dataset(f"own_source:{name}", folder, tmp_path / "none")
+
+
+@pytest.mark.parametrize("word", ["nan", "NULL", "<NA>", "#N/A"])
+def test_words_for_a_missing_value_are_empty_in_optional_cells(tmp_path: Path, word: str) -> None:
+    optional = "image_2,image_labels,frame,id,options,boxes,facts,split,patient,rationale,site,ward"
+    gaps = ",".join([word] * len(optional.split(",")))
+    table = f"image,question,answer,{optional}\n0.png,What is it?,mass,{gaps}\n"
+    (row,), report = prepared(tmp_path, "t.csv", table)
+    assert (row.patient, row.rationale, row.site) == (None, None, None)
+    assert (row.facts or (), row.image_labels, row.options, row.boxes) == ((), None, None, None)
+    assert not row.extra or row.extra["ward"] is None
+    assert "cells such as 'nan' for a missing value, which are read as empty" in report

@@ -58,7 +58,7 @@ class Row:
 
     def optional(self, key: str) -> str | None:
         """Returns a text that may be absent or empty."""
-        return cleaned(self.values.get(key)) or None
+        return told(self.values.get(key)) or None
 
 
 def cleaned(value: Any) -> str:
@@ -67,6 +67,12 @@ def cleaned(value: Any) -> str:
     if value is None or value != value:
         return ""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
+def told(value: Any) -> str:
+    """Returns the text of a cell that may be absent: empty also for one of MISSING_WORDS."""
+    text = cleaned(value)
+    return "" if text.lower() in MISSING_WORDS else text
 
 
 def is_scalar(value: Any) -> bool:

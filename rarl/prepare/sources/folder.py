@@ -21,7 +21,7 @@ from rarl.prepare.annotations import Annotations
 from rarl.prepare.boxes import read_boxes
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.people import banded, may_name
-from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar
+from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar, told
 from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
 from rarl.replies.boxes import boxes_text
@@ -42,6 +42,8 @@ BEFORE_LETTER = re.compile(r"\s+(?=[A-Za-z][.)]\s*\S)")
 # Between two sentences: "No effusion. The heart is normal."
 SENTENCES = re.compile(r"(?<=[^\W\d][.!])\s+(?=[A-Z])")
 LAST_OF_A_SENTENCE = re.compile(r"(and|or)\b", re.IGNORECASE)
+REQUIRED = ("image", "question", "answer")
+GAPS = "questions had cells such as 'nan' for a missing value, which are read as empty"
 NOT_TEXT = "rows have images, which the source text does not read; the source folder does"
 ALIKE = 0.8  # as in `near_column`: an optional column is seldom missed, so only near names are told
 
@@ -171,7 +173,7 @@ def read_labels(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = tables.read_list(value, "image_labels")
     if not isinstance(value, list):
-        text = cleaned(value)
+        text = told(value)
         value = text.split(next((mark for mark in "|;," if mark in text), "|")) if text else []
     if not all(is_scalar(one) for one in value):
         raise Fault(f"image_labels {value!r} are not a list of texts")
@@ -186,6 +188,7 @@ def folder_record(
 ) -> Record:
     """`split` is what the table's name tells, for rows that name none; `annotations` are those that
     cells of boxes may name."""
+    row, gaps = without_missing(row)
     shown, labels, noted = images(row)
     boxes = read_boxes(row.values.get("boxes"), shown, annotations)
     answer_type = read_type(row)
@@ -211,13 +214,26 @@ def folder_record(
         texts={name: row.optional(name) for name in MORE_TEXTS},
         facts=read_facts(row.values.get("facts")),
         split=SPLIT_NAMES.get(given.lower(), given),
-        mended=noted + mended + hints(columns),
+        mended=gaps + noted + mended + hints(columns),
         extra={
             name: banded(name, cleaned(value) or None)
             for name, value in further.items()
             if isinstance(value, TEXTS) and not isinstance(value, date) and not may_name(name)
         },
     )
+
+
+def without_missing(row: Row) -> tuple[Row, tuple[str, ...]]:
+    """Returns the row without the words that programs write for a missing value in cells that may
+    be empty, and a note where there were any. Required cells stay: their faults name the word."""
+    missing = [
+        name
+        for name, value in row.values.items()
+        if name not in REQUIRED and isinstance(value, str) and cleaned(value) and not told(value)
+    ]
+    if not missing:
+        return row, ()
+    return replace(row, values={**row.values, **dict.fromkeys(missing)}), (GAPS,)
 
 
 def read_frame(value: Any) -> int:
@@ -238,11 +254,11 @@ def read_facts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = tables.read_list(value, "facts")
     if not isinstance(value, list):
-        text = cleaned(value)
+        text = told(value)
         value = next((text.split(mark) for mark in "\n;|" if mark in text), SENTENCES.split(text))
     if not all(one is None or is_scalar(one) for one in value):
         raise Fault(f"facts {value!r} are not a list of texts")
-    return tuple(text for one in value if (text := cleaned(one)))
+    return tuple(text for one in value if (text := told(one)))
 
 
 def read_type(row: Row) -> AnswerType | None:
@@ -251,7 +267,7 @@ def read_type(row: Row) -> AnswerType | None:
     given = (row.optional("answer_type") or "").lower()
     if given in TOLD_TYPES:
         return TOLD_TYPES[given]
-    asks = cleaned(row.values.get("boxes")) and not cleaned(row.values.get("answer"))
+    asks = cleaned(row.values.get("boxes")) and not told(row.values.get("answer"))
     return "boxes" if asks else None
 
 
