@@ -21,7 +21,7 @@ from rarl.evaluation.results import results
 from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.fingerprint import ImagePrint, Side
 from rarl.prepare.leaks import check_datasets
-from rarl.prepare.people import banded, hashed, may_name, read_salt
+from rarl.prepare.people import banded, hashed, is_date, may_name, read_salt
 from rarl.prepare.rows import Choices
 from rarl.prepare.splitting import Splitting, own_split
 from rarl.samples import Sample
@@ -214,6 +214,37 @@ def test_columns_that_may_name_a_patient(column: str, names: bool) -> None:
 def test_the_oldest_are_one_band(value: str, kept: str) -> None:
     assert banded("Patient Age", value) == kept
     assert banded("dose", value) == value
+
+
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ("patientid PATIENTID patientname lastname dateofbirth birthdate accessionnumber", True),
+        ("subjectid mrnumber_mrn studyuid Patientid", True),
+        ("view_name update birthmark patientage patientsex inpatient subjective studytype", False),
+        ("birthweight pidgin organ_name rapid", False),
+    ],
+)
+def test_names_without_marks_tell_patients_and_spare_others(columns: str, names: bool) -> None:
+    assert [one for one in columns.split() if may_name(one) != names] == []
+
+
+def test_texts_that_are_dates_and_folded_ages_are_told() -> None:
+    for text in ("2020-12-31", "2020-12-31 10:05", "31.12.2020", "12/31/2020", "31/12/2020"):
+        assert is_date("taken", text), text
+    assert is_date("studydate", "20201231") and not is_date("update", "20201231")
+    for text in ("20201231", "1.2.3", "99.99.2020", "12/31", "2020", "1-2-2020-5"):
+        assert not is_date("count", text), text
+    assert banded("patientage", "95") == "90+"
+    assert banded("stage", "95") == banded("dosage", "95") == "95"
+
+
+def test_dates_and_names_of_a_csv_do_not_go_along(tmp_path: Path) -> None:
+    header = "image,question,answer,patientid,taken,update,patientage"
+    rows = [f"{n}.png,What is {n}?,thing {n},MRN-77,31.12.2020,new,95" for n in range(12)]
+    prepare_dataset("folder", write_folder(tmp_path / "src", header, rows), tmp_path / "out")
+    extra = read(tmp_path / "out/train.parquet")[0].extra
+    assert extra == {"update": "new", "patientage": "90+"}
 
 
 def with_patient(sample: Sample, patient: str | None) -> Sample:

@@ -25,6 +25,22 @@ NAMING = {"patient", "subject", "mrn", "pid", "accession", "study", "name", "bir
 HARMLESS = {"age", "sex", "gender", "position", "orientation", "weight", "size", "type", "count"}
 # Split at capitals, digits and marks: PatientID, patient_id, patient-id.
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# What a name that ends in "name" is harmless of, as in view_name.
+OF_THINGS = {"view", "organ", "model", "scanner", "class", "modality", "protocol", "disease"}
+# The same in a name without marks or capitals, as in patientid; an inpatient is nobody's name.
+STEMS = re.compile(
+    r"(?<!in)(?<!out)patient|patient(?:id|no|nr|num|name)|subject(?:id|no|nr|num|name|key)|accession"
+    r"|^mrn(?:id|no|nr|num|$)|mrn$|medicalrecord|study(?:id|uid|instance|no$|nr|num|date)"
+    r"|(?:last|first|given|family|middle|maiden|full|person|physician|doctor)name|surname|forename"
+    r"|birth(?:date|day|time|year)|(?:date|day|year)ofbirth|socialsecurity"
+)
+OF_HARMLESS = re.compile(rf"s?(?:{'|'.join(sorted(HARMLESS))}|of|at|in|years?|kg|cm|group)+")
+AGES = re.compile(r"(?:patient|subject)s?age|age(?:of|at|in)?(?:patient|years?|scan|study)")
+NOT_OF_DATES = re.compile(r"(?:up|candi|man|vali|accommo|consoli)date")
+DATE = re.compile(
+    r"(?:\d{4}-\d\d?-\d\d?|\d{4}/\d\d?/\d\d?|\d\d?\.\d\d?\.\d{4}|\d\d?/\d\d?/\d{4})"
+    r"(?:[T ]+\d\d?:\d\d.*)?"
+)
 OLDEST = 89  # years; older people are few enough to be known by their age
 
 
@@ -82,15 +98,42 @@ def words_of(column: str) -> frozenset[str]:
     return frozenset(word.lower() for word in WORDS.findall(column))
 
 
+def plain(column: str) -> str:
+    """Returns a column's name as its small letters alone."""
+    return "".join(letter for letter in column.lower() if letter.isalpha())
+
+
+@cache
 def may_name(column: str) -> bool:
     """Tells whether a column's values may name a patient, by its name."""
-    words = words_of(column)
-    return bool(words & NAMING) and not words & HARMLESS
+    words, name = words_of(column), plain(column)
+    if words & HARMLESS or (words & NAMING == {"name"} and words & OF_THINGS):
+        return False
+    rest = STEMS.sub("", name)
+    return bool(words & NAMING) or (rest != name and not OF_HARMLESS.fullmatch(rest))
+
+
+def is_date(column: str, text: str) -> bool:
+    """Tells whether a text is a date. Eight digits, as DICOM writes it, are one where the column's
+    name says so."""
+    parts = [int(part) for part in re.findall(r"\d+", text)[:3]]
+    if DATE.fullmatch(text):
+        return is_day(parts) or is_day(parts[::-1]) or is_day([parts[2], *parts[:2]])
+    said = "date" in NOT_OF_DATES.sub("", plain(column))
+    if not said or not re.fullmatch(r"\d{8}", text):
+        return False
+    return is_day([int(text[:4]), int(text[4:6]), int(text[6:])])
+
+
+def is_day(parts: list[int]) -> bool:
+    """Tells whether year, month and day are a day of a calendar since 1850."""
+    year, month, day = parts
+    return 1850 <= year <= 2199 and 1 <= month <= 12 and 1 <= day <= 31
 
 
 def banded(column: str, value: str | None) -> str | None:
     """Returns a value of a further column, with one band for all ages above OLDEST."""
-    if value is None or "age" not in words_of(column):
+    if value is None or not ("age" in words_of(column) or AGES.search(plain(column))):
         return value
     number = re.match(r"0*(\d{1,3})(?:\.\d+)?\s*(?:[Yy]|$)", value)
     return f"{OLDEST + 1}+" if number and int(number[1]) > OLDEST else value

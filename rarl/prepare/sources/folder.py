@@ -20,7 +20,7 @@ from rarl.prepare import tables
 from rarl.prepare.annotations import Annotations
 from rarl.prepare.boxes import read_boxes
 from rarl.prepare.files import Fault, Files, ImageFile
-from rarl.prepare.people import banded, may_name
+from rarl.prepare.people import banded, is_date, may_name
 from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar, told
 from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
@@ -216,11 +216,19 @@ def folder_record(
         split=SPLIT_NAMES.get(given.lower(), given),
         mended=gaps + noted + mended + hints(columns),
         extra={
-            name: banded(name, cleaned(value) or None)
+            name: banded(name, told(value) or None)
             for name, value in further.items()
-            if isinstance(value, TEXTS) and not isinstance(value, date) and not may_name(name)
+            if goes_along(name, value)
         },
     )
+
+
+def goes_along(name: str, value: Any) -> bool:
+    """Tells whether a cell of a further column is kept: no date, and nothing that may name a
+    patient."""
+    if not isinstance(value, TEXTS) or isinstance(value, date) or may_name(name):
+        return False
+    return not is_date(name, cleaned(value))
 
 
 def without_missing(row: Row) -> tuple[Row, tuple[str, ...]]:
