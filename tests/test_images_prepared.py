@@ -16,8 +16,9 @@ from pydicom.uid import generate_uid
 from rarl.errors import UserError
 from rarl.prepare.convert import prepare_dataset
 from rarl.prepare.dicom import render
+from rarl.prepare.files import Fault, ImageFile
 from rarl.prepare.rows import Choices
-from rarl.prepare.series import evenly
+from rarl.prepare.series import Slice, evenly, in_order
 from rarl.schema import Example
 from tests.pictures import picture, read, real, write_folder
 
@@ -169,6 +170,17 @@ def test_a_series_is_ordered_by_position_then_by_instance(tmp_path: Path) -> Non
     assert by_id["placed"].study is not None
     prepare_dataset("folder", folder, tmp_path / "all", choices=Choices(slices="all"))
     assert {len(one.images) for one in read(tmp_path / "all" / "train.parquet")} == {10}
+
+
+def test_a_series_with_some_positions_is_ordered_by_instance_or_a_fault() -> None:
+    image = ImageFile(lambda: b"", "one.dcm")
+    positions = (30.0, None, 10.0, None)
+    mixed = [Slice(image, place, 4 - n) for n, place in enumerate(positions)]
+    assert [one.instance for one in in_order(mixed, "ct")] == [1, 2, 3, 4]
+    for instance in (0, 2):
+        spoilt = [*mixed[:3], Slice(image, None, instance)]
+        with pytest.raises(Fault, match="series 'ct' has a position in 2 of 4 images"):
+            in_order(spoilt, "ct")
 
 
 def test_faults_of_a_series(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A DICOM series → some of its slices or frames as images in order. A series is a folder of DICOM
 files, or one file of several frames. Its order is that of the slices' positions along the normal of
-their plane, then of the instance numbers; of frames that have no position, their own."""
+their plane, then of the instance numbers; of frames that have no position, their own. Where only
+some slices have a position, it is that of the instance numbers."""
 
 from __future__ import annotations
 
@@ -87,6 +88,22 @@ def read_series(files: Files, named: str) -> list[Slice]:
         raise Fault(f"series '{named}' holds no DICOM file")
     if len(series) > 1:
         raise Fault(f"'{named}' holds {len(series)} DICOM series; give each a folder of its own")
+    return in_order(found, named)
+
+
+def in_order(found: list[Slice], named: str) -> list[Slice]:
+    """Returns a series in its order. Where only some images have a position, the instance numbers
+    tell it alone. Raises Fault where some have neither."""
+    placed = [one.position is not None for one in found]
+    if any(placed) and not all(placed):
+        # Frames of one file share its instance number.
+        places = {(one.instance, one.image.frame) for one in found}
+        if not all(one.instance for one in found) or len(places) < len(found):
+            raise Fault(
+                f"series '{named}' has a position in {sum(placed)} of {len(found)} images, and "
+                "not all have an instance number of their own; give all one or the other"
+            )
+        return sorted(found, key=lambda one: (one.instance, one.image.frame))
     return sorted(found, key=lambda one: (one.position or 0.0, one.instance, one.image.frame))
 
 
