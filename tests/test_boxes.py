@@ -98,6 +98,16 @@ def test_each_family_writes_as_it_was_taught() -> None:
     assert write_boxes((), Frame("qwen3_vl", *sizes)) == "[]"
 
 
+@pytest.mark.parametrize("family", STYLES)
+@pytest.mark.parametrize("place", [0.0, 1000.1, 2047.4])
+def test_a_small_box_is_written_with_an_area(family: str, place: float) -> None:
+    frame = Frame(family, 2048, 2048, 448, 448)
+    box = Box("nodule", place, place, place + 0.5, place + 0.5)
+    (again,) = read_boxes(write_boxes((box,), frame), frame) or ()
+    assert again.x1 < again.x2 <= 2048 and again.y1 < again.y2 <= 2048
+    assert again.x1 <= box.x1 and again.x2 >= box.x2
+
+
 def test_several_boxes_of_one_name_and_fences_are_read() -> None:
     read = read_boxes("cyst(0,0),(500,500)(500,500),(1000,1000); mass (1, 2), (3, 4)", FRAME)
     assert read is not None

@@ -217,21 +217,25 @@ def units(frame: Frame) -> tuple[float, float]:
     return frame.width / frame.shown_width, frame.height / frame.shown_height
 
 
+def whole_sides(first: float, last: float, most: int) -> tuple[int, int]:
+    """Returns a box's two places along a side as whole numbers from 0 to `most`, rounded, or
+    outward where rounding would leave no area between them."""
+    if round(first) < round(last):
+        return round(first), round(last)
+    low = min(max(math.floor(first), 0), most - 1)
+    return low, max(min(math.ceil(last), most), low + 1)
+
+
 def write_boxes(boxes: Sequence[Box], frame: Frame) -> str:
     """Returns the answer that names these boxes, as the frame's family writes it."""
     across, down = units(frame)
-    placed = [
-        (
-            one.label,
-            [
-                round(one.x1 / across),
-                round(one.y1 / down),
-                round(one.x2 / across),
-                round(one.y2 / down),
-            ],
-        )
-        for one in boxes
-    ]
+    wide = THOUSAND if STYLES[frame.family].in_thousandths else frame.shown_width
+    high = THOUSAND if STYLES[frame.family].in_thousandths else frame.shown_height
+    placed = []
+    for one in boxes:
+        x1, x2 = whole_sides(one.x1 / across, one.x2 / across, wide)
+        y1, y2 = whole_sides(one.y1 / down, one.y2 / down, high)
+        placed.append((one.label, [x1, y1, x2, y2]))
     return STYLES[frame.family].write(placed)
 
 
