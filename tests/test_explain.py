@@ -14,7 +14,7 @@ import pytest
 
 from rarl.errors import UserError
 from rarl.rationales.checks import OUTCOMES, check, known_of
-from rarl.rationales.explain import figures_of
+from rarl.rationales.explain import TEXTS, figures_of
 from rarl.rationales.teacher import (
     Said,
 )
@@ -219,6 +219,18 @@ def test_facts_of_the_table_and_other_questions_count_and_so_does_the_modality()
         checked = check(said, (text, "yes"), example, knows)
         assert checked.why == against, checked
         assert (checked.outcome == "kept") == (not against)
+
+
+def test_answers_that_also_count_are_right_and_boxes_are_told_apart() -> None:
+    text = "The left costophrenic angle is blunted, which is a sign of fluid on that side."
+    base = replace(planted_examples()[0], modality=None, options=None, answer_type="open")
+    also = replace(base, answer="mr - t2 weighted", also_right=("t2",))
+    report = replace(base, answer="There is a pleural effusion.", answer_type="report")
+    boxes = replace(base, answer="mass (1, 2, 3, 4)", answer_type="boxes")
+    given = [(also, "t2"), (report, "A pleural effusion is present."), (boxes, "mass")]
+    outcomes = [check(Said("said", text), (text, told), one, ()).outcome for one, told in given]
+    assert outcomes == ["kept", "kept", "asks for boxes"]
+    assert "also_right" in TEXTS
 
 
 LEAKING = [

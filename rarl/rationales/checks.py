@@ -19,10 +19,11 @@ from rarl.prepare.leaks import clear_language, language_identifier
 from rarl.prepare.statements import state
 from rarl.prompts import SPECIAL_TOKEN
 from rarl.rationales.teacher import WORDING, Said
+from rarl.replies.answers import is_right
 from rarl.replies.concepts import content_words
 from rarl.replies.facts import facts_value
 from rarl.replies.findings import split_clauses
-from rarl.replies.grading import MODALITIES, is_correct, names_any, read_text
+from rarl.replies.grading import MODALITIES, names_any, read_text
 from rarl.replies.tags import TAG
 from rarl.replies.tricks import addresses_the_judge, without_answers
 from rarl.replies.words import fold, length_in_words
@@ -35,6 +36,7 @@ Outcome = Literal[
     "refused",  # by the server or the model
     "cut off",  # at the longest reply
     "unreadable",  # not one explanation and one answer
+    "asks for boxes",  # which no teacher's reply is compared by
     "wrong answer",
     "addresses a judge",  # instructions, hidden characters, made-up turns
     "was told",  # says that the answer was known before
@@ -109,7 +111,11 @@ def fault_of(
     usual: str,
 ) -> tuple[Outcome, str]:
     """Returns the first fault of a reply that has its form, with more about it, or "kept"."""
-    if not is_correct(answer, example.answer, example.options):
+    if example.answer_type == "boxes":
+        # Nothing tells in whose units a teacher has written them.
+        return "asks for boxes", ""
+    kind, options, also = example.answer_type, example.options, example.also_right
+    if not is_right(answer, example.answer, kind, options=options, also_right=also):
         return "wrong answer", answer
     if addresses_the_judge(reply):
         return "addresses a judge", ""

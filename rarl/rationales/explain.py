@@ -33,7 +33,10 @@ NO_REPLY = "no reply"
 STATUSES_GIVEN = (MACHINE, HINTED, REJECTED)  # by this command
 # So many questions in a row without a reply: nobody is there, and waiting for each is no use.
 LOST_AFTER = 8
-TEXTS = ("id", "image_id", "question", "answer", "answer_type", "options", "modality", "rationale")
+TEXTS = (
+    *("id", "image_id", "question", "answer", "answer_type", "options", "also_right"),
+    *("modality", "rationale"),
+)
 SAID = ("said", "cut off")  # by a model, which tokens were spent on
 GIVEN_UP: tuple[Outcome, ...] = ("unreachable", "bad image")  # for this start
 
