@@ -197,8 +197,7 @@ def draw(models: dict[str, TableLine], methods: Sequence[str], path: Path) -> No
             where = "as in training" if data == SEEN else "reversed"
             rows.append((f"{name}, {where}", 100 * own.mean, 100 * own.low, 100 * own.high, shade))
     chart = dot_chart("Is there a lesion? Right answers by what the marker does", rows)
-    opening = '<svg xmlns="http://www.w3.org/2000/svg"'
-    write_text(path, str(chart.svg).replace("<svg", opening, 1) + "\n")
+    write_text(path, chart.file_text)
 
 
 def main(out: Path, figure: Annotated[Path | None, typer.Option()] = None) -> None:

@@ -190,10 +190,7 @@ class FoundComparison:
 
     def data_sets(self) -> dict[str, str]:
         """Returns the paths by name: those of the recipes, and further ones."""
-        found: dict[str, str] = {}
-        for name in self.comparison.models:
-            found |= self.config(name, self.comparison.seeds[0]).data.eval
-        return found | self.comparison.data
+        return {name: path for _, name, path in self.measured()}
 
     @property
     def judge(self) -> JudgeConfig | None:

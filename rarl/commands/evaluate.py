@@ -129,6 +129,7 @@ def evaluate_only(
         with open_session(
             setup, display, setup.eval_data, engines=engines, families=families
         ) as live:
+            remember_data(setup.evaluation, setup.eval_data, live.checked)
             if live.pool is None and lacks(setup, live, ways, models):
                 continue
             if live.pool is not None and trained is not None:
@@ -207,8 +208,7 @@ def other_prompts(
 
 
 def lacks(setup: Setup, live: Session, ways: Sequence[Way], models: Sequence[str]) -> bool:
-    """Tells whether engines are needed. Raises UserError where the replies are of other data."""
-    remember_data(setup.evaluation, setup.eval_data, live.checked)
+    """Tells whether engines are needed."""
     for way, model, name in product(ways, models, setup.eval_data):
         exam = exam_of(setup, live, name, way)
         if way.options:
@@ -231,7 +231,6 @@ def measure_all(
     """Returns the replies of "base" or "trained" by data set, from disk as far as they are there.
     The adapter is the one that the engines hold."""
     way, collector, replies = way or Way(), None, {}
-    remember_data(setup.evaluation, setup.eval_data, live.checked)
     if live.pool is not None:
         path, longest = setup.model_path, setup.config.rollout.max_model_length
         collector = Collector(live.pool, GRADES, GRADE_SETTINGS, live.judge, path, longest)

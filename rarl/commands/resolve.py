@@ -110,8 +110,8 @@ def resolve(config: Config, made_with: Config | None = None) -> Setup:
     made with, if it is only to be measured: the training data may then be gone. Raises
     UserError."""
     own = made_with or config
-    if "train" in config.data.eval:
-        raise UserError("data.eval.train: this is what the training data are called; rename it")
+    for name in config.data.eval:
+        require_free_name(f"data.eval.{name}", name)
     if made_with is not None:
         require_same_run(config, made_with)
     find_rewards(config.rewards)
@@ -259,13 +259,18 @@ def find_data(key: str, path: str) -> None:
         ParquetRows(place)
 
 
+def require_free_name(key: str, name: str) -> None:
+    """Raises UserError for a measured data set that is called as the training data are."""
+    if name == "train":
+        raise UserError(f"{key}: this is what the training data are called; rename it")
+
+
 def require_one_path(measured: Iterable[tuple[str, str, str]]) -> None:
     """Raises UserError where one name stands for two data sets, which one table would mix.
     `measured` has a key, a name and a path of each."""
     first: dict[str, tuple[str, str]] = {}
     for key, name, path in measured:
-        if name == "train":
-            raise UserError(f"{key}: this is what the training data are called; rename it")
+        require_free_name(key, name)
         other_key, other = first.setdefault(name, (key, path))
         if place_of(path) != place_of(other):
             raise UserError(

@@ -20,6 +20,7 @@ from rarl.commands.session import Session, open_session
 from rarl.config import Config
 from rarl.data.order import StepOrder
 from rarl.display import Display
+from rarl.evaluation.measured_data import remember_data
 from rarl.evaluation.results import summary_of
 from rarl.evaluation.ways import floors_of
 from rarl.files import write_text
@@ -62,6 +63,7 @@ def train_and_evaluate(config: Config, display: Display) -> dict[str, Any]:
     ):
         # Before anything is measured: a selection that cannot be made is told at once.
         order = training_order(setup, live.checked["train"], display)
+        remember_data(setup.evaluation, setup.eval_data, live.checked)
         base = measure_all(setup, live, "base", display)
         with seconds.training():
             train(setup, live, order, display)

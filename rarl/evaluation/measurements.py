@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -37,6 +37,7 @@ from rarl.system.placement import REQUESTS_PER_ACTOR
 JUDGED_AT_ONCE = 256  # replies that were made before
 QUESTIONS_PER_FILE = 64  # what a stop loses at most, and the longest of their replies decides when
 FINISHED = "_SUCCESS"  # an empty file beside the parts once all are there, as Spark leaves it
+Stored = TypeVar("Stored")  # what is kept of a question
 QuestionKey = tuple[str, str, str]  # id, question, reference answer
 
 
@@ -246,7 +247,8 @@ def look_up(key: Measurement, evaluation: Path, exam: Exam) -> MeasurementProgre
     waiting: dict[Path, list[int]] = {}
     stored = read_groups(folder, exam)
     if not are_in_place(stored):
-        lay_anew(folder, {place: one for part in stored.values() for place, one in part.items()})
+        whole = {place: one for part in stored.values() for place, one in part.items()}
+        lay_anew(folder, whole, lambda path, groups: write_part(path, flatten(groups)))
         stored = read_groups(folder, exam)
     for path, part in stored.items():
         groups |= part
@@ -283,12 +285,14 @@ def are_in_place(parts: Mapping[Path, Iterable[int]]) -> bool:
     )
 
 
-def lay_anew(folder: Path, groups: Mapping[int, Group]) -> None:
-    """Writes all replies of a measurement to files of their places, in the place of the old ones.
-    It is not finished then, since questions may be missing."""
+def lay_anew(
+    folder: Path, stored: Mapping[int, Stored], write: Callable[[Path, list[Stored]], Any]
+) -> None:
+    """Writes all that a measurement has stored by place to files of their places, which `write`
+    makes, in the place of the old ones. It is not finished then, since questions may be missing."""
     with replacing_folder(folder) as laid:
-        for run in runs_of(sorted(groups), QUESTIONS_PER_FILE):
-            write_part(part_path(laid, run[0]), flatten(groups[place] for place in run))
+        for run in runs_of(sorted(stored), QUESTIONS_PER_FILE):
+            write(part_path(laid, run[0]), [stored[place] for place in run])
 
 
 def in_groups(samples: Iterable[Sample]) -> list[Group]:

@@ -21,15 +21,14 @@ import pyarrow.parquet as pq
 from rarl.data.parquet import ParquetRows
 from rarl.evaluation.measurements import (
     FINISHED,
-    QUESTIONS_PER_FILE,
     Exam,
     are_in_place,
     folder_of,
+    lay_anew,
     part_path,
     parts_of,
-    runs_of,
 )
-from rarl.files import replacing, replacing_folder, write_text
+from rarl.files import replacing, write_text
 from rarl.intervals import fraction_intervals95, interval95
 from rarl.replies.grading import is_correct, is_yes_no
 from rarl.replies.tags import target_text
@@ -116,9 +115,7 @@ def read_scores(folder: Path, exam: Exam) -> dict[int, OptionScores]:
     places = exam.places_of([(one.id, one.question, one.answer) for one in whole], folder)
     scores, ordered = dict(zip(places, whole, strict=True)), iter(places)
     if not are_in_place({path: [next(ordered) for _ in part] for path, part in stored.items()}):
-        with replacing_folder(folder) as laid:
-            for run in runs_of(sorted(places), QUESTIONS_PER_FILE):
-                write_scores(part_path(laid, run[0]), [scores[place] for place in run])
+        lay_anew(folder, scores, write_scores)
     return scores
 
 

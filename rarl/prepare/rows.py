@@ -58,7 +58,7 @@ class Row:
 
     def optional(self, key: str) -> str | None:
         """Returns a text that may be absent or empty."""
-        return told(self.values.get(key)) or None
+        return given_text(self.values.get(key)) or None
 
 
 def cleaned(value: Any) -> str:
@@ -69,7 +69,7 @@ def cleaned(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
 
 
-def told(value: Any) -> str:
+def given_text(value: Any) -> str:
     """Returns the text of a cell that may be absent: empty also for one of MISSING_WORDS."""
     text = cleaned(value)
     return "" if text.lower() in MISSING_WORDS else text

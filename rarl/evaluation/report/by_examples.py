@@ -73,8 +73,6 @@ def examples_chart(title: str, courses: dict[str, list[Point]], base: float | No
 
 def write_charts(folder: Path, charts: dict[str, dict[str, Chart]]) -> None:
     """Writes each chart, by data set and metric, as an SVG file that stands by itself."""
-    opening = '<svg xmlns="http://www.w3.org/2000/svg"'
     for data, by_metric in charts.items():
         for metric, chart in by_metric.items():
-            text = str(chart.svg).replace("<svg", opening, 1)
-            write_text(folder / FILE.format(data=data, metric=metric), text + "\n")
+            write_text(folder / FILE.format(data=data, metric=metric), chart.file_text)

@@ -69,6 +69,12 @@ class Chart:
     legend: list[tuple[str, str]]
     svg: Markup
 
+    @property
+    def file_text(self) -> str:
+        """The SVG as a file that stands by itself."""
+        opening = '<svg xmlns="http://www.w3.org/2000/svg"'
+        return str(self.svg).replace("<svg", opening, 1) + "\n"
+
 
 def colours_of(report: Report) -> dict[str, str]:
     """Returns one colour for each model throughout the page."""

@@ -21,7 +21,17 @@ from rarl.prepare.annotations import Annotations
 from rarl.prepare.boxes import read_boxes
 from rarl.prepare.files import Fault, Files, ImageFile
 from rarl.prepare.people import banded, is_date, may_name
-from rarl.prepare.rows import SPLITS, Choices, Item, Record, Row, cleaned, each, is_scalar, told
+from rarl.prepare.rows import (
+    SPLITS,
+    Choices,
+    Item,
+    Record,
+    Row,
+    cleaned,
+    each,
+    given_text,
+    is_scalar,
+)
 from rarl.prepare.series import require_slices, series_images
 from rarl.prepare.sources.published import embedded_image
 from rarl.replies.boxes import boxes_text
@@ -173,7 +183,7 @@ def read_labels(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = tables.read_list(value, "image_labels")
     if not isinstance(value, list):
-        text = told(value)
+        text = cleaned(value)
         value = text.split(next((mark for mark in "|;," if mark in text), "|")) if text else []
     if not all(is_scalar(one) for one in value):
         raise Fault(f"image_labels {value!r} are not a list of texts")
@@ -216,7 +226,7 @@ def folder_record(
         split=SPLIT_NAMES.get(given.lower(), given),
         mended=gaps + noted + mended + hints(columns),
         extra={
-            name: banded(name, told(value) or None)
+            name: banded(name, cleaned(value) or None)
             for name, value in further.items()
             if goes_along(name, value)
         },
@@ -237,7 +247,10 @@ def without_missing(row: Row) -> tuple[Row, tuple[str, ...]]:
     missing = [
         name
         for name, value in row.values.items()
-        if name not in REQUIRED and isinstance(value, str) and cleaned(value) and not told(value)
+        if name not in REQUIRED
+        and isinstance(value, str)
+        and cleaned(value)
+        and not given_text(value)
     ]
     if not missing:
         return row, ()
@@ -262,11 +275,11 @@ def read_facts(value: Any) -> tuple[str, ...]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = tables.read_list(value, "facts")
     if not isinstance(value, list):
-        text = told(value)
+        text = cleaned(value)
         value = next((text.split(mark) for mark in "\n;|" if mark in text), SENTENCES.split(text))
     if not all(one is None or is_scalar(one) for one in value):
         raise Fault(f"facts {value!r} are not a list of texts")
-    return tuple(text for one in value if (text := told(one)))
+    return tuple(text for one in value if (text := given_text(one)))
 
 
 def read_type(row: Row) -> AnswerType | None:
@@ -275,7 +288,7 @@ def read_type(row: Row) -> AnswerType | None:
     given = (row.optional("answer_type") or "").lower()
     if given in TOLD_TYPES:
         return TOLD_TYPES[given]
-    asks = cleaned(row.values.get("boxes")) and not told(row.values.get("answer"))
+    asks = cleaned(row.values.get("boxes")) and not given_text(row.values.get("answer"))
     return "boxes" if asks else None
 
 
